@@ -1,0 +1,143 @@
+package gears
+
+import (
+	"strings"
+	"time"
+)
+
+// Record is one DataGear.
+type Record struct {
+	Key        Key // the stream it came from
+	Place      Place
+	Data       []byte
+	Type       string    // a name for what Data is; may be empty
+	Time       time.Time // log time of the put
+	Deliveries uint32    // how often it was handed out, this time included
+	Receipt    *Receipt  // of a lease; nil where nothing is leased
+}
+
+// NewRecord is what is put.
+type NewRecord struct {
+	Data []byte // at most RecordBytesMax; not kept after the call returns
+	Type string // at most KeyBytesMax bytes
+}
+
+// File says which file an operation is about: by Ino where that is not 0, else
+// by Path, an absolute path in the volume whose symbolic links are followed.
+type File struct {
+	Ino  Ino
+	Path string
+}
+
+// At names a file by its path in the volume; a missing leading slash is added.
+func At(path string) File {
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path
+	}
+	return File{Path: path}
+}
+
+// ByIno names a file by its inode number.
+func ByIno(ino Ino) File { return File{Ino: ino} }
+
+// Caller is who asks: permissions are checked and new files are owned by it.
+type Caller struct {
+	UID  uint32
+	GIDs []uint32 // the first is the primary group
+	// Checked says that whoever calls has checked permissions already, as
+	// the kernel does for a mount. Never taken from a socket.
+	Checked bool
+}
+
+// Root is the caller that may do everything.
+var Root = Caller{GIDs: []uint32{0}}
+
+// Nobody is the caller behind a connection that proves no identity.
+var Nobody = Caller{UID: 65534, GIDs: []uint32{65534}}
+
+// Attr is what stat(2) shows of an inode. Times are log time unless set.
+type Attr struct {
+	Ino     Ino
+	Mode    uint32 // type and permission bits as in stat(2)
+	Nlink   uint32
+	UID     uint32
+	GID     uint32
+	Rdev    uint32
+	Size    uint64 // bytes between Head and the tail of the data stream
+	Blocks  uint64 // of 512 bytes
+	Head    Pos    // where the data stream begins: offset 0 of a file opened now
+	Version uint64 // rises with every change of the data stream
+	Taken   bool   // records were taken from the data stream
+	Atime   time.Time
+	Mtime   time.Time
+	Ctime   time.Time
+}
+
+// Limits bound a stream; zero is "no limit". A put into a full stream waits.
+type Limits struct {
+	Records uint64
+	Bytes   uint64
+}
+
+// StreamInfo describes one stream of a file at one moment.
+type StreamInfo struct {
+	Key     Key
+	Records uint64 // ready to be taken
+	Leased  uint64
+	Bytes   uint64 // of the records that are ready or leased
+	Head    Place  // of the first record left; of the next one where none is
+	Tail    Place  // of the next record to be put
+	Version uint64
+	Waiting uint32 // takes and peeks that wait
+	Sealed  bool
+	Limits  Limits
+}
+
+// Entry is one name in a directory.
+type Entry struct {
+	Name string
+	Attr Attr
+}
+
+// Usage is what statfs(2) shows.
+type Usage struct {
+	BytesTotal, BytesFree uint64
+	Inodes                uint64
+}
+
+// Wait describes one waiting operation.
+type Wait struct {
+	Session SessionID
+	Client  string // "host pid command"
+	Op      string // "take", "peek" or "put"
+	Path    string // as asked for, or "ino N"
+	Ino     Ino    // 0 where the file is missing
+	Keys    []Key
+	Since   time.Time
+	Passed  uint32 // how often younger waiters ran before it
+	Near    []Key  // existing keys that look like a misspelling
+}
+
+// NodeStatus describes a node and its replica of a volume.
+type NodeStatus struct {
+	Name, Volume, Version string
+	Role                  string // "leader", "follower", "learner"
+	Leader                string
+	Term                  uint64
+	Commit, Applied       Index
+	Durable               Index // applied entries up to here are on disk
+	LogBytes, StateBytes  uint64
+	Sessions              uint32
+	Waits                 uint32
+	Usage                 Usage
+	Started               time.Time
+	Warnings              []string
+}
+
+// Change tells a watcher what others changed: an inode's data or attributes,
+// or the name Name in directory Ino.
+type Change struct {
+	Ino  Ino
+	Name string // not empty: the directory entry, else the inode itself
+	Data bool   // the inode's bytes, not only its attributes
+}
