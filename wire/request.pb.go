@@ -131,6 +131,7 @@ type Welcome struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
 	VolumeId      []byte                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Resumed       bool                   `protobuf:"varint,6,opt,name=resumed,proto3" json:"resumed,omitempty"` // the node remembers what the session has open
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +201,13 @@ func (x *Welcome) GetVolumeId() []byte {
 	return nil
 }
 
+func (x *Welcome) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -209,7 +217,9 @@ type Request struct {
 	//	*Request_Query
 	//	*Request_Goodbye
 	Kind          isRequest_Kind `protobuf_oneof:"kind"`
-	Remote        string         `protobuf:"bytes,16,opt,name=remote,proto3" json:"remote,omitempty"` // pass this on to the named remote, as it is
+	Remote        string         `protobuf:"bytes,16,opt,name=remote,proto3" json:"remote,omitempty"`                                      // pass this on to the named remote, as it is
+	SessionMinted uint64         `protobuf:"fixed64,17,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"` // whose request it is; not in a hello
+	SessionSalt   uint64         `protobuf:"fixed64,18,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +302,20 @@ func (x *Request) GetRemote() string {
 		return x.Remote
 	}
 	return ""
+}
+
+func (x *Request) GetSessionMinted() uint64 {
+	if x != nil {
+		return x.SessionMinted
+	}
+	return 0
+}
+
+func (x *Request) GetSessionSalt() uint64 {
+	if x != nil {
+		return x.SessionSalt
+	}
+	return 0
 }
 
 type isRequest_Kind interface {
@@ -430,7 +454,7 @@ func (*Goodbye) Descriptor() ([]byte, []int) {
 
 type Response struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Answer        *Answer                `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"` // its code and reason are the response's
+	Answer        *Answer                `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"` // its code and reason are the response's; absent: done
 	Welcome       *Welcome               `protobuf:"bytes,2,opt,name=welcome,proto3" json:"welcome,omitempty"`
 	Entries       []*NamedAttr           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	Streams       []*Stream              `protobuf:"bytes,4,rep,name=streams,proto3" json:"streams,omitempty"`
@@ -807,13 +831,13 @@ func (x *Query) GetRemotes() bool {
 	return false
 }
 
-func (x *Query) GetWatch() bool {
+func (x *Query) GetWatch() *Watch {
 	if x != nil {
 		if x, ok := x.Op.(*Query_Watch); ok {
 			return x.Watch
 		}
 	}
-	return false
+	return nil
 }
 
 func (x *Query) GetFast() bool {
@@ -904,7 +928,7 @@ type Query_Remotes struct {
 }
 
 type Query_Watch struct {
-	Watch bool `protobuf:"varint,20,opt,name=watch,proto3,oneof"` // answers with what changed since the last watch
+	Watch *Watch `protobuf:"bytes,20,opt,name=watch,proto3,oneof"`
 }
 
 func (*Query_Lookup) isQuery_Op() {}
@@ -947,6 +971,52 @@ func (*Query_Remotes) isQuery_Op() {}
 
 func (*Query_Watch) isQuery_Op() {}
 
+// Watch with id 0 begins a watch and answers with its id in number; with that
+// id it waits until others have changed something and answers with what.
+type Watch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watch) Reset() {
+	*x = Watch{}
+	mi := &file_request_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watch) ProtoMessage() {}
+
+func (x *Watch) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watch.ProtoReflect.Descriptor instead.
+func (*Watch) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Watch) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 type Lookup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dir           uint64                 `protobuf:"varint,1,opt,name=dir,proto3" json:"dir,omitempty"`
@@ -957,7 +1027,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_request_proto_msgTypes[7]
+	mi := &file_request_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1039,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[7]
+	mi := &file_request_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1052,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{7}
+	return file_request_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Lookup) GetDir() uint64 {
@@ -1009,7 +1079,7 @@ type Resolve struct {
 
 func (x *Resolve) Reset() {
 	*x = Resolve{}
-	mi := &file_request_proto_msgTypes[8]
+	mi := &file_request_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1091,7 @@ func (x *Resolve) String() string {
 func (*Resolve) ProtoMessage() {}
 
 func (x *Resolve) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[8]
+	mi := &file_request_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1104,7 @@ func (x *Resolve) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
 func (*Resolve) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{8}
+	return file_request_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resolve) GetPath() string {
@@ -1062,7 +1132,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_request_proto_msgTypes[9]
+	mi := &file_request_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1144,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[9]
+	mi := &file_request_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1157,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{9}
+	return file_request_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReadDir) GetDir() uint64 {
@@ -1121,7 +1191,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_request_proto_msgTypes[10]
+	mi := &file_request_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1203,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[10]
+	mi := &file_request_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1216,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{10}
+	return file_request_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -1174,7 +1244,7 @@ type Read struct {
 
 func (x *Read) Reset() {
 	*x = Read{}
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1256,7 @@ func (x *Read) String() string {
 func (*Read) ProtoMessage() {}
 
 func (x *Read) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1269,7 @@ func (x *Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Read.ProtoReflect.Descriptor instead.
 func (*Read) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{11}
+	return file_request_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Read) GetIno() uint64 {
@@ -1234,7 +1304,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1316,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1329,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{12}
+	return file_request_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Seek) GetIno() uint64 {
@@ -1299,7 +1369,7 @@ type Peek struct {
 
 func (x *Peek) Reset() {
 	*x = Peek{}
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1381,7 @@ func (x *Peek) String() string {
 func (*Peek) ProtoMessage() {}
 
 func (x *Peek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1394,7 @@ func (x *Peek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peek.ProtoReflect.Descriptor instead.
 func (*Peek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{13}
+	return file_request_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peek) GetTarget() *Target {
@@ -1396,7 +1466,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1478,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1491,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{14}
+	return file_request_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -1469,7 +1539,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1551,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1564,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{15}
+	return file_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -1532,7 +1602,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1614,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1627,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{16}
+	return file_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Stream) GetKey() string {
@@ -1662,7 +1732,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1744,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1757,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{17}
+	return file_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -1735,7 +1805,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1817,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1830,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{18}
+	return file_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -1893,7 +1963,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +1975,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +1988,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{19}
+	return file_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -2001,7 +2071,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2083,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2096,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{20}
+	return file_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Remote) GetName() string {
@@ -2054,7 +2124,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2136,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2149,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{21}
+	return file_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -2119,19 +2189,22 @@ const file_request_proto_rawDesc = "" +
 	"claim_gids\x18\a \x03(\rR\tclaimGids\x12\x14\n" +
 	"\x05offer\x18\b \x01(\tR\x05offerB\f\n" +
 	"\n" +
-	"_claim_uid\"\x9c\x01\n" +
+	"_claim_uid\"\xb6\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
-	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\"\xd2\x01\n" +
+	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x18\n" +
+	"\aresumed\x18\x06 \x01(\bR\aresumed\"\x9c\x02\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
 	"\x05query\x18\x03 \x01(\v2\x0e.gearsfs.QueryH\x00R\x05query\x12,\n" +
 	"\agoodbye\x18\x04 \x01(\v2\x10.gearsfs.GoodbyeH\x00R\agoodbye\x12\x16\n" +
-	"\x06remote\x18\x10 \x01(\tR\x06remoteB\x06\n" +
+	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
+	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
+	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
 	"\x04kind\"u\n" +
 	"\x06Change\x12*\n" +
 	"\acommand\x18\x01 \x01(\v2\x10.gearsfs.CommandR\acommand\x12\x12\n" +
@@ -2153,7 +2226,7 @@ const file_request_proto_rawDesc = "" +
 	" \x03(\v2\r.gearsfs.WaitR\x05waits\x12)\n" +
 	"\aremotes\x18\v \x03(\v2\x0f.gearsfs.RemoteR\aremotes\x12*\n" +
 	"\achanged\x18\f \x03(\v2\x10.gearsfs.ChangedR\achanged\x12\x12\n" +
-	"\x04text\x18\r \x01(\tR\x04text\"\xc4\x05\n" +
+	"\x04text\x18\r \x01(\tR\x04text\"\xd4\x05\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -2175,10 +2248,12 @@ const file_request_proto_rawDesc = "" +
 	"\flist_streams\x18\x10 \x01(\v2\x14.gearsfs.ListStreamsH\x00R\vlistStreams\x12\x18\n" +
 	"\x06status\x18\x11 \x01(\bH\x00R\x06status\x12\x16\n" +
 	"\x05waits\x18\x12 \x01(\bH\x00R\x05waits\x12\x1a\n" +
-	"\aremotes\x18\x13 \x01(\bH\x00R\aremotes\x12\x16\n" +
-	"\x05watch\x18\x14 \x01(\bH\x00R\x05watch\x12\x12\n" +
+	"\aremotes\x18\x13 \x01(\bH\x00R\aremotes\x12&\n" +
+	"\x05watch\x18\x14 \x01(\v2\x0e.gearsfs.WatchH\x00R\x05watch\x12\x12\n" +
 	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
-	"\x02op\".\n" +
+	"\x02op\"\x17\n" +
+	"\x05Watch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\".\n" +
 	"\x06Lookup\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"5\n" +
@@ -2292,7 +2367,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),       // 0: gearsfs.Hello
 	(*Welcome)(nil),     // 1: gearsfs.Welcome
@@ -2301,58 +2376,60 @@ var file_request_proto_goTypes = []any{
 	(*Goodbye)(nil),     // 4: gearsfs.Goodbye
 	(*Response)(nil),    // 5: gearsfs.Response
 	(*Query)(nil),       // 6: gearsfs.Query
-	(*Lookup)(nil),      // 7: gearsfs.Lookup
-	(*Resolve)(nil),     // 8: gearsfs.Resolve
-	(*ReadDir)(nil),     // 9: gearsfs.ReadDir
-	(*GetXattr)(nil),    // 10: gearsfs.GetXattr
-	(*Read)(nil),        // 11: gearsfs.Read
-	(*Seek)(nil),        // 12: gearsfs.Seek
-	(*Peek)(nil),        // 13: gearsfs.Peek
-	(*ListStreams)(nil), // 14: gearsfs.ListStreams
-	(*NamedAttr)(nil),   // 15: gearsfs.NamedAttr
-	(*Stream)(nil),      // 16: gearsfs.Stream
-	(*Usage)(nil),       // 17: gearsfs.Usage
-	(*NodeStatus)(nil),  // 18: gearsfs.NodeStatus
-	(*Wait)(nil),        // 19: gearsfs.Wait
-	(*Remote)(nil),      // 20: gearsfs.Remote
-	(*Changed)(nil),     // 21: gearsfs.Changed
-	(*Command)(nil),     // 22: gearsfs.Command
-	(*Answer)(nil),      // 23: gearsfs.Answer
-	(*Target)(nil),      // 24: gearsfs.Target
-	(*Attr)(nil),        // 25: gearsfs.Attr
+	(*Watch)(nil),       // 7: gearsfs.Watch
+	(*Lookup)(nil),      // 8: gearsfs.Lookup
+	(*Resolve)(nil),     // 9: gearsfs.Resolve
+	(*ReadDir)(nil),     // 10: gearsfs.ReadDir
+	(*GetXattr)(nil),    // 11: gearsfs.GetXattr
+	(*Read)(nil),        // 12: gearsfs.Read
+	(*Seek)(nil),        // 13: gearsfs.Seek
+	(*Peek)(nil),        // 14: gearsfs.Peek
+	(*ListStreams)(nil), // 15: gearsfs.ListStreams
+	(*NamedAttr)(nil),   // 16: gearsfs.NamedAttr
+	(*Stream)(nil),      // 17: gearsfs.Stream
+	(*Usage)(nil),       // 18: gearsfs.Usage
+	(*NodeStatus)(nil),  // 19: gearsfs.NodeStatus
+	(*Wait)(nil),        // 20: gearsfs.Wait
+	(*Remote)(nil),      // 21: gearsfs.Remote
+	(*Changed)(nil),     // 22: gearsfs.Changed
+	(*Command)(nil),     // 23: gearsfs.Command
+	(*Answer)(nil),      // 24: gearsfs.Answer
+	(*Target)(nil),      // 25: gearsfs.Target
+	(*Attr)(nil),        // 26: gearsfs.Attr
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
 	3,  // 1: gearsfs.Request.change:type_name -> gearsfs.Change
 	6,  // 2: gearsfs.Request.query:type_name -> gearsfs.Query
 	4,  // 3: gearsfs.Request.goodbye:type_name -> gearsfs.Goodbye
-	22, // 4: gearsfs.Change.command:type_name -> gearsfs.Command
-	23, // 5: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	23, // 4: gearsfs.Change.command:type_name -> gearsfs.Command
+	24, // 5: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 6: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	15, // 7: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	16, // 8: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	17, // 9: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	18, // 10: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	19, // 11: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	20, // 12: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	21, // 13: gearsfs.Response.changed:type_name -> gearsfs.Changed
-	7,  // 14: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	8,  // 15: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	9,  // 16: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	10, // 17: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	11, // 18: gearsfs.Query.read:type_name -> gearsfs.Read
-	12, // 19: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	13, // 20: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	14, // 21: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	24, // 22: gearsfs.Peek.target:type_name -> gearsfs.Target
-	24, // 23: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	25, // 24: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	17, // 25: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	16, // 7: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	17, // 8: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	18, // 9: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	19, // 10: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	20, // 11: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	21, // 12: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	22, // 13: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	8,  // 14: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	9,  // 15: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	10, // 16: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	11, // 17: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	12, // 18: gearsfs.Query.read:type_name -> gearsfs.Read
+	13, // 19: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	14, // 20: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	15, // 21: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	7,  // 22: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	25, // 23: gearsfs.Peek.target:type_name -> gearsfs.Target
+	25, // 24: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	26, // 25: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	18, // 26: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -2396,7 +2473,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
