@@ -26,8 +26,9 @@ type Reader interface {
 	Scan(lo, hi []byte) (Iterator, error)
 }
 
-// View is a Reader of one moment.
-type View interface {
+// View is a Reader of one moment. It and Iterator are aliases so that a store
+// has methods that return them without importing this package.
+type View = interface {
 	Reader
 	Close() error
 }
@@ -35,7 +36,7 @@ type View interface {
 // Iterator walks over keys in order. It begins unpositioned; Key and Value are
 // valid until the next call. Each moving method reports whether it stands on a
 // key; after false, Close tells whether an error ended it.
-type Iterator interface {
+type Iterator = interface {
 	First() bool
 	Last() bool
 	SeekGE(key []byte) bool

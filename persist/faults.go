@@ -1,0 +1,71 @@
+package persist
+
+import (
+	"fmt"
+	"sync"
+)
+
+// faults hears of the errors that Pebble meets in the background. It is
+// Pebble's logger: what Pebble calls fatal goes to the injected function
+// instead of ending the process from inside.
+type faults struct {
+	tell func(error) // may be nil
+
+	mu      sync.Mutex
+	ended   error         // the first fatal error
+	latest  error         // of any kind
+	changed chan struct{} // closed at the next error
+}
+
+func newFaults(tell func(error)) *faults {
+	return &faults{tell: tell, changed: make(chan struct{})}
+}
+
+// fatal returns the error after which the state can't be trusted in memory.
+func (f *faults) fatal() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ended
+}
+
+// next returns a channel that is closed when an error comes.
+func (f *faults) next() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.changed
+}
+
+// last returns the newest error.
+func (f *faults) last() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.latest
+}
+
+func (f *faults) background(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.latest = err
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// Fatalf takes what Pebble can't go on after.
+func (f *faults) Fatalf(format string, args ...any) {
+	err := fmt.Errorf("state: "+format, args...)
+	f.background(err)
+	f.mu.Lock()
+	first := f.ended == nil
+	if first {
+		f.ended = err
+	}
+	f.mu.Unlock()
+	if first && f.tell != nil {
+		f.tell(err)
+	}
+}
+
+// Infof and Errorf drop Pebble's running commentary: the errors in it also come
+// out of the call that met them, or as background errors.
+func (f *faults) Infof(string, ...any)  {}
+func (f *faults) Errorf(string, ...any) {}

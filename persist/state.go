@@ -1,0 +1,273 @@
+package persist
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// Iterator and View are what file.Store's methods return. They are aliases, so
+// that State implements file.Store and neither package imports the other for it.
+type Iterator = interface {
+	First() bool
+	Last() bool
+	SeekGE(key []byte) bool
+	SeekLT(key []byte) bool
+	Next() bool
+	Prev() bool
+	Key() []byte
+	Value() []byte
+	Close() error
+}
+
+// View is a reader of the committed state at one moment.
+type View = interface {
+	Get(key, buf []byte) (value []byte, ok bool, err error)
+	Scan(lo, hi []byte) (Iterator, error)
+	Close() error
+}
+
+// State is the tables of a volume in a Pebble of their own, which writes no
+// log: what was committed since the last flush is lost with the process, and
+// comes back by applying the node's log again from the applied index that was
+// committed with it. A crash leaves the state as it was after some Commit.
+//
+// State implements file.Store. View, Flush, Bytes and Checkpoint are safe for
+// concurrent use with everything but Close; the other methods are for the one
+// goroutine that applies entries.
+type State struct {
+	db     *pebble.DB
+	faults *faults
+	flush  sync.WaitGroup // goroutines of Flush
+
+	batch *pebble.Batch // open batch, indexed; owned by the applying goroutine
+	err   error         // first error of the open batch
+
+	closing chan struct{}
+	once    sync.Once
+	closed  error
+}
+
+// How Pebble is set up; docs/architecture.md says what was measured.
+const (
+	stateL0Compaction = 2    // sublevels that start a compaction
+	stateL0Stop       = 1000 // sublevels that stop writes: never, compaction catches up
+	stateBloomBits    = 10
+	stateMemTables    = 4    // of Options.MemTableBytes; one more stops writes
+	stateValueBytes   = 2048 // larger values go to files of their own, not through each compaction
+)
+
+// openState opens the state in dir, or makes one there, where create says so.
+func openState(fs FS, dir string, create bool, opts Options) (*State, error) {
+	cache := pebble.NewCache(opts.CacheBytes)
+	defer cache.Unref()
+	faults := newFaults(opts.Fatal)
+	po := &pebble.Options{
+		FS:                          fs,
+		Cache:                       cache,
+		DisableWAL:                  true,
+		ErrorIfExists:               create,
+		ErrorIfNotExists:            !create,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                opts.MemTableBytes,
+		MemTableStopWritesThreshold: stateMemTables,
+		L0CompactionThreshold:       stateL0Compaction,
+		L0StopWritesThreshold:       stateL0Stop,
+		Logger:                      faults,
+		EventListener:               &pebble.EventListener{BackgroundError: faults.background},
+	}
+	for i := range po.Levels {
+		po.Levels[i].FilterPolicy = bloom.FilterPolicy(stateBloomBits)
+	}
+	po.Experimental.ValueSeparationPolicy = valueSeparation
+	db, err := pebble.Open(dir, po)
+	if err != nil {
+		return nil, stateError("open", dir, err)
+	}
+	return &State{
+		db:      db,
+		faults:  faults,
+		batch:   db.NewIndexedBatch(),
+		closing: make(chan struct{}),
+	}, nil
+}
+
+// valueSeparation keeps payloads out of the way of compactions of the many
+// small rows around them.
+func valueSeparation() pebble.ValueSeparationPolicy {
+	return pebble.ValueSeparationPolicy{
+		Enabled:               true,
+		MinimumSize:           stateValueBytes,
+		MaxBlobReferenceDepth: 10,
+		TargetGarbageRatio:    0.3,
+	}
+}
+
+// Get appends the value of key, as the open batch leaves it, to buf.
+func (s *State) Get(key, buf []byte) ([]byte, bool, error) {
+	if s.batch.Empty() {
+		return get(s.db, key, buf)
+	}
+	return get(s.batch, key, buf)
+}
+
+// Scan iterates over [lo, hi) of the state with the open batch as of the call.
+// The iterator must be closed before Commit.
+func (s *State) Scan(lo, hi []byte) (Iterator, error) {
+	if s.batch.Empty() {
+		return scan(s.db, lo, hi)
+	}
+	return scan(s.batch, lo, hi)
+}
+
+// Set adds a row to the open batch, replacing one of the same key.
+func (s *State) Set(key, value []byte) {
+	s.err = errors.Join(s.err, s.batch.Set(key, value, nil))
+}
+
+// Delete removes a row in the open batch.
+func (s *State) Delete(key []byte) {
+	s.err = errors.Join(s.err, s.batch.Delete(key, nil))
+}
+
+// DeleteRange removes the rows in [lo, hi) in the open batch.
+func (s *State) DeleteRange(lo, hi []byte) {
+	s.err = errors.Join(s.err, s.batch.DeleteRange(lo, hi, nil))
+}
+
+// Commit applies the open batch atomically and begins a new one. It does not
+// wait for the disk, but for memory where four memtables wait to be flushed.
+// After an error the state must not be used any more, only closed.
+func (s *State) Commit() error {
+	err := s.err
+	if err == nil && !s.batch.Empty() {
+		err = s.db.Apply(s.batch, pebble.NoSync)
+	}
+	if err = errors.Join(err, s.faults.fatal()); err != nil {
+		return fmt.Errorf("commit to the state: %w", err)
+	}
+	s.batch.Reset()
+	return nil
+}
+
+// View returns the committed state as of now; it must be closed before the
+// State is.
+func (s *State) View() View { return view{s.db.NewSnapshot()} }
+
+type view struct{ snap *pebble.Snapshot }
+
+func (v view) Get(key, buf []byte) ([]byte, bool, error) { return get(v.snap, key, buf) }
+func (v view) Scan(lo, hi []byte) (Iterator, error)      { return scan(v.snap, lo, hi) }
+func (v view) Close() error                              { return v.snap.Close() }
+
+func get(r pebble.Reader, key, buf []byte) ([]byte, bool, error) {
+	value, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return buf, false, nil
+	}
+	if err != nil {
+		return buf, false, readError(err)
+	}
+	buf = append(buf, value...)
+	if err := closer.Close(); err != nil {
+		return buf, false, readError(err)
+	}
+	return buf, true, nil
+}
+
+func scan(r pebble.Reader, lo, hi []byte) (Iterator, error) {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		return nil, readError(err)
+	}
+	return iterator{it}, nil
+}
+
+// iterator names the kind of error that ends an iteration.
+type iterator struct{ *pebble.Iterator }
+
+func (it iterator) Close() error { return readError(it.Iterator.Close()) }
+
+// Flush writes what is committed now to disk. It returns at once; the channel
+// yields nil when all of it is there, so that the log may be cut up to the
+// index that was applied before the call, or an error where the disk failed:
+// then Pebble keeps trying, and a later Flush may succeed. It yields
+// gears.ErrClosed where the state is closed meanwhile.
+func (s *State) Flush() <-chan error {
+	done := make(chan error, 1)
+	failed := s.faults.next()
+	flushed, err := s.db.AsyncFlush()
+	if err != nil {
+		done <- fmt.Errorf("flush the state: %w", err)
+		return done
+	}
+	s.flush.Add(1)
+	go func() {
+		defer s.flush.Done()
+		select {
+		case <-flushed:
+			done <- nil
+		case <-failed:
+			done <- fmt.Errorf("flush the state: %w", s.faults.last())
+		case <-s.closing:
+			done <- gears.ErrClosed
+		}
+	}()
+	return done
+}
+
+// Checkpoint flushes and makes a copy of the state, without any log, in dir,
+// which must not exist. Files are linked where the file system can.
+func (s *State) Checkpoint(dir string) error {
+	if err := <-s.Flush(); err != nil {
+		return err
+	}
+	if err := s.db.Checkpoint(dir); err != nil {
+		return fmt.Errorf("checkpoint the state: %w", err)
+	}
+	return nil
+}
+
+// Bytes is how much disk the state takes.
+func (s *State) Bytes() uint64 { return s.db.Metrics().DiskSpaceUsage() }
+
+// close flushes what is committed and waits for what runs in the background.
+// What is in the open batch is dropped. It is idempotent.
+func (s *State) close() error {
+	s.once.Do(func() {
+		var err error
+		if s.faults.fatal() == nil {
+			err = <-s.Flush()
+		}
+		close(s.closing)
+		s.flush.Wait()
+		s.closed = errors.Join(err, s.batch.Close(), s.db.Close())
+	})
+	return s.closed
+}
+
+// readError marks an error of Pebble's that comes of bytes that are not what
+// was written, so that errors.Is(err, gears.ErrDamaged).
+func readError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if pebble.IsCorruptionError(err) {
+		return gears.ErrDamaged.Because("state: %v", err)
+	}
+	return fmt.Errorf("read the state: %w", err)
+}
+
+func stateError(op, dir string, err error) error {
+	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) {
+		return gears.ErrDamaged.Because("%s: %v", dir, err)
+	}
+	return fmt.Errorf("%s the state in %s: %w", op, dir, err)
+}
+
+var _ io.Closer = iterator{}
