@@ -1,0 +1,272 @@
+package file
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// formatVersion is the version of the tables' meaning that this package
+// writes and understands.
+const formatVersion = 1
+
+// Observer is told what an entry did, so that waiting operations can be tried
+// again and watchers told.
+type Observer interface {
+	// Applied is called at the end of each applied entry, on the applying
+	// goroutine, with no lock held. The slices are valid during the call.
+	Applied(index uint64, touched []Touched, changed []Changed)
+}
+
+// Touched says what happened to one stream, or to a whole file where Key is "".
+type Touched struct {
+	Ino      gears.Ino
+	Key      gears.Key
+	Ready    bool // records can be taken
+	Room     bool // room was made, or the limits changed
+	Appended bool
+	Sealed   bool
+	Gone     bool // the file lost its last name, or the stream was dropped
+}
+
+// Changed is a change for watchers and the session that made it.
+type Changed struct {
+	gears.Change
+	By gears.SessionID
+}
+
+// Machine is a volume's deterministic state machine. Two Machines that applied
+// the same entries have the same tables, byte for byte, whatever their caches
+// held.
+//
+// Apply is for one goroutine; all other exported methods may be called from
+// any, also while Apply runs: they then show the state before or after the
+// entry, never between.
+//
+// Invariants, outside of Apply:
+//
+//  1. The store's committed tables are the whole state; everything in memory
+//     can be dropped and read again.
+//  2. No cached object is dirty, and the open batch is empty.
+//  3. The volume row's applied index is that of the last entry in the tables.
+type Machine struct {
+	store Store
+	obs   Observer
+
+	// mu guards all that follows and the store's committed state: Apply holds
+	// it for one entry, readers hold its read side while they look at memory
+	// and take a View, never while they copy bytes.
+	mu     sync.RWMutex
+	volume wire.VolumeRow
+
+	nodes        cache[gears.Ino, *node]
+	dentries     cache[dentryKey, dentry]
+	streams      cache[streamKey, *openStream] // also found in their node's tree
+	dirtyNodes   []*node                       // in the order in which they became dirty
+	dirtyStreams []*openStream                 // likewise
+	touched      []Touched
+	changed      []Changed
+	sessions     sessions
+	scratch      scratch
+
+	// broken is the first error of the store or broken table met while
+	// applying; the Machine is of no use after it.
+	broken error
+}
+
+// New returns the Machine whose state is in store; an empty store is a volume
+// that waits for its Init command. The Machine owns the store's batch, not the
+// store. Errors: gears.ErrFormat, gears.ErrDamaged and the store's own.
+func New(store Store, obs Observer) (*Machine, error) {
+	m := &Machine{store: store, obs: obs}
+	m.nodes.init(nodesMax)
+	m.dentries.init(dentriesMax)
+	m.streams.init(streamsMax)
+	if err := m.loadVolume(); err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	if err := m.loadSessions(); err != nil {
+		return nil, fmt.Errorf("open sessions: %w", err)
+	}
+	return m, nil
+}
+
+// Applied returns the index and term of the last applied entry, 0 where there
+// is none.
+func (m *Machine) Applied() (index, term uint64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.volume.AppliedIndex, m.volume.AppliedTerm
+}
+
+// context is what applying one command may depend on besides the tables.
+type context struct {
+	now     uint64 // the entry's log time
+	session gears.SessionID
+	caller  gears.Caller
+}
+
+// Apply applies one entry of the log and commits it, without waiting for the
+// disk. It returns one answer per command, which belong to the caller. An
+// entry that was applied before is skipped: no answers, no error. An error
+// means that the store is broken; the Machine must not be used any more. Only
+// one goroutine may call it.
+func (m *Machine) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, error) {
+	answers, err := m.applyLocked(index, term, e)
+	if err != nil {
+		return nil, fmt.Errorf("apply entry %d: %w", index, err)
+	}
+	if answers != nil && m.obs != nil {
+		m.obs.Applied(index, m.touched, m.changed)
+	}
+	return answers, nil
+}
+
+func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.broken != nil {
+		return nil, m.broken
+	}
+	if index <= m.volume.AppliedIndex {
+		return nil, nil
+	}
+	m.touched, m.changed = m.touched[:0], m.changed[:0]
+	m.volume.LogTime = max(m.volume.LogTime, e.Time)
+	answers := make([]*wire.Answer, len(e.Commands))
+	for i, cmd := range e.Commands {
+		answers[i] = m.applyCommand(cmd)
+		if m.broken != nil {
+			return nil, m.broken
+		}
+	}
+	m.sweepSessions()
+	m.volume.AppliedIndex, m.volume.AppliedTerm = index, term
+	m.flush()
+	if m.broken != nil {
+		return nil, m.broken
+	}
+	if err := m.store.Commit(); err != nil {
+		m.broken = err
+		return nil, err
+	}
+	m.shrinkCaches()
+	return answers, nil
+}
+
+// applyCommand applies one command; its session decides first whether it is
+// new.
+func (m *Machine) applyCommand(cmd *wire.Command) *wire.Answer {
+	c := &context{
+		now:     m.volume.LogTime,
+		session: gears.SessionID{Minted: int64(cmd.SessionMinted), Salt: cmd.SessionSalt},
+		caller:  gears.Caller{UID: cmd.Uid, GIDs: cmd.Gids, Checked: cmd.Checked},
+	}
+	if m.volume.Format == 0 {
+		if op, ok := cmd.Op.(*wire.Command_Init); ok {
+			return m.applyInit(c, op.Init)
+		}
+		return m.refuse(gears.ErrIO.Because("the volume is not initialised"))
+	}
+	if answer := m.beginCommand(c, cmd); answer != nil {
+		return answer
+	}
+	answer := m.dispatch(c, cmd)
+	m.endCommand(c, cmd, answer)
+	return answer
+}
+
+func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
+	switch op := cmd.Op.(type) {
+	case *wire.Command_Put:
+		return m.applyPut(c, cmd, op.Put)
+	case *wire.Command_Take:
+		return m.applyTake(c, cmd, op.Take)
+	case *wire.Command_Settle:
+		return m.applySettle(c, cmd, op.Settle)
+	case *wire.Command_Configure:
+		return m.applyConfigure(c, cmd, op.Configure)
+	case *wire.Command_EndSession:
+		return m.applyEndSession(c, cmd, op.EndSession)
+	case *wire.Command_Confirm:
+		return &wire.Answer{}
+	case *wire.Command_Write:
+		return m.applyWrite(c, op.Write)
+	case *wire.Command_Allocate:
+		return m.applyAllocate(c, op.Allocate)
+	case *wire.Command_Make:
+		return m.applyMake(c, op.Make)
+	case *wire.Command_Link:
+		return m.applyLink(c, op.Link)
+	case *wire.Command_Unlink:
+		return m.applyUnlink(c, op.Unlink)
+	case *wire.Command_Rename:
+		return m.applyRename(c, op.Rename)
+	case *wire.Command_SetAttr:
+		return m.applySetAttr(c, op.SetAttr)
+	case *wire.Command_SetXattr:
+		return m.applySetXattr(c, op.SetXattr)
+	case *wire.Command_Release:
+		return m.applyRelease(c, op.Release)
+	case *wire.Command_SetRemote:
+		return m.applySetRemote(c, op.SetRemote)
+	case *wire.Command_Init:
+		return m.refuse(gears.ErrExists.Because("the volume is initialised already"))
+	}
+	return m.refuse(gears.ErrUnknownOp)
+}
+
+// refuse makes err the answer of a command that has changed nothing. An error
+// that is not a caller's to react to is the store's: it breaks the Machine.
+func (m *Machine) refuse(err error) *wire.Answer {
+	if e, ok := callersError(err); ok {
+		return &wire.Answer{Code: uint32(e.Code), Reason: e.Reason}
+	}
+	if m.broken == nil {
+		m.broken = err
+	}
+	return &wire.Answer{Code: uint32(gears.ErrIO.Code), Reason: err.Error()}
+}
+
+// touch returns the entry's note about a stream, or with key "" about a whole
+// file, to be filled in. It is valid until the next call.
+func (m *Machine) touch(ino gears.Ino, key gears.Key) *Touched {
+	// Entries that touch many streams touch the same ones in bursts, so the
+	// search from the end is short; a second note for a stream does no harm.
+	for i := len(m.touched) - 1; i >= max(0, len(m.touched)-8); i-- {
+		if t := &m.touched[i]; t.Ino == ino && t.Key == key {
+			return t
+		}
+	}
+	m.touched = append(m.touched, Touched{Ino: ino, Key: key})
+	return &m.touched[len(m.touched)-1]
+}
+
+// change notes a change for watchers: of ino's attributes, with data also of
+// its bytes.
+func (m *Machine) change(c *context, ino gears.Ino, data bool) {
+	m.changed = append(m.changed, Changed{Change: gears.Change{Ino: ino, Data: data}, By: c.session})
+}
+
+// changeName notes that what name in dir leads to has changed.
+func (m *Machine) changeName(c *context, dir gears.Ino, name string) {
+	m.changed = append(m.changed, Changed{Change: gears.Change{Ino: dir, Name: name}, By: c.session})
+}
+
+// flush puts everything that is dirty into the open batch.
+func (m *Machine) flush() {
+	for _, s := range m.dirtyStreams {
+		m.flushStream(s)
+	}
+	clear(m.dirtyStreams)
+	m.dirtyStreams = m.dirtyStreams[:0]
+	m.flushSessions()
+	for _, n := range m.dirtyNodes {
+		m.flushNode(n)
+	}
+	clear(m.dirtyNodes)
+	m.dirtyNodes = m.dirtyNodes[:0]
+	m.flushVolume()
+}

@@ -1,0 +1,233 @@
+package file
+
+import (
+	"cmp"
+	"errors"
+
+	"github.com/emirpasic/gods/v2/trees/redblacktree"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// node is an inode in use: its attributes and, of a file, the red-black tree
+// of those of its streams that are in use. A node that is in the cache is the
+// truth about its inode; there is never a second one for the same.
+type node struct {
+	ino     gears.Ino
+	row     wire.InodeRow
+	streams *redblacktree.Tree[gears.Key, *openStream] // nil: none in use
+	dirty   bool                                       // in Machine.dirtyNodes
+	gone    bool                                       // its rows are deleted
+}
+
+// openStream is a stream in use. Its row is the truth while it is open; it is
+// written back once per entry where dirty is set.
+type openStream struct {
+	node  *node
+	key   gears.Key
+	row   wire.StreamRow
+	dirty bool // in Machine.dirtyStreams
+	gone  bool // dropped: its rows are deleted
+}
+
+type streamKey struct {
+	ino gears.Ino
+	key gears.Key
+}
+
+type dentryKey struct {
+	dir  gears.Ino
+	name string
+}
+
+// dentry is what a name leads to; ino 0: it leads nowhere.
+type dentry struct {
+	ino  gears.Ino
+	mode uint32 // type bits
+}
+
+// scratch holds buffers that one step of applying uses and leaves.
+type scratch struct {
+	key   []byte
+	key2  []byte
+	value []byte
+	row   []byte
+}
+
+// callersError tells an error that is an answer from one of the store.
+func callersError(err error) (*gears.Error, bool) {
+	e, ok := errors.AsType[*gears.Error](err)
+	if !ok || e.Code == gears.ErrDamaged.Code || e.Code == gears.ErrFormat.Code {
+		return nil, false
+	}
+	return e, true
+}
+
+// get reads the row at key into the scratch value buffer; it is valid until
+// the next get.
+func (m *Machine) get(key []byte) (value []byte, ok bool, err error) {
+	value, ok, err = m.store.Get(key, m.scratch.value[:0])
+	if ok {
+		m.scratch.value = value
+	}
+	return value, ok, err
+}
+
+// set marshals a row into the open batch.
+func (m *Machine) set(key []byte, row interface {
+	SizeVT() int
+	MarshalToSizedBufferVT([]byte) (int, error)
+}) {
+	n := row.SizeVT()
+	if cap(m.scratch.row) < n {
+		m.scratch.row = make([]byte, n+n/2)
+	}
+	buf := m.scratch.row[:n]
+	if _, err := row.MarshalToSizedBufferVT(buf); err != nil {
+		panic(err) // only strings that are not UTF-8 or nil rows fail: a bug
+	}
+	m.store.Set(key, buf)
+}
+
+func damaged(table string, err error) error {
+	return gears.ErrDamaged.Because("%s row: %v", table, err)
+}
+
+// node returns the inode ino; nil where there is none.
+func (m *Machine) node(ino gears.Ino) (*node, error) {
+	if n, ok := m.nodes.get(ino); ok {
+		return n, nil
+	}
+	m.scratch.key = persist.AppendInodeKey(m.scratch.key[:0], ino)
+	value, ok, err := m.get(m.scratch.key)
+	if err != nil || !ok {
+		return nil, err
+	}
+	n := &node{ino: ino}
+	if err := n.row.UnmarshalVT(value); err != nil {
+		return nil, damaged("inode", err)
+	}
+	m.nodes.put(ino, n)
+	return n, nil
+}
+
+// dirtyNode marks n's attributes as changed.
+func (m *Machine) dirtyNode(n *node) {
+	if !n.dirty {
+		n.dirty = true
+		m.dirtyNodes = append(m.dirtyNodes, n)
+	}
+}
+
+func (m *Machine) flushNode(n *node) {
+	n.dirty = false
+	if n.gone {
+		return
+	}
+	m.scratch.key = persist.AppendInodeKey(m.scratch.key[:0], n.ino)
+	m.set(m.scratch.key, &n.row)
+}
+
+// stream returns n's stream key; nil where it does not exist. n must be a
+// regular file.
+func (m *Machine) stream(n *node, key gears.Key) (*openStream, error) {
+	if n.streams != nil {
+		if s, ok := n.streams.Get(key); ok {
+			m.streams.get(streamKey{n.ino, key}) // keeps it in the cache
+			return s, nil
+		}
+	}
+	if n.row.Streams == 0 {
+		return nil, nil
+	}
+	m.scratch.key = persist.AppendStreamKey(m.scratch.key[:0], n.ino, key)
+	value, ok, err := m.get(m.scratch.key)
+	if err != nil || !ok {
+		return nil, err
+	}
+	s := &openStream{node: n, key: key}
+	if err := s.row.UnmarshalVT(value); err != nil {
+		return nil, damaged("stream", err)
+	}
+	m.open(s)
+	return s, nil
+}
+
+// makeStream adds an empty stream, which must not exist, to n.
+func (m *Machine) makeStream(n *node, key gears.Key) *openStream {
+	s := &openStream{node: n, key: key, row: wire.StreamRow{NextSeq: 1}}
+	m.open(s)
+	m.dirtyStream(s)
+	n.row.Streams++
+	m.dirtyNode(n)
+	return s
+}
+
+func (m *Machine) open(s *openStream) {
+	if s.node.streams == nil {
+		s.node.streams = redblacktree.NewWith[gears.Key, *openStream](cmp.Compare[gears.Key])
+	}
+	s.node.streams.Put(s.key, s)
+	m.streams.put(streamKey{s.node.ino, s.key}, s)
+}
+
+// close takes a stream out of the tree of those in use; it must be clean, or
+// gone.
+func (m *Machine) close(s *openStream) {
+	s.node.streams.Remove(s.key)
+	if s.node.streams.Empty() {
+		s.node.streams = nil
+	}
+	m.streams.drop(streamKey{s.node.ino, s.key})
+}
+
+// dropStream deletes a stream with all its rows.
+func (m *Machine) dropStream(s *openStream) {
+	for _, table := range []persist.Table{persist.TableRecord, persist.TableOut} {
+		m.store.DeleteRange(persist.StreamRange(table, s.node.ino, s.key))
+	}
+	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
+	m.volume.Bytes -= s.row.Bytes
+	s.gone = true
+	m.close(s)
+	s.node.row.Streams--
+	m.dirtyNode(s.node)
+}
+
+func (m *Machine) dirtyStream(s *openStream) {
+	if !s.dirty {
+		s.dirty = true
+		m.dirtyStreams = append(m.dirtyStreams, s)
+	}
+}
+
+func (m *Machine) flushStream(s *openStream) {
+	s.dirty = false
+	if s.gone {
+		return
+	}
+	m.scratch.key = persist.AppendStreamKey(m.scratch.key[:0], s.node.ino, s.key)
+	m.set(m.scratch.key, &s.row)
+}
+
+// shrinkCaches makes the caches' bounds hold; everything is clean.
+func (m *Machine) shrinkCaches() {
+	m.streams.shrink(func(s *openStream) {
+		s.node.streams.Remove(s.key)
+		if s.node.streams.Empty() {
+			s.node.streams = nil
+		}
+	})
+	m.nodes.shrink(func(n *node) {
+		if n.streams == nil {
+			return
+		}
+		for _, key := range n.streams.Keys() {
+			m.streams.drop(streamKey{n.ino, key})
+		}
+		n.streams = nil
+	})
+	m.dentries.shrink(nil)
+}
