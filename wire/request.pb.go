@@ -352,7 +352,8 @@ type Change struct {
 	Command       *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"` // uid, gids and checked are the node's to fill in
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`       // where the command's target is named by a path
 	NoWait        bool                   `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
-	Fast          bool                   `protobuf:"varint,4,opt,name=fast,proto3" json:"fast,omitempty"` // answer when applied, not when on disk (mounts)
+	Fast          bool                   `protobuf:"varint,4,opt,name=fast,proto3" json:"fast,omitempty"`   // answer when applied, not when on disk (mounts)
+	Retry         bool                   `protobuf:"varint,5,opt,name=retry,proto3" json:"retry,omitempty"` // sent before: the answer may be stored already
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -411,6 +412,13 @@ func (x *Change) GetNoWait() bool {
 func (x *Change) GetFast() bool {
 	if x != nil {
 		return x.Fast
+	}
+	return false
+}
+
+func (x *Change) GetRetry() bool {
+	if x != nil {
+		return x.Retry
 	}
 	return false
 }
@@ -2205,12 +2213,13 @@ const file_request_proto_rawDesc = "" +
 	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
 	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
-	"\x04kind\"u\n" +
+	"\x04kind\"\x8b\x01\n" +
 	"\x06Change\x12*\n" +
 	"\acommand\x18\x01 \x01(\v2\x10.gearsfs.CommandR\acommand\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
 	"\ano_wait\x18\x03 \x01(\bR\x06noWait\x12\x12\n" +
-	"\x04fast\x18\x04 \x01(\bR\x04fast\"\t\n" +
+	"\x04fast\x18\x04 \x01(\bR\x04fast\x12\x14\n" +
+	"\x05retry\x18\x05 \x01(\bR\x05retry\"\t\n" +
 	"\aGoodbye\"\xdd\x03\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
