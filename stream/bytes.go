@@ -1,0 +1,192 @@
+package stream
+
+import (
+	"fmt"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// What POSIX bytes need of a queue: records that are changed where they stand.
+// The caller reads the rows itself and knows by Lives which of them count.
+// All of these raise the version.
+
+// Lives reports whether the record whose row is at that place is not gone.
+func (q *Queue) Lives(at gears.Place) bool {
+	if !at.Less(q.s.Cursor) {
+		return true
+	}
+	return q.outs.ref(at) != nil
+}
+
+// Replace changes the bytes of a record that lives, had oldBytes bytes and
+// keeps its boundaries, or grows into a gap behind it, also at the tail. r is
+// the whole new row and is not kept. A lease on it stays.
+func (q *Queue) Replace(at gears.Place, oldBytes int, r *Record) {
+	q.s.Blocks = true
+	q.resize(at, oldBytes, r)
+	if end := at.Pos + gears.Pos(len(r.Data)); end > q.s.Tail {
+		q.s.Tail = end
+	}
+}
+
+func (q *Queue) resize(at gears.Place, oldBytes int, r *Record) {
+	q.rows.Set(at, r)
+	q.s.Bytes += uint64(len(r.Data)) - uint64(oldBytes)
+	q.s.Version++
+	if out := q.outs.ref(at); out != nil && out.Bytes != uint64(len(r.Data)) {
+		out.Bytes = uint64(len(r.Data))
+		q.rows.SetOut(at, *out)
+	}
+	q.dropWindowBehind(at)
+}
+
+// dropWindowBehind forgets the window where it may hold something at or
+// behind at.
+func (q *Queue) dropWindowBehind(at gears.Place) {
+	if n := q.window.len(); n > 0 && !q.window.recs[len(q.window.recs)-1].at.Less(at) {
+		q.window.drop()
+	}
+}
+
+// Insert makes a record of at least one byte in a gap at or behind the cursor,
+// or at or behind the tail; what it passes over there becomes a gap. r is its
+// row and is not kept.
+func (q *Queue) Insert(pos gears.Pos, r *Record) gears.Place {
+	at := gears.Place{Pos: pos, Seq: q.s.NextSeq}
+	if at.Less(q.s.Cursor) || len(r.Data) == 0 {
+		panic(fmt.Sprintf("stream: a block of %d bytes at %v, the cursor is at %v", len(r.Data), at, q.s.Cursor))
+	}
+	q.dropWindowBehind(at)
+	q.rows.Set(at, r)
+	q.s.NextSeq++
+	q.s.Ready++
+	q.s.Bytes += uint64(len(r.Data))
+	q.s.Blocks = true
+	q.s.Version++
+	if end := pos + gears.Pos(len(r.Data)); end > q.s.Tail {
+		q.s.Tail = end
+	}
+	return at
+}
+
+// Remove removes a record that lives, ending the lease on it: a gap is left.
+// It had that many bytes. Head stays where it is.
+func (q *Queue) Remove(at gears.Place, bytes int) error {
+	if err := q.rows.Delete(at, next(at)); err != nil {
+		return err
+	}
+	q.s.Bytes -= uint64(bytes)
+	q.s.Blocks = true
+	q.s.Version++
+	if out, ok := q.outs.get(at); ok {
+		q.endOut(at, out)
+		return nil
+	}
+	q.s.Ready--
+	q.dropWindowBehind(at)
+	return nil
+}
+
+// endOut removes the mark of a record that is removed: a lease on it ends.
+func (q *Queue) endOut(at gears.Place, out Out) {
+	if out.Leased {
+		q.s.Leased--
+	} else {
+		q.s.Returned--
+		q.s.Ready--
+		q.back.delete(at)
+	}
+	q.removeOut(at, out)
+}
+
+// SetTail truncates the stream at tail or extends it with a gap. Records at or
+// behind the new tail are removed, ending the leases on them; one that reaches
+// across is cut. tail must not be in front of head: there it means clear.
+func (q *Queue) SetTail(tail gears.Pos) error {
+	if tail <= q.s.Head.Pos {
+		return q.Clear()
+	}
+	q.s.Version++
+	if tail >= q.s.Tail {
+		q.s.Tail = tail
+		// Empty records at the old tail stay: they are in front of the gap.
+		return nil
+	}
+	cut := gears.Place{Pos: tail}
+	if err := q.removeFrom(cut); err != nil {
+		return err
+	}
+	q.s.Tail = tail
+	at, ok, err := q.rows.Before(cut)
+	if err != nil || !ok || !q.Lives(at) {
+		return err
+	}
+	r, err := q.rows.Get(at)
+	if err != nil {
+		return err
+	}
+	if at.Pos+gears.Pos(len(r.Data)) > tail {
+		was := len(r.Data)
+		r.Data = r.Data[:tail-at.Pos]
+		q.resize(at, was, &r)
+	}
+	return nil
+}
+
+// Clear removes all records, ending the leases on them: tail moves to head.
+func (q *Queue) Clear() error {
+	q.s.Version++
+	cut := gears.Place{Pos: q.s.Head.Pos}
+	if err := q.removeFrom(cut); err != nil {
+		return err
+	}
+	q.s.Tail = cut.Pos
+	q.s.Head = q.s.End()
+	return nil
+}
+
+// removeFrom removes the records at or behind cut, and their rows.
+func (q *Queue) removeFrom(cut gears.Place) error {
+	for {
+		at, ok := q.lastOut(cut)
+		if !ok {
+			break
+		}
+		out, _ := q.outs.get(at)
+		q.s.Bytes -= out.Bytes
+		q.endOut(at, out)
+	}
+	q.window.drop()
+	if cut.Pos <= q.s.Head.Pos { // nothing is left
+		q.s.Ready, q.s.Bytes = 0, 0
+	} else if q.fresh() > 0 {
+		from := cut
+		if from.Less(q.s.Cursor) {
+			from = q.s.Cursor
+		}
+		err := q.rows.Scan(from, placeMax, func(_ gears.Place, r *Record) bool {
+			q.s.Ready--
+			q.s.Bytes -= uint64(len(r.Data))
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := q.rows.Delete(cut, placeMax); err != nil {
+		return err
+	}
+	if cut.Less(q.s.Cursor) {
+		q.s.Cursor = cut
+	}
+	if cut.Less(q.s.Cleaned) {
+		q.s.Cleaned = cut
+	}
+	return nil
+}
+
+// lastOut returns the last out, where it is at or behind cut.
+func (q *Queue) lastOut(cut gears.Place) (gears.Place, bool) {
+	at, ok := q.outs.before(placeMax)
+	return at, ok && !at.Less(cut)
+}

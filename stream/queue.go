@@ -1,0 +1,338 @@
+package stream
+
+import (
+	"fmt"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// Consumed rows are removed when there are cleanEvery of them, with at most
+// cleanRangesMax range deletions.
+const (
+	cleanEvery     = 1000
+	cleanRangesMax = 16
+)
+
+// Queue is the deterministic core of a stream: what it does depends only on
+// its State, its Records and the calls. It is not safe for concurrent use.
+// Calls that return an error have met a broken store; the queue is then of no
+// more use.
+type Queue struct {
+	s       State
+	rows    Records
+	outs    sorted[Out]
+	back    sorted[struct{}] // of outs, those that were returned
+	window  window
+	scratch Record
+}
+
+// Taken is a record that was handed out. Its Data must not be written to; it
+// stays as it is.
+type Taken struct {
+	Place      gears.Place
+	Record     Record
+	Deliveries uint32
+	Fence      uint64 // 0 where it is not leased
+}
+
+// NewQueue returns the queue of that state over rows. It reads the outs, where
+// the state says that there are any.
+func NewQueue(s State, rows Records, pool *Pool) (*Queue, error) {
+	q := &Queue{s: s, rows: rows, window: window{pool: pool}}
+	if s.Leased+s.Returned == 0 {
+		return q, nil
+	}
+	err := rows.ScanOuts(func(at gears.Place, out Out) {
+		q.outs.set(at, out)
+		if !out.Leased {
+			q.back.set(at, struct{}{})
+		}
+	})
+	return q, err
+}
+
+// State returns the state as of now; it changes with the queue.
+func (q *Queue) State() *State { return &q.s }
+
+// DropWindow gives the window's memory back to the pool. The queue reads its
+// records again when they are asked for.
+func (q *Queue) DropWindow() { q.window.drop() }
+
+// SetSealed seals the stream or opens it again. Sealing is a rule for the
+// callers of Append; the queue does not enforce it.
+func (q *Queue) SetSealed(sealed bool) {
+	q.s.Sealed = sealed
+	q.s.Version++
+}
+
+// SetLimits sets what State.Fits answers by.
+func (q *Queue) SetLimits(l gears.Limits) {
+	q.s.Limits = l
+	q.s.Version++
+}
+
+// Append puts one record at the tail. Data and typ are not kept.
+func (q *Queue) Append(data []byte, typ string, time uint64) gears.Place {
+	at := q.s.End()
+	whole := q.windowIsWhole()
+	r := &q.scratch
+	*r = Record{Data: data, Type: typ, Time: time}
+	q.rows.Set(at, r)
+	q.s.NextSeq++
+	q.s.Tail += gears.Pos(len(data))
+	q.s.Ready++
+	q.s.Bytes += uint64(len(data))
+	q.s.Version++
+	if whole && len(data) <= windowBytesMax && q.window.room(r) {
+		q.window.push(at, r)
+	}
+	r.Data = nil
+	return at
+}
+
+// fresh is the number of records from the cursor on.
+func (q *Queue) fresh() uint64 { return q.s.Ready - q.s.Returned }
+
+// windowIsWhole reports whether the window reaches the tail.
+func (q *Queue) windowIsWhole() bool { return uint64(q.window.len()) == q.fresh() }
+
+// fill makes sure that the window holds the first record from the cursor on.
+// There must be one.
+func (q *Queue) fill() error {
+	if q.window.len() > 0 {
+		return nil
+	}
+	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gears.Place, r *Record) bool {
+		if !q.window.room(r) {
+			return false
+		}
+		q.window.push(at, r)
+		return q.window.len() < windowRecordsMax && !q.windowIsWhole()
+	})
+	if err == nil && q.window.len() == 0 {
+		err = fmt.Errorf("%w: a stream counts %d records from %v on and has none", gears.ErrDamaged, q.fresh(), q.s.Cursor)
+	}
+	return err
+}
+
+// Take removes up to limit ready records, of at most bytesMax bytes but for the
+// first, and appends them to dst: lease and acknowledgement in one. With keep,
+// their rows stay until Forget.
+func (q *Queue) Take(dst []Taken, limit int, bytesMax int, keep bool) ([]Taken, error) {
+	q.clean()
+	h := handing{bytesLeft: bytesMax, keep: keep}
+	dst, err := q.hand(dst, limit, &h)
+	if err != nil {
+		return dst, err
+	}
+	return dst, q.moveHead()
+}
+
+// Lease hands up to limit ready records to holder, of at most bytesMax bytes
+// but for the first, and appends them to dst. The first gets fence, which must
+// not be 0, each one more than the one before it.
+func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, holder gears.SessionID, fence uint64) ([]Taken, error) {
+	q.clean()
+	h := handing{bytesLeft: bytesMax, holder: holder, fence: fence}
+	return q.hand(dst, limit, &h)
+}
+
+// handing is one Take or, where fence is not 0, Lease.
+type handing struct {
+	bytesLeft int
+	keep      bool
+	holder    gears.SessionID
+	fence     uint64
+}
+
+func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {
+	for n := 0; n < limit && q.s.Ready > 0; n++ {
+		give := q.handFresh
+		if q.s.Returned > 0 { // all of them stand in front of the cursor
+			give = q.handReturned
+		}
+		t, ok, err := give(h, n == 0)
+		if err != nil {
+			return dst, err
+		}
+		if !ok {
+			break
+		}
+		q.s.Version++
+		h.bytesLeft -= len(t.Record.Data)
+		dst = append(dst, t)
+	}
+	return dst, nil
+}
+
+// handFresh hands out the record at the cursor.
+func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
+	if err := q.fill(); err != nil {
+		return t, false, err
+	}
+	w := q.window.front()
+	n := len(w.rec.Data)
+	if !must && n > h.bytesLeft {
+		return t, false, nil
+	}
+	t = Taken{Place: w.at, Record: w.rec, Deliveries: 1}
+	q.window.pop()
+	q.s.Cursor = behind(t.Place, n)
+	q.s.Ready--
+	if h.fence == 0 {
+		q.s.Bytes -= uint64(n)
+		q.s.Dead++
+		return t, true, nil
+	}
+	t.Fence = h.fence
+	h.fence++
+	q.s.Leased++
+	out := Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: 1, Bytes: uint64(n)}
+	q.outs.set(t.Place, out)
+	q.rows.SetOut(t.Place, out)
+	return t, true, nil
+}
+
+// handReturned hands out the first record that was returned.
+func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error) {
+	at, _ := q.back.min()
+	out := q.outs.ref(at)
+	if out == nil {
+		return t, false, fmt.Errorf("%w: a stream counts %d returned records and has none", gears.ErrDamaged, q.s.Returned)
+	}
+	if !must && out.Bytes > uint64(max(h.bytesLeft, 0)) {
+		return t, false, nil
+	}
+	rec, err := q.rows.Get(at)
+	if err != nil {
+		return t, false, err
+	}
+	t = Taken{Place: at, Record: rec, Deliveries: out.Deliveries + 1}
+	q.back.delete(at)
+	q.s.Ready--
+	q.s.Returned--
+	if h.fence == 0 {
+		q.s.Bytes -= out.Bytes
+		q.removeOut(at, *out)
+		if !h.keep || !at.Less(q.s.Cleaned) {
+			q.dead(at)
+		}
+		return t, true, nil
+	}
+	t.Fence = h.fence
+	h.fence++
+	q.s.Leased++
+	*out = Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: t.Deliveries, Bytes: out.Bytes}
+	q.rows.SetOut(at, *out)
+	return t, true, nil
+}
+
+func (q *Queue) removeOut(at gears.Place, out Out) {
+	q.outs.delete(at)
+	q.rows.DeleteOut(at, out)
+}
+
+// dead accounts for the row of a record that was out and is gone now.
+func (q *Queue) dead(at gears.Place) {
+	if at.Less(q.s.Cleaned) {
+		q.rows.Discard(at, next(at))
+	} else {
+		q.s.Dead++
+	}
+}
+
+// Held reports whether holder's lease with that fence is on the record at at.
+func (q *Queue) Held(at gears.Place, holder gears.SessionID, fence uint64) bool {
+	out, ok := q.outs.get(at)
+	return ok && out.Leased && out.Holder == holder && out.Fence == fence
+}
+
+// Out returns the mark of a record in front of the cursor that is not gone.
+func (q *Queue) Out(at gears.Place) (Out, bool) { return q.outs.get(at) }
+
+// Ack ends the lease on a record, which is held: the record is gone.
+func (q *Queue) Ack(at gears.Place) error {
+	out := q.leased(at)
+	q.s.Leased--
+	q.s.Bytes -= out.Bytes
+	q.s.Version++
+	q.removeOut(at, out)
+	q.dead(at)
+	return q.moveHead()
+}
+
+// Return ends the lease on a record, which is held: it is ready again, at its
+// old place.
+func (q *Queue) Return(at gears.Place) {
+	out := q.leased(at)
+	out.Leased, out.Holder, out.Fence = false, gears.SessionID{}, 0
+	q.outs.set(at, out)
+	q.rows.SetOut(at, out)
+	q.back.set(at, struct{}{})
+	q.s.Leased--
+	q.s.Returned++
+	q.s.Ready++
+	q.s.Version++
+}
+
+func (q *Queue) leased(at gears.Place) Out {
+	out, ok := q.outs.get(at)
+	if !ok || !out.Leased {
+		panic(fmt.Sprintf("stream: the record at %v is not leased", at))
+	}
+	return out
+}
+
+// moveHead sets head to the first record left, or to the end.
+func (q *Queue) moveHead() error {
+	if at, ok := q.outs.min(); ok {
+		q.s.Head = at
+		return nil
+	}
+	if q.fresh() == 0 {
+		q.s.Head = q.s.End()
+		return nil
+	}
+	if err := q.fill(); err != nil {
+		return err
+	}
+	q.s.Head = q.window.front().at
+	return nil
+}
+
+// Forget says that the rows in [from, to), of one Take with keep, are not
+// needed any more.
+func (q *Queue) Forget(from, to gears.Place) {
+	if q.s.Cleaned.Less(to) {
+		to = q.s.Cleaned
+	}
+	if from.Less(to) {
+		q.rows.Discard(from, to)
+	}
+}
+
+// clean removes the rows of records that are gone, once there are enough. It
+// runs before records are handed out, when the answers of all earlier takes
+// are known to the keeper of the rows.
+func (q *Queue) clean() {
+	if q.s.Dead < cleanEvery {
+		return
+	}
+	from, to, ranges := q.s.Cleaned, q.s.Cursor, 0
+	for at := range q.outs.from(from) {
+		if ranges == cleanRangesMax {
+			to = at // the rest next time
+			break
+		}
+		if from.Less(at) {
+			q.rows.Discard(from, at)
+			ranges++
+		}
+		from = next(at)
+	}
+	if from.Less(to) {
+		q.rows.Discard(from, to)
+	}
+	q.s.Cleaned = to
+	q.s.Dead = 0
+}
