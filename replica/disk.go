@@ -1,0 +1,268 @@
+package replica
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// lazyDelay is how long an entry that nobody waits for may stay unsynced; with
+// the sync itself it makes the 100 ms that a power cut may take.
+const lazyDelay = 75 * time.Millisecond
+
+// mark is a place in the history of appends: its number, which only rises, and
+// the log's last index then, which may fall when a suffix is replaced.
+type mark struct {
+	seq   uint64
+	index uint64
+}
+
+// settled is what waits for the append seq to be on disk: the durable
+// proposals of an applied batch, or a function.
+type settled struct {
+	seq   uint64
+	batch *batch
+	done  func(error)
+}
+
+// disk syncs the log on a goroutine of its own and answers those who wait for
+// that.
+//
+// Invariants, under mu:
+//
+//  1. synced.seq <= written.seq, wanted <= written.seq.
+//  2. queue rises by seq; what is in it and not above synced is being answered
+//     by the goroutine that set sweeping, in the queue's order.
+//  3. err, once set, stays, and queue stays empty.
+type disk struct {
+	log  Log
+	fail func(error) // the sync failed
+	kick func()      // the loop asked to be told of a sync
+
+	wake  chan struct{} // of capacity 1
+	quit  chan struct{}
+	ended chan struct{}
+
+	mu       sync.Mutex
+	written  mark
+	synced   mark
+	wanted   uint64 // someone waits for this append
+	tell     bool   // kick after the next sync
+	queue    []settled
+	sweeping bool
+	lazy     *time.Timer
+	lazySet  bool
+	err      error
+}
+
+// newDisk starts the syncing of log; what is in it already counts as unsynced.
+func newDisk(log Log, fail func(error), kick func()) *disk {
+	d := &disk{
+		log: log, fail: fail, kick: kick,
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
+		written: mark{seq: 1, index: log.Last()},
+	}
+	d.lazy = time.AfterFunc(time.Hour, d.wantAll)
+	d.lazy.Stop()
+	go d.run()
+	return d
+}
+
+// wrote notes an append that made index the log's last, and starts a sync at
+// once where one is wanted, else within lazyDelay. It returns the append's
+// number.
+func (d *disk) wrote(index uint64, want bool) uint64 {
+	d.mu.Lock()
+	d.written.seq++
+	d.written.index = index
+	seq := d.written.seq
+	if want {
+		d.wanted = seq
+	} else if !d.lazySet {
+		d.lazySet = true
+		d.lazy.Reset(lazyDelay)
+	}
+	d.mu.Unlock()
+	if want {
+		d.poke()
+	}
+	return seq
+}
+
+func (d *disk) poke() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wantAll asks for all that is written.
+func (d *disk) wantAll() {
+	d.mu.Lock()
+	d.lazySet = false
+	d.wanted = d.written.seq
+	d.mu.Unlock()
+	d.poke()
+}
+
+// settle answers b's durable proposals once what is written now is on disk.
+// False: syncing has failed, and b was not taken.
+func (d *disk) settle(b *batch) bool {
+	d.mu.Lock()
+	if d.err != nil {
+		d.mu.Unlock()
+		return false
+	}
+	seq := d.written.seq
+	d.queue = append(d.queue, settled{seq: seq, batch: b})
+	want := d.wanted < seq
+	if want {
+		d.wanted = seq
+	}
+	d.sweepLocked()
+	d.mu.Unlock()
+	if want {
+		d.poke()
+	}
+	return true
+}
+
+// whenSynced calls done once what is written now is on disk: at once where it
+// is, else from the goroutine that syncs or the loop.
+func (d *disk) whenSynced(done func(error)) {
+	d.mu.Lock()
+	seq, err := d.written.seq, d.err
+	if err == nil && d.synced.seq < seq {
+		d.queue = append(d.queue, settled{seq: seq, done: done})
+		d.wanted = seq
+		d.mu.Unlock()
+		d.poke()
+		return
+	}
+	d.mu.Unlock()
+	done(err)
+}
+
+// isSynced reports whether append seq is on disk; if not, and tell is set, the
+// loop is kicked after the next sync.
+func (d *disk) isSynced(seq uint64, tell bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ok := d.synced.seq >= seq
+	if !ok && tell {
+		d.tell = true
+	}
+	return ok
+}
+
+func (d *disk) syncedIndex() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.synced.index
+}
+
+func (d *disk) run() {
+	defer close(d.ended)
+	for {
+		select {
+		case <-d.wake:
+			for d.sync() {
+			}
+		case <-d.quit:
+			d.wantAll()
+			d.sync()
+			return
+		}
+	}
+}
+
+// sync syncs what was written until now, where someone wants it, and answers
+// all who waited. Meanwhile the loop goes on, so that what it writes shares
+// the next sync. False: there was nothing to do, or it failed; a sync that
+// failed is never tried again, because the kernel may have dropped the pages
+// and say nothing the second time.
+func (d *disk) sync() bool {
+	d.mu.Lock()
+	target := d.written
+	if d.err != nil || d.wanted <= d.synced.seq {
+		d.mu.Unlock()
+		return false
+	}
+	d.mu.Unlock()
+	if err := d.log.Sync(); err != nil {
+		d.fail(fmt.Errorf("sync the log: %w", err))
+		return false
+	}
+	d.mu.Lock()
+	tell := d.tell
+	d.tell = false
+	if d.err == nil {
+		d.synced = target
+		d.sweepLocked()
+	}
+	d.mu.Unlock()
+	if tell {
+		d.kick()
+	}
+	return true
+}
+
+// sweepLocked answers what is on disk, in order, unlocking mu meanwhile. Only
+// one goroutine does so at a time; the other's part is done by it too.
+func (d *disk) sweepLocked() {
+	if d.sweeping {
+		return
+	}
+	d.sweeping = true
+	for {
+		n := 0
+		for n < len(d.queue) && d.queue[n].seq <= d.synced.seq {
+			n++
+		}
+		if n == 0 {
+			break
+		}
+		ready := d.queue[:n:n]
+		if d.queue = d.queue[n:]; len(d.queue) == 0 {
+			d.queue = nil
+		}
+		d.mu.Unlock()
+		for i := range ready {
+			ready[i].answer(nil)
+		}
+		d.mu.Lock()
+	}
+	d.sweeping = false
+}
+
+func (s *settled) answer(err error) {
+	if s.done != nil {
+		s.done(err)
+		return
+	}
+	s.batch.answer(true, err)
+}
+
+// abort answers all that waits with an unknown outcome because of cause.
+func (d *disk) abort(cause error) {
+	d.mu.Lock()
+	if d.err == nil {
+		d.err = cause
+	}
+	queue := d.queue
+	d.queue = nil
+	d.mu.Unlock()
+	for i := range queue {
+		queue[i].answer(gears.ErrMaybe.Because("outcome unknown: %v", cause))
+	}
+}
+
+// close syncs what is left, where nothing has failed, answers who waits for it
+// and returns when that is done.
+func (d *disk) close() {
+	d.lazy.Stop()
+	close(d.quit)
+	<-d.ended
+}

@@ -1,0 +1,79 @@
+package replica
+
+import (
+	"fmt"
+	"time"
+)
+
+// entryOverhead is what an entry takes in the log beside its data, about.
+const entryOverhead = 32
+
+// flushing follows the log that a restart would replay: it is cut off behind
+// what is flushed to the state's own files.
+type flushing struct {
+	bytes uint64 // of applied log above the last flush that is done
+
+	done  <-chan error // of the flush that runs; nil: none does
+	index uint64       // applied when it began
+	mark  uint64       // bytes then
+
+	retry <-chan time.Time // a flush failed: not before this
+}
+
+func (f *flushing) applied(dataBytes int) { f.bytes += uint64(dataBytes) + entryOverhead }
+
+// askFlush begins a flush when the log has grown enough since the last.
+func (g *Group) askFlush() {
+	f := &g.loop.flush
+	if f.bytes-f.mark < g.limits.flushBytes || f.done != nil || f.retry != nil {
+		return
+	}
+	f.index, f.mark = g.status.applied.Load(), f.bytes
+	f.done = g.cfg.Flush()
+}
+
+// stalled reports that the state's flush can't keep up with the log, so that
+// proposals have to wait for it.
+func (g *Group) stalled() bool {
+	f := &g.loop.flush
+	return f.bytes >= g.limits.replayBytes && (f.done != nil || f.retry != nil)
+}
+
+// flushed cuts the log behind a flush that is done.
+func (g *Group) flushed(err error) error {
+	f := &g.loop.flush
+	f.done = nil
+	if err != nil {
+		f.mark = 0
+		f.retry = time.After(g.limits.flushRetry)
+		g.cfg.Logger.Warn("flushing the state failed, the log can't be cut yet", "error", err)
+		return nil
+	}
+	f.bytes -= f.mark
+	f.mark = 0
+	if err := g.cfg.Log.TruncateFront(f.index); err != nil {
+		return fmt.Errorf("cut the log: %w", err)
+	}
+	return nil
+}
+
+func (g *Group) retryFlush() {
+	g.loop.flush.retry = nil
+	g.askFlush()
+}
+
+// lastFlush flushes all that is applied and cuts the log behind it.
+func (g *Group) lastFlush() error {
+	f := &g.loop.flush
+	if f.done != nil {
+		// Its outcome does not matter: the next one covers it.
+		<-f.done
+	}
+	if err := <-g.cfg.Flush(); err != nil {
+		return fmt.Errorf("flush the state: %w", err)
+	}
+	if err := g.cfg.Log.TruncateFront(g.status.applied.Load()); err != nil {
+		return fmt.Errorf("cut the log: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,355 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// Machine is the state machine that a Group drives. Only one goroutine calls
+// it. An index that is not above the applied one is skipped. An error means
+// that the state is broken: the Group ends.
+type Machine interface {
+	// Applied returns the index and term of the last entry in the state.
+	Applied() (index, term uint64)
+	// Apply applies an entry and returns one answer per command. Raft's own
+	// entries have no commands and time 0. The applied index becomes index in the
+	// same batch. The entry may be kept, but not changed.
+	Apply(index, term uint64, entry *wire.Entry) ([]*wire.Answer, error)
+	// ApplyConf is Apply for an entry that changed who is in the group: conf
+	// is kept as it is.
+	ApplyConf(index, term uint64, conf []byte) error
+	// ConfState returns what ApplyConf was last given, nil in an empty state.
+	ConfState() []byte
+	// LogTime returns the time of the latest entry in the state.
+	LogTime() uint64
+}
+
+// Config is what a Group is made of. All fields are needed but Logger.
+type Config struct {
+	// ID is the node's identity in the group; not 0, and never used again for
+	// a node that lost its log.
+	ID      uint64
+	Log     Log
+	Machine Machine
+	// Flush begins to write the state as it is to disk; the channel yields nil
+	// when it is there. An error is not final: the Group asks again later.
+	Flush func() <-chan error
+	// Clock is the source of log time; it may jump.
+	Clock func() time.Time
+	// Fatal is called once, on a goroutine of the Group, when log or state
+	// failed: nothing is acknowledged any more. It must not block; the Group
+	// still wants to be closed.
+	Fatal func(error)
+	// Logger gets what raft says, at debug level; nil is nobody.
+	Logger *slog.Logger
+}
+
+// limits are the sizes at which a Group does something else.
+type limits struct {
+	entryCommands int    // of one entry, where one call has not more
+	entryBytes    int    // likewise
+	callBytes     int    // of one call of Propose: gears.ErrTooBig
+	heldCommands  int64  // taken and not answered: gears.ErrOverload
+	heldBytes     int64  // likewise
+	flushBytes    uint64 // of log after which the state is flushed
+	replayBytes   uint64 // of log above the flushed state: proposals wait
+	flushRetry    time.Duration
+}
+
+var defaultLimits = limits{
+	entryCommands: 4096,
+	entryBytes:    4 << 20,
+	callBytes:     32 << 20,
+	heldCommands:  1 << 16,
+	heldBytes:     64 << 20,
+	flushBytes:    32 << 20,
+	replayBytes:   96 << 20, // and what is in flight: 128 MiB in all
+	flushRetry:    time.Second,
+}
+
+// Raft's ticks and what it may hold; ticks only matter in a group of several.
+const (
+	tick             = 100 * time.Millisecond
+	electionTicks    = 10
+	heartbeatTicks   = 1
+	messageBytesMax  = 1 << 20
+	inflightMessages = 256
+	uncommittedBytes = 64 << 20
+	applyBytes       = 8 << 20 // committed entries that raft hands out at once
+)
+
+// Group is this node's replica of a volume: it puts commands into the
+// replicated log and what is committed into the state machine, in one order.
+// Its methods are safe for concurrent use.
+type Group struct {
+	cfg    Config
+	limits limits
+	store  *storage
+	disk   *disk
+	held   held
+	time   atomic.Uint64 // log time of the last entry
+	status published
+	alone  atomic.Bool // this node is the only voter and leads
+	broken atomic.Bool // err is set
+
+	loop loop // belongs to the goroutine run
+
+	wake  chan struct{} // of capacity 1: something below changed
+	ended chan struct{} // run has returned
+
+	mu       sync.Mutex
+	pending  []waiting
+	barriers []*barrier
+	asleep   bool // the loop waits on wake
+	closing  bool
+	err      error // the first failure
+	closeErr error // what the last flush said
+}
+
+// published are the figures of Status that the loop writes.
+type published struct {
+	term, leader, commit, applied atomic.Uint64
+}
+
+// Status describes a replica.
+type Status struct {
+	ID, Leader      uint64 // Leader is 0 where it is not known
+	Term            uint64
+	Commit, Applied gears.Index
+	Durable         gears.Index // log entries up to here are on this node's disk
+	LogBytes        uint64
+}
+
+// Open makes cfg.Log and cfg.Machine a replica. It applies what the log has
+// committed and the state lacks before it returns; in a group of one that is
+// all, and the node leads then and all of it is on disk. It may be called
+// again on the same log and state after Close or a crash.
+//
+// Errors: gears.ErrDamaged where log and state don't fit together,
+// gears.ErrForeign where they are another node's, and those of log and state.
+func Open(cfg Config) (*Group, error) { return open(cfg, defaultLimits) }
+
+func open(cfg Config, limits limits) (*Group, error) {
+	if cfg.ID == 0 || raft.IsLocalMsgTarget(cfg.ID) {
+		return nil, gears.ErrInvalid.Because("node id %d", cfg.ID)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	store, err := openStorage(cfg.Log, cfg.Machine, cfg.ID)
+	if err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	g := &Group{
+		cfg: cfg, limits: limits, store: store,
+		wake: make(chan struct{}, 1), ended: make(chan struct{}),
+	}
+	g.disk = newDisk(cfg.Log, g.fail, g.kick)
+	if err := g.start(); err != nil {
+		g.disk.abort(err)
+		g.disk.close()
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	go g.run()
+	return g, nil
+}
+
+// start brings raft up and replays, on the caller's goroutine.
+func (g *Group) start() error {
+	applied, _ := g.cfg.Machine.Applied()
+	g.time.Store(g.cfg.Machine.LogTime())
+	g.status.applied.Store(applied)
+	g.status.commit.Store(g.store.hard.GetCommit())
+	g.status.term.Store(g.store.hard.GetTerm())
+	g.loop.hardTerm, g.loop.hardVote = g.store.hard.GetTerm(), g.store.hard.GetVote()
+	return g.guard(func() error {
+		node, err := raft.NewRawNode(&raft.Config{
+			ID:                        g.cfg.ID,
+			ElectionTick:              electionTicks,
+			HeartbeatTick:             heartbeatTicks,
+			Storage:                   g.store,
+			Applied:                   applied,
+			AsyncStorageWrites:        true,
+			MaxSizePerMsg:             messageBytesMax,
+			MaxCommittedSizePerReady:  applyBytes,
+			MaxUncommittedEntriesSize: uncommittedBytes,
+			MaxInflightMsgs:           inflightMessages,
+			CheckQuorum:               true,
+			PreVote:                   true,
+			ReadOnlyOption:            raft.ReadOnlySafe,
+			Logger:                    quiet{g.cfg.Logger},
+			DisableProposalForwarding: true,
+			StepDownOnRemoval:         true,
+		})
+		if err != nil {
+			return fmt.Errorf("raft: %w", err)
+		}
+		g.loop.node = node
+		g.confChanged(g.store.conf)
+		return g.replay()
+	})
+}
+
+// Propose puts commands in line for the log and returns. Those of one call
+// stand next to each other in one entry, and calls that follow each other keep
+// their order. It never waits for I/O; a Group that has too much on hand
+// refuses the whole call with gears.ErrOverload.
+func (g *Group) Propose(ps ...*Proposal) {
+	if len(ps) == 0 {
+		return
+	}
+	var few [8]waiting // no allocation for a short call
+	total, items := 0, few[:0]
+	for _, p := range ps {
+		size := p.Command.SizeVT()
+		total += size
+		items = append(items, waiting{Proposal: p, bytes: size})
+	}
+	items[len(items)-1].last = true
+
+	g.mu.Lock()
+	if err := g.refusalLocked(len(ps), total); err != nil {
+		g.mu.Unlock()
+		// Not here: the caller may hold a lock that Done takes.
+		go refuse(slices.Clone(items), err)
+		return
+	}
+	g.held.commands.Add(int64(len(ps)))
+	g.held.bytes.Add(int64(total))
+	g.pending = append(g.pending, items...)
+	asleep := g.asleep
+	g.asleep = false
+	g.mu.Unlock()
+	if asleep {
+		g.kick()
+	}
+}
+
+func refuse(items []waiting, err error) {
+	for i := range items {
+		items[i].Done(nil, err)
+	}
+}
+
+// refusalLocked returns why a call of so many commands and bytes is not taken.
+func (g *Group) refusalLocked(commands, bytes int) error {
+	switch {
+	case g.err != nil:
+		return gears.ErrClosed.Because("the replica has failed: %v", g.err)
+	case g.closing:
+		return gears.ErrClosed
+	case bytes > g.limits.callBytes || int64(commands) > g.limits.heldCommands:
+		return gears.ErrTooBig.Because("%d commands of %d bytes in one call", commands, bytes)
+	case g.held.commands.Load()+int64(commands) > g.limits.heldCommands,
+		g.held.bytes.Load()+int64(bytes) > g.limits.heldBytes:
+		return gears.ErrOverload
+	}
+	return nil
+}
+
+// WhenDurable calls done once all that is applied now is on disk: at once, on
+// the caller's goroutine, where it is already or syncing has failed, else on
+// one of the Group's; done must not block.
+func (g *Group) WhenDurable(done func(error)) { g.disk.whenSynced(done) }
+
+// Barrier returns when this replica has applied all that was acknowledged
+// anywhere before the call, so that a read of the state that follows is
+// linearizable. In a group of one that is always so. It waits until ctx ends;
+// errors: ctx's and gears.ErrClosed.
+func (g *Group) Barrier(ctx context.Context) error {
+	if g.alone.Load() && !g.broken.Load() {
+		return nil
+	}
+	b := &barrier{done: make(chan error, 1)}
+	g.mu.Lock()
+	if g.closing || g.err != nil {
+		g.mu.Unlock()
+		return gears.ErrClosed
+	}
+	g.barriers = append(g.barriers, b)
+	g.mu.Unlock()
+	g.kick()
+	select {
+	case err := <-b.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Time returns a log time not before that of any entry that is written, and
+// that of now unless the clock was ahead once.
+func (g *Group) Time() uint64 {
+	return max(g.time.Load(), uint64(g.cfg.Clock().UnixNano()))
+}
+
+// Status returns the replica's figures, each as of some moment during the call.
+func (g *Group) Status() Status {
+	return Status{
+		ID:       g.cfg.ID,
+		Leader:   g.status.leader.Load(),
+		Term:     g.status.term.Load(),
+		Commit:   gears.Index(g.status.commit.Load()),
+		Applied:  gears.Index(g.status.applied.Load()),
+		Durable:  gears.Index(g.disk.syncedIndex()),
+		LogBytes: g.cfg.Log.Bytes(),
+	}
+}
+
+// Close refuses new proposals, finishes those that were taken, syncs the log,
+// flushes the state, so that the next Open has nothing to replay, and waits
+// for all that. It is idempotent and returns the Group's failure, or that of
+// the flush: what was acknowledged is in the log all the same.
+func (g *Group) Close() error {
+	g.mu.Lock()
+	g.closing = true
+	g.mu.Unlock()
+	g.kick()
+	<-g.ended
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return errors.Join(g.err, g.closeErr)
+}
+
+// kick makes the loop look around.
+func (g *Group) kick() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// fail ends the Group because of err, from any of its goroutines.
+func (g *Group) fail(err error) {
+	g.mu.Lock()
+	first := g.err == nil
+	if first {
+		g.err = err
+	}
+	g.mu.Unlock()
+	if !first {
+		return
+	}
+	g.broken.Store(true)
+	g.disk.abort(err)
+	g.cfg.Fatal(err)
+	g.kick()
+}
+
+// failed returns what ended the Group.
+func (g *Group) failed() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
