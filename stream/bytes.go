@@ -34,8 +34,9 @@ func (q *Queue) resize(at gears.Place, oldBytes int, r *Record) {
 	q.s.Bytes += uint64(len(r.Data)) - uint64(oldBytes)
 	q.s.Version++
 	if out := q.outs.ref(at); out != nil && out.Bytes != uint64(len(r.Data)) {
+		was := *out
 		out.Bytes = uint64(len(r.Data))
-		q.rows.SetOut(at, *out)
+		q.rows.SetOut(at, was, *out)
 	}
 	q.dropWindowBehind(at)
 }
@@ -133,7 +134,8 @@ func (q *Queue) SetTail(tail gears.Pos) error {
 	return nil
 }
 
-// Clear removes all records, ending the leases on them: tail moves to head.
+// Clear removes all records, ending the leases on them: tail moves to head, and
+// the stream is a plain queue again.
 func (q *Queue) Clear() error {
 	q.s.Version++
 	cut := gears.Place{Pos: q.s.Head.Pos}
@@ -142,6 +144,7 @@ func (q *Queue) Clear() error {
 	}
 	q.s.Tail = cut.Pos
 	q.s.Head = q.s.End()
+	q.s.Blocks = false
 	return nil
 }
 

@@ -76,7 +76,7 @@ func (m *Memory) Discard(from, to gears.Place) {
 }
 
 // SetOut implements Outs.
-func (m *Memory) SetOut(at gears.Place, out Out) { m.outs.set(at, out) }
+func (m *Memory) SetOut(at gears.Place, _, out Out) { m.outs.set(at, out) }
 
 // DeleteOut implements Outs.
 func (m *Memory) DeleteOut(at gears.Place, _ Out) { m.outs.delete(at) }

@@ -189,7 +189,7 @@ func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
 	q.s.Leased++
 	out := Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: 1, Bytes: uint64(n)}
 	q.outs.set(t.Place, out)
-	q.rows.SetOut(t.Place, out)
+	q.rows.SetOut(t.Place, Out{}, out)
 	return t, true, nil
 }
 
@@ -222,8 +222,9 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 	t.Fence = h.fence
 	h.fence++
 	q.s.Leased++
-	*out = Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: t.Deliveries, Bytes: out.Bytes}
-	q.rows.SetOut(at, *out)
+	was := *out
+	*out = Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: t.Deliveries, Bytes: was.Bytes}
+	q.rows.SetOut(at, was, *out)
 	return t, true, nil
 }
 
@@ -264,10 +265,10 @@ func (q *Queue) Ack(at gears.Place) error {
 // Return ends the lease on a record, which is held: it is ready again, at its
 // old place.
 func (q *Queue) Return(at gears.Place) {
-	out := q.leased(at)
-	out.Leased, out.Holder, out.Fence = false, gears.SessionID{}, 0
+	was := q.leased(at)
+	out := Out{Deliveries: was.Deliveries, Bytes: was.Bytes}
 	q.outs.set(at, out)
-	q.rows.SetOut(at, out)
+	q.rows.SetOut(at, was, out)
 	q.back.set(at, struct{}{})
 	q.s.Leased--
 	q.s.Returned++

@@ -52,9 +52,10 @@ type Rows interface {
 
 // Outs are the marks of the records in front of the cursor that live.
 type Outs interface {
-	SetOut(at gears.Place, out Out)
-	// DeleteOut removes a mark; out is what it was.
-	DeleteOut(at gears.Place, out Out)
+	// SetOut sets a mark; was is what it was, zero where there was none.
+	SetOut(at gears.Place, was, out Out)
+	// DeleteOut removes a mark; was is what it was.
+	DeleteOut(at gears.Place, was Out)
 	// ScanOuts calls yield with all of them, in order.
 	ScanOuts(yield func(at gears.Place, out Out)) error
 }

@@ -378,6 +378,7 @@ type StreamRow struct {
 	CleanedPos    uint64                 `protobuf:"varint,15,opt,name=cleaned_pos,json=cleanedPos,proto3" json:"cleaned_pos,omitempty"` // rows in front of this place are deleted
 	CleanedSeq    uint64                 `protobuf:"varint,16,opt,name=cleaned_seq,json=cleanedSeq,proto3" json:"cleaned_seq,omitempty"`
 	Blocks        bool                   `protobuf:"varint,17,opt,name=blocks,proto3" json:"blocks,omitempty"` // bytes were written in place: not a plain queue
+	Dead          uint64                 `protobuf:"varint,18,opt,name=dead,proto3" json:"dead,omitempty"`     // records that are gone and whose rows are behind cleaned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +530,13 @@ func (x *StreamRow) GetBlocks() bool {
 		return x.Blocks
 	}
 	return false
+}
+
+func (x *StreamRow) GetDead() uint64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
 }
 
 // RecordRow is a record's payload: inline, or extents in the block store.
@@ -694,6 +702,7 @@ type OutRow struct {
 	Fence         uint64                 `protobuf:"varint,4,opt,name=fence,proto3" json:"fence,omitempty"`
 	Deliveries    uint32                 `protobuf:"varint,5,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
 	Deadline      uint64                 `protobuf:"fixed64,6,opt,name=deadline,proto3" json:"deadline,omitempty"` // log time; 0 is none
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`        // the record's length
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -766,6 +775,13 @@ func (x *OutRow) GetDeliveries() uint32 {
 func (x *OutRow) GetDeadline() uint64 {
 	if x != nil {
 		return x.Deadline
+	}
+	return 0
+}
+
+func (x *OutRow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
 	}
 	return 0
 }
@@ -917,13 +933,19 @@ func (x *StoredAnswer) GetTaken() []*Reference {
 }
 
 type Reference struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Pos           uint64                 `protobuf:"varint,3,opt,name=pos,proto3" json:"pos,omitempty"`
-	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
-	Deliveries    uint32                 `protobuf:"varint,5,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
-	Fence         uint64                 `protobuf:"varint,6,opt,name=fence,proto3" json:"fence,omitempty"` // of a lease; 0 where the record is acknowledged
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Ino        uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key        string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Pos        uint64                 `protobuf:"varint,3,opt,name=pos,proto3" json:"pos,omitempty"`
+	Seq        uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Deliveries uint32                 `protobuf:"varint,5,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
+	Fence      uint64                 `protobuf:"varint,6,opt,name=fence,proto3" json:"fence,omitempty"` // of a lease; 0 where the record is acknowledged
+	// The last of a run of records that were taken together, none between them:
+	// the fence of each is one more; 0 where the run is one record.
+	LastPos uint64 `protobuf:"varint,7,opt,name=last_pos,json=lastPos,proto3" json:"last_pos,omitempty"`
+	LastSeq uint64 `protobuf:"varint,8,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	// The records themselves, where something else than a take removed a row.
+	Kept          []*KeptRecord `protobuf:"bytes,9,rep,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1000,6 +1022,87 @@ func (x *Reference) GetFence() uint64 {
 	return 0
 }
 
+func (x *Reference) GetLastPos() uint64 {
+	if x != nil {
+		return x.LastPos
+	}
+	return 0
+}
+
+func (x *Reference) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *Reference) GetKept() []*KeptRecord {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+type KeptRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pos           uint64                 `protobuf:"varint,1,opt,name=pos,proto3" json:"pos,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Row           *RecordRow             `protobuf:"bytes,3,opt,name=row,proto3" json:"row,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptRecord) Reset() {
+	*x = KeptRecord{}
+	mi := &file_row_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptRecord) ProtoMessage() {}
+
+func (x *KeptRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptRecord.ProtoReflect.Descriptor instead.
+func (*KeptRecord) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *KeptRecord) GetPos() uint64 {
+	if x != nil {
+		return x.Pos
+	}
+	return 0
+}
+
+func (x *KeptRecord) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *KeptRecord) GetRow() *RecordRow {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
 // BlockedPut: the session's puts to this stream behind seq wait for that one.
 type BlockedPut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1012,7 +1115,7 @@ type BlockedPut struct {
 
 func (x *BlockedPut) Reset() {
 	*x = BlockedPut{}
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1127,7 @@ func (x *BlockedPut) String() string {
 func (*BlockedPut) ProtoMessage() {}
 
 func (x *BlockedPut) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1140,7 @@ func (x *BlockedPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedPut.ProtoReflect.Descriptor instead.
 func (*BlockedPut) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{10}
+	return file_row_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BlockedPut) GetIno() uint64 {
@@ -1070,7 +1173,7 @@ type OrphanRow struct {
 
 func (x *OrphanRow) Reset() {
 	*x = OrphanRow{}
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1185,7 @@ func (x *OrphanRow) String() string {
 func (*OrphanRow) ProtoMessage() {}
 
 func (x *OrphanRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1198,7 @@ func (x *OrphanRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanRow.ProtoReflect.Descriptor instead.
 func (*OrphanRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{11}
+	return file_row_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OrphanRow) GetHolders() []uint64 {
@@ -1114,7 +1217,7 @@ type RemoteRow struct {
 
 func (x *RemoteRow) Reset() {
 	*x = RemoteRow{}
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1229,7 @@ func (x *RemoteRow) String() string {
 func (*RemoteRow) ProtoMessage() {}
 
 func (x *RemoteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1242,7 @@ func (x *RemoteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteRow.ProtoReflect.Descriptor instead.
 func (*RemoteRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{12}
+	return file_row_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoteRow) GetAddrs() string {
@@ -1188,7 +1291,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xe7\x03\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xfb\x03\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1212,7 +1315,8 @@ const file_row_proto_rawDesc = "" +
 	"cleanedPos\x12\x1f\n" +
 	"\vcleaned_seq\x18\x10 \x01(\x04R\n" +
 	"cleanedSeq\x12\x16\n" +
-	"\x06blocks\x18\x11 \x01(\bR\x06blocks\"\x88\x01\n" +
+	"\x06blocks\x18\x11 \x01(\bR\x06blocks\x12\x12\n" +
+	"\x04dead\x18\x12 \x01(\x04R\x04dead\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -1225,7 +1329,7 @@ const file_row_proto_rawDesc = "" +
 	"\x05block\x18\x02 \x01(\x04R\x05block\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\xbc\x01\n" +
+	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\xd2\x01\n" +
 	"\x06OutRow\x12\x16\n" +
 	"\x06leased\x18\x01 \x01(\bR\x06leased\x12%\n" +
 	"\x0esession_minted\x18\x02 \x01(\x06R\rsessionMinted\x12!\n" +
@@ -1234,7 +1338,8 @@ const file_row_proto_rawDesc = "" +
 	"\n" +
 	"deliveries\x18\x05 \x01(\rR\n" +
 	"deliveries\x12\x1a\n" +
-	"\bdeadline\x18\x06 \x01(\x06R\bdeadline\"\xa2\x01\n" +
+	"\bdeadline\x18\x06 \x01(\x06R\bdeadline\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\"\xa2\x01\n" +
 	"\n" +
 	"SessionRow\x12\x1c\n" +
 	"\tconfirmed\x18\x01 \x01(\x04R\tconfirmed\x12\x16\n" +
@@ -1246,7 +1351,7 @@ const file_row_proto_rawDesc = "" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x1b\n" +
 	"\tfirst_seq\x18\x03 \x01(\x04R\bfirstSeq\x12\x19\n" +
 	"\blast_seq\x18\x04 \x01(\x04R\alastSeq\x12(\n" +
-	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\"\x89\x01\n" +
+	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\"\xe8\x01\n" +
 	"\tReference\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -1255,7 +1360,15 @@ const file_row_proto_rawDesc = "" +
 	"\n" +
 	"deliveries\x18\x05 \x01(\rR\n" +
 	"deliveries\x12\x14\n" +
-	"\x05fence\x18\x06 \x01(\x04R\x05fence\"B\n" +
+	"\x05fence\x18\x06 \x01(\x04R\x05fence\x12\x19\n" +
+	"\blast_pos\x18\a \x01(\x04R\alastPos\x12\x19\n" +
+	"\blast_seq\x18\b \x01(\x04R\alastSeq\x12'\n" +
+	"\x04kept\x18\t \x03(\v2\x13.gearsfs.KeptRecordR\x04kept\"V\n" +
+	"\n" +
+	"KeptRecord\x12\x10\n" +
+	"\x03pos\x18\x01 \x01(\x04R\x03pos\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12$\n" +
+	"\x03row\x18\x03 \x01(\v2\x12.gearsfs.RecordRowR\x03row\"B\n" +
 	"\n" +
 	"BlockedPut\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -1278,7 +1391,7 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
 	(*InodeRow)(nil),     // 1: gearsfs.InodeRow
@@ -1290,20 +1403,23 @@ var file_row_proto_goTypes = []any{
 	(*SessionRow)(nil),   // 7: gearsfs.SessionRow
 	(*StoredAnswer)(nil), // 8: gearsfs.StoredAnswer
 	(*Reference)(nil),    // 9: gearsfs.Reference
-	(*BlockedPut)(nil),   // 10: gearsfs.BlockedPut
-	(*OrphanRow)(nil),    // 11: gearsfs.OrphanRow
-	(*RemoteRow)(nil),    // 12: gearsfs.RemoteRow
+	(*KeptRecord)(nil),   // 10: gearsfs.KeptRecord
+	(*BlockedPut)(nil),   // 11: gearsfs.BlockedPut
+	(*OrphanRow)(nil),    // 12: gearsfs.OrphanRow
+	(*RemoteRow)(nil),    // 13: gearsfs.RemoteRow
 }
 var file_row_proto_depIdxs = []int32{
 	5,  // 0: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	10, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	11, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
 	8,  // 2: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
 	9,  // 3: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	4,  // [4:4] is the sub-list for method output_type
-	4,  // [4:4] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	10, // 4: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	4,  // 5: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -1317,7 +1433,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
