@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -80,7 +81,14 @@ func (g *Group) guard(f func() error) (err error) {
 // or has failed.
 func (g *Group) serve() error {
 	for {
-		items, barriers, state := g.next()
+		items, barriers, state := g.next(false)
+		if state == idle {
+			// Who is ready to run may be about to propose: what comes now shares
+			// an entry and wakes nobody. With 16 clients that is four times as
+			// many a second; alone it costs nothing.
+			runtime.Gosched()
+			items, barriers, state = g.next(true)
+		}
 		switch state {
 		case stopped:
 			return nil
@@ -115,8 +123,9 @@ const (
 	stopped
 )
 
-// next takes what waits and fits one entry.
-func (g *Group) next() ([]waiting, []*barrier, loopState) {
+// next takes what waits and fits one entry. With sleep, the next proposal or
+// barrier wakes the loop where there is none.
+func (g *Group) next(sleep bool) ([]waiting, []*barrier, loopState) {
 	stalled := g.stalled()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,7 +142,7 @@ func (g *Group) next() ([]waiting, []*barrier, loopState) {
 		if g.closing && len(g.pending) == 0 && len(g.loop.inflight) == 0 {
 			return nil, nil, stopped
 		}
-		g.asleep = true
+		g.asleep = sleep
 		return nil, nil, idle
 	}
 	g.asleep = false
@@ -176,6 +185,7 @@ func (g *Group) event(wait bool) error {
 		case <-ticks:
 			l.node.Tick()
 		default:
+			return nil
 		}
 		return g.pump()
 	}
