@@ -20,7 +20,7 @@ type Options struct {
 
 	CacheBytes    int64  // of the state's block cache; 64 MiB
 	MemTableBytes uint64 // of each of the state's memtables, at most four; 32 MiB
-	SegmentBytes  int64  // of a log segment; 16 MiB
+	SegmentBytes  int64  // of a log segment; 16 MiB, at most 1 GiB
 	LogCacheBytes int    // of recent log entries kept in memory; 8 MiB
 }
 
@@ -38,6 +38,7 @@ func (o Options) withDefaults() Options {
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = 16 << 20
 	}
+	o.SegmentBytes = min(o.SegmentBytes, segmentBytesMax)
 	if o.LogCacheBytes == 0 {
 		o.LogCacheBytes = 8 << 20
 	}
