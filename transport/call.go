@@ -1,0 +1,249 @@
+package transport
+
+import (
+	"context"
+	"sync"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// Pending is a call that was started and has not ended.
+type Pending struct {
+	conn *Conn
+	id   uint64
+	body []byte // until it is queued
+	done func(answer []byte, err error)
+	// ended gets the outcome instead of done, of a Call.
+	ended chan outcome
+
+	// Guarded by conn.mu.
+	state      pendingState
+	cancelled  bool
+	prev, next *Pending // in conn.waiting
+}
+
+type outcome struct {
+	answer []byte
+	err    error
+}
+
+type pendingState uint8
+
+const (
+	pendingWaits pendingState = iota // for credit
+	pendingSent
+	pendingEnded
+)
+
+var waiters = sync.Pool{New: func() any { return &Pending{ended: make(chan outcome, 1)} }}
+
+// Start sends a call and returns without waiting. Calls reach the peer's
+// Handler in the order in which they were started.
+//
+// done is called exactly once with the answer, which belongs to it, or with an
+// error: one that the peer's end answered with (gears.ErrUnknownOp,
+// gears.ErrOverload, gears.ErrClosed: the call was not served), one with ErrLost
+// in its chain where the outcome is unknown, or, where the call was never sent:
+// gears.ErrTooBig, gears.ErrOverload, gears.ErrCancelled, or Err's. It is
+// called on the goroutine that reads from the connection, or on one of its own,
+// never before Start returns on the caller's; it must not wait for anything,
+// and may start calls and reply to others.
+//
+// A call that finds the peer's window full is kept until there is room, up to
+// as many calls and bytes as Config.CallsMax and WindowBytes allow, then refused
+// with gears.ErrOverload. body must not be changed until done is called.
+func (c *Conn) Start(body []byte, done func(answer []byte, err error)) *Pending {
+	p := &Pending{conn: c, body: body, done: done}
+	c.begin(p)
+	return p
+}
+
+// Call sends a call and waits for its outcome, also for room in the peer's
+// window. The errors are those of Start. When ctx ends before the call was sent,
+// its error is returned and nothing has happened; later the peer is asked to
+// cancel the call and the true outcome is still waited for. body must not be
+// changed meanwhile, the answer belongs to the caller.
+func (c *Conn) Call(ctx context.Context, body []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p := waiters.Get().(*Pending)
+	p.conn, p.body, p.state, p.cancelled = c, body, pendingWaits, false
+	c.begin(p)
+	var out outcome
+	select {
+	case out = <-p.ended:
+	case <-ctx.Done():
+		unsent := p.cancel()
+		if out = <-p.ended; unsent {
+			out.err = ctx.Err()
+		}
+	}
+	p.conn = nil
+	waiters.Put(p)
+	return out.answer, out.err
+}
+
+// Cancel asks that the call ends soon. done is called as ever, with the true
+// outcome: Cancel only passes the wish on, to the OnCancel of the peer's Call.
+// A call that was not sent yet ends with gears.ErrCancelled. It does not wait
+// and may be called at any time and repeatedly.
+func (p *Pending) Cancel() { p.cancel() }
+
+// cancel tells whether the call ended without having been sent.
+func (p *Pending) cancel() (unsent bool) {
+	c := p.conn
+	c.mu.Lock()
+	switch {
+	case p.state == pendingWaits:
+		c.waiting.remove(p)
+		c.waitingBytes -= len(p.body)
+		c.endLaterLocked(p, gears.ErrCancelled)
+		c.admitLocked()
+		unsent = true
+	case p.state == pendingSent && !p.cancelled && c.err == nil:
+		p.cancelled = true
+		c.queue = append(c.queue, frame{id: p.id, kind: kindCancel})
+	}
+	own := c.claimLocked()
+	c.mu.Unlock()
+	if own {
+		c.flush()
+	}
+	return unsent
+}
+
+// end reports the outcome. The caller has taken p out of the connection.
+func (p *Pending) end(answer []byte, err error) {
+	if p.ended != nil {
+		p.ended <- outcome{answer, err}
+		return
+	}
+	p.done(answer, err)
+}
+
+// endLaterLocked ends p on another goroutine, so that who started or cancelled
+// it may hold locks that done takes.
+func (c *Conn) endLaterLocked(p *Pending, err error) {
+	p.state = pendingEnded
+	p.body = nil
+	switch {
+	case p.ended != nil:
+		p.end(nil, err)
+	case c.ended:
+		go p.end(nil, err)
+	default:
+		c.children.Go(func() { p.end(nil, err) })
+	}
+}
+
+// begin sends p, makes it wait for credit, or refuses it.
+func (c *Conn) begin(p *Pending) {
+	c.mu.Lock()
+	err := c.startErrorLocked()
+	switch {
+	case err != nil:
+	case overheadBytes+len(p.body) > c.frameBytesMax:
+		err = gears.ErrTooBig.Because("a request of %d bytes, at most %d are possible", len(p.body), c.frameBytesMax-overheadBytes)
+	case c.waiting.n == 0 && c.hasCreditLocked(p):
+		c.sendLocked(p)
+	case p.ended == nil && (c.waiting.n >= c.cfg.CallsMax || c.waitingBytes+len(p.body) > c.cfg.WindowBytes):
+		err = gears.ErrOverload.Because("%d calls of %d bytes wait to be sent", c.waiting.n, c.waitingBytes)
+	default:
+		c.waiting.push(p)
+		c.waitingBytes += len(p.body)
+	}
+	if err != nil {
+		c.endLaterLocked(p, err)
+	}
+	own := c.claimLocked()
+	c.mu.Unlock()
+	if own {
+		c.flush()
+	}
+}
+
+func (c *Conn) hasCreditLocked(p *Pending) bool {
+	return len(c.sent) < c.callsMax && len(p.body) <= c.credit
+}
+
+// sendLocked queues p's request.
+func (c *Conn) sendLocked(p *Pending) {
+	c.nextID++
+	p.id = c.nextID
+	p.state = pendingSent
+	c.sent[p.id] = p
+	c.credit -= len(p.body)
+	c.queue = append(c.queue, frame{id: p.id, kind: kindRequest, body: p.body})
+	p.body = nil
+}
+
+// admitLocked sends what waits and has credit now, in order.
+func (c *Conn) admitLocked() {
+	for p := c.waiting.first; p != nil && c.hasCreditLocked(p); p = c.waiting.first {
+		c.waiting.remove(p)
+		c.waitingBytes -= len(p.body)
+		c.sendLocked(p)
+	}
+}
+
+// takeWaitingLocked takes out all that wait; the caller ends them.
+func (c *Conn) takeWaitingLocked() []*Pending {
+	var all []*Pending
+	for p := c.waiting.first; p != nil; p = c.waiting.first {
+		c.waiting.remove(p)
+		p.state = pendingEnded
+		p.body = nil
+		all = append(all, p)
+	}
+	c.waitingBytes = 0
+	return all
+}
+
+// handleAnswer ends the call id.
+func (c *Conn) handleAnswer(id uint64, answer []byte, err error) error {
+	c.mu.Lock()
+	p := c.sent[id]
+	if p == nil {
+		c.mu.Unlock()
+		return gears.ErrProtocol.Because("an answer to no call")
+	}
+	delete(c.sent, id)
+	p.state = pendingEnded
+	c.admitLocked()
+	c.mu.Unlock()
+	p.end(answer, err)
+	return nil
+}
+
+// pendingList is a list of calls in the order of their start.
+type pendingList struct {
+	first, last *Pending
+	n           int
+}
+
+func (l *pendingList) push(p *Pending) {
+	p.prev, p.next = l.last, nil
+	if l.last != nil {
+		l.last.next = p
+	} else {
+		l.first = p
+	}
+	l.last = p
+	l.n++
+}
+
+func (l *pendingList) remove(p *Pending) {
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else {
+		l.first = p.next
+	}
+	if p.next != nil {
+		p.next.prev = p.prev
+	} else {
+		l.last = p.prev
+	}
+	p.prev, p.next = nil, nil
+	l.n--
+}

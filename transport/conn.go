@@ -1,0 +1,411 @@
+package transport
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// ErrLost is in the chain of the error of a call that was sent and whose answer
+// did not come before the connection ended: the peer may have served it or not.
+var ErrLost = errors.New("no answer")
+
+// Conn is one end of a connection; both ends are alike, each can start calls
+// and serve those of the other. All methods are safe for concurrent use. It
+// ends by Close, by the peer's, or when it is lost; whoever made it closes it.
+//
+// Invariants of what mu guards:
+//
+//  1. A call that was started is in waiting or in sent or has ended; one that
+//     waits has not been put into the queue.
+//  2. len(sent) <= callsMax, and bytes under way <= windowBytes - credit.
+//  3. Only who set writing touches out; who finds nothing left to write unsets
+//     it. So with writing unset and not corked the queue is empty.
+//  4. err is set once. From then on nothing is queued but one GOAWAY.
+type Conn struct {
+	cfg     Config
+	sock    net.Conn        // closed to end it all
+	nc      net.Conn        // sock, or the TLS over it
+	raw     syscall.RawConn // of nc where it can be written without waiting, else nil
+	in      *frameReader    // the reading goroutine's
+	peer    Peer
+	theirs  hello
+	handler Handler
+
+	frameBytesMax int // of what is sent
+	callsMax      int
+	windowBytes   int
+
+	heard  atomic.Bool   // something came since the last tick of keepAlive
+	moved  atomic.Bool   // a writer that waited got on since the last tick
+	frames atomic.Uint64 // that were received
+	expect atomic.Int64  // size of the frame of which only a part is there
+
+	out        writer
+	wake       chan struct{} // tells the flusher that it has become the writer
+	quit       chan struct{}
+	sockClosed chan struct{}
+	done       chan struct{}
+	children   sync.WaitGroup // waited for by run; nothing is added after ended
+
+	mu        sync.Mutex
+	err       error // why it ended
+	ended     bool  // the callbacks of what was in flight are on their way
+	going     bool  // GOAWAY was queued
+	peerGoing bool  // GOAWAY was received
+
+	queue     []frame // to be written
+	writing   bool    // somebody is the writer, until further notice
+	corked    bool    // the reading goroutine will write soon
+	shut      bool    // the last byte was written
+	pongDue   bool
+	pong      uint64
+	unread    int  // bytes of answers that are not written yet
+	closeOnce bool // sockClosed is closed
+
+	// Calls of this end.
+	nextID       uint64
+	sent         map[uint64]*Pending
+	waiting      pendingList // for credit
+	waitingBytes int
+	credit       int // bytes of requests that the peer accepts now
+
+	// Calls of the peer.
+	served     map[uint64]*Call
+	held       int // bytes of requests in served
+	parked     []*Call
+	parkServer bool // serveParked runs
+	granted    int  // bytes of requests that the peer may still send
+	ungranted  int  // bytes that were handed to the handler and not granted again
+}
+
+// newConn makes a Conn that says nothing yet.
+func newConn(sock net.Conn, cfg Config) *Conn {
+	c := &Conn{
+		cfg:        cfg,
+		sock:       sock,
+		nc:         sock,
+		in:         newFrameReader(helloBytesMax),
+		wake:       make(chan struct{}, 1),
+		quit:       make(chan struct{}),
+		sockClosed: make(chan struct{}),
+		done:       make(chan struct{}),
+		sent:       make(map[uint64]*Pending),
+		served:     make(map[uint64]*Call),
+		granted:    cfg.WindowBytes,
+	}
+	c.raw = rawConnOf(sock)
+	c.out.attempt = c.out.writeOnce
+	return c
+}
+
+func (c *Conn) start() {
+	c.children.Go(c.flusher)
+	c.children.Go(c.keepAlive)
+	go c.run()
+}
+
+// Peer tells who is at the other end, as far as it is proved.
+func (c *Conn) Peer() Peer { return c.peer }
+
+// Identity is the peer's Config.Identity, unproved, and Features its
+// Config.Features. The slice must not be changed.
+func (c *Conn) Identity() []byte { return c.theirs.identity }
+
+// Features is the peer's Config.Features.
+func (c *Conn) Features() uint64 { return c.theirs.features }
+
+// Done is closed when the connection has ended and all of its callbacks have
+// returned.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err returns nil while calls can be started, then why not any more:
+// gears.ErrClosed after a Close of either end, gears.ErrNoNode where the
+// connection was lost, gears.ErrProtocol, gears.ErrOverload, or what the peer
+// ended it with.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.startErrorLocked()
+}
+
+func (c *Conn) startErrorLocked() error {
+	switch {
+	case c.err != nil:
+		return c.err
+	case c.going:
+		return gears.ErrClosed.Because("the connection is closed")
+	case c.peerGoing:
+		return gears.ErrClosed.Because("the peer is closing the connection")
+	}
+	return nil
+}
+
+// Close is Shutdown with Config.CloseTimeout, and always returns nil.
+func (c *Conn) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.CloseTimeout)
+	defer cancel()
+	if err := c.Shutdown(ctx); err != nil {
+		return nil // who was still in flight has been told
+	}
+	return nil
+}
+
+// Shutdown ends the connection in peace: no call is started from now on, at
+// neither end, calls that have not been sent end with gears.ErrClosed, and those
+// in flight, both ways, are waited for. When ctx ends before they do the
+// connection is cut, which is the error then: ctx's. When Shutdown returns all
+// callbacks have been called and all goroutines are gone; so it must not be
+// called by a callback or Handler. It is idempotent.
+func (c *Conn) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	refused := c.sayGoawayLocked()
+	own := c.claimLocked()
+	c.mu.Unlock()
+	for _, p := range refused {
+		p.end(nil, gears.ErrClosed)
+	}
+	if own {
+		c.handOver()
+	}
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-c.done:
+		return nil
+	default:
+	}
+	c.fail(gears.ErrClosed.Because("the connection was closed"), false)
+	<-c.done
+	return ctx.Err()
+}
+
+// sayGoawayLocked queues GOAWAY, once, and returns the calls that were never
+// sent and now will not be.
+func (c *Conn) sayGoawayLocked() []*Pending {
+	if c.going || c.err != nil {
+		return nil
+	}
+	c.going = true
+	c.queue = append(c.queue, goaway(nil))
+	return c.takeWaitingLocked()
+}
+
+// drainedLocked tells whether both ends have said GOAWAY and nothing is in
+// flight, so that what is queued is all that will ever be written.
+func (c *Conn) drainedLocked() bool {
+	return c.going && c.peerGoing && len(c.sent) == 0 && len(c.served) == 0 && !c.shut && c.err == nil
+}
+
+// run is the reading goroutine, and ends the connection after it.
+func (c *Conn) run() {
+	err := c.read()
+	if errors.Is(err, gears.ErrProtocol) || errors.Is(err, gears.ErrOverload) {
+		c.fail(err, true)
+	} else {
+		c.fail(c.endOf(err), false)
+	}
+	c.endCalls()
+	<-c.sockClosed
+	close(c.quit)
+	c.children.Wait()
+	close(c.done)
+}
+
+// endOf tells a peaceful end from a loss.
+func (c *Conn) endOf(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(err, io.EOF) && c.going && c.peerGoing && len(c.sent) == 0 && len(c.served) == 0 {
+		return gears.ErrClosed.Because("the connection is closed")
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return gears.ErrNoNode.Because("the connection was cut") // fail has the true reason
+	}
+	return lost(err)
+}
+
+// read receives frames until the connection ends.
+func (c *Conn) read() error {
+	for {
+		f, ok, err := c.in.next()
+		if err != nil {
+			return err
+		}
+		if ok {
+			c.frames.Add(1)
+			if err := c.handle(f); err != nil {
+				return err
+			}
+			continue
+		}
+		c.uncork()
+		c.expect.Store(int64(c.in.partial()))
+		if err := c.in.fill(c.nc); err != nil {
+			return err
+		}
+		c.heard.Store(true)
+		c.cork()
+	}
+}
+
+// cork keeps what is queued from now on for one flush by the reading goroutine.
+func (c *Conn) cork() {
+	c.mu.Lock()
+	c.corked = true
+	c.mu.Unlock()
+}
+
+func (c *Conn) uncork() {
+	c.mu.Lock()
+	c.corked = false
+	own := c.claimLocked()
+	c.mu.Unlock()
+	if own {
+		c.flush()
+	}
+}
+
+// handle does what one frame asks for. An error ends the connection.
+func (c *Conn) handle(f frame) error {
+	switch f.kind {
+	case kindRequest:
+		return c.handleRequest(f)
+	case kindResponse:
+		return c.handleAnswer(f.id, f.body, nil)
+	case kindFailure:
+		code, reason, err := parseError(f.body)
+		if err != nil || code == 0 {
+			return gears.ErrProtocol.Because("a FAILURE without an error")
+		}
+		return c.handleAnswer(f.id, nil, gears.FromCode(code, reason))
+	case kindCancel:
+		c.handleCancel(f.id)
+	case kindPing:
+		c.mu.Lock()
+		c.pongDue, c.pong = true, f.id
+		c.mu.Unlock()
+	case kindPong:
+	case kindWindow:
+		return c.handleWindow(f.body)
+	case kindGoaway:
+		return c.handleGoaway(f.body)
+	default:
+		if f.kind&kindIgnorable == 0 {
+			return gears.ErrProtocol.Because("a frame of the unknown kind %d", f.kind)
+		}
+	}
+	return nil
+}
+
+// handleWindow takes back credit.
+func (c *Conn) handleWindow(body []byte) error {
+	if len(body) < 8 {
+		return gears.ErrProtocol.Because("a WINDOW of %d bytes", len(body))
+	}
+	n := binary.BigEndian.Uint64(body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > uint64(c.windowBytes-c.credit) {
+		return gears.ErrProtocol.Because("a WINDOW grants more than was used")
+	}
+	c.credit += int(n)
+	c.admitLocked()
+	return nil
+}
+
+func (c *Conn) handleGoaway(body []byte) error {
+	if err := goawayError(body); err != nil {
+		c.fail(fmt.Errorf("the peer ended the connection: %w", err), false)
+		return err
+	}
+	c.mu.Lock()
+	c.peerGoing = true
+	refused := c.sayGoawayLocked()
+	c.mu.Unlock()
+	for _, p := range refused {
+		p.end(nil, gears.ErrClosed.Because("the peer is closing the connection"))
+	}
+	return nil
+}
+
+// farewellTimeout bounds how long the reason of an end is tried to be told.
+const farewellTimeout = time.Second
+
+// fail ends the connection for err, unless it has ended before; with tell the
+// peer is told, if it listens. It does not wait.
+func (c *Conn) fail(err error, tell bool) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	clear(c.queue)
+	c.queue = c.queue[:0]
+	if !tell || c.shut {
+		c.mu.Unlock()
+		c.closeSock()
+		return
+	}
+	c.queue = append(c.queue, goaway(err))
+	own := !c.writing
+	c.writing = true
+	c.mu.Unlock()
+	if err := c.nc.SetWriteDeadline(time.Now().Add(farewellTimeout)); err != nil {
+		c.closeSock()
+	}
+	if own {
+		c.handOver()
+	}
+}
+
+// closeSock cuts the connection. What reads or writes returns.
+func (c *Conn) closeSock() {
+	c.mu.Lock()
+	first := !c.closeOnce
+	c.closeOnce = true
+	c.mu.Unlock()
+	if first {
+		c.sock.Close() //nolint:errcheck // nothing is left to be lost
+		close(c.sockClosed)
+	}
+}
+
+// endCalls ends everything that was in flight when the connection ended.
+func (c *Conn) endCalls() {
+	c.mu.Lock()
+	c.ended = true
+	err := c.err
+	waiting := c.takeWaitingLocked()
+	sent, served := c.sent, c.served
+	c.sent, c.served, c.parked, c.held = nil, nil, nil, 0
+	var cancelled []func()
+	for _, call := range served {
+		if f := call.cancelLocked(); f != nil {
+			cancelled = append(cancelled, f)
+		}
+	}
+	c.mu.Unlock()
+	for _, p := range sent {
+		p.end(nil, fmt.Errorf("%w: %w", ErrLost, err))
+	}
+	for _, p := range waiting {
+		p.end(nil, err)
+	}
+	for _, f := range cancelled {
+		f()
+	}
+}

@@ -1,0 +1,252 @@
+package transport
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"net"
+	"syscall"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+const (
+	// encodeBytes is about how much is encoded and written at once.
+	encodeBytes = 64 << 10
+	// copyBytesMax is the largest body that is copied behind its header; larger
+	// ones are written from where they are.
+	copyBytesMax = 16 << 10
+	// pieceBytes is how much a writer that may wait writes at once, so that it
+	// is seen to get on.
+	pieceBytes = 256 << 10
+	// inlineWritesMax is how often a caller writes what others have queued
+	// meanwhile, before it leaves the rest to the flusher.
+	inlineWritesMax = 4
+	// queueKeptMax is the capacity up to which an empty queue is kept.
+	queueKeptMax = 4096
+)
+
+// writer is what belongs to whoever has set Conn.writing. It turns queued
+// frames into bytes piece by piece.
+type writer struct {
+	batch   []frame // taken from the queue; batch[next:] is to be encoded
+	next    int
+	answers int    // bytes of answers in batch[:next] that are not yet known to be written
+	buf     []byte // reused
+	left    []byte // to be written next: a part of buf or of a body
+	body    []byte // to be written behind left
+	sum     uint32 // checksum of the frame of body
+	sumDue  bool   // sum comes behind left and body
+
+	attempt func(fd uintptr) bool // writeOnce, bound once
+	n       int
+	err     error
+}
+
+// claimLocked makes the caller the writer where there is something to write and
+// no writer. It then must call flush, or handOver.
+func (c *Conn) claimLocked() bool {
+	if c.writing || c.corked || len(c.queue) == 0 && !c.pongDue && !c.drainedLocked() {
+		return false
+	}
+	c.writing = true
+	return true
+}
+
+// handOver makes the flusher the writer instead of the caller. At most one
+// writer exists, so wake has room.
+func (c *Conn) handOver() { c.wake <- struct{}{} }
+
+// flush writes what is queued as far as that needs no waiting, and leaves the
+// rest to the flusher. The caller must be the writer and is so no more.
+func (c *Conn) flush() {
+	if c.raw == nil {
+		c.handOver()
+		return
+	}
+	for range inlineWritesMax {
+		if !c.prepare() {
+			return
+		}
+		if err := c.attemptWrite(); err != nil {
+			c.failWrite(err)
+			return
+		}
+		if len(c.out.left) > 0 {
+			break
+		}
+	}
+	c.handOver()
+}
+
+// flusher is the goroutine that writes what has to wait.
+func (c *Conn) flusher() {
+	for {
+		select {
+		case <-c.quit:
+			return
+		case <-c.wake:
+		}
+		for c.prepare() {
+			n, err := c.nc.Write(c.out.left[:min(len(c.out.left), pieceBytes)])
+			c.out.left = c.out.left[n:]
+			if err != nil {
+				c.failWrite(err)
+				break
+			}
+			if len(c.out.left) > 0 || c.out.next < len(c.out.batch) {
+				c.moved.Store(true)
+			}
+		}
+	}
+}
+
+// failWrite ends the connection; the caller stays the writer for good.
+func (c *Conn) failWrite(err error) {
+	c.fail(lost(err), false)
+	c.closeSock()
+}
+
+// prepare readies what is to be written next in out.left. It returns false
+// where nothing is left to write; the caller then is not the writer any more.
+func (c *Conn) prepare() bool {
+	w := &c.out
+	if len(w.left) > 0 {
+		return true
+	}
+	if w.body != nil {
+		w.left, w.body = w.body, nil
+		return true
+	}
+	if w.next == len(w.batch) && !w.sumDue || w.answers > 0 {
+		if !c.takeBatch() {
+			return false
+		}
+	}
+	w.encode()
+	return true
+}
+
+// takeBatch accounts for what was written and takes what is queued if the batch
+// before is finished. It returns false where nothing is left, having given the
+// writer up.
+func (c *Conn) takeBatch() bool {
+	w := &c.out
+	c.mu.Lock()
+	c.unread -= w.answers
+	w.answers = 0
+	c.resumeLocked()
+	if w.next < len(w.batch) || w.sumDue {
+		c.mu.Unlock()
+		return true
+	}
+	if c.pongDue && c.err == nil {
+		c.pongDue = false
+		c.queue = append(c.queue, frame{id: c.pong, kind: kindPong})
+	}
+	if len(c.queue) > 0 {
+		clear(w.batch)
+		if cap(w.batch) > queueKeptMax {
+			w.batch = nil
+		}
+		w.batch, c.queue = c.queue, w.batch[:0]
+		w.next = 0
+		c.mu.Unlock()
+		return true
+	}
+	clear(w.batch)
+	w.batch, w.next = w.batch[:0], 0
+	last, failed := c.drainedLocked(), c.err != nil
+	c.shut = c.shut || last
+	c.writing = last || failed // for good, then
+	c.mu.Unlock()
+	switch {
+	case failed:
+		c.closeSock()
+	case last:
+		c.closeWrite()
+	}
+	return false
+}
+
+// encode fills left with the frames that follow, up to a large body.
+func (w *writer) encode() {
+	buf := w.buf[:0]
+	if w.sumDue {
+		buf = binary.BigEndian.AppendUint32(buf, w.sum)
+		w.sumDue = false
+	}
+	for w.next < len(w.batch) && len(buf) < encodeBytes && !w.sumDue {
+		f := w.batch[w.next]
+		w.next++
+		if f.kind == kindResponse || f.kind == kindFailure {
+			w.answers += f.bytes()
+		}
+		if len(f.body) <= copyBytesMax {
+			buf = f.append(buf)
+			continue
+		}
+		start := len(buf)
+		buf = f.appendHeader(buf)
+		w.sum = crc32.Update(crc32.Checksum(buf[start:], castagnoli), castagnoli, f.body)
+		w.body, w.sumDue = f.body, true
+	}
+	w.buf, w.left = buf, buf
+}
+
+// attemptWrite writes as much of out.left as the socket takes at once.
+func (c *Conn) attemptWrite() error {
+	w := &c.out
+	w.n, w.err = 0, nil
+	if err := c.raw.Write(w.attempt); err != nil {
+		return err
+	}
+	w.left = w.left[w.n:]
+	return w.err
+}
+
+// writeOnce is called by the RawConn; returning true tells it not to wait.
+func (w *writer) writeOnce(fd uintptr) bool {
+	for {
+		n, err := syscall.Write(int(fd), w.left)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+		case err != nil:
+			w.err = err
+		default:
+			w.n = n
+		}
+		return true
+	}
+}
+
+// rawConnOf returns what writes to a socket without waiting, nil where sock is
+// none.
+func rawConnOf(sock net.Conn) syscall.RawConn {
+	switch s := sock.(type) {
+	case *net.TCPConn:
+		if raw, err := s.SyscallConn(); err == nil {
+			return raw
+		}
+	case *net.UnixConn:
+		if raw, err := s.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
+}
+
+// closeWrite tells the peer that nothing more comes; its own end of the stream
+// then ends the reading goroutine.
+func (c *Conn) closeWrite() {
+	half, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok {
+		c.fail(gears.ErrClosed.Because("the connection is closed"), false)
+		return
+	}
+	if err := half.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) {
+		c.fail(lost(err), false)
+	}
+}
