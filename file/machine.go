@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -69,6 +70,7 @@ type Machine struct {
 	touched      []Touched
 	changed      []Changed
 	sessions     sessions
+	windows      *stream.Pool // the memory of all open streams' windows
 	scratch      scratch
 
 	// broken is the first error of the store or broken table met while
@@ -80,7 +82,7 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gears.ErrFormat, gears.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs}
+	m := &Machine{store: store, obs: obs, windows: stream.NewPool(windowBytesMax)}
 	m.nodes.init(nodesMax)
 	m.dentries.init(dentriesMax)
 	m.streams.init(streamsMax)
@@ -185,11 +187,11 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 	case *wire.Command_Take:
 		return m.applyTake(c, cmd, op.Take)
 	case *wire.Command_Settle:
-		return m.applySettle(c, cmd, op.Settle)
+		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:
-		return m.applyConfigure(c, cmd, op.Configure)
+		return m.applyConfigure(c, op.Configure)
 	case *wire.Command_EndSession:
-		return m.applyEndSession(c, cmd, op.EndSession)
+		return m.applyEndSession(c, op.EndSession)
 	case *wire.Command_Confirm:
 		return &wire.Answer{}
 	case *wire.Command_Write:

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -17,19 +18,21 @@ import (
 type node struct {
 	ino     gears.Ino
 	row     wire.InodeRow
+	stat    dataStat                                   // as of the last flush, where known
 	streams *redblacktree.Tree[gears.Key, *openStream] // nil: none in use
 	dirty   bool                                       // in Machine.dirtyNodes
 	gone    bool                                       // its rows are deleted
 }
 
-// openStream is a stream in use. Its row is the truth while it is open; it is
-// written back once per entry where dirty is set.
+// openStream is a stream in use. Its queue is the truth while it is open; its
+// row is written back once per entry where dirty is set.
 type openStream struct {
-	node  *node
-	key   gears.Key
-	row   wire.StreamRow
-	dirty bool // in Machine.dirtyStreams
-	gone  bool // dropped: its rows are deleted
+	node    *node
+	key     gears.Key
+	queue   *stream.Queue
+	counted uint64 // bytes of it that are in the volume's sum
+	dirty   bool   // in Machine.dirtyStreams
+	gone    bool   // dropped: its rows are deleted
 }
 
 type streamKey struct {
@@ -54,6 +57,14 @@ type scratch struct {
 	key2  []byte
 	value []byte
 	row   []byte
+
+	pieces []piece
+	data   []byte // of pieces
+	block  []byte // a block row that is being made
+
+	stream wire.StreamRow
+	record wire.RecordRow
+	out    wire.OutRow
 }
 
 // callersError tells an error that is an answer from one of the store.
@@ -147,9 +158,13 @@ func (m *Machine) stream(n *node, key gears.Key) (*openStream, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	s := &openStream{node: n, key: key}
-	if err := s.row.UnmarshalVT(value); err != nil {
+	var row wire.StreamRow
+	if err := row.UnmarshalVT(value); err != nil {
 		return nil, damaged("stream", err)
+	}
+	s := &openStream{node: n, key: key, counted: row.Bytes}
+	if s.queue, err = stream.NewQueue(stateOf(&row), m.rowsOf(s), m.windows); err != nil {
+		return nil, err
 	}
 	m.open(s)
 	return s, nil
@@ -157,7 +172,12 @@ func (m *Machine) stream(n *node, key gears.Key) (*openStream, error) {
 
 // makeStream adds an empty stream, which must not exist, to n.
 func (m *Machine) makeStream(n *node, key gears.Key) *openStream {
-	s := &openStream{node: n, key: key, row: wire.StreamRow{NextSeq: 1}}
+	s := &openStream{node: n, key: key}
+	queue, err := stream.NewQueue(stream.NewState(), m.rowsOf(s), m.windows)
+	if err != nil {
+		panic(err) // it has no rows to read
+	}
+	s.queue = queue
 	m.open(s)
 	m.dirtyStream(s)
 	n.row.Streams++
@@ -183,19 +203,6 @@ func (m *Machine) close(s *openStream) {
 	m.streams.drop(streamKey{s.node.ino, s.key})
 }
 
-// dropStream deletes a stream with all its rows.
-func (m *Machine) dropStream(s *openStream) {
-	for _, table := range []persist.Table{persist.TableRecord, persist.TableOut} {
-		m.store.DeleteRange(persist.StreamRange(table, s.node.ino, s.key))
-	}
-	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
-	m.volume.Bytes -= s.row.Bytes
-	s.gone = true
-	m.close(s)
-	s.node.row.Streams--
-	m.dirtyNode(s.node)
-}
-
 func (m *Machine) dirtyStream(s *openStream) {
 	if !s.dirty {
 		s.dirty = true
@@ -208,26 +215,38 @@ func (m *Machine) flushStream(s *openStream) {
 	if s.gone {
 		return
 	}
+	state := s.queue.State()
+	m.volume.Bytes += state.Bytes - s.counted
+	s.counted = state.Bytes
+	if s.key == gears.DataKey {
+		s.node.stat = statOf(state)
+	}
+	fillRow(&m.scratch.stream, state)
 	m.scratch.key = persist.AppendStreamKey(m.scratch.key[:0], s.node.ino, s.key)
-	m.set(m.scratch.key, &s.row)
+	m.set(m.scratch.key, &m.scratch.stream)
 }
 
 // shrinkCaches makes the caches' bounds hold; everything is clean.
 func (m *Machine) shrinkCaches() {
 	m.streams.shrink(func(s *openStream) {
+		s.queue.DropWindow()
 		s.node.streams.Remove(s.key)
 		if s.node.streams.Empty() {
 			s.node.streams = nil
 		}
 	})
-	m.nodes.shrink(func(n *node) {
-		if n.streams == nil {
-			return
-		}
-		for _, key := range n.streams.Keys() {
-			m.streams.drop(streamKey{n.ino, key})
-		}
-		n.streams = nil
-	})
+	m.nodes.shrink(m.forgetNode)
 	m.dentries.shrink(nil)
+}
+
+// forgetNode closes the streams of a node that leaves the cache.
+func (m *Machine) forgetNode(n *node) {
+	if n.streams == nil {
+		return
+	}
+	for _, s := range n.streams.Values() {
+		s.queue.DropWindow()
+		m.streams.drop(streamKey{n.ino, s.key})
+	}
+	n.streams = nil
 }

@@ -1,22 +1,439 @@
 package file
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
+const (
+	takeKeysMax    = 64
+	newFilePermits = 0o644
+)
+
+// streamOf returns the stream that a command is about, where it exists, and
+// its file. Both are nil where the file does not. want is what the caller must
+// be permitted to do with the file.
+func (m *Machine) streamOf(c *context, t *wire.Target, key gears.Key, want uint32) (*node, *openStream, error) {
+	if err := key.Check(); err != nil {
+		return nil, nil, err
+	}
+	n, err := m.queueFile(c, t, want)
+	if err != nil || n == nil {
+		return nil, nil, err
+	}
+	s, err := m.stream(n, key)
+	return n, s, err
+}
+
+// queueFile returns the file that a command is about, nil where its name leads
+// nowhere.
+func (m *Machine) queueFile(c *context, t *wire.Target, want uint32) (*node, error) {
+	n, err := m.findTarget(c, t)
+	if err != nil || n == nil {
+		return nil, err
+	}
+	if err := hasStreams(n.row.Mode); err != nil {
+		return nil, err
+	}
+	return n, m.access(c, n, want)
+}
+
+// hasStreams returns the error for an inode that is no regular file.
+func hasStreams(mode uint32) error {
+	switch {
+	case isFile(mode):
+		return nil
+	case isDir(mode):
+		return gears.ErrIsDir
+	}
+	return gears.ErrInvalid.Because("not a regular file: it has no streams")
+}
+
+// dataChanged notes that the bytes that POSIX sees of a file have changed.
+func (m *Machine) dataChanged(c *context, s *openStream) {
+	if s.key != gears.DataKey {
+		return
+	}
+	m.wrote(c, s.node)
+	m.change(c, s.node.ino, true)
+}
+
+// applyPut appends records to a stream, all or none.
 func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.Answer {
-	return m.refuse(gears.ErrUnsupported)
+	bytes, err := checkRecords(op.Records)
+	if err != nil {
+		return m.refuse(err)
+	}
+	n, s, err := m.streamOf(c, op.Target, gears.Key(op.Key), mayWrite)
+	if err == nil && n == nil {
+		err = m.mayMakeFile(c, op.Target)
+	}
+	if err == nil && s != nil {
+		err = m.fits(c, cmd, op, s, bytes)
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	if n == nil {
+		mode := op.Mode
+		if mode == 0 {
+			mode = newFilePermits
+		}
+		if n, err = m.makeFile(c, op.Target, mode); err != nil {
+			return m.refuse(err)
+		}
+	}
+	if s == nil {
+		s = m.makeStream(n, gears.Key(strings.Clone(op.Key)))
+	}
+	answer := &wire.Answer{Ino: uint64(n.ino)}
+	m.appendRecords(c, s, op, answer)
+	if op.Append {
+		if answer.Attr, err = m.attr(n); err != nil {
+			return m.refuse(err)
+		}
+	}
+	return answer
 }
 
+func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer *wire.Answer) {
+	touched := m.touch(s.node.ino, s.key)
+	for i, r := range op.Records {
+		at := s.queue.Append(r.Data, r.Type, c.now)
+		answer.LastSeq = uint64(at.Seq)
+		if i == 0 {
+			answer.FirstSeq = answer.LastSeq
+		}
+	}
+	if len(op.Records) > 0 {
+		touched.Ready, touched.Appended = true, true
+		m.dataChanged(c, s)
+	}
+	if op.Seal && !s.queue.State().Sealed {
+		s.queue.SetSealed(true)
+		touched.Sealed = true
+	}
+	m.dirtyStream(s)
+}
+
+// checkRecords checks what is to be put and returns its length.
+func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
+	if len(records) > gears.BatchRecordsMax {
+		return 0, gears.ErrTooBig.Because("a put has at most %d records", gears.BatchRecordsMax)
+	}
+	for _, r := range records {
+		if len(r.Data) > gears.RecordBytesMax {
+			return 0, gears.ErrTooBig.Because("a record has at most %d bytes", gears.RecordBytesMax)
+		}
+		if len(r.Type) > gears.KeyBytesMax {
+			return 0, gears.ErrInvalid.Because("a record's type has at most %d bytes", gears.KeyBytesMax)
+		}
+		bytes += uint64(len(r.Data))
+	}
+	if bytes > gears.BatchBytesMax {
+		return 0, gears.ErrTooBig.Because("a put has at most %d bytes", gears.BatchBytesMax)
+	}
+	return bytes, nil
+}
+
+// fits checks whether a stream takes the records of a put. That a session's put
+// finds no room is remembered: its later ones wait behind it.
+func (m *Machine) fits(c *context, cmd *wire.Command, op *wire.Put, s *openStream, bytes uint64) error {
+	state := s.queue.State()
+	if len(op.Records) == 0 {
+		return nil
+	}
+	if state.Sealed {
+		return gears.ErrSealed
+	}
+	if uint64(state.Tail)+bytes > gears.FileBytesMax {
+		return gears.ErrTooBig.Because("a stream ends at offset %d", gears.FileBytesMax)
+	}
+	if !recognised(c, cmd) {
+		if !state.Fits(uint64(len(op.Records)), bytes) {
+			return gears.ErrFull
+		}
+		return nil
+	}
+	known, err := m.session(c.session)
+	if err != nil {
+		return err
+	}
+	behind := false
+	if known != nil && len(known.row.Blocked) > 0 {
+		behind = m.unblock(known, op, s, cmd.Seq)
+	}
+	if !behind && state.Fits(uint64(len(op.Records)), bytes) {
+		if known != nil {
+			m.dropBlocked(known, func(b *wire.BlockedPut) bool { return blocks(b, s) && b.Seq == cmd.Seq })
+		}
+		return nil
+	}
+	return m.block(c, cmd, s)
+}
+
+func blocks(b *wire.BlockedPut, s *openStream) bool {
+	return b.Ino == uint64(s.node.ino) && b.Key == string(s.key)
+}
+
+// unblock reports whether an earlier put of the session waits for room in the
+// stream. One that is tried again as the first in line shows that none does.
+func (m *Machine) unblock(known *session, op *wire.Put, s *openStream, seq uint64) (behind bool) {
+	earlier := func(b *wire.BlockedPut) bool { return blocks(b, s) && b.Seq < seq }
+	if op.Retry {
+		m.dropBlocked(known, earlier)
+		return false
+	}
+	for _, b := range known.row.Blocked {
+		if earlier(b) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Machine) dropBlocked(known *session, which func(*wire.BlockedPut) bool) {
+	was := len(known.row.Blocked)
+	known.row.Blocked = slices.DeleteFunc(known.row.Blocked, which)
+	if len(known.row.Blocked) != was {
+		m.dirtySession(known)
+	}
+}
+
+// block remembers that a put found no room and returns gears.ErrFull.
+func (m *Machine) block(c *context, cmd *wire.Command, s *openStream) error {
+	known, err := m.openSession(c, cmd)
+	if err != nil {
+		return err
+	}
+	for _, b := range known.row.Blocked {
+		if blocks(b, s) && b.Seq == cmd.Seq {
+			return gears.ErrFull
+		}
+	}
+	known.row.Blocked = append(known.row.Blocked, &wire.BlockedPut{
+		Ino: uint64(s.node.ino), Key: string(s.key), Seq: cmd.Seq,
+	})
+	return gears.ErrFull
+}
+
+// applyTake hands out records of the first key that has some.
 func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.Answer {
-	return m.refuse(gears.ErrUnsupported)
+	limit := int(min(max(op.Max, 1), gears.BatchRecordsMax))
+	if op.Lease && c.session.IsZero() {
+		return m.refuse(gears.ErrInvalid.Because("a lease needs a session"))
+	}
+	s, err := m.ready(c, op)
+	if err != nil {
+		return m.refuse(err)
+	}
+	m.sessions.taken = m.sessions.taken[:0]
+	if op.Lease {
+		fence := m.volume.NextFence
+		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gears.BatchBytesMax, c.session, fence)
+		m.volume.NextFence += uint64(len(m.sessions.taken))
+	} else {
+		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gears.BatchBytesMax, recognised(c, cmd))
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	m.dirtyStream(s)
+	answer := &wire.Answer{Ino: uint64(s.node.ino), Records: takenRecords(s, m.sessions.taken)}
+	clear(m.sessions.taken)
+	if !op.Lease {
+		m.consumed(c, s)
+	}
+	return answer
 }
 
-func (m *Machine) applySettle(c *context, cmd *wire.Command, op *wire.Settle) *wire.Answer {
-	return m.refuse(gears.ErrUnsupported)
+func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
+	records := make([]wire.TakenRecord, len(taken))
+	list := make([]*wire.TakenRecord, len(taken))
+	for i := range taken {
+		t, r := &taken[i], &records[i]
+		r.Ino, r.Key = uint64(s.node.ino), string(s.key)
+		r.Pos, r.Seq = uint64(t.Place.Pos), uint64(t.Place.Seq)
+		r.Data, r.Type, r.Time = t.Record.Data, t.Record.Type, t.Record.Time
+		r.Deliveries, r.Fence = t.Deliveries, t.Fence
+		list[i] = r
+	}
+	return list
 }
 
-func (m *Machine) applyConfigure(c *context, cmd *wire.Command, op *wire.Configure) *wire.Answer {
-	return m.refuse(gears.ErrUnsupported)
+// ready returns the stream that a take is served from.
+func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
+	if len(op.Keys) == 0 || len(op.Keys) > takeKeysMax {
+		return nil, gears.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
+	}
+	for _, k := range op.Keys {
+		if err := gears.Key(k).Check(); err != nil {
+			return nil, err
+		}
+	}
+	n, err := m.queueFile(c, op.Target, mayRead|mayWrite)
+	if err != nil {
+		return nil, err
+	}
+	if n == nil {
+		return nil, gears.ErrEmpty
+	}
+	var found *openStream
+	ended := true
+	for _, k := range op.Keys {
+		s, err := m.stream(n, gears.Key(k))
+		if err != nil {
+			return nil, err
+		}
+		if s == nil {
+			ended = false
+			continue
+		}
+		state := s.queue.State()
+		if s.key == gears.DataKey && state.Blocks && !op.Force {
+			return nil, gears.ErrBlocks
+		}
+		if found == nil && state.Ready > 0 {
+			found = s
+		}
+		ended = ended && state.Sealed && state.Drained()
+	}
+	switch {
+	case found != nil:
+		return found, nil
+	case ended:
+		return nil, gears.ErrEnd
+	}
+	return nil, gears.ErrEmpty
+}
+
+// consumed notes that records of a stream are gone.
+func (m *Machine) consumed(c *context, s *openStream) {
+	touched := m.touch(s.node.ino, s.key)
+	touched.Room = true
+	if state := s.queue.State(); state.Sealed && state.Drained() {
+		touched.Sealed = true // whoever waits for a record learns that none comes
+	}
+	if s.key == gears.DataKey {
+		s.node.row.Taken = true
+		m.dataChanged(c, s)
+	}
+}
+
+// applySettle ends leases of the command's session, all or none.
+func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
+	if len(op.Receipts) == 0 || len(op.Receipts) > gears.BatchRecordsMax {
+		return m.refuse(gears.ErrInvalid.Because("1 to %d receipts are settled at once", gears.BatchRecordsMax))
+	}
+	streams, err := m.checkReceipts(c, op.Receipts)
+	if err != nil {
+		return m.refuse(err)
+	}
+	for i, r := range op.Receipts {
+		s, at := streams[i], gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+		m.dirtyStream(s)
+		if op.Return {
+			s.queue.Return(at)
+			m.touch(s.node.ino, s.key).Ready = true
+			continue
+		}
+		if err := s.queue.Ack(at); err != nil {
+			return m.refuse(err)
+		}
+		if i+1 == len(streams) || streams[i+1] != s {
+			m.consumed(c, s)
+		}
+	}
+	return &wire.Answer{}
+}
+
+// checkReceipts returns the streams of receipts that are all held by the
+// command's session, none twice.
+func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openStream, error) {
+	streams := make([]*openStream, len(receipts))
+	var seen map[uint64]struct{} // fences are the volume's, each lease has its own
+	if len(receipts) > 1 {
+		seen = make(map[uint64]struct{}, len(receipts))
+	}
+	for i, r := range receipts {
+		if i > 0 && r.Ino == receipts[i-1].Ino && r.Key == receipts[i-1].Key {
+			streams[i] = streams[i-1]
+		} else {
+			n, err := m.node(gears.Ino(r.Ino))
+			if err != nil {
+				return nil, err
+			}
+			if n != nil && isFile(n.row.Mode) {
+				if streams[i], err = m.stream(n, gears.Key(r.Key)); err != nil {
+					return nil, err
+				}
+			}
+		}
+		at := gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+		if streams[i] == nil || !streams[i].queue.Held(at, c.session, r.Fence) {
+			return nil, gears.ErrGone
+		}
+		if _, twice := seen[r.Fence]; twice {
+			return nil, gears.ErrGone.Because("a receipt is there twice")
+		}
+		if seen != nil {
+			seen[r.Fence] = struct{}{}
+		}
+	}
+	return streams, nil
+}
+
+// applyConfigure seals, unseals, clears, drops or limits a stream.
+func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
+	if op.Drop && gears.Key(op.Key) == gears.DataKey {
+		return m.refuse(gears.ErrInvalid.Because("the data stream can't be dropped"))
+	}
+	n, s, err := m.streamOf(c, op.Target, gears.Key(op.Key), mayWrite)
+	switch {
+	case err != nil:
+	case n == nil:
+		err = gears.ErrNotFound
+	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits:
+		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
+	case s == nil:
+		s = m.makeStream(n, gears.Key(strings.Clone(op.Key)))
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	if err := m.configure(c, s, op); err != nil {
+		return m.refuse(err)
+	}
+	return &wire.Answer{Ino: uint64(n.ino)}
+}
+
+func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error {
+	m.dirtyStream(s)
+	if op.Drop {
+		t := m.touch(s.node.ino, s.key)
+		t.Gone, t.Room = true, true
+		return m.dropStream(s)
+	}
+	if op.SetLimits {
+		s.queue.SetLimits(gears.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes})
+		m.touch(s.node.ino, s.key).Room = true
+	}
+	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {
+		s.queue.SetSealed(*op.Seal)
+		m.touch(s.node.ino, s.key).Sealed = true
+	}
+	if op.Clear {
+		if err := s.queue.Clear(); err != nil {
+			return err
+		}
+		t := m.touch(s.node.ino, s.key)
+		t.Room = true
+		t.Sealed = t.Sealed || s.queue.State().Sealed
+		m.dataChanged(c, s)
+	}
+	return nil
 }

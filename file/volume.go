@@ -1,6 +1,8 @@
 package file
 
 import (
+	"strings"
+
 	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
@@ -40,6 +42,99 @@ func (m *Machine) applyInit(c *context, op *wire.Init) *wire.Answer {
 	return &wire.Answer{Ino: uint64(root.ino)}
 }
 
+// Bounds of what a named remote may be.
+const (
+	remoteNameMax  = gears.NameBytesMax
+	remoteAddrsMax = 4 << 10
+)
+
+// applySetRemote names another node's addresses; "" removes the name. Only the
+// volume's owner may, who is the root directory's.
 func (m *Machine) applySetRemote(c *context, op *wire.SetRemote) *wire.Answer {
-	return m.refuse(gears.ErrUnsupported)
+	root, err := m.node(gears.RootIno)
+	switch {
+	case err != nil:
+	case op.Name == "" || strings.ContainsAny(op.Name, "/:\x00"):
+		err = gears.ErrInvalid.Because("%q is not a name for a remote", op.Name)
+	case len(op.Name) > remoteNameMax:
+		err = gears.ErrNameTooLong
+	case len(op.Addrs) > remoteAddrsMax:
+		err = gears.ErrTooBig.Because("a remote's addresses have at most %d bytes", remoteAddrsMax)
+	case c.caller.UID != 0 && c.caller.UID != root.row.Uid:
+		err = gears.ErrPermission
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	if op.Addrs == "" {
+		m.store.Delete(persist.RemoteKey(op.Name))
+	} else {
+		m.set(persist.RemoteKey(op.Name), &wire.RemoteRow{Addrs: op.Addrs})
+	}
+	return &wire.Answer{}
+}
+
+// Remotes returns the named remotes and their addresses.
+func (m *Machine) Remotes() (map[string]string, error) {
+	r := m.read()
+	defer r.close()
+	remotes := make(map[string]string)
+	lo, hi := persist.TableRange(persist.TableRemote)
+	err := scan(r.view, lo, hi, func(key, value []byte) error {
+		name, err := persist.ParseRemoteKey(key)
+		if err != nil {
+			return err
+		}
+		var row wire.RemoteRow
+		if err := row.UnmarshalVT(value); err != nil {
+			return damaged("remote", err)
+		}
+		remotes[name] = row.Addrs
+		return nil
+	})
+	return remotes, err
+}
+
+// Usage returns how many inodes there are; the bytes are the disk's to tell.
+func (m *Machine) Usage() gears.Usage {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return gears.Usage{Inodes: m.volume.Inodes}
+}
+
+// Initialised reports whether the volume exists: Init was applied.
+func (m *Machine) Initialised() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.volume.Format != 0
+}
+
+// VolumeID returns the volume's id, which must not be changed, nil before Init.
+func (m *Machine) VolumeID() []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.volume.Id
+}
+
+// VolumeName returns the volume's name, "" before Init.
+func (m *Machine) VolumeName() string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.volume.Name
+}
+
+// IsOrphan reports whether an inode is only there because it is open. It
+// checks no permission; an inode that does not exist is none.
+func (m *Machine) IsOrphan(ino gears.Ino) bool {
+	m.mu.RLock()
+	n, ok := m.nodes.get(ino)
+	if ok {
+		defer m.mu.RUnlock()
+		return n.row.Orphan
+	}
+	r := m.readLocked()
+	m.mu.RUnlock()
+	defer r.close()
+	_, ok, err := r.view.Get(persist.OrphanKey(ino), r.buf[:0])
+	return err == nil && ok
 }

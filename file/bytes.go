@@ -1,0 +1,299 @@
+package file
+
+import (
+	"math"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// A file's bytes are the records of its data stream. What write(2) adds
+// outside of records that exist becomes block rows:
+//
+//	pos   0         32K        64K        96K
+//	      |  put  |..|  block  |   block  |.. gap ..|
+//	              ^ a block row begins at its aligned start, behind the record
+//	                in front of it, or at the cursor, and ends before the next
+//	                record or aligned end
+//
+// Invariants:
+//
+//  1. Records that live don't overlap; what none covers between head and tail
+//     reads as zeros.
+//  2. A block row lies within one aligned block of blockBytes.
+//  3. Only block rows at or behind the cursor grow: what was handed out keeps
+//     its length.
+const blockBytes = 32 << 10
+
+func blockStart(pos gears.Pos) gears.Pos { return pos - pos%blockBytes }
+
+// piece is a record that lives and overlaps a range of bytes, or the last one
+// in front of it.
+type piece struct {
+	at   gears.Place
+	size int
+	rec  stream.Record // Data only where the range covers it in part
+}
+
+func (p *piece) end() gears.Pos { return p.at.Pos + gears.Pos(p.size) }
+
+// content returns the file whose bytes a command changes and its data stream,
+// nil where there is none yet.
+func (m *Machine) content(c *context, ino uint64) (*node, *openStream, error) {
+	n, err := m.node(gears.Ino(ino))
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case n == nil:
+		return nil, nil, gears.ErrStale
+	case isDir(n.row.Mode):
+		return nil, nil, gears.ErrIsDir
+	case !isFile(n.row.Mode):
+		return nil, nil, gears.ErrInvalid.Because("not a regular file")
+	}
+	if err := m.access(c, n, mayWrite); err != nil {
+		return nil, nil, err
+	}
+	s, err := m.stream(n, gears.DataKey)
+	if err == nil && s != nil && s.queue.State().Sealed {
+		err = gears.ErrSealed
+	}
+	return n, s, err
+}
+
+// changedBytes notes that a command changed n's bytes; next was the sequence
+// number of the stream's next record before.
+func (m *Machine) changedBytes(c *context, n *node, s *openStream, next gears.Seq, room bool) {
+	m.dirtyStream(s)
+	m.wrote(c, n)
+	m.change(c, n.ino, true)
+	t := m.touch(n.ino, gears.DataKey)
+	t.Appended = t.Appended || s.queue.State().NextSeq != next
+	t.Ready = s.queue.State().Ready > 0
+	t.Room = t.Room || room
+}
+
+func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
+	n, s, err := m.content(c, op.Ino)
+	if err == nil && len(op.Data) > gears.RecordBytesMax {
+		err = gears.ErrTooBig
+	}
+	if err == nil && op.Pos > gears.FileBytesMax-uint64(len(op.Data)) {
+		err = gears.ErrTooBig
+	}
+	if err == nil && len(op.Data) > 0 {
+		err = m.write(c, n, s, gears.Pos(op.Pos), op.Data)
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	return m.answerAttr(n)
+}
+
+// write puts data at pos, all of it or, with an error, none.
+func (m *Machine) write(c *context, n *node, s *openStream, pos gears.Pos, data []byte) error {
+	var pieces []piece
+	end := pos + gears.Pos(len(data))
+	if s != nil {
+		if pos < s.queue.State().Head.Pos {
+			return gears.ErrIO.Because("these bytes were taken")
+		}
+		var err error
+		if pieces, err = m.pieces(s, pos, end); err != nil {
+			return err
+		}
+		if gapBefore(pieces, pos, min(end, s.queue.State().Cursor.Pos)) {
+			return gears.ErrIO.Because("these bytes were taken")
+		}
+	} else {
+		s = m.makeStream(n, gears.DataKey)
+	}
+	next := s.queue.State().NextSeq
+	w := writing{queue: s.queue, now: c.now, buf: m.scratch.block}
+	w.write(pieces, pos, data)
+	m.scratch.block = w.buf
+	m.changedBytes(c, n, s, next, false)
+	return nil
+}
+
+// gapBefore says whether the pieces leave a gap in [pos, end).
+func gapBefore(pieces []piece, pos, end gears.Pos) bool {
+	for i := range pieces {
+		if pos >= end || pieces[i].at.Pos > pos {
+			break
+		}
+		pos = max(pos, pieces[i].end())
+	}
+	return pos < end
+}
+
+// pieces returns the records that live and overlap [pos, end), in order, and
+// in front of them the last one before pos, where its block row could grow.
+// They are valid until the next call.
+func (m *Machine) pieces(s *openStream, pos, end gears.Pos) ([]piece, error) {
+	m.scratch.pieces = m.scratch.pieces[:0]
+	if blockStart(pos) >= s.queue.State().Tail {
+		return nil, nil // nothing is there: the way of files that are written from front to back
+	}
+	rows := m.rowsOf(s)
+	it, err := m.store.Scan(rows.recordRange(gears.Place{}, gears.Place{Pos: end}))
+	if err != nil {
+		return nil, err
+	}
+	m.scratch.key = persist.AppendRecordKey(m.scratch.key[:0], s.node.ino, s.key, gears.Place{Pos: pos, Seq: math.MaxUint64})
+	ok := it.SeekLT(m.scratch.key)
+	if !ok {
+		ok = it.First()
+	}
+	data := m.scratch.data[:0]
+	for ; ok; ok = it.Next() {
+		at, rec, err := parseRecord(it)
+		if err != nil {
+			it.Close() // the first error is the one to tell
+			return nil, err
+		}
+		if !s.queue.Lives(at) {
+			continue
+		}
+		p := piece{at: at, size: len(rec.Data), rec: rec}
+		p.rec.Data = nil
+		if at.Pos < pos && p.end() >= blockStart(pos) || p.end() > end {
+			data = append(data, rec.Data...)
+			p.rec.Data = data[len(data)-len(rec.Data):]
+		}
+		m.scratch.pieces = append(m.scratch.pieces, p)
+	}
+	m.scratch.data = data
+	return m.scratch.pieces, it.Close()
+}
+
+func parseRecord(it Iterator) (at gears.Place, rec stream.Record, err error) {
+	if at, err = persist.ParsePlace(it.Key()); err != nil {
+		return at, rec, err
+	}
+	var row wire.RecordRow
+	if err := row.UnmarshalVTUnsafe(it.Value()); err != nil {
+		return at, rec, damaged("record", err)
+	}
+	rec = recordOf(&row)
+	if rec.Type != "" {
+		rec.Type = string([]byte(rec.Type)) // it outlives the iterator's step
+	}
+	return at, rec, nil
+}
+
+// writing is one write: it walks over the pieces and the gaps between them and
+// holds one changed row back, since a gap behind it may let it grow.
+type writing struct {
+	queue *stream.Queue
+	now   uint64
+	buf   []byte // the bytes of the row in hand
+
+	held    bool
+	at      gears.Place // of the row in hand, where it exists
+	oldSize int
+	rec     stream.Record
+}
+
+func (w *writing) write(pieces []piece, pos gears.Pos, data []byte) {
+	end := pos + gears.Pos(len(data))
+	from := gears.Pos(0) // the end of the record in front
+	for i := range pieces {
+		p := &pieces[i]
+		if p.at.Pos > pos {
+			n := min(p.at.Pos, end) - pos
+			w.fill(from, pos, data[:n])
+			pos, data = pos+n, data[n:]
+		}
+		from = p.end()
+		w.take(p, pos, end, &data)
+		pos = end - gears.Pos(len(data))
+	}
+	if len(data) > 0 {
+		w.fill(from, pos, data)
+	}
+	w.store()
+}
+
+// take overwrites what data has for a piece. One that may grow, or was changed
+// in part, stays in hand.
+func (w *writing) take(p *piece, pos, end gears.Pos, data *[]byte) {
+	w.store()
+	n := int(max(min(p.end(), end), pos) - pos)
+	mine := (*data)[:n]
+	*data = (*data)[n:]
+	grows := p.rec.Block && !p.at.Less(w.queue.State().Cursor) && p.end()%blockBytes != 0
+	switch {
+	case n == p.size && !grows:
+		if n > 0 {
+			rec := p.rec
+			rec.Data = mine
+			w.queue.Replace(p.at, p.size, &rec)
+		}
+		return
+	case n == 0 && (!grows || blockStart(p.at.Pos) != blockStart(pos)):
+		return
+	case n == p.size:
+		w.buf = append(w.buf[:0], mine...)
+	default:
+		w.buf = append(w.buf[:0], p.rec.Data...)
+		if n > 0 {
+			copy(w.buf[pos-p.at.Pos:], mine)
+		}
+	}
+	w.held, w.at, w.oldSize, w.rec = true, p.at, p.size, p.rec
+	w.rec.Data = w.buf
+}
+
+// fill writes data into the gap at pos, which begins at from or, where more was
+// handed out, at the cursor.
+func (w *writing) fill(from, pos gears.Pos, data []byte) {
+	from = max(from, w.queue.State().Cursor.Pos)
+	for len(data) > 0 {
+		start := blockStart(pos)
+		n := min(int(start+blockBytes-pos), len(data))
+		if !w.grows(start) {
+			w.store()
+			at := max(start, from)
+			if at == pos { // the common case copies nothing
+				w.queue.Insert(at, &stream.Record{Data: data[:n], Time: w.now, Block: true})
+				pos, data = pos+gears.Pos(n), data[n:]
+				continue
+			}
+			w.held, w.at, w.oldSize = true, gears.Place{Pos: at}, -1
+			w.rec = stream.Record{Data: w.buf[:0], Time: w.now, Block: true}
+		}
+		w.rec.Data = appendZeros(w.rec.Data, int(pos-w.at.Pos)-len(w.rec.Data))
+		w.rec.Data = append(w.rec.Data, data[:n]...)
+		w.buf = w.rec.Data
+		pos, data = pos+gears.Pos(n), data[n:]
+	}
+}
+
+// grows says whether the row in hand is of the block that begins at start and
+// may grow.
+func (w *writing) grows(start gears.Pos) bool {
+	return w.held && w.rec.Block && blockStart(w.at.Pos) == start &&
+		(w.oldSize < 0 || !w.at.Less(w.queue.State().Cursor))
+}
+
+// store puts down the row in hand.
+func (w *writing) store() {
+	switch {
+	case !w.held:
+	case w.oldSize < 0:
+		w.queue.Insert(w.at.Pos, &w.rec)
+	default:
+		w.queue.Replace(w.at, w.oldSize, &w.rec)
+	}
+	w.held = false
+}
+
+func appendZeros(b []byte, n int) []byte {
+	if n <= 0 {
+		return b
+	}
+	return append(b, make([]byte, n)...)
+}

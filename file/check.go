@@ -1,0 +1,347 @@
+package file
+
+import (
+	"fmt"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// Check reads all tables as of now and returns what contradicts itself in
+// them, at most checkErrorsMax findings; nil is a sound volume. It holds about
+// 200 bytes per inode and stream in memory. It may run beside everything else.
+func (m *Machine) Check() []error {
+	m.mu.RLock()
+	view := m.store.View()
+	m.mu.RUnlock()
+	defer view.Close()
+	c := check{
+		view:    view,
+		inodes:  make(map[gears.Ino]*checkedInode),
+		streams: make(map[streamKey]*checkedStream),
+	}
+	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
+		c.readOrphans, c.readStreams, c.readOuts, c.readRecords} {
+		if err := step(); err != nil {
+			return append(c.found, err)
+		}
+	}
+	c.compareStreams()
+	c.compareInodes()
+	return c.found
+}
+
+const checkErrorsMax = 100
+
+type check struct {
+	view    View
+	found   []error
+	volume  wire.VolumeRow
+	inodes  map[gears.Ino]*checkedInode
+	order   []gears.Ino // of inodes, so that findings come in order
+	streams map[streamKey]*checkedStream
+	keys    []streamKey // of streams
+}
+
+// checkedInode is an inode's row beside what other tables say about it.
+type checkedInode struct {
+	row     wire.InodeRow
+	links   uint32
+	parent  gears.Ino // of the last name found
+	subdirs uint32
+	entries uint64
+	xattrs  uint64
+	streams uint64
+	orphan  bool
+}
+
+type checkedStream struct {
+	state    stream.State
+	fresh    uint64
+	bytes    uint64
+	leased   uint64
+	returned uint64
+	last     gears.Pos              // where the last record that lives ends
+	outs     map[gears.Place]uint64 // bytes by their marks
+}
+
+func (c *check) bad(format string, args ...any) {
+	if len(c.found) < checkErrorsMax {
+		c.found = append(c.found, gears.ErrDamaged.Because(format, args...))
+	}
+}
+
+func (c *check) table(table persist.Table, visit func(key, value []byte) error) error {
+	lo, hi := persist.TableRange(table)
+	return scan(c.view, lo, hi, visit)
+}
+
+func (c *check) readVolume() error {
+	value, ok, err := c.view.Get(persist.VolumeKey(), nil)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return gears.ErrDamaged.Because("the volume is not initialised")
+	}
+	return c.volume.UnmarshalVT(value)
+}
+
+func (c *check) readInodes() error {
+	return c.table(persist.TableInode, func(key, value []byte) error {
+		ino, err := persist.ParseInodeKey(key)
+		if err != nil {
+			return err
+		}
+		n := &checkedInode{}
+		if err := n.row.UnmarshalVT(value); err != nil {
+			return damaged("inode", err)
+		}
+		c.inodes[ino] = n
+		c.order = append(c.order, ino)
+		if uint64(ino) >= c.volume.NextIno {
+			c.bad("inode %d: the next one is to be %d", ino, c.volume.NextIno)
+		}
+		return nil
+	})
+}
+
+func (c *check) readDirents() error {
+	return c.table(persist.TableDirent, func(key, value []byte) error {
+		dirIno, name, err := persist.ParseDirentKey(key)
+		if err != nil {
+			return err
+		}
+		d, err := parseDirent(value)
+		if err != nil {
+			return err
+		}
+		dir, n := c.inodes[dirIno], c.inodes[d.ino]
+		switch {
+		case dir == nil:
+			c.bad("name %q is in inode %d, which does not exist", name, dirIno)
+			return nil
+		case n == nil:
+			c.bad("name %q in inode %d leads to inode %d, which does not exist", name, dirIno, d.ino)
+			return nil
+		case !isDir(dir.row.Mode):
+			c.bad("name %q is in inode %d, which is not a directory", name, dirIno)
+		case d.mode != n.row.Mode&modeType:
+			c.bad("name %q in inode %d says type %o, inode %d has %o", name, dirIno, d.mode, d.ino, n.row.Mode&modeType)
+		}
+		dir.entries++
+		n.links++
+		n.parent = dirIno
+		if isDir(n.row.Mode) {
+			dir.subdirs++
+		}
+		return gears.CheckName(name)
+	})
+}
+
+func (c *check) readXattrs() error {
+	return c.table(persist.TableXattr, func(key, _ []byte) error {
+		ino, name, err := persist.ParseXattrKey(key)
+		if err != nil {
+			return err
+		}
+		if n := c.inodes[ino]; n != nil {
+			n.xattrs++
+		} else {
+			c.bad("attribute %q of inode %d, which does not exist", name, ino)
+		}
+		return nil
+	})
+}
+
+func (c *check) readOrphans() error {
+	return scanOrphans(c.view, func(ino gears.Ino, holders []gears.SessionID) {
+		switch n := c.inodes[ino]; {
+		case n == nil:
+			c.bad("orphan %d does not exist", ino)
+		case len(holders) == 0:
+			c.bad("orphan %d is held by nobody", ino)
+		default:
+			n.orphan = true
+		}
+	})
+}
+
+func (c *check) readStreams() error {
+	return c.table(persist.TableStream, func(key, value []byte) error {
+		ino, name, err := persist.ParseStreamKey(key)
+		if err != nil {
+			return err
+		}
+		var row wire.StreamRow
+		if err := row.UnmarshalVT(value); err != nil {
+			return damaged("stream", err)
+		}
+		n := c.inodes[ino]
+		if n == nil || !isFile(n.row.Mode) {
+			c.bad("stream %q of inode %d, which is not a regular file", name, ino)
+			return nil
+		}
+		n.streams++
+		id := streamKey{ino, name}
+		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gears.Place]uint64)}
+		c.keys = append(c.keys, id)
+		return nil
+	})
+}
+
+func (c *check) readOuts() error {
+	lo, hi := persist.TableRange(persist.TableOut)
+	return scanOuts(c.view, lo, hi, func(rowKey []byte, at gears.Place, out stream.Out) error {
+		ino, key, _, err := persist.ParseOutKey(rowKey)
+		if err != nil {
+			return err
+		}
+		s := c.streams[streamKey{ino, key}]
+		if s == nil {
+			c.bad("mark of record %v of stream %q of inode %d, which does not exist", at, key, ino)
+			return nil
+		}
+		if !at.Less(s.state.Cursor) {
+			c.bad("stream %q of inode %d: the mark of %v is not in front of the cursor", key, ino, at)
+		}
+		if out.Fence >= c.volume.NextFence && out.Leased {
+			c.bad("stream %q of inode %d: %v has fence %d, the next is to be %d", key, ino, at, out.Fence, c.volume.NextFence)
+		}
+		if out.Leased {
+			s.leased++
+		} else {
+			s.returned++
+		}
+		s.outs[at] = out.Bytes
+		return nil
+	})
+}
+
+func (c *check) readRecords() error {
+	return c.table(persist.TableRecord, func(rowKey, value []byte) error {
+		ino, key, at, err := persist.ParseRecordKey(rowKey)
+		if err != nil {
+			return err
+		}
+		var row wire.RecordRow
+		if err := row.UnmarshalVTUnsafe(value); err != nil {
+			return damaged("record", err)
+		}
+		s := c.streams[streamKey{ino, key}]
+		if s == nil {
+			c.bad("record %v of stream %q of inode %d, which does not exist", at, key, ino)
+			return nil
+		}
+		if wrong := s.record(at, &row); wrong != "" {
+			c.bad("stream %q of inode %d, record %v: %s", key, ino, at, wrong)
+		}
+		return nil
+	})
+}
+
+// record counts a record's row and says what is wrong with it.
+func (s *checkedStream) record(at gears.Place, row *wire.RecordRow) string {
+	size := uint64(len(row.Data))
+	if at.Less(s.state.Cursor) {
+		out, ok := s.outs[at]
+		if !ok {
+			return "" // gone, and not cleaned up yet
+		}
+		delete(s.outs, at)
+		if out != size {
+			return fmt.Sprintf("has %d bytes, its mark says %d", size, out)
+		}
+	} else {
+		s.fresh++
+	}
+	s.bytes += size
+	end := at.Pos + gears.Pos(size)
+	defer func() { s.last = end }()
+	switch {
+	case at.Less(s.state.Head):
+		return "lives in front of the head"
+	case at.Pos < s.last:
+		return fmt.Sprintf("overlaps one that ends at %d", s.last)
+	case end > s.state.Tail || at.Seq >= s.state.NextSeq:
+		return fmt.Sprintf("is behind the tail %v", s.state.End())
+	case row.Block && (size == 0 || end > blockStart(at.Pos)+blockBytes):
+		return fmt.Sprintf("is a block of %d bytes", size)
+	}
+	return ""
+}
+
+func (c *check) compareStreams() {
+	var bytes uint64
+	for _, id := range c.keys {
+		s := c.streams[id]
+		bytes += s.bytes
+		st := &s.state
+		if got, want := fmt.Sprint(st.Ready, st.Leased, st.Returned, st.Bytes),
+			fmt.Sprint(s.fresh+s.returned, s.leased, s.returned, s.bytes); got != want {
+			c.bad("stream %q of inode %d: counts of ready, leased and returned records and bytes are %s, found %s", id.key, id.ino, got, want)
+		}
+		if len(s.outs) > 0 {
+			c.bad("stream %q of inode %d: %d marks without a record", id.key, id.ino, len(s.outs))
+		}
+		if st.Cursor.Less(st.Cleaned) || st.Cursor.Pos > st.Tail || st.Head.Pos > st.Tail {
+			c.bad("stream %q of inode %d: cleaned %v, head %v, cursor %v, tail %d", id.key, id.ino, st.Cleaned, st.Head, st.Cursor, st.Tail)
+		}
+	}
+	if bytes != c.volume.Bytes {
+		c.bad("the volume counts %d bytes, found %d", c.volume.Bytes, bytes)
+	}
+}
+
+func (c *check) compareInodes() {
+	if n := uint64(len(c.order)); n != c.volume.Inodes {
+		c.bad("the volume counts %d inodes, found %d", c.volume.Inodes, n)
+	}
+	for _, ino := range c.order {
+		n := c.inodes[ino]
+		row := &n.row
+		links := n.links
+		if isDir(row.Mode) {
+			c.directory(ino, n)
+			if links > 0 || ino == gears.RootIno {
+				links = 2 + n.subdirs
+			}
+		}
+		if row.Nlink != links || row.Orphan != n.orphan || n.orphan != (links == 0) {
+			c.bad("inode %d: link count %d, names make it %d; orphan %v, in its table %v", ino, row.Nlink, links, row.Orphan, n.orphan)
+		}
+		if row.Entries != n.entries || row.Xattrs != n.xattrs || row.Streams != n.streams {
+			c.bad("inode %d: counts of entries, attributes and streams are %d, %d, %d, found %d, %d, %d",
+				ino, row.Entries, row.Xattrs, row.Streams, n.entries, n.xattrs, n.streams)
+		}
+	}
+}
+
+// directory checks that a directory has one name, where it says, and that its
+// parents lead to the root.
+func (c *check) directory(ino gears.Ino, n *checkedInode) {
+	if ino == gears.RootIno {
+		if n.links > 0 || n.row.Parent != uint64(ino) {
+			c.bad("the root directory has %d names and parent %d", n.links, n.row.Parent)
+		}
+		return
+	}
+	if n.links == 0 {
+		return
+	}
+	if n.links > 1 || n.row.Parent != uint64(n.parent) {
+		c.bad("directory %d has %d names, one in %d; its parent is %d", ino, n.links, n.parent, n.row.Parent)
+	}
+	for up, steps := n, 0; up != nil; steps++ {
+		if up.row.Parent == uint64(gears.RootIno) {
+			return
+		}
+		if steps > len(c.order) {
+			break
+		}
+		up = c.inodes[gears.Ino(up.row.Parent)]
+	}
+	c.bad("directory %d can't be reached from the root", ino)
+}

@@ -1,0 +1,328 @@
+package file
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// windowBytesMax bounds what the windows of all open streams may hold.
+const windowBytesMax = 32 << 20
+
+// pointDeletesMax is up to how many rows are deleted one by one: a range
+// tombstone costs every later reader more than so many of the others.
+const pointDeletesMax = 16
+
+// stateOf and fillRow turn a stream's row into its queue's state and back.
+func stateOf(r *wire.StreamRow) stream.State {
+	return stream.State{
+		NextSeq:  gears.Seq(r.NextSeq),
+		Head:     gears.Place{Pos: gears.Pos(r.HeadPos), Seq: gears.Seq(r.HeadSeq)},
+		Cursor:   gears.Place{Pos: gears.Pos(r.CursorPos), Seq: gears.Seq(r.CursorSeq)},
+		Tail:     gears.Pos(r.TailPos),
+		Ready:    r.Ready,
+		Leased:   r.Leased,
+		Returned: r.Returned,
+		Bytes:    r.Bytes,
+		Version:  r.Version,
+		Sealed:   r.Sealed,
+		Blocks:   r.Blocks,
+		Limits:   gears.Limits{Records: r.LimitRecords, Bytes: r.LimitBytes},
+		Cleaned:  gears.Place{Pos: gears.Pos(r.CleanedPos), Seq: gears.Seq(r.CleanedSeq)},
+		Dead:     r.Dead,
+	}
+}
+
+func fillRow(r *wire.StreamRow, s *stream.State) {
+	r.NextSeq = uint64(s.NextSeq)
+	r.HeadPos, r.HeadSeq = uint64(s.Head.Pos), uint64(s.Head.Seq)
+	r.CursorPos, r.CursorSeq = uint64(s.Cursor.Pos), uint64(s.Cursor.Seq)
+	r.TailPos = uint64(s.Tail)
+	r.Ready, r.Leased, r.Returned = s.Ready, s.Leased, s.Returned
+	r.Bytes, r.Version = s.Bytes, s.Version
+	r.Sealed, r.Blocks = s.Sealed, s.Blocks
+	r.LimitRecords, r.LimitBytes = s.Limits.Records, s.Limits.Bytes
+	r.CleanedPos, r.CleanedSeq = uint64(s.Cleaned.Pos), uint64(s.Cleaned.Seq)
+	r.Dead = s.Dead
+}
+
+// streamRows are the rows of one open stream in the Machine's store.
+type streamRows struct {
+	m   *Machine
+	ino gears.Ino
+	key gears.Key
+}
+
+var _ stream.Records = (*streamRows)(nil)
+
+func (m *Machine) rowsOf(s *openStream) *streamRows {
+	return &streamRows{m: m, ino: s.node.ino, key: s.key}
+}
+
+// recordKey makes the key of a record in the first scratch buffer.
+func (r *streamRows) recordKey(at gears.Place) []byte {
+	r.m.scratch.key = persist.AppendRecordKey(r.m.scratch.key[:0], r.ino, r.key, at)
+	return r.m.scratch.key
+}
+
+// recordRange makes the keys of a range of records in both scratch buffers.
+func (r *streamRows) recordRange(from, to gears.Place) (lo, hi []byte) {
+	r.m.scratch.key2 = persist.AppendRecordKey(r.m.scratch.key2[:0], r.ino, r.key, to)
+	return r.recordKey(from), r.m.scratch.key2
+}
+
+func (r *streamRows) outKey(at gears.Place) []byte {
+	r.m.scratch.key = persist.AppendOutKey(r.m.scratch.key[:0], r.ino, r.key, at)
+	return r.m.scratch.key
+}
+
+// Set implements stream.Rows.
+func (r *streamRows) Set(at gears.Place, rec *stream.Record) {
+	row := &r.m.scratch.record
+	row.Data, row.Type, row.Time, row.Block = rec.Data, rec.Type, rec.Time, rec.Block
+	r.m.set(r.recordKey(at), row)
+	row.Data = nil
+}
+
+// Get implements stream.Rows.
+func (r *streamRows) Get(at gears.Place) (stream.Record, error) {
+	value, ok, err := r.m.store.Get(r.recordKey(at), nil)
+	if err != nil {
+		return stream.Record{}, err
+	}
+	if !ok {
+		return stream.Record{}, gears.ErrDamaged.Because("inode %d, stream %q: the row of the record at %v is missing", r.ino, r.key, at)
+	}
+	var row wire.RecordRow
+	if err := row.UnmarshalVTUnsafe(value); err != nil {
+		return stream.Record{}, damaged("record", err)
+	}
+	return recordOf(&row), nil
+}
+
+func recordOf(row *wire.RecordRow) stream.Record {
+	return stream.Record{Data: row.Data, Type: row.Type, Time: row.Time, Block: row.Block}
+}
+
+// Scan implements stream.Rows.
+func (r *streamRows) Scan(from, to gears.Place, yield func(at gears.Place, rec *stream.Record) bool) error {
+	lo, hi := r.recordRange(from, to)
+	return scanRecords(r.m.store, lo, hi, yield)
+}
+
+// scanRecords calls yield with the records in [lo, hi) until it returns false.
+func scanRecords(r Reader, lo, hi []byte, yield func(at gears.Place, rec *stream.Record) bool) error {
+	var row wire.RecordRow
+	return scan(r, lo, hi, func(key, value []byte) error {
+		at, err := persist.ParsePlace(key)
+		if err == nil {
+			row.Reset()
+			err = row.UnmarshalVTUnsafe(value)
+		}
+		if err != nil {
+			return damaged("record", err)
+		}
+		rec := recordOf(&row)
+		if !yield(at, &rec) {
+			return errStop
+		}
+		return nil
+	})
+}
+
+// Before implements stream.Rows.
+func (r *streamRows) Before(at gears.Place) (found gears.Place, ok bool, err error) {
+	lo, hi := r.recordRange(gears.Place{}, at)
+	it, err := r.m.store.Scan(lo, hi)
+	if err != nil {
+		return found, false, err
+	}
+	if ok = it.Last(); ok {
+		found, err = persist.ParsePlace(it.Key())
+	}
+	if closeErr := it.Close(); err == nil {
+		err = closeErr
+	}
+	return found, ok && err == nil, err
+}
+
+// Delete implements stream.Rows. Rows that an answer refers to are copied into
+// the answer first.
+func (r *streamRows) Delete(from, to gears.Place) error {
+	if !from.Less(to) {
+		return nil
+	}
+	if err := r.m.keepPinned(r, from, to); err != nil {
+		return err
+	}
+	if to == (gears.Place{Pos: from.Pos, Seq: from.Seq + 1}) {
+		r.m.store.Delete(r.recordKey(from))
+		return nil
+	}
+	lo, hi := r.recordRange(from, to)
+	return r.m.deleteRows(lo, hi)
+}
+
+// Discard implements stream.Rows. Rows that an answer refers to stay.
+func (r *streamRows) Discard(from, to gears.Place) {
+	for _, p := range r.m.sessions.pins.pinned(streamKey{r.ino, r.key}, from, to) {
+		r.discard(from, p.from)
+		from = p.to
+	}
+	r.discard(from, to)
+}
+
+func (r *streamRows) discard(from, to gears.Place) {
+	switch {
+	case !from.Less(to):
+	case to == gears.Place{Pos: from.Pos, Seq: from.Seq + 1}:
+		r.m.store.Delete(r.recordKey(from))
+	default:
+		r.m.store.DeleteRange(r.recordRange(from, to))
+	}
+}
+
+// SetOut implements stream.Outs, and keeps the index of leases.
+func (r *streamRows) SetOut(at gears.Place, was, out stream.Out) {
+	row := &r.m.scratch.out
+	row.Leased, row.SessionMinted, row.SessionSalt = out.Leased, uint64(out.Holder.Minted), out.Holder.Salt
+	row.Fence, row.Deliveries, row.Bytes = out.Fence, out.Deliveries, out.Bytes
+	r.m.set(r.outKey(at), row)
+	if was.Leased && was.Holder != out.Holder {
+		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
+	}
+	if out.Leased {
+		r.m.sessions.addLease(out.Holder, leaseKey{r.ino, r.key, at})
+	}
+}
+
+// DeleteOut implements stream.Outs.
+func (r *streamRows) DeleteOut(at gears.Place, was stream.Out) {
+	r.m.store.Delete(r.outKey(at))
+	if was.Leased {
+		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
+	}
+}
+
+// ScanOuts implements stream.Outs.
+func (r *streamRows) ScanOuts(yield func(at gears.Place, out stream.Out)) error {
+	lo, hi := persist.StreamRange(persist.TableOut, r.ino, r.key)
+	return scanOuts(r.m.store, lo, hi, func(_ []byte, at gears.Place, out stream.Out) error {
+		yield(at, out)
+		return nil
+	})
+}
+
+// scanOuts calls visit with the out marks in [lo, hi), as scan does.
+func scanOuts(r Reader, lo, hi []byte, visit func(key []byte, at gears.Place, out stream.Out) error) error {
+	return scan(r, lo, hi, func(key, value []byte) error {
+		at, err := persist.ParsePlace(key)
+		if err != nil {
+			return err
+		}
+		out, err := parseOut(value)
+		if err != nil {
+			return err
+		}
+		return visit(key, at, out)
+	})
+}
+
+func parseOut(value []byte) (stream.Out, error) {
+	var row wire.OutRow
+	if err := row.UnmarshalVT(value); err != nil {
+		return stream.Out{}, damaged("out", err)
+	}
+	return stream.Out{
+		Leased:     row.Leased,
+		Holder:     gears.SessionID{Minted: int64(row.SessionMinted), Salt: row.SessionSalt},
+		Fence:      row.Fence,
+		Deliveries: row.Deliveries,
+		Bytes:      row.Bytes,
+	}, nil
+}
+
+// deleteRows deletes the rows in [lo, hi): one by one where they are few.
+func (m *Machine) deleteRows(lo, hi []byte) error {
+	var keys [][]byte
+	err := scan(m.store, lo, hi, func(key, _ []byte) error {
+		keys = append(keys, slices.Clone(key))
+		if len(keys) > pointDeletesMax {
+			return errStop
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(keys) > pointDeletesMax {
+		m.store.DeleteRange(lo, hi)
+		return nil
+	}
+	for _, k := range keys {
+		m.store.Delete(k)
+	}
+	return nil
+}
+
+// dropStream deletes a stream with all its rows: leases on its records end.
+func (m *Machine) dropStream(s *openStream) error {
+	rows := m.rowsOf(s)
+	if err := s.queue.Clear(); err != nil {
+		return err
+	}
+	s.queue.DropWindow()
+	// What stands in front of head: rows not cleaned yet, or kept for answers.
+	if err := rows.Delete(gears.Place{}, s.queue.State().End()); err != nil {
+		return err
+	}
+	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
+	m.volume.Bytes -= s.counted
+	s.gone = true
+	m.close(s)
+	s.node.row.Streams--
+	m.dirtyNode(s.node)
+	return nil
+}
+
+// dropStreams deletes all streams of a file, as dropStream does.
+func (m *Machine) dropStreams(n *node) error {
+	for n.row.Streams > 0 {
+		key, err := m.firstKey(n)
+		if err != nil {
+			return err
+		}
+		s, err := m.stream(n, key)
+		if err != nil {
+			return err
+		}
+		if err := m.dropStream(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstKey returns the least key of n's streams, of which there must be one.
+func (m *Machine) firstKey(n *node) (gears.Key, error) {
+	var first gears.Key
+	if n.streams != nil { // one that is new has no row yet
+		first = n.streams.Left().Key
+	}
+	lo, hi := persist.FileRange(persist.TableStream, n.ino)
+	err := scan(m.store, lo, hi, func(k, _ []byte) error {
+		_, key, err := persist.ParseStreamKey(k)
+		if err == nil && (first == "" || key < first) {
+			first = key
+		}
+		return cmp.Or(err, errStop)
+	})
+	if err == nil && first == "" {
+		err = gears.ErrDamaged.Because("inode %d counts %d streams and has none", n.ino, n.row.Streams)
+	}
+	return first, err
+}

@@ -1,0 +1,129 @@
+package file
+
+import (
+	"math"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+)
+
+// readable returns a file's data stream for a reader that may read it.
+func (r *reading) readable(ino gears.Ino, caller gears.Caller) (dataStat, error) {
+	n, err := r.inode(ino)
+	switch {
+	case err != nil:
+		return dataStat{}, err
+	case isDir(n.attr.Mode):
+		return dataStat{}, gears.ErrIsDir
+	case !isFile(n.attr.Mode):
+		return dataStat{}, gears.ErrInvalid.Because("not a regular file")
+	case !n.guard().permits(caller, mayRead):
+		return dataStat{}, gears.ErrAccess
+	}
+	return n.data, nil
+}
+
+// Read returns the n bytes from pos on: fewer only at the tail, none at or
+// behind it. What was taken and gaps read as zeros. Errors: gears.ErrStale,
+// ErrIsDir, ErrInvalid (not a regular file), ErrAccess.
+func (m *Machine) Read(ino gears.Ino, pos gears.Pos, n int, caller gears.Caller) ([]byte, error) {
+	r := m.read()
+	defer r.close()
+	data, err := r.readable(ino, caller)
+	if err != nil || uint64(pos) >= data.tail || n <= 0 {
+		return nil, err
+	}
+	dst := make([]byte, min(uint64(n), data.tail-uint64(pos)))
+	end := pos + gears.Pos(len(dst))
+	err = r.records(ino, &data, pos, end, func(p *piece) bool {
+		if from, to := max(p.at.Pos, pos), min(p.end(), end); from < to {
+			copy(dst[from-pos:to-pos], p.rec.Data[from-p.at.Pos:])
+		}
+		return true
+	})
+	return dst, err
+}
+
+// Seek finds the next data, or with hole the next hole, at or behind pos; the
+// tail counts as a hole. gears.ErrRange, for ENXIO, at or behind the tail and
+// where no data follows. Other errors as Read.
+func (m *Machine) Seek(ino gears.Ino, pos gears.Pos, hole bool, caller gears.Caller) (gears.Pos, error) {
+	r := m.read()
+	defer r.close()
+	data, err := r.readable(ino, caller)
+	if err != nil {
+		return 0, err
+	}
+	tail := gears.Pos(data.tail)
+	if pos >= tail {
+		return 0, gears.ErrRange
+	}
+	if data.bytes == data.tail-data.head && uint64(pos) >= data.head { // it has no hole
+		if hole {
+			return tail, nil
+		}
+		return pos, nil
+	}
+	found := hole
+	at := pos
+	err = r.records(ino, &data, pos, tail, func(p *piece) bool {
+		if p.size == 0 || p.end() <= pos {
+			return true
+		}
+		if hole {
+			if p.at.Pos > at {
+				return false
+			}
+			at = p.end()
+			return true
+		}
+		at, found = max(p.at.Pos, pos), true
+		return false
+	})
+	if err == nil && !found {
+		err = gears.ErrRange.Because("no data follows")
+	}
+	return at, err
+}
+
+// records calls visit with the records of a data stream that live and overlap
+// [pos, end), and may call it with some in front, until it returns false.
+// What it is given is valid during the call.
+func (r *reading) records(ino gears.Ino, data *dataStat, pos, end gears.Pos, visit func(*piece) bool) error {
+	lo, hi := persist.RecordRange(ino, gears.DataKey, gears.Place{}, gears.Place{Pos: end})
+	it, err := r.view.Scan(lo, hi)
+	if err != nil {
+		return err
+	}
+	var key []byte
+	ok := it.SeekLT(persist.AppendRecordKey(key, ino, gears.DataKey, gears.Place{Pos: pos, Seq: math.MaxUint64}))
+	if !ok {
+		ok = it.First()
+	}
+	for ; ok; ok = it.Next() {
+		var p piece
+		if p.at, p.rec, err = parseRecord(it); err != nil {
+			break
+		}
+		if p.at.Less(data.cursor) {
+			out := false
+			if data.outs > 0 {
+				key = persist.AppendOutKey(key[:0], ino, gears.DataKey, p.at)
+				if r.buf, out, err = r.view.Get(key, r.buf[:0]); err != nil {
+					break
+				}
+			}
+			if !out {
+				continue
+			}
+		}
+		p.size = len(p.rec.Data)
+		if !visit(&p) {
+			break
+		}
+	}
+	if closed := it.Close(); err == nil {
+		err = closed
+	}
+	return err
+}

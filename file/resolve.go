@@ -1,0 +1,121 @@
+package file
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// linksFollowedMax is how many symbolic links one path may lead through.
+const linksFollowedMax = 40
+
+// Resolve follows a path from the root; the last component's symbolic link
+// only where follow is set. Errors as Lookup and gears.ErrLoop.
+func (m *Machine) Resolve(path string, follow bool, caller gears.Caller) (gears.Attr, error) {
+	w, err := m.walk(path, follow, caller)
+	if err == nil && w.at.attr.Ino == 0 {
+		err = gears.ErrNotFound
+	}
+	return w.at.attr, err
+}
+
+// ResolveTarget is Resolve, following links, for a command that may make what
+// it names: a last name that does not exist is no error. Then ino is 0, and
+// name in dir is what the path and the links at its end lead to. dir is 0
+// where the path ends in no name, as "/" or "a/..".
+func (m *Machine) ResolveTarget(path string, caller gears.Caller) (dir gears.Ino, name string, ino gears.Ino, err error) {
+	w, err := m.walk(path, true, caller)
+	return w.dir, w.name, w.at.attr.Ino, err
+}
+
+func (m *Machine) walk(path string, follow bool, caller gears.Caller) (walk, error) {
+	w := walk{m: m, caller: caller}
+	if len(path) > gears.PathBytesMax {
+		return w, gears.ErrNameTooLong
+	}
+	if strings.ContainsRune(path, 0) {
+		return w, gears.ErrInvalid.Because("a path must not contain NUL")
+	}
+	err := w.enter(gears.RootIno)
+	if err == nil {
+		err = w.follow(path, follow)
+	}
+	return w, err
+}
+
+// walk is a path being followed.
+type walk struct {
+	m      *Machine
+	caller gears.Caller
+	at     inode // where it stands; attr.Ino 0: at a name that does not exist
+	dir    gears.Ino
+	name   string
+	links  int
+}
+
+// follow goes on from w.at, a directory.
+func (w *walk) follow(path string, last bool) error {
+	if strings.HasPrefix(path, "/") {
+		if err := w.enter(gears.RootIno); err != nil {
+			return err
+		}
+	}
+	for path != "" {
+		name, rest, more := strings.Cut(path, "/")
+		path = strings.TrimLeft(rest, "/")
+		if name == "" {
+			continue
+		}
+		if err := w.step(name, more || last); err != nil {
+			return err
+		}
+		switch {
+		case w.at.attr.Ino == 0 && path != "":
+			return gears.ErrNotFound
+		case more && w.at.attr.Ino != 0 && !isDir(w.at.attr.Mode):
+			return gears.ErrNotDir
+		case more && w.at.attr.Ino == 0: // "name/" can't be made as a file
+			return gears.ErrNotFound
+		}
+	}
+	return nil
+}
+
+// enter makes the walk stand in a directory that it did not come to by a name.
+func (w *walk) enter(ino gears.Ino) (err error) {
+	w.dir, w.name = 0, ""
+	w.at, err = w.m.inode(ino)
+	return err
+}
+
+// step goes to name in the directory where the walk stands.
+func (w *walk) step(name string, follow bool) error {
+	dir := w.at
+	if err := dir.checkDirectory(w.caller, mayExec); err != nil {
+		return err
+	}
+	switch name {
+	case ".":
+		w.dir, w.name = 0, ""
+		return nil
+	case "..":
+		return w.enter(dir.parent)
+	}
+	n, err := w.m.lookupInode(dir.attr.Ino, name, w.caller)
+	if errors.Is(err, gears.ErrNotFound) {
+		w.at, w.dir, w.name = inode{}, dir.attr.Ino, name
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if n.attr.Mode&modeType != modeLink || !follow {
+		w.at, w.dir, w.name = n, dir.attr.Ino, name
+		return nil
+	}
+	if w.links++; w.links > linksFollowedMax {
+		return gears.ErrLoop
+	}
+	return w.follow(n.target, true)
+}

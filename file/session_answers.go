@@ -1,0 +1,267 @@
+package file
+
+import (
+	"slices"
+
+	"github.com/emirpasic/gods/v2/trees/redblacktree"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/stream"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// A stored answer of a take refers to its records instead of repeating them.
+// Those of a plain take are gone from their stream; a pin holds back their rows
+// until the answer is confirmed. Where something else must remove such rows
+// (truncation, drop, the end of the file), they are copied into the answer.
+
+// pins are the rows that answers refer to, by stream and first place.
+type pins map[streamKey]*redblacktree.Tree[gears.Place, pin]
+
+// pin holds back the rows in [from, to) for command seq of a session.
+type pin struct {
+	from, to gears.Place
+	session  gears.SessionID
+	seq      uint64
+}
+
+func (p pins) add(key streamKey, at pin) {
+	tree := p[key]
+	if tree == nil {
+		tree = redblacktree.NewWith[gears.Place, pin](comparePlaces)
+		p[key] = tree
+	}
+	tree.Put(at.from, at)
+}
+
+func (p pins) remove(key streamKey, from gears.Place) {
+	tree := p[key]
+	if tree == nil {
+		return
+	}
+	tree.Remove(from)
+	if tree.Empty() {
+		delete(p, key)
+	}
+}
+
+func comparePlaces(a, b gears.Place) int {
+	switch {
+	case a.Less(b):
+		return -1
+	case b.Less(a):
+		return 1
+	}
+	return 0
+}
+
+// pinned returns the pins that begin in [from, to), in order. Pins of one
+// stream never overlap, and a caller never cuts one in two.
+func (p pins) pinned(key streamKey, from, to gears.Place) []pin {
+	tree := p[key]
+	if tree == nil {
+		return nil
+	}
+	node, ok := tree.Ceiling(from)
+	if !ok {
+		return nil
+	}
+	var found []pin
+	for it := tree.IteratorAt(node); ; {
+		if !it.Key().Less(to) {
+			break
+		}
+		found = append(found, it.Value())
+		if !it.Next() {
+			break
+		}
+	}
+	return found
+}
+
+// places returns the first and last place that a reference is about.
+func places(r *wire.Reference) (first, last gears.Place) {
+	first = gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+	if r.LastSeq == 0 {
+		return first, first
+	}
+	return first, gears.Place{Pos: gears.Pos(r.LastPos), Seq: gears.Seq(r.LastSeq)}
+}
+
+func after(at gears.Place) gears.Place { return gears.Place{Pos: at.Pos, Seq: at.Seq + 1} }
+
+// storeAnswer keeps what a retry of command seq will be answered with.
+func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
+	stored := &wire.StoredAnswer{Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq}
+	for i, rec := range answer.Records {
+		// Records that come from the cursor, and were never handed out
+		// before, follow each other.
+		if n := len(stored.Taken); i > 0 && rec.Deliveries == 1 && answer.Records[i-1].Deliveries == 1 {
+			stored.Taken[n-1].LastPos, stored.Taken[n-1].LastSeq = rec.Pos, rec.Seq
+			continue
+		}
+		stored.Taken = append(stored.Taken, &wire.Reference{
+			Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Deliveries: rec.Deliveries, Fence: rec.Fence,
+		})
+	}
+	i, _ := findAnswer(&s.row, seq)
+	s.row.Answers = slices.Insert(s.row.Answers, i, stored)
+	m.dirtySession(s)
+	m.pinAnswer(s.id, stored)
+}
+
+// pinAnswer holds back the rows that an answer refers to and that are gone
+// from their stream.
+func (m *Machine) pinAnswer(id gears.SessionID, a *wire.StoredAnswer) {
+	for _, r := range a.Taken {
+		if r.Fence == 0 && len(r.Kept) == 0 {
+			first, last := places(r)
+			key := streamKey{gears.Ino(r.Ino), gears.Key(r.Key)}
+			m.sessions.pins.add(key, pin{from: first, to: after(last), session: id, seq: a.Seq})
+		}
+	}
+}
+
+// unpinAnswer lets go of the rows of an answer that is forgotten.
+func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
+	for _, r := range a.Taken {
+		if r.Fence != 0 || len(r.Kept) != 0 {
+			continue
+		}
+		first, last := places(r)
+		m.sessions.pins.remove(streamKey{gears.Ino(r.Ino), gears.Key(r.Key)}, first)
+		n, err := m.node(gears.Ino(r.Ino))
+		if err != nil {
+			return err
+		}
+		if n == nil {
+			continue
+		}
+		s, err := m.stream(n, gears.Key(r.Key))
+		if err != nil {
+			return err
+		}
+		if s != nil {
+			s.queue.Forget(first, after(last))
+		}
+	}
+	return nil
+}
+
+// keepPinned copies the rows in [from, to) that answers refer to into those
+// answers, as the rows are about to be removed.
+func (m *Machine) keepPinned(rows *streamRows, from, to gears.Place) error {
+	key := streamKey{rows.ino, rows.key}
+	for _, p := range m.sessions.pins.pinned(key, from, to) {
+		m.sessions.pins.remove(key, p.from)
+		s, err := m.session(p.session)
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			return gears.ErrDamaged.Because("session %v has an answer but no row", p.session)
+		}
+		i, ok := findAnswer(&s.row, p.seq)
+		if !ok {
+			return gears.ErrDamaged.Because("session %v has no answer %d", p.session, p.seq)
+		}
+		for _, r := range s.row.Answers[i].Taken {
+			if first, _ := places(r); first != p.from {
+				continue
+			}
+			err := rows.Scan(p.from, p.to, func(at gears.Place, rec *stream.Record) bool {
+				r.Kept = append(r.Kept, &wire.KeptRecord{Pos: uint64(at.Pos), Seq: uint64(at.Seq), Row: &wire.RecordRow{
+					Data: slices.Clone(rec.Data), Type: string([]byte(rec.Type)), Time: rec.Time,
+				}})
+				return true
+			})
+			if err != nil {
+				return err
+			}
+		}
+		m.dirtySession(s)
+	}
+	return nil
+}
+
+// answerAgain builds a stored answer anew; nil where it refers to a lease that
+// is not held any more: then the command is to be applied as if it were new.
+func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswer) (*wire.Answer, error) {
+	answer := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq}
+	for _, r := range a.Taken {
+		held, err := m.takenAgain(c, answer, r)
+		if err != nil || !held {
+			return nil, err
+		}
+	}
+	switch op := cmd.Op.(type) {
+	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure:
+		return answer, nil
+	case *wire.Command_Put:
+		if !op.Put.Append {
+			return answer, nil
+		}
+	}
+	if a.Ino == 0 {
+		return answer, nil
+	}
+	n, err := m.node(gears.Ino(a.Ino))
+	if err == nil && n != nil {
+		answer.Attr, err = m.attr(n) // as it is now
+	}
+	return answer, err
+}
+
+// takenAgain appends the records that a reference names to an answer; held is
+// false where one of them was leased and is not held any more.
+func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference) (held bool, err error) {
+	fence := r.Fence
+	add := func(pos, seq uint64, data []byte, typ string, time uint64) {
+		answer.Records = append(answer.Records, &wire.TakenRecord{
+			Key: r.Key, Pos: pos, Seq: seq, Data: data, Type: typ, Time: time,
+			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino,
+		})
+		if fence != 0 {
+			fence++
+		}
+	}
+	if len(r.Kept) > 0 {
+		for _, k := range r.Kept {
+			add(k.Pos, k.Seq, k.Row.Data, k.Row.Type, k.Row.Time)
+		}
+		return true, nil
+	}
+	var s *openStream
+	n, err := m.node(gears.Ino(r.Ino))
+	if err == nil && n != nil {
+		s, err = m.stream(n, gears.Key(r.Key))
+	}
+	if err != nil {
+		return false, err
+	}
+	if s == nil {
+		if r.Fence == 0 {
+			return false, gears.ErrDamaged.Because("inode %d, stream %q: gone, and so are records that an answer refers to", r.Ino, r.Key)
+		}
+		return false, nil
+	}
+	first, last := places(r)
+	held = true
+	end := gears.Place{}
+	err = m.rowsOf(s).Scan(first, after(last), func(at gears.Place, rec *stream.Record) bool {
+		if fence != 0 && !s.queue.Held(at, c.session, fence) {
+			held = false
+			return false
+		}
+		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), string([]byte(rec.Type)), rec.Time)
+		end = at
+		return true
+	})
+	if err != nil || !held || end == last {
+		return held, err
+	}
+	if r.Fence != 0 {
+		return false, nil // the last of them were removed
+	}
+	return false, gears.ErrDamaged.Because("inode %d, stream %q: records that an answer refers to are missing", r.Ino, r.Key)
+}
