@@ -1,0 +1,260 @@
+package dgm
+
+import (
+	"context"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// caller carries a request to a volume and brings the response back; Local and
+// Remote are the two. The error of a response is returned as such, so a nil
+// error comes with a response that says success.
+type caller interface {
+	call(ctx context.Context, req *wire.Request) (*wire.Response, error)
+}
+
+// api turns the calls of Manager into requests. Local and Remote embed it, so
+// that both mean the same by each of them.
+type api struct{ caller }
+
+// contentBytesMax bounds what one Read or Write carries.
+const contentBytesMax = 1 << 20
+
+func (a api) change(ctx context.Context, c *wire.Change) (*wire.Answer, error) {
+	resp, err := a.call(ctx, &wire.Request{Kind: &wire.Request_Change{Change: c}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Answer, nil
+}
+
+// apply sends a command that needs no waiting and no disk.
+func (a api) apply(ctx context.Context, cmd *wire.Command) (*wire.Answer, error) {
+	return a.change(ctx, &wire.Change{Command: cmd, Fast: true})
+}
+
+func (a api) applyAttr(ctx context.Context, cmd *wire.Command) (gears.Attr, error) {
+	answer, err := a.apply(ctx, cmd)
+	if err != nil {
+		return gears.Attr{}, err
+	}
+	return attrFromWire(answer.Attr), nil
+}
+
+func (a api) applyOnly(ctx context.Context, cmd *wire.Command) error {
+	_, err := a.apply(ctx, cmd)
+	return err
+}
+
+// query reads; a fast one may show what is not on disk yet.
+func (a api) query(ctx context.Context, q *wire.Query) (*wire.Response, error) {
+	return a.call(ctx, &wire.Request{Kind: &wire.Request_Query{Query: q}})
+}
+
+func (a api) fast(ctx context.Context, q *wire.Query) (*wire.Response, error) {
+	q.Fast = true
+	return a.query(ctx, q)
+}
+
+func target(f gears.File) (*wire.Target, string, error) {
+	switch {
+	case f.Ino != 0:
+		return &wire.Target{Ino: uint64(f.Ino)}, "", nil
+	case len(f.Path) > gears.PathBytesMax:
+		return nil, "", gears.ErrNameTooLong
+	case f.Path == "" || f.Path[0] != '/':
+		return nil, "", gears.ErrInvalid.Because("%q is not an absolute path in the volume", f.Path)
+	}
+	return nil, f.Path, nil
+}
+
+// Put implements Streams.
+func (a api) Put(ctx context.Context, p Put) (PutResult, error) {
+	t, path, err := target(p.File)
+	if err != nil {
+		return PutResult{}, err
+	}
+	records, err := newRecords(p.Key, p.Records)
+	if err != nil {
+		return PutResult{}, err
+	}
+	answer, err := a.change(ctx, &wire.Change{
+		Path: path, NoWait: p.NoWait,
+		Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{
+			Target: t, Key: string(p.Key), Records: records, Mode: p.Mode, Seal: p.Seal,
+		}}},
+	})
+	if err != nil {
+		return PutResult{}, err
+	}
+	return PutResult{
+		Ino: gears.Ino(answer.Ino), First: gears.Seq(answer.FirstSeq), Last: gears.Seq(answer.LastSeq),
+	}, nil
+}
+
+// newRecords checks what is to be put against the limits on a batch.
+func newRecords(key gears.Key, records []gears.NewRecord) ([]*wire.NewRecord, error) {
+	if err := key.Check(); err != nil {
+		return nil, err
+	}
+	if len(records) > gears.BatchRecordsMax {
+		return nil, gears.ErrTooBig.Because("%d records in one put, at most %d", len(records), gears.BatchRecordsMax)
+	}
+	var bytes int
+	block := make([]wire.NewRecord, len(records))
+	out := make([]*wire.NewRecord, len(records))
+	for i, r := range records {
+		if len(r.Data) > gears.RecordBytesMax {
+			return nil, gears.ErrTooBig.Because("a record of %d bytes, at most %d", len(r.Data), gears.RecordBytesMax)
+		}
+		if len(r.Type) > gears.KeyBytesMax {
+			return nil, gears.ErrTooBig.Because("a type name of %d bytes, at most %d", len(r.Type), gears.KeyBytesMax)
+		}
+		bytes += len(r.Data)
+		block[i].Data, block[i].Type = r.Data, r.Type
+		out[i] = &block[i]
+	}
+	if bytes > gears.BatchBytesMax {
+		return nil, gears.ErrTooBig.Because("%d bytes in one put, at most %d", bytes, gears.BatchBytesMax)
+	}
+	return out, nil
+}
+
+// Take implements Streams.
+func (a api) Take(ctx context.Context, take Take) ([]gears.Record, error) {
+	t, path, err := target(take.File)
+	if err != nil {
+		return nil, err
+	}
+	if len(take.Keys) == 0 || len(take.Keys) > takeKeysMax {
+		return nil, gears.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
+	}
+	for _, k := range take.Keys {
+		if err := k.Check(); err != nil {
+			return nil, err
+		}
+	}
+	max, err := count(take.Max)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := a.change(ctx, &wire.Change{
+		Path: path, NoWait: take.NoWait,
+		Command: &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{
+			Target: t, Keys: keysToWire(take.Keys), Max: max, Lease: take.Lease, Force: take.Force,
+		}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return recordsFromWire(answer.Records), nil
+}
+
+const takeKeysMax = 64
+
+func count(max int) (uint32, error) {
+	switch {
+	case max == 0:
+		return 1, nil
+	case max < 0:
+		return 0, gears.ErrInvalid.Because("a count must not be negative")
+	}
+	return uint32(min(max, gears.BatchRecordsMax)), nil
+}
+
+// Peek implements Streams.
+func (a api) Peek(ctx context.Context, p Peek) ([]gears.Record, error) {
+	t, path, err := target(p.File)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Key.Check(); err != nil {
+		return nil, err
+	}
+	max, err := count(p.Max)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Peek{Peek: &wire.Peek{
+		Target: t, Path: path, Key: string(p.Key), Max: max, NoWait: p.NoWait,
+		Follow: p.Follow, After: uint64(p.After), Last: p.Last,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return recordsFromWire(resp.GetAnswer().GetRecords()), nil
+}
+
+// Settle implements Streams.
+func (a api) Settle(ctx context.Context, s Settle) error {
+	if len(s.Receipts) == 0 || len(s.Receipts) > gears.BatchRecordsMax {
+		return gears.ErrInvalid.Because("settle takes 1 to %d receipts", gears.BatchRecordsMax)
+	}
+	block := make([]wire.Receipt, len(s.Receipts))
+	receipts := make([]*wire.Receipt, len(s.Receipts))
+	for i, r := range s.Receipts {
+		b := &block[i]
+		b.Ino, b.Key, b.Fence = uint64(r.Ino), string(r.Key), r.Fence
+		b.Pos, b.Seq = uint64(r.Place.Pos), uint64(r.Place.Seq)
+		receipts[i] = b
+	}
+	_, err := a.change(ctx, &wire.Change{Command: &wire.Command{Op: &wire.Command_Settle{
+		Settle: &wire.Settle{Receipts: receipts, Return: s.Return},
+	}}})
+	return err
+}
+
+// Configure implements Streams.
+func (a api) Configure(ctx context.Context, f gears.File, key gears.Key, c StreamChange) error {
+	t, path, err := target(f)
+	if err != nil {
+		return err
+	}
+	if err := key.Check(); err != nil {
+		return err
+	}
+	op := &wire.Configure{Target: t, Key: string(key), Seal: c.Seal, Clear: c.Clear, Drop: c.Drop}
+	if c.Limits != nil {
+		op.SetLimits, op.LimitRecords, op.LimitBytes = true, c.Limits.Records, c.Limits.Bytes
+	}
+	_, err = a.change(ctx, &wire.Change{Path: path, Command: &wire.Command{Op: &wire.Command_Configure{Configure: op}}})
+	return err
+}
+
+// ListStreams implements Streams.
+func (a api) ListStreams(ctx context.Context, f gears.File, after gears.Key, max int) ([]gears.StreamInfo, error) {
+	return a.listStreams(ctx, f, &wire.ListStreams{After: string(after), Max: uint32(min(max, gears.BatchRecordsMax))})
+}
+
+// Stream implements Streams.
+func (a api) Stream(ctx context.Context, f gears.File, key gears.Key) (gears.StreamInfo, error) {
+	if err := key.Check(); err != nil {
+		return gears.StreamInfo{}, err
+	}
+	infos, err := a.listStreams(ctx, f, &wire.ListStreams{After: string(key), Max: 1, Only: true})
+	if err != nil {
+		return gears.StreamInfo{}, err
+	}
+	if len(infos) == 0 {
+		return gears.StreamInfo{Key: key}, nil
+	}
+	return infos[0], nil
+}
+
+func (a api) listStreams(ctx context.Context, f gears.File, l *wire.ListStreams) ([]gears.StreamInfo, error) {
+	t, path, err := target(f)
+	if err != nil {
+		return nil, err
+	}
+	l.Target, l.Path = t, path
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_ListStreams{ListStreams: l}})
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]gears.StreamInfo, len(resp.Streams))
+	for i, s := range resp.Streams {
+		infos[i] = streamFromWire(s)
+	}
+	return infos, nil
+}

@@ -1,0 +1,308 @@
+package dgm
+
+import (
+	"context"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+func (a api) queryAttr(ctx context.Context, q *wire.Query) (gears.Attr, error) {
+	resp, err := a.fast(ctx, q)
+	if err != nil {
+		return gears.Attr{}, err
+	}
+	return attrFromWire(resp.GetAnswer().GetAttr()), nil
+}
+
+// Lookup implements Names.
+func (a api) Lookup(ctx context.Context, dir gears.Ino, name string) (gears.Attr, error) {
+	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Lookup{Lookup: &wire.Lookup{Dir: uint64(dir), Name: name}}})
+}
+
+// Resolve implements Names.
+func (a api) Resolve(ctx context.Context, path string, follow bool) (gears.Attr, error) {
+	if len(path) > gears.PathBytesMax {
+		return gears.Attr{}, gears.ErrNameTooLong
+	}
+	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Resolve{Resolve: &wire.Resolve{Path: path, Follow: follow}}})
+}
+
+// GetAttr implements Names.
+func (a api) GetAttr(ctx context.Context, ino gears.Ino) (gears.Attr, error) {
+	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_GetAttr{GetAttr: uint64(ino)}})
+}
+
+// SetAttr implements Names.
+func (a api) SetAttr(ctx context.Context, ino gears.Ino, s SetAttr) (gears.Attr, error) {
+	op := &wire.SetAttr{
+		Ino: uint64(ino), Mode: s.Mode, Uid: s.UID, Gid: s.GID, Size: s.Size,
+		Atime: setTime(s.Atime), Mtime: setTime(s.Mtime), Ctime: setTime(s.Ctime),
+	}
+	if s.Base != nil {
+		base := uint64(*s.Base)
+		op.Base = &base
+	}
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_SetAttr{SetAttr: op}})
+}
+
+// Make implements Names.
+func (a api) Make(ctx context.Context, dir gears.Ino, name string, m Make) (gears.Attr, error) {
+	if err := gears.CheckName(name); err != nil {
+		return gears.Attr{}, err
+	}
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
+		Dir: uint64(dir), Name: name, Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Open: m.Open, Uid: m.UID, Gid: m.GID,
+	}}})
+}
+
+// Link implements Names.
+func (a api) Link(ctx context.Context, ino, dir gears.Ino, name string) (gears.Attr, error) {
+	if err := gears.CheckName(name); err != nil {
+		return gears.Attr{}, err
+	}
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Link{Link: &wire.Link{
+		Ino: uint64(ino), Dir: uint64(dir), Name: name,
+	}}})
+}
+
+// Unlink implements Names.
+func (a api) Unlink(ctx context.Context, dir gears.Ino, name string) error {
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Unlink{Unlink: &wire.Unlink{Dir: uint64(dir), Name: name}}})
+}
+
+// Rmdir implements Names.
+func (a api) Rmdir(ctx context.Context, dir gears.Ino, name string) error {
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Unlink{
+		Unlink: &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: true},
+	}})
+}
+
+// Rename implements Names.
+func (a api) Rename(ctx context.Context, r Rename) error {
+	if err := gears.CheckName(r.NewName); err != nil {
+		return err
+	}
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Rename{Rename: &wire.Rename{
+		Dir: uint64(r.Dir), Name: r.Name, NewDir: uint64(r.NewDir), NewName: r.NewName, Flags: r.Flags,
+	}}})
+}
+
+// Readlink implements Names.
+func (a api) Readlink(ctx context.Context, ino gears.Ino) (string, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Readlink{Readlink: uint64(ino)}})
+	if err != nil {
+		return "", err
+	}
+	return resp.Text, nil
+}
+
+// ReadDir implements Names.
+func (a api) ReadDir(ctx context.Context, dir gears.Ino, after string, max int) ([]gears.Entry, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_ReadDir{
+		ReadDir: &wire.ReadDir{Dir: uint64(dir), After: after, Max: uint32(min(max, gears.BatchRecordsMax))},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]gears.Entry, len(resp.Entries))
+	for i, e := range resp.Entries {
+		entries[i] = gears.Entry{Name: e.Name, Attr: attrFromWire(e.Attr)}
+	}
+	return entries, nil
+}
+
+// Parent implements Names.
+func (a api) Parent(ctx context.Context, dir gears.Ino) (gears.Ino, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Parent{Parent: uint64(dir)}})
+	if err != nil {
+		return 0, err
+	}
+	return gears.Ino(resp.Number), nil
+}
+
+// GetXattr implements Names.
+func (a api) GetXattr(ctx context.Context, ino gears.Ino, name string) ([]byte, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_GetXattr{GetXattr: &wire.GetXattr{Ino: uint64(ino), Name: name}}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Data, nil
+}
+
+// SetXattr implements Names.
+func (a api) SetXattr(ctx context.Context, ino gears.Ino, name string, value []byte, flags uint32) error {
+	switch {
+	case name == "":
+		return gears.ErrRange
+	case len(name) > gears.XattrNameMax:
+		return gears.ErrRange.Because("an attribute's name has at most %d bytes", gears.XattrNameMax)
+	case len(value) > gears.XattrBytesMax:
+		return gears.ErrTooBig.Because("an attribute has at most %d bytes", gears.XattrBytesMax)
+	}
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_SetXattr{SetXattr: &wire.SetXattr{
+		Ino: uint64(ino), Name: name, Value: value, Flags: flags,
+	}}})
+}
+
+// ListXattr implements Names.
+func (a api) ListXattr(ctx context.Context, ino gears.Ino) ([]string, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_ListXattr{ListXattr: uint64(ino)}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Names, nil
+}
+
+// RemoveXattr implements Names.
+func (a api) RemoveXattr(ctx context.Context, ino gears.Ino, name string) error {
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_SetXattr{SetXattr: &wire.SetXattr{
+		Ino: uint64(ino), Name: name, Remove: true,
+	}}})
+}
+
+// StatFS implements Names.
+func (a api) StatFS(ctx context.Context) (gears.Usage, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_StatFs{StatFs: true}})
+	if err != nil {
+		return gears.Usage{}, err
+	}
+	return usageFromWire(resp.Usage), nil
+}
+
+// Open implements Content.
+func (a api) Open(ctx context.Context, ino gears.Ino) (gears.Attr, error) {
+	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Open{Open: uint64(ino)}})
+}
+
+// Release implements Content.
+func (a api) Release(ctx context.Context, ino gears.Ino) error {
+	_, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Release{Release: uint64(ino)}})
+	return err
+}
+
+// Read implements Content.
+func (a api) Read(ctx context.Context, ino gears.Ino, pos gears.Pos, n int) ([]byte, error) {
+	if n < 0 || n > contentBytesMax {
+		return nil, gears.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
+	}
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Read{
+		Read: &wire.Read{Ino: uint64(ino), Pos: uint64(pos), Length: uint32(n)},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Data, nil
+}
+
+// Write implements Content.
+func (a api) Write(ctx context.Context, ino gears.Ino, pos gears.Pos, data []byte) (gears.Attr, error) {
+	if len(data) > contentBytesMax {
+		return gears.Attr{}, gears.ErrInvalid.Because("a write has at most %d bytes", contentBytesMax)
+	}
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Write{
+		Write: &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data},
+	}})
+}
+
+// Append implements Content.
+func (a api) Append(ctx context.Context, ino gears.Ino, data []byte) (gears.Attr, error) {
+	records, err := newRecords(gears.DataKey, []gears.NewRecord{{Data: data}})
+	if err != nil {
+		return gears.Attr{}, err
+	}
+	answer, err := a.change(ctx, &wire.Change{Fast: true, Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{
+		Target: &wire.Target{Ino: uint64(ino)}, Key: string(gears.DataKey), Records: records, Append: true,
+	}}}})
+	if err != nil {
+		return gears.Attr{}, err
+	}
+	return attrFromWire(answer.Attr), nil
+}
+
+// Allocate implements Content.
+func (a api) Allocate(ctx context.Context, ino gears.Ino, pos gears.Pos, n uint64, mode uint32) error {
+	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Allocate{
+		Allocate: &wire.Allocate{Ino: uint64(ino), Pos: uint64(pos), Length: n, Mode: mode},
+	}})
+}
+
+// Seek implements Content.
+func (a api) Seek(ctx context.Context, ino gears.Ino, pos gears.Pos, hole bool) (gears.Pos, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Seek{
+		Seek: &wire.Seek{Ino: uint64(ino), Pos: uint64(pos), Hole: hole},
+	}})
+	if err != nil {
+		return 0, err
+	}
+	return gears.Pos(resp.Number), nil
+}
+
+// Sync implements Content.
+func (a api) Sync(ctx context.Context) error {
+	_, err := a.query(ctx, &wire.Query{Op: &wire.Query_Sync{Sync: true}})
+	return err
+}
+
+// Status implements Node.
+func (a api) Status(ctx context.Context) (gears.NodeStatus, error) {
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Status{Status: true}})
+	if err != nil {
+		return gears.NodeStatus{}, err
+	}
+	return statusFromWire(resp.Status), nil
+}
+
+// Waits implements Node.
+func (a api) Waits(ctx context.Context) ([]gears.Wait, error) {
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Waits{Waits: true}})
+	if err != nil {
+		return nil, err
+	}
+	waits := make([]gears.Wait, len(resp.Waits))
+	for i, w := range resp.Waits {
+		waits[i] = waitFromWire(w)
+	}
+	return waits, nil
+}
+
+// SetRemote implements Node.
+func (a api) SetRemote(ctx context.Context, name, addrs string) error {
+	if err := checkRemote(name, addrs); err != nil {
+		return err
+	}
+	_, err := a.change(ctx, &wire.Change{Command: &wire.Command{Op: &wire.Command_SetRemote{
+		SetRemote: &wire.SetRemote{Name: name, Addrs: addrs},
+	}}})
+	return err
+}
+
+// Remotes implements Node.
+func (a api) Remotes(ctx context.Context) (map[string]string, error) {
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Remotes{Remotes: true}})
+	if err != nil {
+		return nil, err
+	}
+	remotes := make(map[string]string, len(resp.Remotes))
+	for _, r := range resp.Remotes {
+		remotes[r.Name] = r.Addrs
+	}
+	return remotes, nil
+}
+
+// Watch implements Node.
+func (a api) Watch(ctx context.Context, started func(), changed func([]gears.Change)) error {
+	var id uint64
+	for {
+		resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Watch{Watch: &wire.Watch{Id: id}}})
+		if err != nil {
+			return err
+		}
+		if id == 0 {
+			id = resp.Number
+			started()
+			continue
+		}
+		changed(changedFromWire(resp.Changed))
+	}
+}

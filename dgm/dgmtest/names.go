@@ -1,0 +1,324 @@
+package dgmtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+const (
+	fileMode = syscall.S_IFREG | 0o644
+	dirMode  = syscall.S_IFDIR | 0o755
+	linkMode = syscall.S_IFLNK | 0o777
+)
+
+func (s *suite) make(dir gears.Ino, name string, mode uint32) gears.Attr {
+	s.t.Helper()
+	attr, err := s.m.Make(s.ctx, dir, name, dgm.Make{Mode: mode, Target: target(mode)})
+	require.NoError(s.t, err)
+	return attr
+}
+
+func target(mode uint32) string {
+	if mode == linkMode {
+		return "target"
+	}
+	return ""
+}
+
+func tree(t *testing.T, s *suite) {
+	d := s.make(gears.RootIno, "d", dirMode)
+	f := s.make(d.Ino, "f", fileMode)
+	require.Equal(t, uint32(fileMode), f.Mode)
+	require.Equal(t, uint32(1), f.Nlink)
+	_, err := s.m.Make(s.ctx, d.Ino, "f", dgm.Make{Mode: fileMode})
+	require.ErrorIs(t, err, gears.ErrExists)
+	again, err := s.m.Make(s.ctx, d.Ino, "f", dgm.Make{Mode: fileMode, Open: true})
+	require.NoError(t, err)
+	require.Equal(t, f.Ino, again.Ino)
+
+	l, err := s.m.Make(s.ctx, gears.RootIno, "l", dgm.Make{Mode: linkMode, Target: "d/f"})
+	require.NoError(t, err)
+	text, err := s.m.Readlink(s.ctx, l.Ino)
+	require.NoError(t, err)
+	require.Equal(t, "d/f", text)
+	attr, err := s.m.Resolve(s.ctx, "/l", true)
+	require.NoError(t, err)
+	require.Equal(t, f.Ino, attr.Ino)
+	attr, err = s.m.Resolve(s.ctx, "/l", false)
+	require.NoError(t, err)
+	require.Equal(t, l.Ino, attr.Ino)
+
+	attr, err = s.m.Link(s.ctx, f.Ino, gears.RootIno, "hard")
+	require.NoError(t, err)
+	require.Equal(t, uint32(2), attr.Nlink)
+	require.ErrorIs(t, s.m.Rmdir(s.ctx, gears.RootIno, "d"), gears.ErrNotEmpty)
+	require.ErrorIs(t, s.m.Unlink(s.ctx, gears.RootIno, "d"), gears.ErrIsDir)
+	require.ErrorIs(t, s.m.Rmdir(s.ctx, gears.RootIno, "hard"), gears.ErrNotDir)
+	require.NoError(t, s.m.Unlink(s.ctx, d.Ino, "f"))
+	require.NoError(t, s.m.Rmdir(s.ctx, gears.RootIno, "d"))
+	_, err = s.m.Lookup(s.ctx, gears.RootIno, "d")
+	require.ErrorIs(t, err, gears.ErrNotFound)
+	attr, err = s.m.GetAttr(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.Equal(t, uint32(1), attr.Nlink)
+
+	mode := uint32(0o600)
+	attr, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Mode: &mode})
+	require.NoError(t, err)
+	require.Equal(t, uint32(syscall.S_IFREG|0o600), attr.Mode)
+}
+
+func rename(t *testing.T, s *suite) {
+	a := s.make(gears.RootIno, "a", dirMode)
+	b := s.make(gears.RootIno, "b", dirMode)
+	f := s.make(a.Ino, "f", fileMode)
+	g := s.make(b.Ino, "g", fileMode)
+	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: a.Ino, Name: "f", NewDir: b.Ino, NewName: "g"}))
+	attr, err := s.m.Lookup(s.ctx, b.Ino, "g")
+	require.NoError(t, err)
+	require.Equal(t, f.Ino, attr.Ino)
+	_, err = s.m.GetAttr(s.ctx, g.Ino)
+	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "b", NewDir: b.Ino, NewName: "in"}), gears.ErrInvalid)
+	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "b", NewDir: a.Ino, NewName: "b"}))
+	parent, err := s.m.Parent(s.ctx, b.Ino)
+	require.NoError(t, err)
+	require.Equal(t, a.Ino, parent)
+	const noReplace = 1
+	s.make(gears.RootIno, "x", fileMode)
+	require.ErrorIs(t, s.m.Rename(s.ctx, dgm.Rename{
+		Dir: gears.RootIno, Name: "x", NewDir: b.Ino, NewName: "g", Flags: noReplace,
+	}), gears.ErrExists)
+}
+
+func bytesOfFile(t *testing.T, s *suite) {
+	f := s.make(gears.RootIno, "f", fileMode)
+	want := make([]byte, 200_000)
+	for i := range want {
+		want[i] = byte(i * i)
+	}
+	for i := 0; i < len(want); i += 70_000 {
+		_, err := s.m.Write(s.ctx, f.Ino, gears.Pos(i), want[i:min(i+70_000, len(want))])
+		require.NoError(t, err)
+	}
+	attr, err := s.m.Write(s.ctx, f.Ino, 100_000, []byte("changed"))
+	require.NoError(t, err)
+	copy(want[100_000:], "changed")
+	require.Equal(t, uint64(len(want)), attr.Size)
+	got, err := s.m.Read(s.ctx, f.Ino, 0, 1<<20)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, got))
+
+	size := uint64(50)
+	_, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Size: &size})
+	require.NoError(t, err)
+	size = 100
+	attr, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Size: &size})
+	require.NoError(t, err)
+	require.Equal(t, uint64(100), attr.Size)
+	got, err = s.m.Read(s.ctx, f.Ino, 40, 1<<20)
+	require.NoError(t, err)
+	require.Equal(t, append(append([]byte{}, want[40:50]...), make([]byte, 50)...), got)
+	got, err = s.m.Read(s.ctx, f.Ino, 100, 10)
+	require.NoError(t, err)
+	require.Empty(t, got)
+
+	size = 1 << 40
+	_, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Size: &size})
+	require.NoError(t, err)
+	pos, err := s.m.Seek(s.ctx, f.Ino, 0, true)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, pos, gears.Pos(50))
+	_, err = s.m.Seek(s.ctx, f.Ino, pos, false)
+	require.ErrorIs(t, err, gears.ErrRange)
+	require.NoError(t, s.m.Sync(s.ctx))
+}
+
+func appendIsPut(t *testing.T, s *suite) {
+	f := s.make(gears.RootIno, "queue", fileMode)
+	attr, err := s.m.Append(s.ctx, f.Ino, []byte("one\n"))
+	require.NoError(t, err)
+	require.Equal(t, uint64(4), attr.Size)
+	s.put(s.m, gears.DataKey, "two\n")
+	got, err := s.m.Read(s.ctx, f.Ino, 0, 100)
+	require.NoError(t, err)
+	require.Equal(t, "one\ntwo\n", string(got))
+	require.Equal(t, []string{"one\n"}, s.take(s.m, 1, gears.DataKey))
+	attr, err = s.m.GetAttr(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.True(t, attr.Taken)
+	require.Equal(t, uint64(4), attr.Size)
+	require.Equal(t, gears.Pos(4), attr.Head)
+	got, err = s.m.Read(s.ctx, f.Ino, 0, 100) // a handle from before
+	require.NoError(t, err)
+	require.Equal(t, "\x00\x00\x00\x00two\n", string(got))
+	_, err = s.m.Write(s.ctx, f.Ino, 0, []byte("x"))
+	require.ErrorIs(t, err, gears.ErrIO)
+}
+
+func openWithoutName(t *testing.T, s *suite) {
+	f := s.make(gears.RootIno, "f", fileMode)
+	_, err := s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
+	require.NoError(t, err)
+	_, err = s.m.Open(s.ctx, f.Ino)
+	require.NoError(t, err)
+	other := s.open(t)
+	_, err = other.Open(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.NoError(t, other.Unlink(s.ctx, gears.RootIno, "f"))
+	require.NoError(t, s.m.Release(s.ctx, f.Ino))
+	got, err := other.Read(s.ctx, f.Ino, 0, 100)
+	require.NoError(t, err)
+	require.Equal(t, "content", string(got))
+	attr, err := other.GetAttr(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.Zero(t, attr.Nlink)
+	require.NoError(t, other.Close()) // releases it
+	require.NoError(t, s.m.Sync(s.ctx))
+	s.make(gears.RootIno, "later", fileMode) // behind the session's end in the log
+	_, err = s.m.GetAttr(s.ctx, f.Ino)
+	require.ErrorIs(t, err, gears.ErrStale)
+	_, err = s.m.Open(s.ctx, f.Ino)
+	require.ErrorIs(t, err, gears.ErrStale)
+}
+
+func xattrs(t *testing.T, s *suite) {
+	f := s.make(gears.RootIno, "f", fileMode)
+	require.NoError(t, s.m.SetXattr(s.ctx, f.Ino, "user.a", []byte("1"), 0))
+	require.NoError(t, s.m.SetXattr(s.ctx, f.Ino, "user.b", nil, 0))
+	const create, replace = 1, 2
+	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.a", nil, create), gears.ErrExists)
+	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.c", nil, replace), gears.ErrNoAttr)
+	value, err := s.m.GetXattr(s.ctx, f.Ino, "user.a")
+	require.NoError(t, err)
+	require.Equal(t, "1", string(value))
+	names, err := s.m.ListXattr(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.Equal(t, []string{"user.a", "user.b"}, names)
+	require.NoError(t, s.m.RemoveXattr(s.ctx, f.Ino, "user.a"))
+	_, err = s.m.GetXattr(s.ctx, f.Ino, "user.a")
+	require.ErrorIs(t, err, gears.ErrNoAttr)
+	require.ErrorIs(t, s.m.RemoveXattr(s.ctx, f.Ino, "user.a"), gears.ErrNoAttr)
+}
+
+func readDirPages(t *testing.T, s *suite) {
+	d := s.make(gears.RootIno, "d", dirMode)
+	for i := range 250 {
+		s.make(d.Ino, fmt.Sprintf("%03d", i), fileMode)
+	}
+	var names []string
+	after := ""
+	for {
+		entries, err := s.m.ReadDir(s.ctx, d.Ino, after, 70)
+		require.NoError(t, err)
+		if len(entries) == 0 {
+			break
+		}
+		for _, e := range entries {
+			require.NotZero(t, e.Attr.Ino)
+			names = append(names, e.Name)
+			after = e.Name
+		}
+	}
+	require.Len(t, names, 250)
+	require.IsIncreasing(t, names)
+}
+
+func watch(t *testing.T, s *suite) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	started, seen, ended := make(chan struct{}), make(chan gears.Change, 100), make(chan error, 1)
+	go func() {
+		ended <- s.m.Watch(ctx, func() { close(started) }, func(cs []gears.Change) {
+			for _, c := range cs {
+				seen <- c
+			}
+		})
+	}()
+	<-started
+	_, err := s.m.Make(s.ctx, gears.RootIno, "mine", dgm.Make{Mode: fileMode})
+	require.NoError(t, err)
+	other := s.open(t)
+	attr, err := other.Make(s.ctx, gears.RootIno, "theirs", dgm.Make{Mode: fileMode})
+	require.NoError(t, err)
+	_, err = other.Write(s.ctx, attr.Ino, 0, []byte("x"))
+	require.NoError(t, err)
+	var named, written bool
+	for !named || !written {
+		select {
+		case c := <-seen:
+			require.NotEqual(t, "mine", c.Name)
+			named = named || c.Name == "theirs" && c.Ino == gears.RootIno
+			written = written || c.Ino == attr.Ino && c.Data
+		case <-s.ctx.Done():
+			t.Fatal("not told")
+		}
+	}
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+}
+
+func waits(t *testing.T, s *suite) {
+	s.put(s.m, "cuont", "x")
+	m := s.open(t)
+	out := s.takeLater(s.ctx, m, takeOf("count"))
+	ws, err := s.m.Waits(s.ctx)
+	require.NoError(t, err)
+	require.Len(t, ws, 1)
+	require.Equal(t, "take", ws[0].Op)
+	require.Equal(t, []gears.Key{"count"}, ws[0].Keys)
+	require.Equal(t, "/queue", ws[0].Path)
+	require.Equal(t, m.Session(), ws[0].Session)
+	require.Equal(t, []gears.Key{"cuont"}, ws[0].Near)
+	info, err := s.m.Stream(s.ctx, queue, "cuont")
+	require.NoError(t, err)
+	require.Zero(t, info.Waiting)
+	s.put(s.m, "count", "x")
+	s.receive(out)
+}
+
+func remotes(t *testing.T, s *suite) {
+	require.NoError(t, s.m.SetRemote(s.ctx, "b", "127.0.0.1:4711"))
+	require.NoError(t, s.m.SetRemote(s.ctx, "c", "unix:/run/c.sock,10.0.0.1:1"))
+	all, err := s.m.Remotes(s.ctx)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"b": "127.0.0.1:4711", "c": "unix:/run/c.sock,10.0.0.1:1"}, all)
+	require.NoError(t, s.m.SetRemote(s.ctx, "b", ""))
+	all, err = s.m.Remotes(s.ctx)
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	require.ErrorIs(t, s.m.SetRemote(s.ctx, "a:b", "127.0.0.1:1"), gears.ErrInvalid)
+	require.ErrorIs(t, s.m.SetRemote(s.ctx, "d", "nonsense"), gears.ErrInvalid)
+}
+
+func status(t *testing.T, s *suite) {
+	s.put(s.m, "k", "x")
+	st, err := s.m.Status(s.ctx)
+	require.NoError(t, err)
+	require.Equal(t, "main", st.Volume)
+	require.Equal(t, "leader", st.Role)
+	require.NotZero(t, st.Applied)
+	require.GreaterOrEqual(t, st.Durable, gears.Index(1))
+	require.NotZero(t, st.Sessions)
+	usage, err := s.m.StatFS(s.ctx)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, usage.Inodes, uint64(2))
+}
+
+func closeEndsWaits(t *testing.T, s *suite) {
+	m := s.open(t)
+	out := s.takeLater(s.ctx, m, takeOf("k"))
+	require.NoError(t, m.Close())
+	require.Error(t, s.outcome(out).err)
+	s.untilWaiting(0)
+	require.NoError(t, m.Close(), "Close is idempotent")
+	_, err := m.Take(s.ctx, takeOf("k"))
+	require.Error(t, err)
+}

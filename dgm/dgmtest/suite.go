@@ -1,0 +1,183 @@
+// Package dgmtest is the suite that every implementation of dgm.Manager
+// passes.
+package dgmtest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// Opener opens one more session of the same volume, for a caller that may do
+// everything. The test closes what it opens.
+type Opener func(t *testing.T) dgm.Manager
+
+// Run runs the suite; fresh makes a new, empty volume and returns how sessions
+// of it are opened.
+func Run(t *testing.T, fresh func(t *testing.T) Opener) {
+	tests := []struct {
+		name string
+		run  func(t *testing.T, s *suite)
+	}{
+		{"PutTakeOrder", putTakeOrder},
+		{"Batches", batches},
+		{"EmptyRecordIsARecord", emptyRecord},
+		{"TakeWaitsForPut", takeWaitsForPut},
+		{"TakeWaitsForMissingFile", takeWaitsForMissingFile},
+		{"TakeWaitsForMissingKey", takeWaitsForMissingKey},
+		{"FirstComeFirstServed", firstCome},
+		{"CancelledTakeLosesNothing", cancelledTake},
+		{"SeveralKeys", severalKeys},
+		{"NoWait", noWait},
+		{"LeaseAcknowledged", leaseAcknowledged},
+		{"LeaseReturnedInOrder", leaseReturned},
+		{"LeaseEndsWithSession", leaseEndsWithSession},
+		{"LeaseOfAnother", leaseOfAnother},
+		{"Peek", peek},
+		{"PeekFollow", peekFollow},
+		{"SealAndEnd", sealAndEnd},
+		{"FullPutWaits", fullPutWaits},
+		{"FullPutsKeepOrder", fullPutsKeepOrder},
+		{"ClearAndDrop", clearAndDrop},
+		{"RemovedWhileWaiting", removedWhileWaiting},
+		{"TakeOnBlocks", takeOnBlocks},
+		{"BadInput", badInput},
+		{"ListStreams", listStreams},
+		{"EachRecordOnce", eachRecordOnce},
+		{"Tree", tree},
+		{"Rename", rename},
+		{"Bytes", bytesOfFile},
+		{"AppendIsPut", appendIsPut},
+		{"OpenWithoutName", openWithoutName},
+		{"Xattrs", xattrs},
+		{"ReadDirPages", readDirPages},
+		{"Watch", watch},
+		{"Waits", waits},
+		{"Remotes", remotes},
+		{"Status", status},
+		{"CloseEndsWaits", closeEndsWaits},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			open := fresh(t)
+			test.run(t, &suite{t: t, ctx: ctx, open: open, m: open(t)})
+		})
+	}
+}
+
+// suite is one test's volume, with one session open.
+type suite struct {
+	t    *testing.T
+	ctx  context.Context // ends a test that hangs
+	open Opener
+	m    dgm.Manager
+}
+
+var queue = gears.At("/queue")
+
+func (s *suite) put(m dgm.Manager, key gears.Key, records ...string) dgm.PutResult {
+	s.t.Helper()
+	var rs []gears.NewRecord
+	for _, r := range records {
+		rs = append(rs, gears.NewRecord{Data: []byte(r)})
+	}
+	res, err := m.Put(s.ctx, dgm.Put{File: queue, Key: key, Records: rs})
+	require.NoError(s.t, err)
+	return res
+}
+
+func (s *suite) take(m dgm.Manager, n int, keys ...gears.Key) []string {
+	s.t.Helper()
+	rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: keys, Max: n})
+	require.NoError(s.t, err)
+	return texts(rs)
+}
+
+func (s *suite) lease(m dgm.Manager, n int, key gears.Key) []gears.Record {
+	s.t.Helper()
+	rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{key}, Max: n, Lease: true})
+	require.NoError(s.t, err)
+	return rs
+}
+
+func (s *suite) empty(m dgm.Manager, key gears.Key) {
+	s.t.Helper()
+	_, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{key}, NoWait: true})
+	require.ErrorIs(s.t, err, gears.ErrEmpty)
+}
+
+func texts(rs []gears.Record) []string {
+	var out []string
+	for _, r := range rs {
+		out = append(out, string(r.Data))
+	}
+	return out
+}
+
+func receipts(rs []gears.Record) []gears.Receipt {
+	var out []gears.Receipt
+	for _, r := range rs {
+		out = append(out, *r.Receipt)
+	}
+	return out
+}
+
+// outcome is what a call in the background returned.
+type outcome struct {
+	records []gears.Record
+	err     error
+}
+
+// takeLater starts a take and returns when it waits.
+func (s *suite) takeLater(ctx context.Context, m dgm.Manager, take dgm.Take) <-chan outcome {
+	s.t.Helper()
+	before := s.waiting()
+	out := make(chan outcome, 1)
+	go func() {
+		rs, err := m.Take(ctx, take)
+		out <- outcome{rs, err}
+	}()
+	s.untilWaiting(before + 1)
+	return out
+}
+
+func (s *suite) waiting() int {
+	s.t.Helper()
+	waits, err := s.m.Waits(s.ctx)
+	require.NoError(s.t, err)
+	return len(waits)
+}
+
+// untilWaiting waits until n operations wait. It asks again and again: waiting
+// is the one thing that nothing announces.
+func (s *suite) untilWaiting(n int) {
+	s.t.Helper()
+	for s.waiting() != n {
+		require.NoError(s.t, s.ctx.Err())
+	}
+}
+
+func (s *suite) receive(out <-chan outcome) []gears.Record {
+	s.t.Helper()
+	o := s.outcome(out)
+	require.NoError(s.t, o.err)
+	return o.records
+}
+
+func (s *suite) outcome(out <-chan outcome) outcome {
+	s.t.Helper()
+	select {
+	case o := <-out:
+		return o
+	case <-s.ctx.Done():
+		s.t.Fatal("nothing came")
+		return outcome{}
+	}
+}

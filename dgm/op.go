@@ -1,0 +1,282 @@
+package dgm
+
+import (
+	"errors"
+	"time"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/stream"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// op is one operation of a session on its way through a volume.
+//
+//	       start             can run            answered
+//	idle ─────────▶ waiting ─────────▶ proposed ─────────▶ done
+//	  │                ▲                  │ empty, full       ▲
+//	  │                └──────────────────┘                   │
+//	  └── needs no waiting ───────────────────────────────────┘
+//
+// park moves it to waiting, wake* to proposed, answered on to done or, where
+// the attempt changed nothing, back to its old place among the waiting; cancel
+// ends it at once where it waits and otherwise as soon as it would wait again.
+type op struct {
+	vol  *Volume
+	sess *session
+	done func(*wire.Response) // called exactly once, must not block
+
+	change *wire.Change // nil for a peek
+	peek   *wire.Peek
+	path   string // as asked for
+	since  time.Time
+	prop   replica.Proposal
+
+	// Guarded by Volume.mu.
+	state    opState
+	ended    error     // set by cancel: do not wait again
+	ino      gears.Ino // the file; 0 while it is missing
+	name     nameKey   // the missing file
+	keys     []gears.Key
+	waiters  []*stream.Waiter[*op]
+	promised promise // records that a proposed take was counted for
+}
+
+type opState uint8
+
+const (
+	opIdle opState = iota
+	opWaiting
+	opProposed
+	opDone
+)
+
+// nameKey is a name in a directory.
+type nameKey struct {
+	dir  gears.Ino
+	name string
+}
+
+// promise counts records that are about to be taken, so that a put wakes as
+// many waiters as there are records.
+type promise struct {
+	line    *line
+	key     gears.Key
+	records uint64
+}
+
+// canceller ends what start began and what waits: with why at once where it
+// waits, else as soon as it would wait.
+type canceller interface{ cancel(why error) }
+
+func (o *op) isTake() bool { return o.change != nil && o.change.Command.GetTake() != nil }
+
+func (o *op) kind() string {
+	switch {
+	case o.peek != nil:
+		return "peek"
+	case o.isTake():
+		return "take"
+	}
+	return "put"
+}
+
+// noWait says that the operation is not to wait for records or room.
+func (o *op) noWait() bool {
+	if o.peek != nil {
+		return o.peek.NoWait
+	}
+	return o.change.NoWait
+}
+
+func (o *op) fail(err error) { o.done(failure(err)) }
+
+// failDurable ends the operation with an error that speaks of the state, once
+// that state is on disk.
+func (o *op) failDurable(err error) {
+	o.vol.group.WhenDurable(func(broken error) {
+		if broken != nil {
+			err = broken
+		}
+		o.fail(err)
+	})
+}
+
+// proposal readies the operation's command for the replica.
+func (o *op) proposal() *replica.Proposal {
+	o.prop = replica.Proposal{Command: o.change.Command, Durable: !o.change.Fast, Done: o.answered}
+	return &o.prop
+}
+
+// answered takes the outcome of a proposed command.
+func (o *op) answered(answer *wire.Answer, err error) {
+	if err != nil {
+		o.settled()
+		o.fail(err)
+		return
+	}
+	switch code := gears.Code(answer.Code); {
+	case code == gears.ErrEmpty.Code && o.isTake(), code == gears.ErrFull.Code && !o.isTake():
+		if o.vol.park(o) {
+			return
+		}
+		err := gears.FromCode(code, answer.Reason)
+		if ended := o.endedBy(); ended != nil {
+			err = ended
+		}
+		o.failDurable(err)
+	default:
+		o.settled()
+		o.done(&wire.Response{Answer: answer})
+		if put := o.change.Command.GetPut(); put != nil && put.Retry {
+			o.vol.wake(o.ino, o.keys[0]) // the next in line may fit too
+		}
+	}
+}
+
+// settled marks the operation as done and takes its promise back.
+func (o *op) settled() {
+	if o.keys == nil {
+		return // never among those that wait
+	}
+	v := o.vol
+	v.mu.Lock()
+	o.state = opDone
+	o.takeBackLocked()
+	v.mu.Unlock()
+}
+
+func (o *op) takeBackLocked() {
+	if o.promised.line != nil {
+		o.promised.line.promised -= o.promised.records
+		o.vol.waits.tidy(o.ino, o.promised.key)
+		o.promised = promise{}
+	}
+}
+
+func (o *op) endedBy() error {
+	o.vol.mu.Lock()
+	defer o.vol.mu.Unlock()
+	return o.ended
+}
+
+// cancel ends the operation with why where it waits. One that was proposed is
+// finished first: it then ends with its true outcome, or with why where it
+// changed nothing.
+func (o *op) cancel(why error) {
+	v := o.vol
+	v.mu.Lock()
+	if o.state == opDone || o.ended != nil {
+		v.mu.Unlock()
+		return
+	}
+	o.ended = why
+	waiting := o.state == opWaiting
+	if waiting {
+		v.waits.leave(o)
+		o.state = opDone
+	}
+	v.mu.Unlock()
+	if waiting {
+		o.fail(why)
+	}
+}
+
+// start begins an operation for session s. done is called exactly once, maybe
+// before start returns. What it returns, where that is not nil, ends the wait.
+func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
+	switch kind := req.Kind.(type) {
+	case *wire.Request_Change:
+		return v.startChange(s, kind.Change, done)
+	case *wire.Request_Query:
+		return v.startQuery(s, kind.Query, done)
+	case *wire.Request_Goodbye:
+		v.end(s, true)
+		done(&wire.Response{})
+	default:
+		done(failure(gears.ErrUnknownOp))
+	}
+	return nil
+}
+
+// startChange sends a command on its way.
+func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Response)) canceller {
+	cmd := ch.GetCommand()
+	if cmd == nil {
+		done(failure(gears.ErrUnknownOp))
+		return nil
+	}
+	cmd.SessionMinted, cmd.SessionSalt = uint64(s.id.Minted), s.id.Salt
+	cmd.Uid, cmd.Gids, cmd.Checked = s.caller.UID, s.caller.GIDs, s.caller.Checked
+	if err := v.space.admit(cmd); err != nil {
+		done(failure(err))
+		return nil
+	}
+	o := &op{vol: v, sess: s, change: ch, done: done, path: ch.Path}
+	switch c := cmd.Op.(type) {
+	case *wire.Command_Put:
+		return v.startPut(o, c.Put)
+	case *wire.Command_Take:
+		return v.startTake(o, c.Take)
+	case *wire.Command_Configure:
+		if err := v.resolve(s, ch.Path, &c.Configure.Target); err != nil {
+			done(failure(err))
+			return nil
+		}
+		v.group.Propose(o.proposal())
+	case *wire.Command_Unlink:
+		v.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
+	case *wire.Command_Rename:
+		v.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
+	case *wire.Command_Settle, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
+		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
+		v.group.Propose(o.proposal())
+	default: // what only the node itself may propose, and what it does not know
+		done(failure(gears.ErrUnknownOp))
+	}
+	return nil
+}
+
+// resolve fills in a command's target where it was named by a path.
+func (v *Volume) resolve(s *session, path string, t **wire.Target) error {
+	if path == "" {
+		if *t == nil {
+			return gears.ErrInvalid.Because("the request names no file")
+		}
+		return nil
+	}
+	dir, name, ino, err := v.machine.ResolveTarget(path, s.caller)
+	if err != nil {
+		return err
+	}
+	if ino != 0 {
+		*t = &wire.Target{Ino: uint64(ino)}
+	} else {
+		*t = &wire.Target{Dir: uint64(dir), Name: name}
+	}
+	return nil
+}
+
+// proposeUnlink proposes what may remove the last name of an inode, naming the
+// sessions that have it open. Where the name led elsewhere by the time it was
+// applied, the command changed nothing and is proposed again.
+func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, holders *[]uint64) {
+	*openIno, *holders = 0, nil
+	attr, err := v.machine.Lookup(gears.Ino(dir), name, gears.Root)
+	if err != nil { // the command will say why
+		v.group.Propose(o.proposal())
+		return
+	}
+	*openIno = uint64(attr.Ino)
+	*holders = v.holders(gears.Ino(attr.Ino))
+	p := o.proposal()
+	p.Done = func(answer *wire.Answer, err error) {
+		v.unlinked(gears.Ino(attr.Ino))
+		if err == nil && errors.Is(gears.FromCode(gears.Code(answer.Code), ""), gears.ErrStale) {
+			v.proposeUnlink(o, dir, name, openIno, holders)
+			return
+		}
+		o.answered(answer, err)
+	}
+	v.group.Propose(p)
+}

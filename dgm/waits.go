@@ -1,0 +1,175 @@
+package dgm
+
+import (
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/stream"
+)
+
+// waits holds what waits in a volume: takes and peeks for records, puts for
+// room, and opens for an unlink. It is guarded by Volume.mu.
+//
+// Invariants:
+//
+//  1. An op is in lines exactly while its state is opWaiting: in that of each
+//     of its keys where its file exists, else in that of the file's name.
+//  2. A line is kept only while an op is in it or records are promised to it.
+//  3. Each line is in the order in which its ops first waited in it; one that
+//     comes back gets its old place.
+type waits struct {
+	tickets   stream.Tickets
+	count     int
+	files     map[gears.Ino]map[gears.Key]*spot
+	names     map[nameKey]*line
+	unlinking map[gears.Ino]*unlinking
+}
+
+// spot is a stream at which something waits.
+type spot struct{ takes, puts, peeks line }
+
+// line is a waiting line, first come first served.
+type line struct {
+	*stream.Line[*op]
+	promised uint64 // records of takes that are proposed
+}
+
+func (w *waits) newLine() line { return line{Line: stream.NewLine[*op](&w.tickets)} }
+
+func (l *line) each(f func(*op)) {
+	for w := range l.All() {
+		f(w.Value)
+	}
+}
+
+// first is the oldest op that waits, nil where none does.
+func (l *line) first() *op {
+	if w := l.First(); w != nil {
+		return w.Value
+	}
+	return nil
+}
+
+func (l *line) idle() bool { return l.Len() == 0 && l.promised == 0 }
+
+func (w *waits) init() {
+	w.files = make(map[gears.Ino]map[gears.Key]*spot)
+	w.names = make(map[nameKey]*line)
+	w.unlinking = make(map[gears.Ino]*unlinking)
+}
+
+func (w *waits) len() int { return w.count }
+
+// spot returns the lines at a stream, nil where nothing waits there.
+func (w *waits) spot(ino gears.Ino, key gears.Key) *spot { return w.files[ino][key] }
+
+func (w *waits) makeSpot(ino gears.Ino, key gears.Key) *spot {
+	file := w.files[ino]
+	if file == nil {
+		file = make(map[gears.Key]*spot)
+		w.files[ino] = file
+	}
+	s := file[key]
+	if s == nil {
+		s = &spot{w.newLine(), w.newLine(), w.newLine()}
+		file[key] = s
+	}
+	return s
+}
+
+// tidy drops the lines at a stream where nothing waits any more.
+func (w *waits) tidy(ino gears.Ino, key gears.Key) {
+	file := w.files[ino]
+	if s := file[key]; s != nil && s.takes.idle() && s.puts.idle() && s.peeks.idle() {
+		delete(file, key)
+		if len(file) == 0 {
+			delete(w.files, ino)
+		}
+	}
+}
+
+// lineOf is the line at a spot that o belongs to.
+func (s *spot) lineOf(o *op) *line {
+	switch {
+	case o.peek != nil:
+		return &s.peeks
+	case o.isTake():
+		return &s.takes
+	}
+	return &s.puts
+}
+
+// join makes o wait, at its old place where it waited there before.
+func (w *waits) join(o *op) {
+	o.state = opWaiting
+	w.count++
+	if o.ino == 0 {
+		l := w.names[o.name]
+		if l == nil {
+			made := w.newLine()
+			l = &made
+			w.names[o.name] = l
+		}
+		o.enter(l, 0)
+		return
+	}
+	for i, key := range o.keys {
+		o.enter(w.makeSpot(o.ino, key).lineOf(o), i)
+	}
+}
+
+// enter makes o wait in a line; i counts the lines that it is in.
+func (o *op) enter(l *line, i int) {
+	if i < len(o.waiters) {
+		l.PutBack(o.waiters[i])
+		return
+	}
+	o.waiters = append(o.waiters, l.Join(o))
+}
+
+// leave takes o out of the lines; the caller gives it its next state.
+func (w *waits) leave(o *op) {
+	w.count--
+	for _, waiter := range o.waiters {
+		waiter.Cancel()
+	}
+	if o.ino == 0 {
+		if w.names[o.name].Len() == 0 {
+			delete(w.names, o.name)
+		}
+		o.waiters = nil // a file's lines are others
+		return
+	}
+	for _, key := range o.keys {
+		w.tidy(o.ino, key)
+	}
+}
+
+// each calls f with every waiting op, an op of several keys once for each.
+func (w *waits) each(f func(*op)) {
+	for _, l := range w.names {
+		l.each(f)
+	}
+	for _, file := range w.files {
+		for _, s := range file {
+			s.takes.each(f)
+			s.puts.each(f)
+			s.peeks.each(f)
+		}
+	}
+}
+
+// some returns the waiting ops that pick chooses, each once.
+func (w *waits) some(pick func(*op) bool) []*op {
+	seen := make(map[*op]bool)
+	var out []*op
+	w.each(func(o *op) {
+		if !seen[o] && pick(o) {
+			seen[o] = true
+			out = append(out, o)
+		}
+	})
+	return out
+}
+
+func (w *waits) all() []*op { return w.some(func(*op) bool { return true }) }
+
+func (w *waits) of(s *session) []*op { return w.some(func(o *op) bool { return o.sess == s }) }
