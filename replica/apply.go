@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -21,7 +22,6 @@ func (g *Group) apply(m *raftpb.Message) error {
 		}
 		g.store.forget(e.GetIndex())
 		g.loop.flush.applied(len(e.GetData()))
-		g.status.applied.Store(e.GetIndex())
 	}
 	g.askFlush()
 	return g.respond(m.GetResponses())
@@ -48,6 +48,7 @@ func (g *Group) applyEntry(e *raftpb.Entry) error {
 	if _, err := g.cfg.Machine.Apply(e.GetIndex(), e.GetTerm(), entry); err != nil {
 		return fmt.Errorf("state machine: %w", err)
 	}
+	g.status.applied.Store(e.GetIndex())
 	return nil
 }
 
@@ -58,8 +59,7 @@ func (g *Group) own(e *raftpb.Entry) (*batch, error) {
 	l := &g.loop
 	for len(l.inflight) > 0 && l.inflight[0].index <= e.GetIndex() {
 		b := l.inflight[0]
-		l.inflight[0] = nil
-		l.inflight = l.inflight[1:]
+		l.inflight = slices.Delete(l.inflight, 0, 1)
 		if b.index == e.GetIndex() && b.term == e.GetTerm() {
 			return b, nil
 		}
@@ -80,6 +80,7 @@ func (g *Group) applyOwn(b *batch) error {
 		g.loop.inflight = append(g.loop.inflight, b) // for abandon
 		return fmt.Errorf("state machine: %w", err)
 	}
+	g.status.applied.Store(b.index)
 	if g.broken.Load() {
 		b.refuse(gears.ErrMaybe)
 		return nil
@@ -116,6 +117,7 @@ func (g *Group) applyConf(e *raftpb.Entry) error {
 	if err := g.cfg.Machine.ApplyConf(e.GetIndex(), e.GetTerm(), data); err != nil {
 		return fmt.Errorf("state machine: %w", err)
 	}
+	g.status.applied.Store(e.GetIndex())
 	return nil
 }
 
@@ -171,5 +173,8 @@ func (g *Group) replay() error {
 	}
 	synced := make(chan error, 1)
 	g.disk.whenSynced(func(err error) { synced <- err })
-	return <-synced
+	if err := <-synced; err != nil {
+		return g.failed()
+	}
+	return nil
 }

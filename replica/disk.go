@@ -134,7 +134,9 @@ func (d *disk) settle(b *batch) bool {
 func (d *disk) whenSynced(done func(error)) {
 	d.mu.Lock()
 	seq, err := d.written.seq, d.err
-	if err == nil && d.synced.seq < seq {
+	if err != nil && d.synced.seq == seq {
+		err = nil // closed, with nothing left to sync
+	} else if err == nil && d.synced.seq < seq {
 		d.queue = append(d.queue, settled{seq: seq, done: done})
 		d.wanted = seq
 		d.mu.Unlock()
@@ -260,9 +262,10 @@ func (d *disk) abort(cause error) {
 }
 
 // close syncs what is left, where nothing has failed, answers who waits for it
-// and returns when that is done.
+// and returns when that is done. Nothing may be written any more.
 func (d *disk) close() {
 	d.lazy.Stop()
 	close(d.quit)
 	<-d.ended
+	d.abort(gears.ErrClosed)
 }

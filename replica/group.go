@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/wire"
@@ -48,8 +49,8 @@ type Config struct {
 	// Clock is the source of log time; it may jump.
 	Clock func() time.Time
 	// Fatal is called once, on a goroutine of the Group, when log or state
-	// failed: nothing is acknowledged any more. It must not block; the Group
-	// still wants to be closed.
+	// failed after Open: nothing is acknowledged any more. It must not block;
+	// the Group still wants to be closed.
 	Fatal func(error)
 	// Logger gets what raft says, at debug level; nil is nobody.
 	Logger *slog.Logger
@@ -112,6 +113,7 @@ type Group struct {
 	pending  []waiting
 	barriers []*barrier
 	asleep   bool // the loop waits on wake
+	opened   bool // Open has succeeded
 	closing  bool
 	err      error // the first failure
 	closeErr error // what the last flush said
@@ -141,6 +143,16 @@ type Status struct {
 func Open(cfg Config) (*Group, error) { return open(cfg, defaultLimits) }
 
 func open(cfg Config, limits limits) (*Group, error) {
+	g, err := prepare(cfg, limits)
+	if err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	go g.run()
+	return g, nil
+}
+
+// prepare opens a Group whose loop does not run yet.
+func prepare(cfg Config, limits limits) (*Group, error) {
 	if cfg.ID == 0 || raft.IsLocalMsgTarget(cfg.ID) {
 		return nil, gears.ErrInvalid.Because("node id %d", cfg.ID)
 	}
@@ -149,7 +161,7 @@ func open(cfg Config, limits limits) (*Group, error) {
 	}
 	store, err := openStorage(cfg.Log, cfg.Machine, cfg.ID)
 	if err != nil {
-		return nil, fmt.Errorf("open replica: %w", err)
+		return nil, err
 	}
 	g := &Group{
 		cfg: cfg, limits: limits, store: store,
@@ -159,9 +171,11 @@ func open(cfg Config, limits limits) (*Group, error) {
 	if err := g.start(); err != nil {
 		g.disk.abort(err)
 		g.disk.close()
-		return nil, fmt.Errorf("open replica: %w", err)
+		return nil, err
 	}
-	go g.run()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.opened = true
 	return g, nil
 }
 
@@ -173,6 +187,9 @@ func (g *Group) start() error {
 	g.status.commit.Store(g.store.hard.GetCommit())
 	g.status.term.Store(g.store.hard.GetTerm())
 	g.loop.hardTerm, g.loop.hardVote = g.store.hard.GetTerm(), g.store.hard.GetVote()
+	g.loop.proposal = &raftpb.Message{
+		Type: raftpb.MsgProp.Enum(), From: &g.cfg.ID, Entries: []*raftpb.Entry{{}},
+	}
 	return g.guard(func() error {
 		node, err := raft.NewRawNode(&raft.Config{
 			ID:                        g.cfg.ID,
@@ -291,7 +308,7 @@ func (g *Group) Barrier(ctx context.Context) error {
 // Time returns a log time not before that of any entry that is written, and
 // that of now unless the clock was ahead once.
 func (g *Group) Time() uint64 {
-	return max(g.time.Load(), uint64(g.cfg.Clock().UnixNano()))
+	return max(g.time.Load(), uint64(max(0, g.cfg.Clock().UnixNano())))
 }
 
 // Status returns the replica's figures, each as of some moment during the call.
@@ -337,13 +354,16 @@ func (g *Group) fail(err error) {
 	if first {
 		g.err = err
 	}
+	opened := g.opened
 	g.mu.Unlock()
 	if !first {
 		return
 	}
 	g.broken.Store(true)
 	g.disk.abort(err)
-	g.cfg.Fatal(err)
+	if opened {
+		g.cfg.Fatal(err)
+	}
 	g.kick()
 }
 

@@ -2,9 +2,21 @@ package replica
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
 )
 
 func TestPutAndReopen(t *testing.T) {
@@ -20,11 +32,324 @@ func TestPutAndReopen(t *testing.T) {
 	require.NoError(t, f.Close())
 	require.NoError(t, f.Close())
 	require.Equal(t, []string{"a", "a"}, machine.records())
-	require.Equal(t, log.Last(), log.First()-1, "nothing to replay after Close")
+	require.Equal(t, log.Last(), machine.saved.index, "nothing to replay after Close")
 
 	again := openTest(t, log, machine.restart(), nil)
 	require.NoError(t, again.put("b", true).err)
 	require.Equal(t, []string{"a", "a", "b"}, again.machine.records())
 	require.Greater(t, again.Status().Term, f.Status().Term)
+	status := again.Status()
+	require.Equal(t, status.Commit, status.Applied)
+	require.Equal(t, status.Commit, status.Durable)
 	require.NoError(t, again.Close())
+}
+
+// TestOrder proposes calls of several commands from many goroutines: each
+// proposer's order stays, and a call is in one entry, without strangers.
+func TestOrder(t *testing.T) {
+	f := openTest(t, new(memLog), new(memMachine), func(_ *Config, l *limits) {
+		l.entryCommands, l.entryBytes = 20, 600
+	})
+	const proposers, calls = 16, 200
+	var wg sync.WaitGroup
+	for p := range proposers {
+		wg.Go(func() {
+			var done sync.WaitGroup
+			rnd := rand.New(rand.NewPCG(1, uint64(p)))
+			for c := range calls {
+				n := 1 + rnd.IntN(30)
+				ps := make([]*Proposal, n)
+				entries := make([]uint64, n)
+				done.Add(n)
+				for i := range ps {
+					ps[i] = &Proposal{
+						Command: put(fmt.Sprintf("%d %d %d/%d", p, c, i, n)), Durable: rnd.IntN(2) == 0,
+						Done: func(a *wire.Answer, err error) {
+							if err != nil {
+								t.Error(err)
+							}
+							entries[i] = a.GetIno()
+							done.Done()
+						},
+					}
+				}
+				f.Propose(ps...)
+				if rnd.IntN(4) == 0 {
+					done.Wait()
+					for i := range entries {
+						if entries[i] != entries[0] {
+							t.Errorf("one call in the entries %v", entries)
+						}
+					}
+				}
+			}
+			done.Wait()
+		})
+	}
+	wg.Wait()
+	require.NoError(t, f.Close())
+
+	next := [proposers]int{}
+	records := f.machine.records()
+	for len(records) > 0 {
+		var p, c, i, n int
+		_, err := fmt.Sscanf(records[0], "%d %d %d/%d", &p, &c, &i, &n)
+		require.NoError(t, err)
+		require.Equal(t, next[p], c)
+		next[p]++
+		for i := range n {
+			require.Equal(t, fmt.Sprintf("%d %d %d/%d", p, c, i, n), records[i])
+		}
+		records = records[n:]
+	}
+	for p := range next {
+		require.Equal(t, calls, next[p])
+	}
+	for _, size := range f.machine.state.sizes {
+		require.LessOrEqual(t, size, 30, "an entry holds one call, or stays in its bounds")
+	}
+}
+
+// TestDurable holds a sync up: durable proposals wait for one that began after
+// they were written, others do not, and those that come meanwhile share one.
+func TestDurable(t *testing.T) {
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), nil)
+	log.mu.Lock()
+	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{})
+	log.mu.Unlock()
+
+	first := f.start("first", true)
+	<-log.syncBegan
+	require.NoError(t, f.put("other", false).err)
+	var later []<-chan outcome
+	for range 10 {
+		later = append(later, f.start("later", true))
+		require.NoError(t, f.put("other", false).err) // so it is applied
+	}
+	var when error = errors.New("not called")
+	whenDone := make(chan struct{})
+	f.WhenDurable(func(err error) { when = err; close(whenDone) })
+	require.Empty(t, first)
+	before := f.Status()
+	require.Less(t, before.Durable, before.Applied)
+
+	log.syncGate <- struct{}{}
+	require.NoError(t, (<-first).err)
+	<-log.syncBegan
+	for _, out := range later {
+		require.Empty(t, out)
+	}
+	log.syncGate <- struct{}{}
+	for _, out := range later {
+		require.NoError(t, (<-out).err)
+	}
+	<-whenDone
+	require.NoError(t, when)
+	require.Equal(t, before.Applied, f.Status().Durable)
+	log.mu.Lock()
+	log.syncGate, log.syncBegan = nil, nil
+	log.mu.Unlock()
+	called := false
+	f.WhenDurable(func(err error) { called = err == nil })
+	require.True(t, called, "at once where all is on disk")
+	require.NoError(t, f.Close())
+	f.WhenDurable(func(err error) { called = err == nil })
+	require.True(t, called)
+}
+
+func TestLazySync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(memLog)
+		f := openTest(t, log, new(memMachine), nil)
+		require.NoError(t, f.put("a", false).err)
+		require.NoError(t, f.put("b", false).err)
+		require.Less(t, log.syncedIndex(), log.Last())
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		require.Equal(t, log.Last(), log.syncedIndex())
+		syncs := log.syncs
+		time.Sleep(time.Hour)
+		require.Equal(t, syncs, log.syncs, "nothing is synced without need")
+		require.NoError(t, f.Close())
+	})
+}
+
+func TestOverload(t *testing.T) {
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), func(_ *Config, l *limits) {
+		l.heldCommands, l.heldBytes, l.callBytes = 5, 400, 300
+	})
+	big := strings.Repeat("x", 200)
+	wantCode(t, gears.ErrTooBig, f.put(big+big, false).err)
+
+	log.mu.Lock()
+	log.syncGate = make(chan struct{})
+	log.mu.Unlock()
+	var held []<-chan outcome
+	for range 5 {
+		held = append(held, f.start("a", true))
+	}
+	wantCode(t, gears.ErrOverload, f.put("b", false).err)
+	close(log.syncGate)
+	for _, out := range held {
+		require.NoError(t, (<-out).err)
+	}
+	require.NoError(t, f.put(big, true).err)
+	require.Zero(t, f.held.bytes.Load())
+	require.Zero(t, f.held.commands.Load())
+	require.NoError(t, f.Close())
+}
+
+func TestHeldBytes(t *testing.T) {
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), func(_ *Config, l *limits) { l.heldBytes = 400 })
+	log.mu.Lock()
+	log.syncGate = make(chan struct{})
+	log.mu.Unlock()
+	big := f.start(strings.Repeat("x", 250), true)
+	wantCode(t, gears.ErrOverload, f.put(strings.Repeat("x", 250), false).err)
+	close(log.syncGate)
+	require.NoError(t, (<-big).err)
+	require.NoError(t, f.Close())
+}
+
+func TestCloseFinishes(t *testing.T) {
+	f := openTest(t, new(memLog), new(memMachine), func(_ *Config, l *limits) { l.entryCommands = 3 })
+	var outs []<-chan outcome
+	for i := range 1000 {
+		outs = append(outs, f.start(fmt.Sprint(i), i%2 == 0))
+	}
+	require.NoError(t, f.Close())
+	for _, out := range outs {
+		require.Len(t, out, 1)
+		require.NoError(t, (<-out).err)
+	}
+	require.Len(t, f.machine.records(), 1000)
+	require.Equal(t, f.log.Last(), f.log.syncedIndex())
+	wantCode(t, gears.ErrClosed, f.put("late", false).err)
+	wantCode(t, gears.ErrClosed, f.Barrier(context.Background()))
+}
+
+// TestClock lets the clock jump: memMachine refuses a time that falls.
+func TestClock(t *testing.T) {
+	now := time.Unix(1000, 0)
+	clock := func(c *Config, _ *limits) { c.Clock = func() time.Time { return now } }
+	log, machine := new(memLog), new(memMachine)
+	f := openTest(t, log, machine, clock)
+	for _, step := range []time.Duration{0, time.Hour, -2 * time.Hour, time.Nanosecond} {
+		now = now.Add(step)
+		require.NoError(t, f.put("a", true).err)
+		require.GreaterOrEqual(t, f.Time(), machine.LogTime())
+	}
+	require.EqualValues(t, time.Unix(4600, 0).UnixNano(), f.Time())
+	require.NoError(t, f.Close())
+	now = time.Unix(-5, 0)
+	f = openTest(t, log, machine.restart(), clock)
+	require.EqualValues(t, time.Unix(4600, 0).UnixNano(), f.Time(), "also after a restart")
+	require.NoError(t, f.put("a", true).err)
+	require.NoError(t, f.Close())
+}
+
+func TestBarrierByReadIndex(t *testing.T) {
+	f := openTest(t, new(memLog), new(memMachine), nil)
+	f.alone.Store(false) // as in a group of several
+	for range 3 {
+		require.NoError(t, f.put("a", false).err)
+		require.NoError(t, f.Barrier(context.Background()))
+	}
+	require.NoError(t, f.Close())
+	wantCode(t, gears.ErrClosed, f.Barrier(context.Background()))
+}
+
+// TestSeveralVoters has a loop that believes in a second voter, whose part raft
+// plays: then nothing is committed before it is on disk.
+func TestSeveralVoters(t *testing.T) {
+	log, machine := new(memLog), new(memMachine)
+	g, err := prepare(testConfig(log, machine, make(chan error, 1)), defaultLimits)
+	require.NoError(t, err)
+	g.loop.voters = 2
+	g.alone.Store(false)
+	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{})
+	go g.run()
+	f := &fixture{Group: g, log: log, machine: machine}
+	a, b := f.start("a", false), f.start("b", true)
+	<-log.syncBegan
+	require.Empty(t, machine.records())
+	c := f.start("c", false)
+	go func() {
+		for range log.syncBegan {
+		}
+	}()
+	close(log.syncGate)
+	for _, out := range []<-chan outcome{a, b, c} {
+		require.NoError(t, (<-out).err)
+	}
+	require.Equal(t, []string{"a", "b", "c"}, machine.records())
+	require.NoError(t, f.Close())
+	close(log.syncBegan)
+}
+
+// TestConfChange replays an entry that adds a learner.
+func TestConfChange(t *testing.T) {
+	log, machine := new(memLog), new(memMachine)
+	f := openTest(t, log, machine, nil)
+	require.NoError(t, f.put("a", true).err)
+	require.NoError(t, f.Close())
+
+	kind, change, err := raftpb.MarshalConfChange(&raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+		{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(uint64(8))},
+	}})
+	require.NoError(t, err)
+	entry := LogEntry{Index: log.Last() + 1, Term: f.Status().Term, Type: uint8(kind), Data: change}
+	require.NoError(t, log.Append([]LogEntry{entry}, nil))
+	machine = machine.restart()
+	for range 2 {
+		f = openTest(t, log, machine, nil)
+		require.NoError(t, f.put("b", true).err)
+		conf := new(raftpb.ConfState)
+		require.NoError(t, proto.Unmarshal(machine.ConfState(), conf))
+		require.Equal(t, []uint64{7}, conf.GetVoters())
+		require.Equal(t, []uint64{8}, conf.GetLearners())
+		require.NoError(t, f.Close())
+	}
+	require.Equal(t, []string{"a", "b", "b"}, machine.records())
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*Config, *memLog, *memMachine)
+		want   error
+	}{
+		{"log begins too late", func(_ *Config, l *memLog, m *memMachine) { l.front, l.entries = LogEntry{Index: 4, Term: 2}, l.entries[4:] }, gears.ErrDamaged},
+		{"other term", func(_ *Config, l *memLog, m *memMachine) { m.state.term++ }, gears.ErrDamaged},
+		{"hard state", func(_ *Config, l *memLog, m *memMachine) { l.hard = []byte{0xff} }, gears.ErrDamaged},
+		{"conf state", func(_ *Config, l *memLog, m *memMachine) { m.state.conf = []byte{0xff} }, gears.ErrDamaged},
+		{"entry", func(_ *Config, l *memLog, m *memMachine) { l.entries[len(l.entries)-1].Data = []byte{0xff} }, gears.ErrDamaged},
+		{"several voters and a short log", func(_ *Config, l *memLog, m *memMachine) {
+			conf, err := proto.Marshal(&raftpb.ConfState{Voters: []uint64{7, 8, 9}})
+			require.NoError(t, err)
+			m.state.conf, l.entries = conf, nil
+		}, gears.ErrDamaged},
+		{"another node's state", func(c *Config, l *memLog, m *memMachine) { c.ID = 8 }, gears.ErrForeign},
+		{"another node's log", func(c *Config, l *memLog, m *memMachine) { c.ID = 8; m.state = machineState{} }, gears.ErrForeign},
+		{"no id", func(c *Config, l *memLog, m *memMachine) { c.ID = 0 }, gears.ErrInvalid},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			log, machine := new(memLog), new(memMachine)
+			f := openTest(t, log, machine, nil)
+			require.NoError(t, f.put("a", true).err)
+			<-machine.flush()
+			require.NoError(t, f.put("b", true).err)
+			require.NoError(t, f.put("c", true).err)
+			after := log.crash(0)
+			machine = machine.restart() // at entry 3, the log at 5
+			require.NoError(t, f.Close())
+			cfg := testConfig(after, machine, make(chan error, 1))
+			c.change(&cfg, after, machine)
+			_, err := Open(cfg)
+			wantCode(t, c.want, err)
+		})
+	}
 }

@@ -20,15 +20,16 @@ type loop struct {
 	node     *raft.RawNode
 	voters   int      // of both halves of a joint configuration
 	inflight []*batch // proposed to raft and not applied, by rising index
-	held     []ack    // raft's answers that wait for a sync, by rising seq
+	acks     []ack    // raft's answers that wait for a sync, by rising seq
 	reads    []*barrier
 	readSeq  uint64 // of the last ReadIndex attempt
 	ticks    *time.Ticker
 	flush    flushing
 
-	hardTerm, hardVote uint64 // as last written
-	entries            []LogEntry
-	buf                []byte
+	hardTerm, hardVote uint64          // as last written
+	proposal           *raftpb.Message // used again for each
+	entries            []LogEntry      // likewise
+	buf                []byte          // likewise
 }
 
 // ack are raft's answers to an append, due when append seq is on disk.
@@ -52,6 +53,7 @@ func (g *Group) run() {
 		g.fail(err)
 	}
 	g.disk.close()
+	g.alone.Store(false)
 	g.abandon()
 	if g.failed() == nil {
 		err := g.lastFlush()
@@ -211,15 +213,12 @@ func (g *Group) propose(b *batch) error {
 	if err != nil {
 		return err
 	}
-	// Raft copies the entry, so the buffer serves again, unless it is large.
+	// Raft copies the entry, so message and buffer serve again, unless it is large.
 	if l.buf = data[:0]; cap(data) > 2*g.limits.entryBytes {
 		l.buf = nil
 	}
-	err = l.node.Step(&raftpb.Message{
-		Type:    raftpb.MsgProp.Enum(),
-		From:    &g.cfg.ID,
-		Entries: []*raftpb.Entry{{Data: data}},
-	})
+	l.proposal.Entries[0].Data = data
+	err = l.node.Step(l.proposal)
 	if errors.Is(err, raft.ErrProposalDropped) {
 		l.inflight = l.inflight[:len(l.inflight)-1]
 		b.refuse(gears.ErrOverload)
@@ -301,11 +300,11 @@ func (g *Group) append(m *raftpb.Message) error {
 		}
 		seq := g.disk.wrote(g.cfg.Log.Last(), syncBeforeAck || g.awaited(m.GetEntries()))
 		if syncBeforeAck {
-			l.held = append(l.held, ack{seq: seq, responses: m.GetResponses()})
+			l.acks = append(l.acks, ack{seq: seq, responses: m.GetResponses()})
 			return g.release()
 		}
-	} else if n := len(l.held); n > 0 {
-		l.held[n-1].responses = append(slices.Clip(l.held[n-1].responses), m.GetResponses()...)
+	} else if n := len(l.acks); n > 0 {
+		l.acks[n-1].responses = append(slices.Clip(l.acks[n-1].responses), m.GetResponses()...)
 		return nil
 	}
 	return g.respond(m.GetResponses())
@@ -347,9 +346,9 @@ func (g *Group) hardState(m *raftpb.Message) ([]byte, error) {
 // release gives raft the answers whose appends are on disk.
 func (g *Group) release() error {
 	l := &g.loop
-	for len(l.held) > 0 && g.disk.isSynced(l.held[0].seq, true) {
-		responses := l.held[0].responses
-		l.held = slices.Delete(l.held, 0, 1)
+	for len(l.acks) > 0 && g.disk.isSynced(l.acks[0].seq, true) {
+		responses := l.acks[0].responses
+		l.acks = slices.Delete(l.acks, 0, 1)
 		if err := g.respond(responses); err != nil {
 			return err
 		}

@@ -8,7 +8,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
 )
+
+// LogEntry is an entry of the log; its Type is raft's.
+type LogEntry = persist.LogEntry
 
 // Log keeps a replica's log and hard state. Append and Sync may run beside
 // each other, and reads beside both; everything but Sync is called by one
@@ -59,7 +63,10 @@ type storage struct {
 	err    error           // the log's first error; raft panics on it
 }
 
-var _ raft.Storage = (*storage)(nil)
+var (
+	_ raft.Storage = (*storage)(nil)
+	_ Log          = (*persist.Log)(nil)
+)
 
 // appended notes that entries are in the log now.
 func (s *storage) appended(entries []*raftpb.Entry) {
