@@ -33,17 +33,16 @@ const (
 )
 
 // Work counts for whoever sends to node, until ctx ends; it then returns nil
-// and what it had leased is counted by others. back returns the Manager by
-// which a remote of node is reached; Work does not close it. Any number of
-// workers share the runs of a node.
-func Work(ctx context.Context, node dgm.Manager, back func(remote string) dgm.Manager, o WorkOptions) error {
+// and what it had leased is counted by others. It reaches senders through the
+// remotes of node. Any number of workers share the runs of a node.
+func Work(ctx context.Context, node dgm.Manager, o WorkOptions) error {
 	if o.Parallel <= 0 {
 		o.Parallel = runtime.GOMAXPROCS(0)
 	}
 	if o.Patience <= 0 {
 		o.Patience = patienceDefault
 	}
-	err := (&worker{node: node, back: back, o: o, slots: make(chan struct{}, runsMax)}).follow(ctx)
+	err := (&worker{node: node, o: o, slots: make(chan struct{}, runsMax)}).follow(ctx)
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("wordcount: %w", err)
 	}
@@ -52,7 +51,6 @@ func Work(ctx context.Context, node dgm.Manager, back func(remote string) dgm.Ma
 
 type worker struct {
 	node  dgm.Manager
-	back  func(remote string) dgm.Manager
 	o     WorkOptions
 	dir   gears.Ino
 	slots chan struct{} // a token for each run taken part in
@@ -106,8 +104,8 @@ func (w *worker) follow(ctx context.Context) error {
 
 // takePart counts in one run until it is over.
 func (w *worker) takePart(ctx context.Context, j job) {
-	p := &part{worker: w, job: j, own: w.back(j.Remote), classes: j.Rule.classes()}
-	err := p.count(ctx)
+	p := &part{worker: w, job: j, classes: j.Rule.classes()}
+	err := p.run(ctx)
 	if ctx.Err() != nil || gone(err) && p.total.Bytes == 0 {
 		return
 	}
@@ -136,8 +134,24 @@ type part struct {
 	total   Counts     // settled by this worker
 }
 
-// count counts until the run is over, and puts the result where it is drained.
+// run counts until the run is over, and puts the result where it is drained.
 // An error that is gone says that the sender ended the run.
+func (p *part) run(ctx context.Context) error {
+	if _, err := p.node.GetAttr(ctx, p.job.Ino); err != nil {
+		return err
+	}
+	if err := p.reach(ctx, func() error {
+		own, err := dgm.Via(ctx, p.node, p.job.Remote)
+		if err == nil {
+			p.own = own
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	return errors.Join(p.count(ctx), p.own.Close())
+}
+
 func (p *part) count(ctx context.Context) error {
 	if p.classes == nil {
 		return p.report(ctx, resultKey, &report{Failure: fmt.Sprintf("it knows no rule named %q", p.job.Rule)})

@@ -1,0 +1,111 @@
+package tests
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/gearsfs/gearsfs"
+
+// A room says what one package may name: rooms of the house, and what is from
+// outside the house and the standard library.
+type room struct {
+	rooms   []string
+	outside []string
+}
+
+// The house (docs/architecture.md). A package that is not in here fails.
+var house = map[string]room{
+	"gears":     {},
+	"stream":    {rooms: []string{"gears"}},
+	"transport": {rooms: []string{"gears"}, outside: []string{"golang.org/x/sys"}},
+	"wire": {outside: []string{
+		"google.golang.org/protobuf", "github.com/planetscale/vtprotobuf",
+	}},
+	"persist": {rooms: []string{"gears", "wire"}, outside: []string{
+		"github.com/cockroachdb/pebble/v2", "golang.org/x/sys",
+	}},
+	"file":    {rooms: []string{"gears", "stream", "persist", "wire"}, outside: []string{"github.com/emirpasic/gods/v2"}},
+	"replica": {rooms: []string{"gears", "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
+	"dgm": {rooms: []string{
+		"gears", "stream", "transport", "wire", "persist", "file", "replica",
+	}},
+	"dgm/dgmtest": {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/stretchr/testify"}},
+	"mount":       {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
+	"wordcount":   {rooms: []string{"gears", "dgm"}},
+	"cmd/gearsfs": {
+		rooms:   []string{"gears", "transport", "dgm", "mount", "wordcount"},
+		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys"},
+	},
+	"cmd/gearsfsd": { // wires it all
+		rooms:   []string{"gears", "transport", "persist", "dgm", "mount", "replica", "file"},
+		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys"},
+	},
+	"tests": {},
+}
+
+func TestDirections(t *testing.T) {
+	out := command{dir: ".."}.must(t, "go", "list", "-json=ImportPath,Imports,Standard", "./...")
+	for decode := json.NewDecoder(strings.NewReader(out)); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		err := decode.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		require.NoError(t, err)
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		may, known := house[name]
+		if !known {
+			t.Errorf("%s has no place in the house", name)
+		}
+		for _, i := range p.Imports {
+			if below, ok := strings.CutPrefix(i, module+"/"); ok {
+				if !slices.Contains(may.rooms, below) {
+					t.Errorf("%s names %s", name, below)
+				}
+			} else if first, _, _ := strings.Cut(i, "/"); strings.Contains(first, ".") {
+				if !slices.ContainsFunc(may.outside, func(o string) bool { return i == o || strings.HasPrefix(i, o+"/") }) {
+					t.Errorf("%s names %s", name, i)
+				}
+			}
+		}
+	}
+}
+
+// The table itself must not allow what the house forbids.
+func TestTheHouseHasOneDirection(t *testing.T) {
+	seen := map[string]bool{}
+	var visit func(name string, path []string)
+	visit = func(name string, path []string) {
+		require.NotContains(t, path, name, "a circle")
+		seen[name] = true
+		for _, below := range house[name].rooms {
+			require.Contains(t, house, below)
+			visit(below, append(slices.Clone(path), name))
+		}
+	}
+	for name := range house {
+		visit(name, nil)
+	}
+	only := map[string][]string{
+		"github.com/cockroachdb/pebble/v2": {"persist"},
+		"go.etcd.io/raft/v3":               {"replica"},
+		"github.com/hanwen/go-fuse/v2":     {"mount"},
+	}
+	for name, r := range house {
+		for _, o := range r.outside {
+			if at, ok := only[o]; ok {
+				require.Contains(t, at, name, "%s is not for %s", o, name)
+			}
+		}
+	}
+}

@@ -1,0 +1,67 @@
+package tests
+
+import (
+	"context"
+	"encoding/binary"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// On a full disk puts are refused, takes still work and nothing is lost; when
+// there is room again, puts are welcome.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	require.NoError(t, os.Mkdir(d.data, 0o755))
+	must(t, "", "mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", d.data)
+	t.Cleanup(func() {
+		if d.running() {
+			d.stop()
+		}
+		must(t, "", "umount", d.data)
+	})
+	d.start()
+	ctx := context.Background()
+	m := d.dial()
+	file, key := gears.At("/file"), gears.Key("q")
+	puts := 0
+	put := func() error {
+		record := gears.NewRecord{Data: binary.BigEndian.AppendUint64(make([]byte, 256<<10), uint64(puts))}
+		_, err := m.Put(ctx, dgm.Put{File: file, Key: key, Records: []gears.NewRecord{record}})
+		if err == nil {
+			puts++
+		}
+		return err
+	}
+	var err error
+	for err == nil && puts < 4000 {
+		err = put()
+	}
+	require.ErrorIs(t, err, gears.ErrNoSpace)
+	t.Logf("full after %d puts of 256 KiB", puts)
+	d.gearsfs("put", ":/file", "q", "x").requireError(t, 1, "no space")
+
+	d.kill()
+	d.start() // a full disk keeps nobody from starting
+
+	taken := 0
+	take := func(max int) {
+		records, err := m.Take(ctx, dgm.Take{File: file, Keys: []gears.Key{key}, Max: max, NoWait: true})
+		require.NoError(t, err)
+		for _, r := range records {
+			require.EqualValues(t, taken, binary.BigEndian.Uint64(r.Data[256<<10:]))
+			taken++
+		}
+	}
+	for taken < puts {
+		take(10)
+	}
+	_, err = m.Take(ctx, dgm.Take{File: file, Keys: []gears.Key{key}, NoWait: true})
+	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.NoError(t, put(), "there is room again")
+}

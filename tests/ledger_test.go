@@ -1,0 +1,134 @@
+package tests
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// A ledger holds putters and takers of one stream to account: each record that
+// a putter had acknowledged is taken once, and in the putter's order.
+type ledger struct {
+	file gears.File
+	key  gears.Key
+
+	mu    sync.Mutex
+	put   []uint64               // by putter: records 0 to put-1 were acknowledged
+	taken map[item]gears.Seq     // by whichever taker
+	seqs  map[gears.Seq]struct{} // of the records taken
+	wrong []error
+}
+
+// An item is a record's content: who put it, and as which.
+type item struct {
+	putter uint32
+	number uint64
+}
+
+func newLedger(path string, putters int) *ledger {
+	return &ledger{
+		file: gears.At(path), key: "q", put: make([]uint64, putters),
+		taken: make(map[item]gears.Seq), seqs: make(map[gears.Seq]struct{}),
+	}
+}
+
+const itemBytes = 12
+
+func (i item) appendTo(b []byte) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, i.putter), i.number)
+}
+
+// putSome puts the putter's next n records with one call.
+func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n int) error {
+	l.mu.Lock()
+	first := l.put[putter]
+	l.mu.Unlock()
+	records := make([]gears.NewRecord, n)
+	for i := range records {
+		records[i].Data = item{putter, first + uint64(i)}.appendTo(nil)
+	}
+	got, err := m.Put(ctx, dgm.Put{File: l.file, Key: l.key, Records: records})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.put[putter] += uint64(n)
+	if got.Last-got.First+1 != gears.Seq(n) {
+		l.wrong = append(l.wrong, fmt.Errorf("%d records were put as %d to %d", n, got.First, got.Last))
+	}
+	return nil
+}
+
+// A taker remembers where it was: what it takes has rising seqs, as long as
+// nothing is leased.
+type taker struct {
+	*ledger
+	last gears.Seq
+}
+
+// takeSome takes up to n records, waiting for the first, and writes them down.
+func (t *taker) takeSome(ctx context.Context, m dgm.Manager, n int) error {
+	records, err := m.Take(ctx, dgm.Take{File: t.file, Keys: []gears.Key{t.key}, Max: n})
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range records {
+		if len(r.Data) != itemBytes {
+			t.wrong = append(t.wrong, fmt.Errorf("record %d has %d bytes", r.Place.Seq, len(r.Data)))
+			continue
+		}
+		i := item{binary.BigEndian.Uint32(r.Data), binary.BigEndian.Uint64(r.Data[4:])}
+		if before, twice := t.taken[i]; twice {
+			t.wrong = append(t.wrong, fmt.Errorf("%v was taken as %d and as %d", i, before, r.Place.Seq))
+		}
+		if _, twice := t.seqs[r.Place.Seq]; twice {
+			t.wrong = append(t.wrong, fmt.Errorf("record %d was taken twice", r.Place.Seq))
+		}
+		if r.Place.Seq <= t.last {
+			t.wrong = append(t.wrong, fmt.Errorf("record %d was taken behind %d", r.Place.Seq, t.last))
+		}
+		t.taken[i], t.seqs[r.Place.Seq], t.last = r.Place.Seq, struct{}{}, r.Place.Seq
+	}
+	return nil
+}
+
+// seal ends the stream, so that takers end when they have taken everything.
+func (l *ledger) seal(ctx context.Context, m dgm.Manager) error {
+	_, err := m.Put(ctx, dgm.Put{File: l.file, Key: l.key, Seal: true})
+	return err
+}
+
+// check returns what does not add up, when everything was put and taken.
+func (l *ledger) check() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	wrong := l.wrong
+	total := 0
+	for putter, n := range l.put {
+		var last gears.Seq
+		for number := range n {
+			i := item{uint32(putter), number}
+			seq, ok := l.taken[i]
+			switch {
+			case !ok:
+				wrong = append(wrong, fmt.Errorf("%v was acknowledged and is lost", i))
+			case seq <= last:
+				wrong = append(wrong, fmt.Errorf("%v is record %d, behind its putter's record %d", i, seq, last))
+			}
+			last = seq
+		}
+		total += int(n)
+	}
+	if len(l.taken) > total {
+		wrong = append(wrong, fmt.Errorf("%d records were taken that nobody put", len(l.taken)-total))
+	}
+	return errors.Join(wrong[:min(len(wrong), 20)]...)
+}
