@@ -1,0 +1,205 @@
+package file
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// rig is a Machine on a state in memory, with a log index and a clock.
+type rig struct {
+	t     testing.TB
+	fs    vfs.FS
+	data  *persist.Data
+	m     *Machine
+	index uint64
+	now   uint64
+	seen  observed
+}
+
+// observed keeps what the last entry was reported to have done.
+type observed struct {
+	touched []Touched
+	changed []Changed
+}
+
+func (o *observed) Applied(_ uint64, touched []Touched, changed []Changed) {
+	o.touched = append(o.touched[:0], touched...)
+	o.changed = append(o.changed[:0], changed...)
+}
+
+const rigStart = 1_700_000_000_000_000_000
+
+// newRig returns a volume of root's that has nothing in it.
+func newRig(t testing.TB) *rig {
+	r := &rig{t: t, fs: vfs.NewMem(), now: rigStart}
+	r.open(true)
+	t.Cleanup(func() { require.NoError(t, r.data.Close()) })
+	a := r.entry(&wire.Command{Op: &wire.Command_Init{Init: &wire.Init{Id: make([]byte, 16), Name: "main"}}})
+	require.Zero(t, a[0].Code)
+	return r
+}
+
+func (r *rig) open(create bool) {
+	var err error
+	r.data, err = persist.Open("/data", persist.Options{FS: r.fs, Create: create, Name: "n", CacheBytes: 8 << 20, MemTableBytes: 8 << 20})
+	require.NoError(r.t, err)
+	r.m, err = New(r.data.State, &r.seen)
+	require.NoError(r.t, err)
+}
+
+// reopen closes the state and opens it again.
+func (r *rig) reopen() {
+	require.NoError(r.t, r.data.Close())
+	r.open(false)
+}
+
+// entry applies commands as one entry, a millisecond after the last one.
+func (r *rig) entry(commands ...*wire.Command) []*wire.Answer {
+	r.t.Helper()
+	r.index++
+	r.now += 1e6
+	answers, err := r.m.Apply(r.index, 1, &wire.Entry{Time: r.now, Commands: commands})
+	require.NoError(r.t, err)
+	require.Len(r.t, answers, len(commands))
+	return answers
+}
+
+// as makes a command of an operation that a caller asks for.
+func as(caller gears.Caller, op any) *wire.Command {
+	c := &wire.Command{Uid: caller.UID, Gids: caller.GIDs, Checked: caller.Checked}
+	switch op := op.(type) {
+	case *wire.Put:
+		c.Op = &wire.Command_Put{Put: op}
+	case *wire.Take:
+		c.Op = &wire.Command_Take{Take: op}
+	case *wire.Settle:
+		c.Op = &wire.Command_Settle{Settle: op}
+	case *wire.Configure:
+		c.Op = &wire.Command_Configure{Configure: op}
+	case *wire.Write:
+		c.Op = &wire.Command_Write{Write: op}
+	case *wire.Make:
+		c.Op = &wire.Command_Make{Make: op}
+	case *wire.Link:
+		c.Op = &wire.Command_Link{Link: op}
+	case *wire.Unlink:
+		c.Op = &wire.Command_Unlink{Unlink: op}
+	case *wire.Rename:
+		c.Op = &wire.Command_Rename{Rename: op}
+	case *wire.SetAttr:
+		c.Op = &wire.Command_SetAttr{SetAttr: op}
+	case *wire.Allocate:
+		c.Op = &wire.Command_Allocate{Allocate: op}
+	case *wire.SetXattr:
+		c.Op = &wire.Command_SetXattr{SetXattr: op}
+	case *wire.Release:
+		c.Op = &wire.Command_Release{Release: op}
+	case *wire.EndSession:
+		c.Op = &wire.Command_EndSession{EndSession: op}
+	case *wire.SetRemote:
+		c.Op = &wire.Command_SetRemote{SetRemote: op}
+	default:
+		panic(fmt.Sprintf("no command is %T", op))
+	}
+	return c
+}
+
+// by puts a session on a command.
+func by(id gears.SessionID, c *wire.Command) *wire.Command {
+	c.SessionMinted, c.SessionSalt = uint64(id.Minted), id.Salt
+	return c
+}
+
+// try applies one operation and returns its answer and error.
+func (r *rig) try(caller gears.Caller, op any) (*wire.Answer, error) {
+	r.t.Helper()
+	a := r.entry(as(caller, op))[0]
+	return a, answerError(a)
+}
+
+func answerError(a *wire.Answer) error { return gears.FromCode(gears.Code(a.Code), a.Reason) }
+
+// do is try for root where it must succeed.
+func (r *rig) do(op any) *wire.Answer {
+	r.t.Helper()
+	a, err := r.try(gears.Root, op)
+	require.NoError(r.t, err, "%T %v", op, op)
+	return a
+}
+
+func (r *rig) mkdir(dir gears.Ino, name string, mode uint32) gears.Ino {
+	r.t.Helper()
+	return gears.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeDir | mode}).Ino)
+}
+
+func (r *rig) create(dir gears.Ino, name string, mode uint32) gears.Ino {
+	r.t.Helper()
+	return gears.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeFile | mode}).Ino)
+}
+
+// unlink makes the operation that removes a name, whatever it leads to now.
+func (r *rig) unlink(dir gears.Ino, name string, isDir bool, holders ...gears.SessionID) *wire.Unlink {
+	op := &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: isDir, Holders: idList(holders)}
+	if a, err := r.m.Lookup(dir, name, gears.Root); err == nil {
+		op.OpenIno = uint64(a.Ino)
+	}
+	return op
+}
+
+// rename makes the operation that moves a name, whatever is there now.
+func (r *rig) rename(dir gears.Ino, name string, newDir gears.Ino, newName string, flags uint32, holders ...gears.SessionID) *wire.Rename {
+	op := &wire.Rename{Dir: uint64(dir), Name: name, NewDir: uint64(newDir), NewName: newName, Flags: flags, Holders: idList(holders)}
+	if a, err := r.m.Lookup(newDir, newName, gears.Root); err == nil {
+		op.OpenIno = uint64(a.Ino)
+	}
+	return op
+}
+
+func idList(ids []gears.SessionID) []uint64 {
+	var list []uint64
+	for _, id := range ids {
+		list = append(list, uint64(id.Minted), id.Salt)
+	}
+	return list
+}
+
+func (r *rig) attr(ino gears.Ino) gears.Attr {
+	r.t.Helper()
+	a, err := r.m.GetAttr(ino)
+	require.NoError(r.t, err)
+	return a
+}
+
+func (r *rig) read(ino gears.Ino, pos gears.Pos, n int) []byte {
+	r.t.Helper()
+	b, err := r.m.Read(ino, pos, n, gears.Root)
+	require.NoError(r.t, err)
+	return b
+}
+
+// check fails the test where the tables contradict themselves.
+func (r *rig) check() {
+	r.t.Helper()
+	require.NoError(r.t, errors.Join(r.m.Check()...))
+}
+
+// dump returns all tables, row by row.
+func (r *rig) dump() []byte {
+	view := r.data.State.View()
+	defer view.Close()
+	var out bytes.Buffer
+	require.NoError(r.t, scan(view, []byte{0}, []byte{0xff}, func(key, value []byte) error {
+		fmt.Fprintf(&out, "%q %x\n", key, value)
+		return nil
+	}))
+	return out.Bytes()
+}
