@@ -1,0 +1,239 @@
+package mount
+
+import (
+	"crypto/rand"
+	"errors"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// file is an open regular file.
+type file struct {
+	ino    gears.Ino
+	base   gears.Pos // offset 0: where the data stream began when it was opened
+	direct bool      // past the kernel's cache
+}
+
+var _ handle = (*file)(nil)
+
+func (s *server) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if isControl(in.NodeId) {
+		return s.openControl(in, out)
+	}
+	_, st := s.open(gears.Ino(in.NodeId), in.Flags, out)
+	return st
+}
+
+// open opens a file and fills in its handle. ESTALE says that the kernel knows
+// an inode that its name does not lead to any more.
+func (s *server) open(ino gears.Ino, flags uint32, out *fuse.OpenOut) (gears.Attr, fuse.Status) {
+	attr, err := s.m.Open(s.ctx, ino)
+	if err != nil {
+		return attr, gone(err)
+	}
+	// A file without a name can only be opened through /proc/PID/fd of a
+	// process that has it open here.
+	if attr.Nlink == 0 && !s.inodes.isOpen(ino) {
+		if err := s.m.Release(s.ctx, ino); err != nil {
+			s.log.Warn("release", "ino", ino, "err", err)
+		}
+		return attr, fuse.Status(syscall.ESTALE)
+	}
+	f := &file{ino: ino, base: attr.Head}
+	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
+	f.direct = direct
+	// close(2) has nothing to do for the bytes: they went with each write.
+	out.OpenFlags = fuse.FOPEN_NOFLUSH
+	switch {
+	case direct:
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	case keep:
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	out.Fh = s.handles.add(f)
+	return attr, fuse.OK
+}
+
+func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	h := s.handles.get(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	data, st := h.read(s, cancel, in)
+	if st != fuse.OK {
+		return nil, st
+	}
+	return fuse.ReadResultData(data), fuse.OK
+}
+
+func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+	data, err := s.m.Read(s.ctx, f.ino, f.base+gears.Pos(in.Offset), int(in.Size))
+	return data, gone(err)
+}
+
+func (s *server) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := s.handles.get(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	return h.write(s, cancel, in, data)
+}
+
+// write is one Put where the descriptor appends at this moment: the kernel's
+// offset comes from a size that others may have changed since.
+func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	var attr gears.Attr
+	var err error
+	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		ctx, stop := s.waiting(cancel)
+		attr, err = s.m.Append(ctx, f.ino, data)
+		stop()
+	} else {
+		attr, err = s.m.Write(s.ctx, f.ino, f.base+gears.Pos(in.Offset), data)
+	}
+	if err != nil {
+		return 0, gone(err)
+	}
+	s.inodes.wrote(&attr)
+	if err := s.dropPrivileges(&attr, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
+		return 0, gone(err)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+const capabilityXattr = "security.capability"
+
+// dropPrivileges does what a write must do beside writing, since the kernel
+// leaves it to us (FUSE_HANDLE_KILLPRIV_V2) and so need not ask for the file's
+// capabilities before every write.
+func (s *server) dropPrivileges(attr *gears.Attr, modeToo bool) error {
+	if modeToo && attr.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		if mode := unprivileged(attr.Mode); mode != attr.Mode {
+			mode &= 0o7777
+			if _, err := s.m.SetAttr(s.ctx, attr.Ino, dgm.SetAttr{Mode: &mode}); err != nil {
+				return err
+			}
+			s.believe.pages.push(gears.Change{Ino: attr.Ino})
+		}
+	}
+	if !s.inodes.mayHaveCaps(attr.Ino) {
+		return nil
+	}
+	_, err := s.m.GetXattr(s.ctx, attr.Ino, capabilityXattr)
+	if err == nil {
+		err = s.m.RemoveXattr(s.ctx, attr.Ino, capabilityXattr)
+	}
+	if err != nil && !errors.Is(err, gears.ErrNoAttr) {
+		return err
+	}
+	s.inodes.setCaps(attr.Ino, false)
+	return nil
+}
+
+// unprivileged is a mode after a write by someone unprivileged: set-user-id
+// goes, and set-group-id where it is not a mark for mandatory locking.
+func unprivileged(mode uint32) uint32 {
+	mode &^= unix.S_ISUID
+	if mode&unix.S_IXGRP != 0 {
+		mode &^= unix.S_ISGID
+	}
+	return mode
+}
+
+// killPrivileges adds to a SETATTR that truncates or gives the file away what
+// it must do to the mode.
+func (s *server) killPrivileges(ino gears.Ino, set *dgm.SetAttr) error {
+	attr, err := s.m.GetAttr(s.ctx, ino)
+	if err != nil {
+		return err
+	}
+	if mode := unprivileged(attr.Mode); isFile(&attr) && mode != attr.Mode {
+		mode &= 0o7777
+		set.Mode = &mode
+	}
+	return nil
+}
+
+func (s *server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if h := s.handles.get(in.Fh); h != nil {
+		return h.flush(s, in)
+	}
+	return fuse.EBADF
+}
+
+func (f *file) flush(*server, *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+func (s *server) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }
+
+func (s *server) release(fh uint64) {
+	if h := s.handles.remove(fh); h != nil {
+		h.release(s)
+	}
+}
+
+func (f *file) release(s *server) {
+	s.inodes.close(f.ino, f.direct)
+	if err := s.m.Release(s.ctx, f.ino); err != nil && !errors.Is(err, gears.ErrClosed) {
+		s.log.Warn("release", "ino", f.ino, "err", err)
+	}
+}
+
+func (s *server) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if isControl(in.NodeId) {
+		return fuse.OK // what a control file answered is on disk
+	}
+	return status(s.m.Sync(s.ctx))
+}
+
+func (s *server) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return s.Fsync(cancel, in)
+}
+
+// openFile returns the open regular file that a request names.
+func (s *server) openFile(fh uint64) (*file, fuse.Status) {
+	f, ok := s.handles.get(fh).(*file)
+	if !ok {
+		return nil, fuse.EINVAL
+	}
+	return f, fuse.OK
+}
+
+func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	f, st := s.openFile(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return fuse.EINVAL
+	}
+	pos, err := s.m.Seek(s.ctx, f.ino, f.base+gears.Pos(in.Offset), in.Whence == unix.SEEK_HOLE)
+	if err != nil {
+		return gone(err)
+	}
+	out.Offset = uint64(pos - f.base)
+	return fuse.OK
+}
+
+func (s *server) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	f, st := s.openFile(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	if err := s.m.Allocate(s.ctx, f.ino, f.base+gears.Pos(in.Offset), in.Length, in.Mode); err != nil {
+		return gone(err)
+	}
+	attr, err := s.m.GetAttr(s.ctx, f.ino)
+	if err != nil {
+		return gone(err)
+	}
+	s.inodes.wrote(&attr)
+	return fuse.OK
+}
+
+// randomName returns letters and digits that no other name has.
+func randomName() string { return rand.Text() }

@@ -1,0 +1,200 @@
+package mount
+
+import (
+	"sync"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// inodes knows, of the files of which the kernel may hold pages, what those
+// pages show. Its invariants:
+//
+//  1. While a file is open through the kernel's cache, no page of it is older
+//     than version; newer ones may be among them.
+//  2. All handles through the cache count offsets from the same base, and the
+//     file's size is told as counted from there while one is open.
+//  3. A file that nobody has open is only remembered so that its next OPEN may
+//     keep the pages; forgetting it costs reading them again.
+type inodes struct {
+	mu    sync.Mutex
+	table map[gears.Ino]*inode
+}
+
+type inode struct {
+	opens   int       // handles
+	cached  int       // those of them that read and write through the kernel's cache
+	base    gears.Pos // of the cached handles
+	version uint64    // of the data stream that the pages show
+	ahead   []uint64  // versions that this mount's own writes made, above version+1
+	noCaps  bool      // the file is known to have no file capabilities
+}
+
+const (
+	inodesIdleMax = 1 << 16 // files remembered that are not open
+	aheadMax      = 128     // writes of one file that may be on their way at once
+)
+
+// open counts a handle on the file that attr shows. It reports whether the
+// handle must bypass the kernel's cache and, where not, whether the kernel may
+// keep the pages that it has.
+func (t *inodes) open(attr *gears.Attr, appending bool) (direct, keep bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[attr.Ino]
+	if e == nil {
+		t.evictLocked()
+		e = &inode{base: attr.Head}
+		t.table[attr.Ino] = e
+	} else {
+		keep = e.version == attr.Version && e.base == attr.Head
+	}
+	e.opens++
+	if appending || attr.Taken || e.cached > 0 && e.base != attr.Head {
+		return true, false
+	}
+	e.cached++
+	e.base = attr.Head
+	e.seenLocked(attr.Version)
+	return false, keep
+}
+
+// close is the end of a handle.
+func (t *inodes) close(ino gears.Ino, direct bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[ino]
+	e.opens--
+	if !direct {
+		e.cached--
+	}
+}
+
+// isOpen reports whether this mount has a handle on the file.
+func (t *inodes) isOpen(ino gears.Ino) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[ino]
+	return e != nil && e.opens > 0
+}
+
+// observe takes note of attributes that are about to be told to the kernel and
+// counts the size as the open handles do. It reports whether the kernel's
+// pages are older than what the attributes describe.
+func (t *inodes) observe(attr *gears.Attr) (stale bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[attr.Ino]
+	if e == nil || e.cached == 0 {
+		return false
+	}
+	attr.Size += uint64(attr.Head - e.base)
+	stale = attr.Version > e.version
+	e.seenLocked(attr.Version)
+	return stale
+}
+
+// wrote takes note of a change of the data stream that this mount's kernel made
+// and so knows of; attr is what the change was answered with.
+func (t *inodes) wrote(attr *gears.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[attr.Ino]
+	if e == nil || attr.Version <= e.version {
+		return
+	}
+	// A version that does not follow is another's change in between, or one
+	// of this mount's own writes was answered before an older one.
+	if len(e.ahead) < aheadMax {
+		e.ahead = append(e.ahead, attr.Version)
+	}
+	for advanced := true; advanced; {
+		advanced = false
+		for i, v := range e.ahead {
+			if v == e.version+1 {
+				e.version = v
+				e.ahead[i] = e.ahead[len(e.ahead)-1]
+				e.ahead = e.ahead[:len(e.ahead)-1]
+				advanced = true
+				break
+			}
+		}
+	}
+}
+
+// seenLocked sets the version that the kernel's pages are at least of.
+func (e *inode) seenLocked(version uint64) {
+	if version <= e.version {
+		return
+	}
+	e.version = version
+	e.ahead = e.ahead[:0]
+}
+
+// mayHaveCaps reports whether the file may have file capabilities, which a
+// write must remove; setCaps says what is known.
+func (t *inodes) mayHaveCaps(ino gears.Ino) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[ino]
+	return e == nil || !e.noCaps
+}
+
+func (t *inodes) setCaps(ino gears.Ino, present bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.table[ino]; e != nil {
+		e.noCaps = !present
+	}
+}
+
+// forget drops what is known of a file that the kernel has dropped.
+func (t *inodes) forget(ino gears.Ino) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.table[ino]; e != nil && e.opens == 0 {
+		delete(t.table, ino)
+	}
+}
+
+// all returns the files of which the kernel may hold pages.
+func (t *inodes) all() []gears.Ino {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]gears.Ino, 0, len(t.table))
+	for ino := range t.table {
+		list = append(list, ino)
+	}
+	return list
+}
+
+// evictLocked makes room for one more file where too many are remembered.
+func (t *inodes) evictLocked() {
+	if len(t.table) < inodesIdleMax {
+		return
+	}
+	for ino, e := range t.table { // in no order: any idle one will do
+		if e.opens == 0 {
+			delete(t.table, ino)
+			return
+		}
+	}
+}
+
+// baseOf returns where offsets of the file count from while it is open through
+// the kernel's cache, nil for where its data stream begins now.
+func (t *inodes) baseOf(ino gears.Ino) *gears.Pos {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.table[ino]; e != nil && e.cached > 0 {
+		base := e.base
+		return &base
+	}
+	return nil
+}
+
+// shift counts the size as the open handles do.
+func (t *inodes) shift(attr *gears.Attr) {
+	if base := t.baseOf(attr.Ino); base != nil {
+		attr.Size += uint64(attr.Head - *base)
+	}
+}

@@ -1,0 +1,252 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// writeMax is how much one READ or WRITE request carries at most.
+const writeMax = 1 << 20
+
+// backgroundMax is how many read-ahead and write-back requests may be on their
+// way at once; what a process waits for itself is not counted.
+const backgroundMax = 64
+
+// Mount is a volume that is mounted.
+type Mount struct {
+	dir    string
+	device string // as in the mount table
+	done   chan struct{}
+
+	mu      sync.Mutex // held by Unmount
+	server  *server
+	stopped bool
+}
+
+// New mounts the volume of m on the directory dir and returns once it serves
+// there. m's session should be that of a caller whose permissions are checked
+// already: the kernel checks them. ctx ends the mounting, not the mount. m must
+// not be closed before the mount is done.
+//
+// It fails, and leaves dir as it was, where dir is missing, is no directory,
+// is not empty or is mounted on already; a dead mount is detached first.
+func New(ctx context.Context, m dgm.Manager, dir string, o Options) (*Mount, error) {
+	abs, err := prepare(dir, o.NonEmpty)
+	if err != nil {
+		return nil, err
+	}
+	// Nobody should find a mount whose node can't be asked.
+	root, err := m.GetAttr(ctx, gears.RootIno)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: read the volume's root: %w", dir, err)
+	}
+	if root.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, fmt.Errorf("mount on %s: the volume's root is no directory", dir)
+	}
+	if o.Volume == "" {
+		st, err := m.Status(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("mount on %s: read the node's status: %w", dir, err)
+		}
+		o.Volume = st.Volume
+	}
+	log := slog.Default().With("mount", abs)
+	warnOfTimeout(log)
+	mt := &Mount{dir: abs, done: make(chan struct{}), server: newServer(ctx, m, o, log)}
+	if err := mt.start(o); err != nil {
+		return nil, err
+	}
+	return mt, nil
+}
+
+// start mounts and serves.
+func (mt *Mount) start(o Options) error {
+	s := mt.server
+	conn, err := attach(mt.dir, o, writeMax)
+	if err != nil {
+		return err
+	}
+	// go-fuse closes the descriptor that it is given; this one is for notices.
+	fd, err := unix.FcntlInt(conn.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		conn.Close()
+		return errors.Join(fmt.Errorf("mount on %s: %w", mt.dir, err), detach(mt.dir))
+	}
+	s.believe.conn = conn
+	kernel, err := fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", fd), s.fuseOptions())
+	if err != nil {
+		conn.Close()
+		return errors.Join(fmt.Errorf("mount on %s: %w", mt.dir, err), detach(mt.dir))
+	}
+	if on, err := mountedOn(mt.dir); err == nil && on != nil {
+		mt.device = on.device
+	}
+	go mt.serve(kernel)
+	if err := probe(mt.dir); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), unmountGrace)
+		defer cancel()
+		return errors.Join(fmt.Errorf("mount on %s: it does not answer: %w", mt.dir, err), mt.Unmount(ctx))
+	}
+	return nil
+}
+
+// serve owns the mount's goroutines; it ends when the kernel has let go of the
+// connection.
+func (mt *Mount) serve(kernel *fuse.Server) {
+	s := mt.server
+	s.believe.epochs = s.believe.notifyEpoch()
+	var workers sync.WaitGroup
+	workers.Go(func() { s.believe.names.run(s.ctx, s.believe.notifyName, s.changedAll) })
+	workers.Go(func() { s.believe.pages.run(s.ctx, s.believe.notifyInode, s.changedAll) })
+	workers.Go(func() { s.watch(s.ctx) })
+	kernel.Serve()
+	s.cancel()
+	workers.Wait()
+	s.believe.conn.Close() // nothing is written that could be lost
+	close(mt.done)
+}
+
+// Init is called by go-fuse when the kernel has said what it can do.
+func (s *server) Init(kernel *fuse.Server) { s.believe.kernel = kernel }
+
+func (s *server) fuseOptions() *fuse.MountOptions {
+	level := slog.LevelDebug
+	if s.o.Debug {
+		level = slog.LevelInfo
+	}
+	return &fuse.MountOptions{
+		MaxWrite:      s.writeMax,
+		MaxBackground: backgroundMax,
+		// Pages go when a version says so, not when a time does: a file that
+		// only this mount writes keeps its pages.
+		ExplicitDataCacheControl: true,
+		EnableSymlinkCaching:     true,
+		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO,
+		Debug:                    s.o.Debug,
+		Logger:                   slog.NewLogLogger(s.log.Handler(), level),
+		PanicHandler: func(reason any) fuse.Status {
+			s.log.Error("a request's handler panicked", "reason", reason, "stack", string(debug.Stack()))
+			return fuse.EIO
+		},
+	}
+}
+
+// probe opens a file of the new mount and polls it. That shows that it serves,
+// and makes the kernel learn at once that this file system has no poll: a Go
+// program polls each file that it opens, which in the process that serves the
+// mount could leave nobody to answer.
+func probe(dir string) error {
+	fd, err := unix.Open(filepath.Join(dir, reserved, "status"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err
+}
+
+// warnOfTimeout tells where the kernel would abort a mount whose reader waits.
+func warnOfTimeout(log *slog.Logger) {
+	const file = "/proc/sys/fs/fuse/max_request_timeout"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return // a kernel that has no such limit
+	}
+	if seconds := strings.TrimSpace(string(text)); seconds != "0" {
+		log.Warn("the kernel aborts FUSE mounts whose requests wait: a waiting take will end this mount; write 0 to the file",
+			"file", file, "seconds", seconds)
+	}
+}
+
+// Dir is the mount point, absolute and without symbolic links.
+func (mt *Mount) Dir() string { return mt.dir }
+
+// Done is closed when the mount is gone, by Unmount or by someone else.
+func (mt *Mount) Done() <-chan struct{} { return mt.done }
+
+// Wait returns when the mount is gone.
+func (mt *Mount) Wait() { <-mt.done }
+
+// unmountGrace is how long an unmounted file system may still be in use before
+// its connection is cut.
+const unmountGrace = 2 * time.Second
+
+// Unmount takes the mount out of the tree and returns when the last request is
+// answered. Where it is in use, what waits is interrupted and the files that
+// are open answer ENOTCONN from then on. It is idempotent; an error, ctx's
+// too, means that requests may still come.
+func (mt *Mount) Unmount(ctx context.Context) error {
+	mt.mu.Lock()
+	defer mt.mu.Unlock()
+	select {
+	case <-mt.done:
+		return nil
+	default:
+	}
+	if !mt.stopped {
+		if err := mt.leave(); err != nil {
+			return fmt.Errorf("unmount %s: %w", mt.dir, err)
+		}
+		mt.stopped = true
+	}
+	grace := time.NewTimer(unmountGrace)
+	defer grace.Stop()
+	select {
+	case <-mt.done:
+		return nil
+	case <-ctx.Done():
+	case <-grace.C:
+	}
+	mt.abort()
+	select {
+	case <-mt.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s: still in use: %w", mt.dir, ctx.Err())
+	}
+}
+
+// leave takes the mount out of the tree.
+func (mt *Mount) leave() error {
+	on, err := mountedOn(mt.dir)
+	if err != nil {
+		return err
+	}
+	if on == nil || on.device != mt.device {
+		return nil // someone else did, or has mounted over it
+	}
+	if err = unmount(mt.dir, 0); err == nil {
+		return nil
+	}
+	// In use: cut the connection, so that no process hangs on a file system
+	// that nobody serves any more.
+	return unmount(mt.dir, unix.MNT_FORCE|unix.MNT_DETACH)
+}
+
+// abort cuts the connection where something still uses the unmounted file
+// system, as a mount namespace that has its own copy of the mount. Where the
+// control file system is not mounted, the end of the process does.
+func (mt *Mount) abort() {
+	_, minor, ok := strings.Cut(mt.device, ":")
+	if !ok {
+		return
+	}
+	err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		mt.server.log.Warn("the FUSE connection could not be aborted", "err", err)
+	}
+}

@@ -1,0 +1,120 @@
+package mount
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// How long the kernel may believe an answer: while a watch tells what others
+// change, and while none does. A minute rather than for ever bounds what a
+// notice that crossed an answer on its way can do.
+const (
+	validWatched   = time.Minute
+	validUnwatched = time.Second
+)
+
+// Options says how a volume is mounted. The zero Options is what ParseOptions
+// makes of "" for a user that is not root.
+type Options struct {
+	Name   string // what df and mount show as the source; "gearsfs" if empty
+	Node   string // the address that Locate answers: where commands reach this volume
+	Volume string // the volume's name as Locate answers it
+
+	ReadOnly   bool
+	AllowOther bool // other users than the mounting one may use it
+	NonEmpty   bool // mount over a directory that has entries
+	Debug      bool // log each request
+
+	// AttrTimeout and EntryTimeout bound how long the kernel believes
+	// attributes and names without asking; 0 leaves it to the mount.
+	AttrTimeout, EntryTimeout time.Duration
+
+	// Kernel are flags of mount(8) that change what the kernel lets programs
+	// do: exec, suid, dev and their opposites, sync, dirsync, noatime, ...
+	Kernel []string
+}
+
+// kernelFlags are the options that the kernel understands by itself.
+var kernelFlags = []string{
+	"exec", "noexec", "suid", "nosuid", "dev", "nodev",
+	"sync", "async", "dirsync", "atime", "noatime", "relatime",
+}
+
+// ignoredOptions are what fstab(5) lines carry for others than the mount.
+var ignoredOptions = []string{"defaults", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev"}
+
+// DefaultOptions returns the options of a mount that says nothing: root's are
+// for all users, as a disk is.
+func DefaultOptions() Options { return Options{AllowOther: os.Geteuid() == 0} }
+
+// ParseOptions reads the argument of -o: names and name=value pairs separated
+// by commas. An option that is not known is an error that names it.
+func ParseOptions(list string) (Options, error) {
+	o := DefaultOptions()
+	for field := range strings.SplitSeq(list, ",") {
+		if field == "" {
+			continue
+		}
+		if err := o.set(field); err != nil {
+			return Options{}, err
+		}
+	}
+	return o, nil
+}
+
+func (o *Options) set(field string) error {
+	name, value, hasValue := strings.Cut(field, "=")
+	var err error
+	switch {
+	case name == "fsname" && value != "":
+		o.Name = value
+		return nil
+	case name == "attr_timeout" && hasValue:
+		o.AttrTimeout, err = parseTimeout(value)
+	case name == "entry_timeout" && hasValue:
+		o.EntryTimeout, err = parseTimeout(value)
+	case hasValue:
+		err = fmt.Errorf("unknown")
+	case name == "ro":
+		o.ReadOnly = true
+	case name == "rw":
+		o.ReadOnly = false
+	case name == "allow_other":
+		o.AllowOther = true
+	case name == "noallow_other":
+		o.AllowOther = false
+	case name == "nonempty":
+		o.NonEmpty = true
+	case name == "debug":
+		o.Debug = true
+	case slices.Contains(kernelFlags, name):
+		o.Kernel = append(o.Kernel, name)
+	case slices.Contains(ignoredOptions, name):
+	default:
+		err = fmt.Errorf("unknown")
+	}
+	if err != nil {
+		return fmt.Errorf("mount option %q: %w; known are ro, rw, allow_other, noallow_other, nonempty, debug, "+
+			"fsname=NAME, attr_timeout=SECONDS, entry_timeout=SECONDS, %s", field, err, strings.Join(kernelFlags, ", "))
+	}
+	return nil
+}
+
+// parseTimeout reads seconds, as other file systems' timeouts, or a duration.
+func parseTimeout(s string) (time.Duration, error) {
+	if seconds, err := strconv.ParseFloat(s, 64); err == nil {
+		if seconds < 0 || seconds > 1e6 {
+			return 0, fmt.Errorf("must be 0 to 1000000 seconds")
+		}
+		return max(time.Duration(seconds*float64(time.Second)), time.Nanosecond), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("not a number of seconds")
+	}
+	return max(d, time.Nanosecond), nil
+}

@@ -1,0 +1,201 @@
+package mount
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// server answers the kernel's requests for one mount. go-fuse calls each
+// method on a goroutine of its own, so all of them are safe for concurrent use
+// and may wait.
+type server struct {
+	fuse.RawFileSystem // ENOSYS for what is not defined here
+	m                  dgm.Manager
+	o                  Options
+	log                *slog.Logger
+
+	// ctx is the life of the mount: requests that do not wait run under it,
+	// because a process that gets a signal must not see a change half done.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	writeMax int // bytes that one WRITE request carries at most
+	inodes   inodes
+	control  nodes
+	paths    paths
+	handles  handles
+	believe  believe
+}
+
+var _ fuse.RawFileSystem = (*server)(nil)
+
+func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) *server {
+	s := &server{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		m:             m, o: o, log: log,
+		writeMax: writeMax,
+		inodes:   inodes{table: map[gears.Ino]*inode{}},
+		control:  newNodes(),
+		paths:    paths{table: map[gears.Ino]name{}},
+		handles:  handles{table: map[uint64]handle{}},
+		believe:  believe{names: newQueue(), pages: newQueue()},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s
+}
+
+func (s *server) String() string { return subtype }
+
+// OnUnmount gives back what open handles hold: after a forced unmount the
+// kernel sends no RELEASE.
+func (s *server) OnUnmount() {
+	for _, h := range s.handles.drain() {
+		h.release(s)
+	}
+}
+
+// waiting returns a context for a request that waits: it ends when the request
+// is interrupted or the mount does. stop must be called before the handler
+// returns, because the cancel channel then belongs to another request.
+func (s *server) waiting(cancel <-chan struct{}) (ctx context.Context, stop func()) {
+	ctx, end := context.WithCancel(s.ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-cancel:
+			end()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { end(); watcher.Wait() }
+}
+
+// blockBytes is what programs are told to read and write at once.
+const blockBytes = 64 << 10
+
+func fillAttr(out *fuse.Attr, a *gears.Attr) {
+	*out = fuse.Attr{
+		Ino: uint64(a.Ino), Size: a.Size, Blocks: a.Blocks,
+		Atime: uint64(a.Atime.Unix()), Atimensec: uint32(a.Atime.Nanosecond()),
+		Mtime: uint64(a.Mtime.Unix()), Mtimensec: uint32(a.Mtime.Nanosecond()),
+		Ctime: uint64(a.Ctime.Unix()), Ctimensec: uint32(a.Ctime.Nanosecond()),
+		Mode: a.Mode, Nlink: a.Nlink, Rdev: a.Rdev, Blksize: blockBytes,
+		Owner: fuse.Owner{Uid: a.UID, Gid: a.GID},
+	}
+}
+
+// tell fills attributes into an answer of LOOKUP, GETATTR or READDIRPLUS.
+// Those may drop the kernel's pages; an answer to anything else must not.
+func (s *server) tell(out *fuse.Attr, a gears.Attr) {
+	if s.inodes.observe(&a) {
+		s.believe.dropPages(a.Ino)
+	}
+	fillAttr(out, &a)
+}
+
+// entry fills in the answer of a request that looked a name up.
+func (s *server) entry(out *fuse.EntryOut, a gears.Attr, at moment) {
+	out.NodeId = uint64(a.Ino)
+	s.tell(&out.Attr, a)
+	out.SetEntryTimeout(s.entryValid(at))
+	out.SetAttrTimeout(s.attrValid(at))
+}
+
+func (s *server) attrValid(at moment) time.Duration {
+	return limited(s.believe.valid(at), s.o.AttrTimeout)
+}
+
+func (s *server) entryValid(at moment) time.Duration {
+	return limited(s.believe.valid(at), s.o.EntryTimeout)
+}
+
+func limited(d, limit time.Duration) time.Duration {
+	if limit > 0 {
+		return min(d, limit)
+	}
+	return d
+}
+
+func (s *server) Forget(node, lookups uint64) {
+	if isControl(node) {
+		s.control.forget(node, lookups)
+		return
+	}
+	s.inodes.forget(gears.Ino(node))
+}
+
+func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	u, err := s.m.StatFS(s.ctx)
+	if err != nil {
+		return status(err)
+	}
+	const block = 4096
+	*out = fuse.StatfsOut{
+		Bsize: block, Frsize: block, NameLen: gears.NameBytesMax,
+		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesFree / block,
+		// An inode takes some hundred bytes of the same space.
+		Files: u.Inodes + u.BytesFree/1024, Ffree: u.BytesFree / 1024,
+	}
+	return fuse.OK
+}
+
+// handle is something open: what the Fh of a request names.
+type handle interface {
+	read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status)
+	write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status)
+	// flush is called when a descriptor is closed, by any process that has it.
+	flush(s *server, in *fuse.FlushIn) fuse.Status
+	// release is called once, when the last descriptor is closed.
+	release(s *server)
+}
+
+// handles numbers what is open.
+type handles struct {
+	mu    sync.RWMutex
+	last  uint64
+	table map[uint64]handle
+}
+
+func (t *handles) add(h handle) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.table[t.last] = h
+	return t.last
+}
+
+func (t *handles) get(fh uint64) handle {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.table[fh]
+}
+
+func (t *handles) remove(fh uint64) handle {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.table[fh]
+	delete(t.table, fh)
+	return h
+}
+
+func (t *handles) drain() []handle {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]handle, 0, len(t.table))
+	for fh, h := range t.table {
+		list = append(list, h)
+		delete(t.table, fh)
+	}
+	return list
+}
+
+// isFile reports whether attr shows a regular file.
+func isFile(a *gears.Attr) bool { return a.Mode&unix.S_IFMT == unix.S_IFREG }

@@ -1,0 +1,245 @@
+package mount
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// turn lets the reads of one handle go one after another; one that waits for
+// its turn can be interrupted as one that waits for a record can.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) begin(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) end() { <-t }
+
+// taker is an open `take` or `peek`. Its first read waits for a record; the
+// reads after it hand out the record's bytes, then end of file, for good. A
+// take leases:
+//
+//	        first read         last byte read, and end of file asked for
+//	waiting ──────────► leased ─────────────────────────► acknowledged
+//	   ▲  │ sealed and     │ last close: acknowledged where the last byte was
+//	   └──┘ drained: end   └ read and no signal ends the reader, else returned
+//
+// A reader that is killed may never have got what it was answered, so only
+// what comes after the answer acknowledges.
+type taker struct {
+	at    place
+	takes bool // else it peeks
+
+	turn   turn // guards what follows
+	record *gears.Record
+	sent   int  // bytes of it
+	ended  bool // nothing is leased any more
+	dying  bool // whoever closed last was dying by a signal
+}
+
+var _ handle = (*taker)(nil)
+
+func newTaker(p place, takes bool) *taker {
+	return &taker{at: p, takes: takes, turn: newTurn()}
+}
+
+func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+	ctx, stop := s.waiting(cancel)
+	defer stop()
+	if err := t.turn.begin(ctx); err != nil {
+		return nil, status(err)
+	}
+	defer t.turn.end()
+	if t.record == nil && !t.ended {
+		err := t.fetch(ctx, s, in.Flags&unix.O_NONBLOCK != 0)
+		if errors.Is(err, gears.ErrEnd) {
+			t.ended = true
+		} else if err != nil {
+			return nil, gone(err)
+		}
+	}
+	if t.ended {
+		return nil, fuse.OK
+	}
+	data := t.record.Data[t.sent:]
+	data = data[:min(len(data), int(in.Size))]
+	t.sent += len(data)
+	if len(data) > 0 || in.Size == 0 {
+		return data, fuse.OK
+	}
+	return nil, gone(t.settle(s, true))
+}
+
+// fetch waits for a record.
+func (t *taker) fetch(ctx context.Context, s *server, noWait bool) error {
+	f, err := s.fileAt(t.at)
+	if err != nil {
+		return err
+	}
+	var records []gears.Record
+	if t.takes {
+		records, err = s.m.Take(ctx, dgm.Take{File: f, Keys: []gears.Key{t.at.key}, Max: 1, NoWait: noWait, Lease: true})
+	} else {
+		records, err = s.m.Peek(ctx, dgm.Peek{File: f, Key: t.at.key, Max: 1, NoWait: noWait})
+	}
+	if err != nil {
+		return err
+	}
+	if len(records) != 1 {
+		return gears.ErrIO.Because("asked for one record, got %d", len(records))
+	}
+	t.record = &records[0]
+	if t.takes {
+		s.touched(t.record.Receipt.Ino, t.at.key)
+	}
+	return nil
+}
+
+// settle ends the lease, if there is one. When it returns nil that is on disk.
+func (t *taker) settle(s *server, acknowledge bool) error {
+	t.ended = true
+	record := t.record
+	t.record = nil
+	if !t.takes || record == nil {
+		return nil
+	}
+	err := s.m.Settle(s.ctx, dgm.Settle{Receipts: []gears.Receipt{*record.Receipt}, Return: !acknowledge})
+	if err == nil {
+		s.touched(record.Receipt.Ino, t.at.key)
+	}
+	return err
+}
+
+func (t *taker) write(*server, <-chan struct{}, *fuse.WriteIn, []byte) (uint32, fuse.Status) {
+	return 0, fuse.EBADF
+}
+
+func (t *taker) flush(s *server, in *fuse.FlushIn) fuse.Status {
+	// A read that waits has its turn, and with it no lease: a close by
+	// another process must not wait for it.
+	select {
+	case t.turn <- struct{}{}:
+		defer t.turn.end()
+	default:
+		return fuse.OK
+	}
+	if t.takes && t.record != nil {
+		t.dying = dyingBySignal(in.Pid)
+	}
+	return fuse.OK
+}
+
+func (t *taker) release(s *server) {
+	if t.record == nil {
+		return
+	}
+	delivered := t.sent == len(t.record.Data) && !t.dying
+	if err := t.settle(s, delivered); err != nil && !errors.Is(err, gears.ErrClosed) && !errors.Is(err, gears.ErrGone) {
+		s.log.Error("a lease could not be settled", "key", t.at.key, "acknowledge", delivered, "err", err)
+	}
+}
+
+// replay is an open `all`: the records that were there at its first read, in
+// order, their bytes one after another.
+type replay struct {
+	at place
+
+	turn    turn // guards what follows
+	begun   bool
+	until   gears.Seq // the seq of the first record that is not shown
+	after   gears.Seq // that of the last one fetched
+	records []gears.Record
+	ended   bool // nothing is left to be fetched
+}
+
+var _ handle = (*replay)(nil)
+
+func newReplay(p place) *replay { return &replay{at: p, turn: newTurn()} }
+
+// replayRecords is how many records are fetched at once; their bytes are at
+// most gears.BatchBytesMax.
+const replayRecords = 256
+
+func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+	ctx, stop := s.waiting(cancel)
+	defer stop()
+	if err := r.turn.begin(ctx); err != nil {
+		return nil, status(err)
+	}
+	defer r.turn.end()
+	if !r.begun {
+		info, err := s.streamAt(r.at)
+		if err != nil {
+			return nil, gone(err)
+		}
+		r.begun, r.until = true, info.Tail.Seq
+	}
+	out := make([]byte, 0, in.Size)
+	for len(out) < cap(out) {
+		if len(r.records) == 0 {
+			if err := r.fetch(s); err != nil {
+				return nil, gone(err)
+			}
+			if len(r.records) == 0 {
+				break
+			}
+		}
+		data := r.records[0].Data
+		n := min(len(data), cap(out)-len(out))
+		out = append(out, data[:n]...)
+		if r.records[0].Data = data[n:]; n == len(data) {
+			r.records = r.records[1:]
+		}
+	}
+	return out, fuse.OK
+}
+
+// fetch reads the next records, none at the end.
+func (r *replay) fetch(s *server) error {
+	if r.ended {
+		return nil
+	}
+	f, err := s.fileAt(r.at)
+	if err != nil {
+		return err
+	}
+	records, err := s.m.Peek(s.ctx, dgm.Peek{File: f, Key: r.at.key, Max: replayRecords, NoWait: true, Follow: true, After: r.after})
+	if errors.Is(err, gears.ErrEmpty) || errors.Is(err, gears.ErrEnd) || errors.Is(err, gears.ErrNotFound) {
+		r.ended = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for i := range records {
+		if records[i].Place.Seq >= r.until {
+			r.ended = true
+			records = records[:i]
+			break
+		}
+		r.after = records[i].Place.Seq
+	}
+	r.records = records
+	return nil
+}
+
+func (r *replay) write(*server, <-chan struct{}, *fuse.WriteIn, []byte) (uint32, fuse.Status) {
+	return 0, fuse.EBADF
+}
+
+func (r *replay) flush(*server, *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+func (r *replay) release(*server) {}

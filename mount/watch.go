@@ -1,0 +1,190 @@
+package mount
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// believe is what the kernel may believe and how it is told not to: the watch
+// on what other sessions change and the notices that follow from it.
+type believe struct {
+	kernel *fuse.Server
+	conn   *os.File // the FUSE connection, for what go-fuse has no call for
+	epochs bool     // the kernel knows FUSE_NOTIFY_INC_EPOCH
+
+	watched atomic.Bool   // a watch is alive
+	moment  atomic.Uint64 // counts batches of changes and the ends of watches
+
+	names, pages queue
+}
+
+// moment is a point in the order of what the watch tells.
+type moment struct {
+	count   uint64
+	watched bool
+}
+
+// now is called before a Manager is asked for what will be told to the kernel.
+func (b *believe) now() moment {
+	return moment{b.moment.Load(), b.watched.Load()}
+}
+
+// valid says how long the kernel may believe what the Manager answered since
+// at. A change that the watch told meanwhile may be about just that, and its
+// notice may have overtaken the answer.
+func (b *believe) valid(at moment) time.Duration {
+	switch {
+	case b.moment.Load() != at.count:
+		return 0
+	case !at.watched || !b.epochs:
+		return validUnwatched
+	}
+	return validWatched
+}
+
+// dropPages makes the kernel forget the pages and attributes of a file.
+func (b *believe) dropPages(ino gears.Ino) {
+	b.kernel.InodeNotify(uint64(ino), 0, 0) // ENOENT where it has none is as good
+}
+
+// changed is called with what others changed, in order.
+func (b *believe) changed(changes []gears.Change) {
+	b.moment.Add(1)
+	for _, c := range changes {
+		if c.Name != "" {
+			b.names.push(c)
+		}
+		b.pages.push(c)
+	}
+}
+
+// changedHere tells the kernel of a change that this mount made behind its
+// back, through a control file.
+func (b *believe) changedHere(c gears.Change) { b.changed([]gears.Change{c}) }
+
+// notifyName tells of a name. It takes the directory's lock in the kernel.
+func (b *believe) notifyName(c gears.Change) {
+	b.kernel.EntryNotify(uint64(c.Ino), c.Name)
+}
+
+// notifyInode tells of a file's bytes or attributes, or a directory's times.
+func (b *believe) notifyInode(c gears.Change) {
+	offset := int64(-1) // only the attributes
+	if c.Data && c.Name == "" {
+		offset = 0
+	}
+	b.kernel.InodeNotify(uint64(c.Ino), offset, 0)
+}
+
+// notifyEpoch makes the kernel look up every name again before it is used
+// (include/uapi/linux/fuse.h, Linux 6.16). It reports whether it can.
+func (b *believe) notifyEpoch() bool {
+	const size, incEpoch = 16, 8
+	var header [size]byte
+	binary.NativeEndian.PutUint32(header[0:], size)
+	binary.NativeEndian.PutUint32(header[4:], incEpoch)
+	_, err := b.conn.Write(header[:])
+	return err == nil
+}
+
+// changedAll makes the kernel forget all that this mount told it.
+func (s *server) changedAll() {
+	s.believe.moment.Add(1)
+	s.believe.notifyEpoch()
+	for _, ino := range s.inodes.all() {
+		s.believe.pages.push(gears.Change{Ino: ino, Data: true})
+	}
+	s.believe.pages.push(gears.Change{Ino: gears.RootIno})
+}
+
+const (
+	rewatchMin = 50 * time.Millisecond
+	rewatchMax = 5 * time.Second
+)
+
+// watch keeps a watch alive until ctx ends. One that ended, because it fell
+// behind or its node went, leaves the kernel with nothing to believe.
+func (s *server) watch(ctx context.Context) {
+	pause := rewatchMin
+	for {
+		err := s.m.Watch(ctx, func() {
+			s.believe.moment.Add(1)
+			s.believe.watched.Store(true)
+			pause = rewatchMin
+		}, s.believe.changed)
+		s.believe.watched.Store(false)
+		if ctx.Err() != nil {
+			return
+		}
+		s.changedAll()
+		s.log.Debug("watch ended", "err", err)
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		pause = min(2*pause, rewatchMax)
+	}
+}
+
+// noticesMax bounds the notices that wait; more are all told at once.
+const noticesMax = 1 << 14
+
+// queue hands notices to the one goroutine that sends them.
+type queue struct {
+	mu      sync.Mutex
+	waiting []gears.Change
+	lost    bool // some did not fit
+	wake    chan struct{}
+}
+
+func newQueue() queue { return queue{wake: make(chan struct{}, 1)} }
+
+func (q *queue) push(c gears.Change) {
+	q.mu.Lock()
+	switch {
+	case len(q.waiting) >= noticesMax:
+		q.lost = true
+	case len(q.waiting) > 0 && q.waiting[len(q.waiting)-1] == c: // told already
+	default:
+		q.waiting = append(q.waiting, c)
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run sends what is pushed until ctx ends; lost is called where some of it
+// did not fit.
+func (q *queue) run(ctx context.Context, send func(gears.Change), lost func()) {
+	for {
+		select {
+		case <-q.wake:
+		case <-ctx.Done():
+			return
+		}
+		q.mu.Lock()
+		batch, overflow := q.waiting, q.lost
+		q.waiting, q.lost = nil, false
+		q.mu.Unlock()
+		for _, c := range batch {
+			send(c)
+		}
+		if overflow {
+			lost()
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package mount
+
+import (
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// Attributes that tell what a path belongs to. They answer getxattr but are
+// not listed, so that copying attributes between mounts leaves them alone.
+const (
+	xattrPrefix  = "user.gears."
+	xattrNode    = xattrPrefix + "node"    // the address of a node that serves the volume
+	xattrVolume  = xattrPrefix + "volume"  // the volume's name
+	xattrPath    = xattrPrefix + "path"    // a directory's path in the volume
+	xattrStreams = xattrPrefix + "streams" // a file's keys, one per line
+)
+
+func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if isControl(in.NodeId) {
+		return 0, fuse.ENODATA
+	}
+	ino := gears.Ino(in.NodeId)
+	var value []byte
+	var err error
+	switch {
+	case strings.HasPrefix(name, xattrPrefix):
+		value, err = s.ownXattr(ino, name)
+	case strings.HasPrefix(name, "system."):
+		return 0, fuse.Status(syscall.EOPNOTSUPP) // no ACLs are kept or enforced
+	default:
+		value, err = s.m.GetXattr(s.ctx, ino, name)
+	}
+	if err != nil {
+		return 0, gone(err)
+	}
+	if len(dest) < len(value) {
+		return uint32(len(value)), fuse.ERANGE
+	}
+	return uint32(copy(dest, value)), fuse.OK
+}
+
+func (s *server) ownXattr(ino gears.Ino, name string) ([]byte, error) {
+	switch name {
+	case xattrNode:
+		return []byte(s.o.Node), nil
+	case xattrVolume:
+		return []byte(s.o.Volume), nil
+	case xattrPath:
+		attr, err := s.m.GetAttr(s.ctx, ino)
+		if err != nil {
+			return nil, err
+		}
+		if attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return nil, gears.ErrNoAttr
+		}
+		path, err := s.pathOf(ino)
+		return []byte(path), err
+	case xattrStreams:
+		return s.keysOf(ino)
+	}
+	return nil, gears.ErrNoAttr
+}
+
+// keysOf returns a file's keys, one per line, as many as an attribute holds.
+func (s *server) keysOf(ino gears.Ino) ([]byte, error) {
+	const page = 256
+	var text []byte
+	for after := gears.Key(""); ; {
+		list, err := s.m.ListStreams(s.ctx, gears.ByIno(ino), after, page)
+		if err != nil {
+			return nil, err
+		}
+		for _, stream := range list {
+			if len(text)+len(stream.Key)+1 > gears.XattrBytesMax {
+				return text, nil
+			}
+			text = append(append(text, stream.Key...), '\n')
+		}
+		if len(list) < page {
+			return text, nil
+		}
+		after = list[len(list)-1].Key
+	}
+}
+
+func (s *server) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if isControl(in.NodeId) {
+		return 0, fuse.OK
+	}
+	names, err := s.m.ListXattr(s.ctx, gears.Ino(in.NodeId))
+	if err != nil {
+		return 0, gone(err)
+	}
+	size := 0
+	for _, name := range names {
+		size += len(name) + 1
+	}
+	if len(dest) < size {
+		return uint32(size), fuse.ERANGE
+	}
+	for _, name := range names {
+		dest = dest[copy(dest, name):]
+		dest[0] = 0
+		dest = dest[1:]
+	}
+	return uint32(size), fuse.OK
+}
+
+func (s *server) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if st := mayChangeXattr(in.NodeId, name); st != fuse.OK {
+		return st
+	}
+	ino := gears.Ino(in.NodeId)
+	if err := s.m.SetXattr(s.ctx, ino, name, value, in.Flags); err != nil {
+		return gone(err)
+	}
+	if name == capabilityXattr {
+		s.inodes.setCaps(ino, true)
+	}
+	return fuse.OK
+}
+
+func (s *server) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	if st := mayChangeXattr(in.NodeId, name); st != fuse.OK {
+		return st
+	}
+	return gone(s.m.RemoveXattr(s.ctx, gears.Ino(in.NodeId), name))
+}
+
+func mayChangeXattr(node uint64, name string) fuse.Status {
+	switch {
+	case isControl(node), strings.HasPrefix(name, xattrPrefix):
+		return fuse.EPERM
+	case strings.HasPrefix(name, "system."):
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return fuse.OK
+}
