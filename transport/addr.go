@@ -31,8 +31,8 @@ const unixPathBytesMax = 107
 // all of its addresses for Listen; port 0 lets Listen choose one. The error is
 // gears.ErrInvalid and says what is wrong.
 func ParseAddr(s string) (Addr, error) {
-	if strings.ContainsAny(s, ", \t\r\n\x00") {
-		return Addr{}, gears.ErrInvalid.Because("address %q: contains a comma, space or control character", s)
+	if i := strings.IndexFunc(s, func(r rune) bool { return r == ',' || r < 0x20 || r == 0x7f }); i >= 0 {
+		return Addr{}, gears.ErrInvalid.Because("address %q: must not contain %q", s, s[i])
 	}
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
 		switch {
@@ -49,12 +49,10 @@ func ParseAddr(s string) (Addr, error) {
 	if err != nil {
 		return Addr{}, gears.ErrInvalid.Because("address %q: is neither host:port nor unix:PATH", s)
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return Addr{}, gears.ErrInvalid.Because("address %q: the port is not a number from 0 to 65535", s)
-	} else {
-		port = strconv.FormatUint(n, 10)
 	}
-	if strings.ContainsAny(host, "/@") {
+	if strings.ContainsAny(host, "/@ ") {
 		return Addr{}, gears.ErrInvalid.Because("address %q: %q is not a host", s, host)
 	}
 	return Addr{Network: "tcp", Address: net.JoinHostPort(host, port)}, nil

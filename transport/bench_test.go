@@ -1,40 +1,72 @@
 package transport
 
 import (
-	"context"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
 )
 
-// BenchmarkEcho is one caller's goroutines and a server in one process, 128
-// bytes each way, over one connection.
-func BenchmarkEcho(b *testing.B) {
+var benchInFlight = []int{1, 16, 64}
+
+// BenchmarkCall is so many goroutines that call and wait, and a server, in one
+// process: 128 bytes each way over one connection. One operation is a hundred
+// calls of each goroutine.
+func BenchmarkCall(b *testing.B) {
+	const callsEach = 100
 	for _, network := range []string{"unix", "tcp"} {
-		for _, inFlight := range []int{1, 16, 64} {
-			b.Run(fmt.Sprintf("%s/calls-%d", network, inFlight), func(b *testing.B) {
+		for _, inFlight := range benchInFlight {
+			b.Run(fmt.Sprintf("%s/inflight-%d", network, inFlight), func(b *testing.B) {
 				c := dial(b, serveOn(b, network, serving(echo)), Config{})
 				body := make([]byte, 128)
 				b.ReportAllocs()
-				b.SetBytes(2 * int64(len(body)))
-				var left atomic.Int64
-				var wait sync.WaitGroup
-				b.ResetTimer()
-				left.Store(int64(b.N))
-				for range inFlight {
-					wait.Go(func() {
-						for left.Add(-1) >= 0 {
-							if _, err := c.Call(context.Background(), body); err != nil {
-								b.Error(err)
-								return
+				b.SetBytes(int64(2 * len(body) * callsEach * inFlight))
+				for b.Loop() {
+					var wait sync.WaitGroup
+					for range inFlight {
+						wait.Go(func() {
+							for range callsEach {
+								if _, err := c.Call(b.Context(), body); err != nil {
+									b.Error(err)
+								}
 							}
-						}
-					})
+						})
+					}
+					wait.Wait()
 				}
-				wait.Wait()
-				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
+				b.ReportMetric(float64(b.N*inFlight*callsEach)/b.Elapsed().Seconds(), "calls/s")
 			})
+		}
+	}
+}
+
+// BenchmarkStart is one goroutine that keeps so many calls in flight; one
+// operation is one call.
+func BenchmarkStart(b *testing.B) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, inFlight := range benchInFlight {
+			for _, size := range []int{128, 64 << 10} {
+				b.Run(fmt.Sprintf("%s/inflight-%d/bytes-%d", network, inFlight, size), func(b *testing.B) {
+					c := dial(b, serveOn(b, network, serving(echo)), Config{})
+					body := make([]byte, size)
+					slots := make(chan struct{}, inFlight)
+					done := func(_ []byte, err error) {
+						if err != nil {
+							b.Error(err)
+						}
+						<-slots
+					}
+					b.ReportAllocs()
+					b.SetBytes(int64(2 * len(body)))
+					for b.Loop() {
+						slots <- struct{}{}
+						c.Start(body, done)
+					}
+					for range inFlight {
+						slots <- struct{}{}
+					}
+					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
+				})
+			}
 		}
 	}
 }

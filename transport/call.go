@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"sync"
 
 	"github.com/gearsfs/gearsfs/gears"
 )
@@ -35,7 +34,9 @@ const (
 	pendingEnded
 )
 
-var waiters = sync.Pool{New: func() any { return &Pending{ended: make(chan outcome, 1)} }}
+// newWaiter makes the Pending of a Call. Each Conn has a pool of its own of
+// them: a global one would mix the channels of testing/synctest's bubbles.
+func newWaiter() any { return &Pending{ended: make(chan outcome, 1)} }
 
 // Start sends a call and returns without waiting. Calls reach the peer's
 // Handler in the order in which they were started.
@@ -67,7 +68,7 @@ func (c *Conn) Call(ctx context.Context, body []byte) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := waiters.Get().(*Pending)
+	p := c.waiters.Get().(*Pending)
 	p.conn, p.body, p.state, p.cancelled = c, body, pendingWaits, false
 	c.begin(p)
 	var out outcome
@@ -79,8 +80,7 @@ func (c *Conn) Call(ctx context.Context, body []byte) ([]byte, error) {
 			out.err = ctx.Err()
 		}
 	}
-	p.conn = nil
-	waiters.Put(p)
+	c.waiters.Put(p)
 	return out.answer, out.err
 }
 
@@ -164,7 +164,7 @@ func (c *Conn) begin(p *Pending) {
 }
 
 func (c *Conn) hasCreditLocked(p *Pending) bool {
-	return len(c.sent) < c.callsMax && len(p.body) <= c.credit
+	return len(c.sent) < c.callsMax && len(p.body) <= c.credit && c.err == nil
 }
 
 // sendLocked queues p's request.

@@ -50,6 +50,7 @@ type Conn struct {
 	frames atomic.Uint64 // that were received
 	expect atomic.Int64  // size of the frame of which only a part is there
 
+	waiters    sync.Pool // of *Pending, for Call
 	out        writer
 	wake       chan struct{} // tells the flusher that it has become the writer
 	quit       chan struct{}
@@ -103,11 +104,13 @@ func newConn(sock net.Conn, cfg Config) *Conn {
 		served:     make(map[uint64]*Call),
 		granted:    cfg.WindowBytes,
 	}
+	c.waiters.New = newWaiter
 	c.raw = rawConnOf(sock)
 	c.out.attempt = c.out.writeOnce
 	return c
 }
 
+// start begins to read. What it starts ends with run, which closes done.
 func (c *Conn) start() {
 	c.children.Go(c.flusher)
 	c.children.Go(c.keepAlive)
@@ -150,30 +153,24 @@ func (c *Conn) startErrorLocked() error {
 	return nil
 }
 
-// Close is Shutdown with Config.CloseTimeout, and always returns nil.
+// Close is Shutdown within Config.CloseTimeout.
 func (c *Conn) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.CloseTimeout)
 	defer cancel()
-	if err := c.Shutdown(ctx); err != nil {
-		return nil // who was still in flight has been told
-	}
-	return nil
+	return c.Shutdown(ctx)
 }
 
 // Shutdown ends the connection in peace: no call is started from now on, at
 // neither end, calls that have not been sent end with gears.ErrClosed, and those
 // in flight, both ways, are waited for. When ctx ends before they do the
-// connection is cut, which is the error then: ctx's. When Shutdown returns all
-// callbacks have been called and all goroutines are gone; so it must not be
-// called by a callback or Handler. It is idempotent.
+// connection is cut, and the error is ctx's; a ctx that has ended cuts it at
+// once. When Shutdown returns all callbacks have returned and all goroutines are
+// gone; so it must not be called by a callback or Handler. It is idempotent.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
-	refused := c.sayGoawayLocked()
+	c.sayGoawayLocked(gears.ErrClosed.Because("the connection is closed"))
 	own := c.claimLocked()
 	c.mu.Unlock()
-	for _, p := range refused {
-		p.end(nil, gears.ErrClosed)
-	}
 	if own {
 		c.handOver()
 	}
@@ -182,25 +179,26 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	select {
-	case <-c.done:
-		return nil
-	default:
-	}
 	c.fail(gears.ErrClosed.Because("the connection was closed"), false)
 	<-c.done
 	return ctx.Err()
 }
 
-// sayGoawayLocked queues GOAWAY, once, and returns the calls that were never
-// sent and now will not be.
-func (c *Conn) sayGoawayLocked() []*Pending {
+// sayGoawayLocked queues GOAWAY, once, and ends with err the calls that were
+// never sent and now will not be.
+func (c *Conn) sayGoawayLocked(err error) {
 	if c.going || c.err != nil {
-		return nil
+		return
 	}
 	c.going = true
 	c.queue = append(c.queue, goaway(nil))
-	return c.takeWaitingLocked()
+	if refused := c.takeWaitingLocked(); len(refused) > 0 {
+		c.children.Go(func() {
+			for _, p := range refused {
+				p.end(nil, err)
+			}
+		})
+	}
 }
 
 // drainedLocked tells whether both ends have said GOAWAY and nothing is in
@@ -332,12 +330,9 @@ func (c *Conn) handleGoaway(body []byte) error {
 		return err
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.peerGoing = true
-	refused := c.sayGoawayLocked()
-	c.mu.Unlock()
-	for _, p := range refused {
-		p.end(nil, gears.ErrClosed.Because("the peer is closing the connection"))
-	}
+	c.sayGoawayLocked(gears.ErrClosed.Because("the peer is closing the connection"))
 	return nil
 }
 

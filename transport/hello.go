@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 
 	"github.com/gearsfs/gearsfs/gears"
@@ -91,6 +92,8 @@ func Dial(ctx context.Context, addr Addr, cfg Config) (*Conn, error) {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
+	case errors.Is(err, fs.ErrPermission):
+		return nil, gears.ErrAccess.Because("connect to %s: %v", addr, unwrapOp(err))
 	case err != nil:
 		return nil, gears.ErrNoNode.Because("connect to %s: %v", addr, unwrapOp(err))
 	}

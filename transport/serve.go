@@ -125,6 +125,9 @@ func (c *Conn) handleRequest(f frame) error {
 	call := &Call{conn: c, id: f.id, body: f.body, held: n}
 	c.mu.Lock()
 	switch {
+	case c.err != nil:
+		c.mu.Unlock()
+		return c.err
 	case c.served[f.id] != nil:
 		c.mu.Unlock()
 		return gears.ErrProtocol.Because("two calls in flight have the same id")

@@ -7,6 +7,8 @@ import (
 	"net"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gearsfs/gearsfs/gears"
 )
 
@@ -222,14 +224,27 @@ func (w *writer) writeOnce(fd uintptr) bool {
 	}
 }
 
+// unsentBytesMax is how much the kernel keeps of a TCP connection beyond what is
+// on its way. With more, a PING would stand behind megabytes of a slow link and
+// a healthy peer would count as lost.
+const unsentBytesMax = 256 << 10
+
 // rawConnOf returns what writes to a socket without waiting, nil where sock is
 // none.
 func rawConnOf(sock net.Conn) syscall.RawConn {
 	switch s := sock.(type) {
 	case *net.TCPConn:
-		if raw, err := s.SyscallConn(); err == nil {
-			return raw
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return nil
 		}
+		lowat := func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytesMax)
+		}
+		if raw.Control(lowat) != nil || err != nil {
+			return nil
+		}
+		return raw
 	case *net.UnixConn:
 		if raw, err := s.SyscallConn(); err == nil {
 			return raw
