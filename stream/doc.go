@@ -7,16 +7,16 @@
 //
 // # Where a record stands
 //
-//	       head                cursor                  tail
-//	         |                    |                      |
-//	 gone    | out, out, gone ... | ready, ready, ready  |
+//	      head                cursor                  tail
+//	        |                    |                      |
+//	gone    | out, out, gone ... | ready, ready, ready  |
 //
-//	           Append
-//	  (nothing) -----> ready --Lease--> leased --Ack--> gone
-//	                     |  ^             |
-//	                 Take|  +---Return----+
-//	                     v    (in front of the cursor)
-//	                    gone
+//	          Append
+//	 (nothing) -----> ready --Lease--> leased --Ack--> gone
+//	                    |  ^             |
+//	                Take|  +---Return----+
+//	                    v    (in front of the cursor)
+//	                   gone
 //
 // A record in front of the cursor lives only while it stands among the outs:
 // leased, or returned and ready again. Taking moves the cursor and no row; the

@@ -10,7 +10,7 @@ import (
 // cleanRangesMax range deletions.
 const (
 	cleanEvery     = 1000
-	cleanRangesMax = 16
+	cleanRangesMax = 64
 )
 
 // Queue is the deterministic core of a stream: what it does depends only on
@@ -121,8 +121,9 @@ func (q *Queue) fill() error {
 func (q *Queue) Take(dst []Taken, limit int, bytesMax int, keep bool) ([]Taken, error) {
 	q.clean()
 	h := handing{bytesLeft: bytesMax, keep: keep}
+	had := len(dst)
 	dst, err := q.hand(dst, limit, &h)
-	if err != nil {
+	if err != nil || len(dst) == had {
 		return dst, err
 	}
 	return dst, q.moveHead()
@@ -147,11 +148,14 @@ type handing struct {
 
 func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {
 	for n := 0; n < limit && q.s.Ready > 0; n++ {
-		give := q.handFresh
+		var t Taken
+		var ok bool
+		var err error
 		if q.s.Returned > 0 { // all of them stand in front of the cursor
-			give = q.handReturned
+			t, ok, err = q.handReturned(h, n == 0)
+		} else {
+			t, ok, err = q.handFresh(h, n == 0)
 		}
-		t, ok, err := give(h, n == 0)
 		if err != nil {
 			return dst, err
 		}
@@ -200,7 +204,7 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 	if out == nil {
 		return t, false, fmt.Errorf("%w: a stream counts %d returned records and has none", gears.ErrDamaged, q.s.Returned)
 	}
-	if !must && out.Bytes > uint64(max(h.bytesLeft, 0)) {
+	if !must && int(out.Bytes) > h.bytesLeft {
 		return t, false, nil
 	}
 	rec, err := q.rows.Get(at)
