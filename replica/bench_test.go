@@ -2,10 +2,13 @@ package replica
 
 import (
 	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -36,10 +39,10 @@ func (l *shortLog) Append(entries []LogEntry, hard []byte) error {
 	return l.memLog.Append(entries, hard)
 }
 
-func openBench(b *testing.B) *Group {
+func openBench(b *testing.B, log Log) *Group {
 	machine := new(idleMachine)
 	g, err := Open(Config{
-		ID: 7, Log: new(shortLog), Machine: machine, Flush: machine.flush, Clock: time.Now,
+		ID: 7, Log: log, Machine: machine, Flush: machine.flush, Clock: time.Now,
 		Fatal: func(err error) { panic(err) },
 	})
 	if err != nil {
@@ -48,34 +51,131 @@ func openBench(b *testing.B) *Group {
 	return g
 }
 
-// BenchmarkPropose is puts of 128 bytes from n clients, each waiting for the
-// answer before it sends the next, with a log in memory and an idle machine.
+func openData(b *testing.B, dir string) *persist.Data {
+	data, err := persist.Open(dir, persist.Options{Create: true, Name: "bench"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return data
+}
+
+func closeAll(b *testing.B, cs ...io.Closer) {
+	for _, c := range cs {
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// propose puts b.N records of 128 bytes from n clients, each waiting for the
+// answer before it sends the next.
+func propose(b *testing.B, g *Group, clients int, durable bool) {
+	b.ReportAllocs()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for c := range clients {
+		wg.Go(func() {
+			done := make(chan struct{}, 1)
+			p := &Proposal{Command: put(string(make([]byte, 128))), Durable: durable,
+				Done: func(*wire.Answer, error) { done <- struct{}{} }}
+			for i := c; i < b.N; i += clients {
+				g.Propose(p)
+				<-done
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "puts/s")
+}
+
+// BenchmarkPropose has a log in memory and an idle machine.
 func BenchmarkPropose(b *testing.B) {
 	for _, durable := range []bool{false, true} {
 		for _, clients := range []int{1, 16, 64, 256} {
 			b.Run(fmt.Sprintf("durable=%v/clients=%d", durable, clients), func(b *testing.B) {
-				g := openBench(b)
-				b.ReportAllocs()
-				b.ResetTimer()
-				var wg sync.WaitGroup
-				for c := range clients {
-					wg.Go(func() {
-						done := make(chan struct{}, 1)
-						p := &Proposal{Command: put(string(make([]byte, 128))), Durable: durable,
-							Done: func(*wire.Answer, error) { done <- struct{}{} }}
-						for i := c; i < b.N; i += clients {
-							g.Propose(p)
-							<-done
-						}
-					})
-				}
-				wg.Wait()
-				b.StopTimer()
-				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "puts/s")
-				if err := g.Close(); err != nil {
-					b.Fatal(err)
-				}
+				g := openBench(b, new(shortLog))
+				propose(b, g, clients, durable)
+				closeAll(b, g)
 			})
 		}
+	}
+}
+
+// BenchmarkDisk has the log on disk and an idle machine; raw is an append and a
+// sync of the log in turn.
+func BenchmarkDisk(b *testing.B) {
+	b.Run("raw", func(b *testing.B) {
+		data := openData(b, b.TempDir())
+		entry := make([]byte, 160)
+		for i := range b.N {
+			if err := data.Log.Append([]LogEntry{{Index: uint64(i + 1), Term: 1, Data: entry}}, nil); err != nil {
+				b.Fatal(err)
+			}
+			if err := data.Log.Sync(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "puts/s")
+		closeAll(b, data)
+	})
+	for _, durable := range []bool{false, true} {
+		for _, clients := range []int{1, 16, 64} {
+			b.Run(fmt.Sprintf("durable=%v/clients=%d", durable, clients), func(b *testing.B) {
+				data := openData(b, b.TempDir())
+				g := openBench(b, data.Log)
+				propose(b, g, clients, durable)
+				closeAll(b, g, data)
+			})
+		}
+	}
+}
+
+// BenchmarkReplay opens a log on disk of 100 MiB, 32 puts of 128 bytes an
+// entry, into an idle machine.
+func BenchmarkReplay(b *testing.B) {
+	dir := b.TempDir()
+	data := openData(b, dir)
+	commands := make([]*wire.Command, 32)
+	for i := range commands {
+		commands[i] = put(string(make([]byte, 128)))
+	}
+	g := openBench(b, data.Log)
+	machine := g.cfg.Machine.(*idleMachine)
+	if err := g.Close(); err != nil {
+		b.Fatal(err)
+	}
+	entry, err := (&wire.Entry{Time: 1, Commands: commands}).MarshalVT()
+	if err != nil {
+		b.Fatal(err)
+	}
+	index, term := machine.Applied()
+	first := machine.state
+	for size := 0; size < 100<<20; size += len(entry) {
+		index++
+		if err := data.Log.Append([]LogEntry{{Index: index, Term: term, Data: entry}}, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	closeAll(b, data)
+	b.SetBytes(100 << 20)
+	for b.Loop() {
+		data := openData(b, dir)
+		machine := &idleMachine{memMachine: memMachine{state: first}}
+		g, err := Open(Config{
+			ID: 7, Log: data.Log, Machine: machine, Clock: time.Now,
+			Flush: func() <-chan error { return nil },
+			Fatal: func(error) {},
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		g.fail(gears.ErrClosed) // so that the log stays
+		if err := g.Close(); err == nil {
+			b.Fatal("closed well")
+		}
+		closeAll(b, data)
+		b.StartTimer()
 	}
 }

@@ -10,25 +10,25 @@
 // of the log and the state machine; the syncer (disk.go) does nothing but
 // fdatasync. In a group of one a command travels like this:
 //
-//	 callers                     loop                          syncer
-//	    |                         |                              |
-//	 Propose --- pending ------> next      all that waits,       |
-//	    .        (bounded)        |        whole calls           |
-//	    .                      propose     log time, marshal     |
-//	    .                         |                              |
-//	    .              raft: MsgStorageAppend                    |
-//	    .                         |                              |
-//	    .                      append      Log.Append, write(2) -+-> sync
-//	    .                         |                              |  Log.Sync
-//	    .              raft: it is committed                     |   .
-//	    .              raft: MsgStorageApply                     |   .
-//	    .                         |                              |   .
-//	    .                       apply      Machine.Apply         |   .
-//	    .                         |                              |   .
-//	  Done <--- not durable --- answer                           |   .
-//	    .                         |                              |   .
-//	    .                      settle ----- queue -------------> |   .
-//	  Done <--- durable ---------------------------------------- sweep
+//	callers                     loop                          syncer
+//	   |                         |                              |
+//	Propose --- pending ------> next      all that waits,       |
+//	   .        (bounded)        |        whole calls           |
+//	   .                      propose     log time, marshal     |
+//	   .                         |                              |
+//	   .              raft: MsgStorageAppend                    |
+//	   .                         |                              |
+//	   .                      append      Log.Append, write(2) -+-> sync
+//	   .                         |                              |  Log.Sync
+//	   .              raft: it is committed                     |   .
+//	   .              raft: MsgStorageApply                     |   .
+//	   .                         |                              |   .
+//	   .                       apply      Machine.Apply         |   .
+//	   .                         |                              |   .
+//	 Done <--- not durable --- answer                           |   .
+//	   .                         |                              |   .
+//	   .                      settle ----- queue -------------> |   .
+//	 Done <--- durable ---------------------------------------- sweep
 //
 // Propose only appends to a list under a mutex, and wakes the loop where it
 // sleeps. Nothing is delayed to make batches: they form because the loop is

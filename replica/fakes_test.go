@@ -193,6 +193,7 @@ type memMachine struct {
 	fail    bool
 	flushes int
 	flushed func() <-chan error // nil: at once
+	hold    chan struct{}       // not nil: a flush is told done when it is closed
 }
 
 type machineState struct {
@@ -277,7 +278,14 @@ func (m *memMachine) flush() <-chan error {
 	}
 	m.saved = m.state
 	done := make(chan error, 1)
-	done <- nil
+	if hold := m.hold; hold != nil {
+		go func() {
+			<-hold
+			done <- nil
+		}()
+	} else {
+		done <- nil
+	}
 	return done
 }
 
@@ -307,7 +315,14 @@ func testConfig(log Log, machine *memMachine, fatal chan error) Config {
 
 func openTest(t testing.TB, log *memLog, machine *memMachine, change func(*Config, *limits)) *fixture {
 	t.Helper()
-	f := &fixture{log: log, machine: machine, fatal: make(chan error, 1)}
+	f := openOn(t, log, machine, change)
+	f.log = log
+	return f
+}
+
+func openOn(t testing.TB, log Log, machine *memMachine, change func(*Config, *limits)) *fixture {
+	t.Helper()
+	f := &fixture{machine: machine, fatal: make(chan error, 1)}
 	cfg, limits := testConfig(log, machine, f.fatal), defaultLimits
 	if change != nil {
 		change(&cfg, &limits)

@@ -14,7 +14,8 @@ type flushing struct {
 	bytes uint64 // of applied log above the last flush that is done
 
 	done  <-chan error // of the flush that runs; nil: none does
-	index uint64       // applied when it began
+	cut   <-chan error // of the log being cut after that; nil: it is not
+	index uint64       // applied when the flush began
 	mark  uint64       // bytes then
 
 	retry <-chan time.Time // a flush failed: not before this
@@ -22,10 +23,12 @@ type flushing struct {
 
 func (f *flushing) applied(dataBytes int) { f.bytes += uint64(dataBytes) + entryOverhead }
 
+func (f *flushing) running() bool { return f.done != nil || f.cut != nil }
+
 // askFlush begins a flush when the log has grown enough since the last.
 func (g *Group) askFlush() {
 	f := &g.loop.flush
-	if f.bytes-f.mark < g.limits.flushBytes || f.done != nil || f.retry != nil {
+	if f.bytes < g.limits.flushBytes || f.running() || f.retry != nil {
 		return
 	}
 	f.index, f.mark = g.status.applied.Load(), f.bytes
@@ -36,30 +39,55 @@ func (g *Group) askFlush() {
 // proposals have to wait for it.
 func (g *Group) stalled() bool {
 	f := &g.loop.flush
-	return f.bytes >= g.limits.replayBytes && (f.done != nil || f.retry != nil)
+	return f.bytes >= g.limits.replayBytes && (f.running() || f.retry != nil)
 }
 
-// flushed cuts the log behind a flush that is done.
-func (g *Group) flushed(err error) error {
+// flushed cuts the log behind a flush that is done, on a goroutine that cut
+// tells of, because it may wait for the disk.
+func (g *Group) flushed(err error) {
 	f := &g.loop.flush
 	f.done = nil
 	if err != nil {
 		f.mark = 0
 		f.retry = time.After(g.limits.flushRetry)
 		g.cfg.Logger.Warn("flushing the state failed, the log can't be cut yet", "error", err)
-		return nil
+		return
+	}
+	cut := make(chan error, 1)
+	f.cut = cut
+	go func(index uint64) { cut <- g.cfg.Log.TruncateFront(index) }(f.index)
+}
+
+// isCut notes that the log ends a replay earlier.
+func (g *Group) isCut(err error) error {
+	f := &g.loop.flush
+	f.cut = nil
+	if err != nil {
+		return fmt.Errorf("cut the log: %w", err)
 	}
 	f.bytes -= f.mark
 	f.mark = 0
-	if err := g.cfg.Log.TruncateFront(f.index); err != nil {
-		return fmt.Errorf("cut the log: %w", err)
-	}
+	g.askFlush()
 	return nil
 }
 
 func (g *Group) retryFlush() {
 	g.loop.flush.retry = nil
 	g.askFlush()
+}
+
+// endCut waits for the goroutine that cuts the log.
+func (g *Group) endCut() error {
+	f := &g.loop.flush
+	if f.cut == nil {
+		return nil
+	}
+	err := <-f.cut
+	f.cut = nil
+	if err != nil {
+		return fmt.Errorf("cut the log: %w", err)
+	}
+	return nil
 }
 
 // lastFlush flushes all that is applied and cuts the log behind it.

@@ -322,7 +322,9 @@ func TestOpenRefuses(t *testing.T) {
 		change func(*Config, *memLog, *memMachine)
 		want   error
 	}{
-		{"log begins too late", func(_ *Config, l *memLog, m *memMachine) { l.front, l.entries = LogEntry{Index: 4, Term: 2}, l.entries[4:] }, gears.ErrDamaged},
+		{"log begins too late", func(_ *Config, l *memLog, m *memMachine) {
+			l.front, l.entries = LogEntry{Index: 4, Term: 2}, l.entries[4:]
+		}, gears.ErrDamaged},
 		{"other term", func(_ *Config, l *memLog, m *memMachine) { m.state.term++ }, gears.ErrDamaged},
 		{"hard state", func(_ *Config, l *memLog, m *memMachine) { l.hard = []byte{0xff} }, gears.ErrDamaged},
 		{"conf state", func(_ *Config, l *memLog, m *memMachine) { m.state.conf = []byte{0xff} }, gears.ErrDamaged},

@@ -55,12 +55,13 @@ func (g *Group) run() {
 	g.disk.close()
 	g.alone.Store(false)
 	g.abandon()
-	if g.failed() == nil {
-		err := g.lastFlush()
-		g.mu.Lock()
-		g.closeErr = err
-		g.mu.Unlock()
+	err = g.endCut()
+	if g.failed() == nil && err == nil {
+		err = g.lastFlush()
 	}
+	g.mu.Lock()
+	g.closeErr = err
+	g.mu.Unlock()
 	if g.loop.ticks != nil {
 		g.loop.ticks.Stop()
 	}
@@ -181,7 +182,9 @@ func (g *Group) event(wait bool) error {
 	if !wait {
 		select {
 		case err := <-l.flush.done:
-			return g.flushed(err)
+			g.flushed(err)
+		case err := <-l.flush.cut:
+			return g.isCut(err)
 		case <-l.flush.retry:
 			g.retryFlush()
 		case <-ticks:
@@ -194,7 +197,9 @@ func (g *Group) event(wait bool) error {
 	select {
 	case <-g.wake:
 	case err := <-l.flush.done:
-		return g.flushed(err)
+		g.flushed(err)
+	case err := <-l.flush.cut:
+		return g.isCut(err)
 	case <-l.flush.retry:
 		g.retryFlush()
 	case <-ticks:

@@ -14,9 +14,8 @@ import (
 // LogEntry is an entry of the log; its Type is raft's.
 type LogEntry = persist.LogEntry
 
-// Log keeps a replica's log and hard state. Append and Sync may run beside
-// each other, and reads beside both; everything but Sync is called by one
-// goroutine at a time. An error of Append or Sync is final: the Group never
+// Log keeps a replica's log and hard state. It is called by several goroutines:
+// Sync, TruncateFront and reads may run beside an Append. An error of Append or Sync is final: the Group never
 // tries again.
 type Log interface {
 	LogReader
@@ -29,7 +28,7 @@ type Log interface {
 	// Sync returns when all that was appended before the call is on disk.
 	Sync() error
 	// TruncateFront says that entries up to index are not needed any more.
-	// Term of that index stays known.
+	// Term of that index stays known. It may wait for the disk.
 	TruncateFront(index uint64) error
 	// Reset empties the log so that its next entry is index+1, behind an entry
 	// of the given term.
@@ -107,6 +106,9 @@ func (s *storage) Entries(lo, hi, bytesMax uint64) ([]*raftpb.Entry, error) {
 		return nil, raft.ErrUnavailable
 	}
 	entries, err := s.log.Entries(lo, hi, bytesMax)
+	if err != nil && lo < s.log.First() {
+		return nil, raft.ErrCompacted // meanwhile
+	}
 	if err != nil {
 		return nil, s.failed(fmt.Errorf("read the log: %w", err))
 	}
@@ -140,6 +142,9 @@ func (s *storage) Term(index uint64) (uint64, error) {
 		return 0, raft.ErrUnavailable
 	}
 	term, err := s.log.Term(index)
+	if err != nil && index+1 < s.log.First() {
+		return 0, raft.ErrCompacted // meanwhile
+	}
 	if err != nil {
 		return 0, s.failed(fmt.Errorf("read the log: %w", err))
 	}
