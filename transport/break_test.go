@@ -93,6 +93,7 @@ func (v *conversation) start(c *Conn, request string) *Pending {
 func (v *conversation) hold(a, b net.Conn) {
 	cfg := Config{
 		FrameBytesMax: helloBytesMax,
+		WindowBytes:   2 * helloBytesMax,
 		Identity:      []byte("one"),
 		NewHandler:    func(*Conn) (Handler, error) { return v, nil },
 	}
