@@ -15,7 +15,7 @@ import (
 //	pos   0         32K        64K        96K
 //	      |  put  |..|  block  |   block  |.. gap ..|
 //	              ^ a block row begins at its aligned start, behind the record
-//	                in front of it, or at the cursor, and ends before the next
+//	                in front of it, the cursor or the head, and ends before the next
 //	                record or aligned end
 //
 // Invariants:
@@ -248,9 +248,10 @@ func (w *writing) take(p *piece, pos, end gears.Pos, data *[]byte) {
 }
 
 // fill writes data into the gap at pos, which begins at from or, where more was
-// handed out, at the cursor.
+// handed out, at the cursor, or at the head: that passes a gap at the tail when
+// the last record is taken.
 func (w *writing) fill(from, pos gears.Pos, data []byte) {
-	from = max(from, w.queue.State().Cursor.Pos)
+	from = max(from, w.queue.State().Cursor.Pos, w.queue.State().Head.Pos)
 	for len(data) > 0 {
 		start := blockStart(pos)
 		n := min(int(start+blockBytes-pos), len(data))

@@ -219,6 +219,9 @@ func (m *Machine) newNode(c *context, dir *node, row *wire.InodeRow) *node {
 		Mode: row.Mode, Uid: row.Uid, Gid: row.Gid, Rdev: row.Rdev, Target: row.Target,
 		Atime: c.now, Mtime: c.now, Ctime: c.now,
 	}
+	if isDir(row.Mode) {
+		n.row.Nlink = 2 // its "." and the name that it will get
+	}
 	if dir.row.Mode&modeSetGID != 0 {
 		n.row.Gid = dir.row.Gid
 		if isDir(row.Mode) {
@@ -314,7 +317,6 @@ func (m *Machine) attach(c *context, dir *node, name string, n *node) {
 	dir.row.Mtime, dir.row.Ctime = c.now, c.now
 	m.dirtyNode(dir)
 	if isDir(n.row.Mode) {
-		n.row.Nlink = 2
 		n.row.Parent = uint64(dir.ino)
 		dir.row.Nlink++
 	} else {

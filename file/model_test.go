@@ -1,0 +1,620 @@
+package file
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sort"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+var (
+	modelSeed  = flag.Uint64("seed", 0, "seed of the random operations; 0 picks one")
+	modelSteps = flag.Int("steps", 1500, "how many entries of random operations")
+)
+
+// model is a volume as plain maps and slices.
+type model struct {
+	inodes map[gears.Ino]*modelInode
+}
+
+type modelInode struct {
+	mode, nlink  uint32
+	uid, gid     uint32
+	mtime, ctime uint64
+	target       string
+	parent       gears.Ino
+	children     map[string]gears.Ino
+	xattrs       map[string]string
+	holders      []gears.SessionID
+	content
+}
+
+// content is a file's bytes by position. Those in front of cursor can be
+// written only where a record that was leased holds them.
+type content struct {
+	val    []byte
+	held   []bool // in front of cursor: a leased or returned record is there
+	head   int
+	cursor int
+	leases []*wire.TakenRecord
+}
+
+func newModel(now uint64) *model {
+	return &model{inodes: map[gears.Ino]*modelInode{
+		1: {mode: modeDir | 0o755, nlink: 2, mtime: now, ctime: now, parent: 1, children: map[string]gears.Ino{}},
+	}}
+}
+
+// inos returns the inodes that a test says yes to, in order.
+func (m *model) inos(yes func(*modelInode) bool) []gears.Ino {
+	var list []gears.Ino
+	for ino, n := range m.inodes {
+		if yes(n) {
+			list = append(list, ino)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (m *model) inside(dir, top gears.Ino) bool {
+	for dir != 1 && dir != top {
+		dir = m.inodes[dir].parent
+	}
+	return dir == top
+}
+
+func (m *model) attach(dir gears.Ino, name string, ino gears.Ino, now uint64) {
+	d, n := m.inodes[dir], m.inodes[ino]
+	d.children[name] = ino
+	d.mtime, d.ctime, n.ctime = now, now, now
+	if isDir(n.mode) {
+		d.nlink++
+		n.parent = dir
+	} else {
+		n.nlink++
+	}
+}
+
+func (m *model) detach(dir gears.Ino, name string, now uint64) gears.Ino {
+	d := m.inodes[dir]
+	ino := d.children[name]
+	delete(d.children, name)
+	d.mtime, d.ctime = now, now
+	if isDir(m.inodes[ino].mode) {
+		d.nlink--
+	}
+	return ino
+}
+
+func (m *model) unlinked(ino gears.Ino, holders []gears.SessionID, now uint64) {
+	n := m.inodes[ino]
+	n.ctime = now
+	n.nlink--
+	if isDir(n.mode) {
+		n.nlink = 0
+	}
+	if n.nlink > 0 {
+		return
+	}
+	if n.holders = holders; len(holders) == 0 {
+		delete(m.inodes, ino)
+	}
+}
+
+func (c *content) resize(n int) {
+	for len(c.val) < n {
+		c.val, c.held = append(c.val, 0), append(c.held, false)
+	}
+	clear(c.val[n:])
+	clear(c.held[n:])
+	c.val, c.held = c.val[:n], c.held[:n]
+	c.cursor = min(c.cursor, n)
+	c.leases = slices.DeleteFunc(c.leases, func(t *wire.TakenRecord) bool {
+		t.Data = t.Data[:max(0, min(len(t.Data), n-int(t.Pos)))]
+		return int(t.Pos) >= n
+	})
+}
+
+// writable says whether a write may touch [pos, end).
+func (c *content) writable(pos, end int) bool {
+	if pos < c.head {
+		return false
+	}
+	for ; pos < min(end, c.cursor); pos++ {
+		if !c.held[pos] {
+			return false
+		}
+	}
+	return true
+}
+
+// player makes random operations, and applies them to the Machine, its twin
+// that is reopened at other times and has tiny caches, and the model.
+type player struct {
+	*rig
+	twin     *rig
+	model    *model
+	rng      *rand.Rand
+	sessions []gears.SessionID
+	log      []string
+}
+
+// op is an operation, the error that it must give, and what it does to the
+// model where it gives none.
+type op struct {
+	by   gears.SessionID
+	op   any
+	want error
+	done func(a *wire.Answer)
+}
+
+func pick[T any](rng *rand.Rand, list []T) T { return list[rng.IntN(len(list))] }
+
+func (p *player) dir() gears.Ino {
+	return pick(p.rng, p.model.inos(func(n *modelInode) bool { return isDir(n.mode) && n.nlink > 0 }))
+}
+
+func (p *player) file() (gears.Ino, *modelInode) {
+	inos := p.model.inos(func(n *modelInode) bool { return isFile(n.mode) })
+	if len(inos) == 0 {
+		return 0, nil
+	}
+	ino := pick(p.rng, inos)
+	return ino, p.model.inodes[ino]
+}
+
+func (p *player) name(dir gears.Ino) string {
+	children := p.model.inodes[dir].children
+	if len(children) > 0 && p.rng.IntN(3) > 0 {
+		names := make([]string, 0, len(children))
+		for name := range children {
+			names = append(names, name)
+		}
+		sort.Strings(names)
+		return pick(p.rng, names)
+	}
+	return fmt.Sprintf("n%d", p.rng.IntN(12))
+}
+
+func (p *player) holders() []gears.SessionID {
+	if p.rng.IntN(3) > 0 {
+		return nil
+	}
+	return p.sessions[:1+p.rng.IntN(len(p.sessions))]
+}
+
+func (p *player) make() op {
+	dir := p.dir()
+	name := p.name(dir)
+	mode := pick(p.rng, []uint32{modeFile, modeFile, modeFile, modeDir, modeDir, modeLink, modeFifo}) | 0o644
+	o := &wire.Make{Dir: uint64(dir), Name: name, Mode: mode}
+	if mode&modeType == modeLink {
+		o.Target = "somewhere"
+		o.Mode |= 0o777
+	}
+	if _, exists := p.model.inodes[dir].children[name]; exists {
+		return op{op: o, want: gears.ErrExists}
+	}
+	return op{op: o, done: func(a *wire.Answer) {
+		n := &modelInode{mode: o.Mode, mtime: p.now, target: o.Target, xattrs: map[string]string{}}
+		if isDir(mode) {
+			n.children, n.nlink = map[string]gears.Ino{}, 2
+		}
+		p.model.inodes[gears.Ino(a.Ino)] = n
+		p.model.attach(dir, name, gears.Ino(a.Ino), p.now)
+	}}
+}
+
+func (p *player) link() op {
+	ino := pick(p.rng, p.model.inos(func(n *modelInode) bool { return n.nlink > 0 }))
+	dir := p.dir()
+	name := p.name(dir)
+	o := &wire.Link{Ino: uint64(ino), Dir: uint64(dir), Name: name}
+	_, exists := p.model.inodes[dir].children[name]
+	switch {
+	case exists:
+		return op{op: o, want: gears.ErrExists}
+	case isDir(p.model.inodes[ino].mode):
+		return op{op: o, want: gears.ErrPermission}
+	}
+	return op{op: o, done: func(*wire.Answer) { p.model.attach(dir, name, ino, p.now) }}
+}
+
+func (p *player) unlinkName() op {
+	dir := p.dir()
+	name := p.name(dir)
+	o := &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: p.rng.IntN(2) == 0}
+	ino, exists := p.model.inodes[dir].children[name]
+	if !exists {
+		return op{op: o, want: gears.ErrNotFound}
+	}
+	n := p.model.inodes[ino]
+	holders := p.holders()
+	o.OpenIno, o.Holders = uint64(ino), idList(holders)
+	switch {
+	case o.IsDir && !isDir(n.mode):
+		return op{op: o, want: gears.ErrNotDir}
+	case !o.IsDir && isDir(n.mode):
+		return op{op: o, want: gears.ErrIsDir}
+	case len(n.children) > 0:
+		return op{op: o, want: gears.ErrNotEmpty}
+	}
+	return op{op: o, done: func(*wire.Answer) {
+		p.model.detach(dir, name, p.now)
+		p.model.unlinked(ino, holders, p.now)
+	}}
+}
+
+func (p *player) renameName() op {
+	dir, newDir := p.dir(), p.dir()
+	name, newName := p.name(dir), p.name(newDir)
+	holders := p.holders()
+	flags := pick(p.rng, []uint32{0, 0, 0, renameNoReplace, renameExchange})
+	o := &wire.Rename{Dir: uint64(dir), Name: name, NewDir: uint64(newDir), NewName: newName, Flags: flags, Holders: idList(holders)}
+	ino, exists := p.model.inodes[dir].children[name]
+	old, taken := p.model.inodes[newDir].children[newName]
+	o.OpenIno = uint64(old)
+	if !exists || flags == renameExchange && !taken {
+		return op{op: o, want: gears.ErrNotFound}
+	}
+	if taken && flags == renameNoReplace {
+		return op{op: o, want: gears.ErrExists}
+	}
+	n, v := p.model.inodes[ino], p.model.inodes[old]
+	switch {
+	case isDir(n.mode) && p.model.inside(newDir, ino):
+		return op{op: o, want: gears.ErrInvalid}
+	case !taken || old == ino:
+	case flags == renameExchange:
+		if isDir(v.mode) && p.model.inside(dir, old) {
+			return op{op: o, want: gears.ErrInvalid}
+		}
+	case isDir(n.mode) && !isDir(v.mode):
+		return op{op: o, want: gears.ErrNotDir}
+	case !isDir(n.mode) && isDir(v.mode):
+		return op{op: o, want: gears.ErrIsDir}
+	case len(v.children) > 0:
+		return op{op: o, want: gears.ErrNotEmpty}
+	}
+	return op{op: o, done: func(*wire.Answer) {
+		if ino == old {
+			return
+		}
+		p.model.detach(dir, name, p.now)
+		if taken {
+			p.model.detach(newDir, newName, p.now)
+		}
+		for _, moved := range []gears.Ino{ino, old} {
+			if n := p.model.inodes[moved]; n != nil && !isDir(n.mode) && (moved == ino || flags == renameExchange) {
+				n.nlink-- // attach counts the new name
+			}
+		}
+		switch {
+		case taken && flags == renameExchange:
+			p.model.attach(dir, name, old, p.now)
+		case taken:
+			p.model.unlinked(old, holders, p.now)
+		}
+		p.model.attach(newDir, newName, ino, p.now)
+	}}
+}
+
+func (p *player) setAttr() op {
+	ino := pick(p.rng, p.model.inos(func(*modelInode) bool { return true }))
+	n := p.model.inodes[ino]
+	o := &wire.SetAttr{Ino: uint64(ino)}
+	if p.rng.IntN(2) == 0 {
+		mode := uint32(p.rng.IntN(0o1000))
+		o.Mode = &mode
+	} else {
+		uid, gid, mtime := p.rng.Uint32N(5), p.rng.Uint32N(5), p.rng.Uint64N(3)
+		o.Uid, o.Gid, o.Mtime = &uid, &gid, &mtime
+	}
+	return op{op: o, done: func(*wire.Answer) {
+		n.ctime = p.now
+		if o.Mode != nil {
+			n.mode = n.mode&modeType | *o.Mode
+			return
+		}
+		n.uid, n.gid, n.mtime = *o.Uid, *o.Gid, *o.Mtime
+		if n.mtime == 0 {
+			n.mtime = p.now
+		}
+	}}
+}
+
+func (p *player) setXattr() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	o := &wire.SetXattr{Ino: uint64(ino), Name: fmt.Sprintf("user.%d", p.rng.IntN(4)), Flags: p.rng.Uint32N(3), Remove: p.rng.IntN(3) == 0}
+	if o.Remove {
+		o.Flags = 0
+	}
+	o.Value = []byte{byte(p.rng.Uint32())}
+	_, exists := n.xattrs[o.Name]
+	switch {
+	case exists && o.Flags == xattrCreate:
+		return op{op: o, want: gears.ErrExists}
+	case !exists && (o.Remove || o.Flags == xattrReplace):
+		return op{op: o, want: gears.ErrNoAttr}
+	}
+	return op{op: o, done: func(*wire.Answer) {
+		n.ctime = p.now
+		if o.Remove {
+			delete(n.xattrs, o.Name)
+		} else {
+			n.xattrs[o.Name] = string(o.Value)
+		}
+	}}
+}
+
+// place picks a position near the edges of blocks and records.
+func (p *player) place(n *modelInode) int {
+	near := pick(p.rng, []int{n.head, n.cursor, len(n.val), len(n.val) + 40*k, blockBytes, 2 * blockBytes, 3 * blockBytes, p.rng.IntN(len(n.val) + 1)})
+	return max(0, min(near+p.rng.IntN(9)-4, 200*k))
+}
+
+func (p *player) bytes() []byte {
+	n := 1 + pick(p.rng, []int{p.rng.IntN(10), p.rng.IntN(5 * k), p.rng.IntN(70 * k)})
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(1 + p.rng.IntN(255))
+	}
+	return b
+}
+
+func (p *player) writeBytes() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	pos, data := p.place(n), p.bytes()
+	o := &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data}
+	if !n.writable(pos, pos+len(data)) {
+		return op{op: o, want: gears.ErrIO}
+	}
+	return op{op: o, done: func(*wire.Answer) {
+		n.resize(max(len(n.val), pos+len(data)))
+		copy(n.val[pos:], data)
+		n.mtime, n.ctime = p.now, p.now
+	}}
+}
+
+func (p *player) appendRecord() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	data := p.bytes()
+	data = data[:p.rng.IntN(len(data))]
+	o := &wire.Put{Target: &wire.Target{Ino: uint64(ino)}, Key: "data", Records: []*wire.NewRecord{{Data: data}}, Append: true}
+	return op{op: o, done: func(*wire.Answer) {
+		n.resize(len(n.val) + len(data))
+		copy(n.val[len(n.val)-len(data):], data)
+		n.mtime, n.ctime = p.now, p.now
+	}}
+}
+
+func (p *player) truncate() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	size := uint64(max(0, p.place(n)-n.head))
+	o := &wire.SetAttr{Ino: uint64(ino), Size: &size}
+	return op{op: o, done: func(*wire.Answer) {
+		n.resize(n.head + int(size))
+		if size == 0 {
+			n.cursor = n.head
+			n.leases = nil
+		}
+		n.mtime, n.ctime = p.now, p.now
+	}}
+}
+
+func (p *player) allocate() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	pos, length := p.place(n), 1+p.rng.IntN(80*k)
+	mode := pick(p.rng, []uint32{0, allocKeepSize, allocPunchHole | allocKeepSize, allocZeroRange, allocZeroRange | allocKeepSize})
+	o := &wire.Allocate{Ino: uint64(ino), Pos: uint64(pos), Length: uint64(length), Mode: mode}
+	return op{op: o, done: func(a *wire.Answer) {
+		end := pos + length
+		if mode&allocKeepSize == 0 {
+			n.resize(max(len(n.val), end))
+		}
+		if mode&(allocPunchHole|allocZeroRange) != 0 && pos < len(n.val) {
+			clear(n.val[pos:min(end, len(n.val))])
+		}
+		n.mtime, n.ctime = a.Attr.Mtime, a.Attr.Ctime
+	}}
+}
+
+func (p *player) takeRecords() op {
+	ino, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	id := pick(p.rng, p.sessions)
+	o := &wire.Take{Target: &wire.Target{Ino: uint64(ino)}, Keys: []string{"data"}, Max: 1 + p.rng.Uint32N(3), Force: true, Lease: p.rng.IntN(2) == 0}
+	return op{by: id, op: o, done: func(a *wire.Answer) {
+		for _, t := range a.Records {
+			pos, end := int(t.Pos), int(t.Pos)+len(t.Data)
+			require.Equal(p.t, string(n.val[pos:end]), string(t.Data), "taken bytes")
+			n.cursor = max(n.cursor, end)
+			for i := pos; i < end; i++ {
+				n.held[i] = o.Lease
+			}
+			if o.Lease {
+				n.leases = append(n.leases, t)
+				t.Ino, t.Time = uint64(ino), uint64(id.Salt) // who leased it
+			} else {
+				clear(n.val[pos:end])
+			}
+		}
+		p.learnHead(ino, n)
+	}}
+}
+
+// learnHead takes over where the machine says that a file begins, and its
+// times, after records were taken.
+func (p *player) learnHead(ino gears.Ino, n *modelInode) {
+	a := p.attr(ino)
+	n.head, n.mtime, n.ctime = int(a.Head), uint64(a.Mtime.UnixNano()), uint64(a.Ctime.UnixNano())
+	require.False(p.t, slices.Contains(n.held[:n.head], true), "inode %d: the head passed a record that lives", ino)
+}
+
+func (p *player) settle() op {
+	ino, n := p.file()
+	if n == nil || len(n.leases) == 0 {
+		return p.takeRecords()
+	}
+	i := p.rng.IntN(len(n.leases))
+	t := n.leases[i]
+	o := &wire.Settle{Return: p.rng.IntN(2) == 0, Receipts: []*wire.Receipt{{Ino: uint64(ino), Key: "data", Pos: t.Pos, Seq: t.Seq, Fence: t.Fence}}}
+	return op{by: p.sessions[t.Time], op: o, done: func(*wire.Answer) {
+		n.leases = slices.Delete(n.leases, i, i+1)
+		pos, end := int(t.Pos), min(int(t.Pos)+len(t.Data), len(n.val))
+		if !o.Return {
+			clear(n.val[pos:end])
+			clear(n.held[pos:end])
+		}
+		p.learnHead(ino, n)
+	}}
+}
+
+func (p *player) release() op {
+	inos := p.model.inos(func(n *modelInode) bool { return n.nlink == 0 })
+	if len(inos) == 0 {
+		return p.unlinkName()
+	}
+	ino := pick(p.rng, inos)
+	n := p.model.inodes[ino]
+	id := pick(p.rng, n.holders)
+	return op{by: id, op: &wire.Release{Ino: uint64(ino)}, done: func(*wire.Answer) {
+		n.holders = slices.DeleteFunc(slices.Clone(n.holders), func(h gears.SessionID) bool { return h == id })
+		if len(n.holders) == 0 {
+			delete(p.model.inodes, ino)
+		}
+	}}
+}
+
+func (p *player) next() op {
+	ops := []func() op{p.make, p.make, p.make, p.link, p.unlinkName, p.unlinkName, p.renameName, p.renameName, p.setAttr,
+		p.setXattr, p.writeBytes, p.writeBytes, p.writeBytes, p.writeBytes, p.appendRecord, p.appendRecord, p.truncate,
+		p.allocate, p.takeRecords, p.settle, p.release}
+	return pick(p.rng, ops)()
+}
+
+// step applies one operation everywhere and compares the outcomes.
+func (p *player) step() {
+	o := p.next()
+	p.log = append(p.log, fmt.Sprintf("%d: %T %.120v -> %v", p.index+1, o.op, o.op, o.want))
+	cmd := by(o.by, as(gears.Root, o.op))
+	a := p.entry(cmd)[0]
+	err := answerError(a)
+	p.twin.entry(cmd)
+	if _, isTake := o.op.(*wire.Take); isTake && a.Code == uint32(gears.ErrEmpty.Code) {
+		return
+	}
+	if o.want != nil {
+		require.ErrorIs(p.t, err, o.want)
+		return
+	}
+	require.NoError(p.t, err)
+	o.done(a)
+}
+
+func (p *player) compare(ino gears.Ino, n *modelInode) {
+	a := p.attr(ino)
+	require.Equal(p.t, []uint32{n.mode, n.nlink, n.uid, n.gid}, []uint32{a.Mode, a.Nlink, a.UID, a.GID}, "inode %d", ino)
+	require.Equal(p.t, []int64{int64(n.mtime), int64(n.ctime)}, []int64{a.Mtime.UnixNano(), a.Ctime.UnixNano()}, "inode %d", ino)
+	if !isFile(n.mode) {
+		return
+	}
+	require.Equal(p.t, []uint64{uint64(n.head), uint64(len(n.val) - n.head)}, []uint64{uint64(a.Head), a.Size}, "inode %d", ino)
+	require.True(p.t, bytes.Equal(n.val, append(make([]byte, 0), p.read(ino, 0, len(n.val)+10)...)), "inode %d: bytes", ino)
+}
+
+func (p *player) compareAll() {
+	for _, ino := range p.model.inos(func(*modelInode) bool { return true }) {
+		n := p.model.inodes[ino]
+		p.compare(ino, n)
+		for name, value := range n.xattrs {
+			got, err := p.m.GetXattr(ino, name, root)
+			require.NoError(p.t, err)
+			require.Equal(p.t, value, string(got))
+		}
+		if !isDir(n.mode) {
+			continue
+		}
+		entries, err := p.m.ReadDir(ino, "", 1000, root)
+		require.NoError(p.t, err)
+		require.Len(p.t, entries, len(n.children))
+		for _, e := range entries {
+			require.Equal(p.t, n.children[e.Name], e.Attr.Ino, "name %q in %d", e.Name, ino)
+			a, err := p.m.Lookup(ino, e.Name, root)
+			require.NoError(p.t, err)
+			require.Equal(p.t, e.Attr, a)
+		}
+	}
+	require.EqualValues(p.t, len(p.model.inodes), p.m.Usage().Inodes)
+}
+
+// TestModel applies random operations to a Machine and to a plain model, and
+// to a second Machine that keeps almost nothing in memory: all must agree, and
+// the tables be sound, after each step.
+func TestModel(t *testing.T) {
+	seed := *modelSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", seed)
+	p := &player{rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 0))}
+	p.model = newModel(p.now)
+	for i := range 3 {
+		p.sessions = append(p.sessions, gears.SessionID{Minted: rigStart, Salt: uint64(i)})
+	}
+	defer func() {
+		if t.Failed() {
+			for _, l := range p.log[max(0, len(p.log)-30):] {
+				t.Log(l)
+			}
+		}
+	}()
+	for i := range *modelSteps {
+		p.twin.m.nodes.max, p.twin.m.dentries.max, p.twin.m.streams.max = 2, 2, 1
+		p.step()
+		p.check()
+		if ino, n := p.file(); n != nil {
+			p.compare(ino, n)
+		}
+		switch {
+		case i%50 == 49:
+			p.compareAll()
+		case p.rng.IntN(100) == 0:
+			p.reopen()
+		case p.rng.IntN(60) == 0:
+			p.twin.reopen()
+		}
+		if i%100 == 99 {
+			require.Equal(t, string(p.dump()), string(p.twin.dump()), "two machines differ")
+		}
+	}
+	p.compareAll()
+	require.Equal(t, string(p.dump()), string(p.twin.dump()), "two machines differ")
+}
