@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/gearsfs/gearsfs/cmd/internal/node"
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/mount"
+)
+
+// dialTimeout bounds how long a command looks for its node.
+const dialTimeout = 5 * time.Second
+
+// settleTimeout bounds what a command that was told to stop still does to
+// give back what it holds.
+const settleTimeout = 5 * time.Second
+
+// app is one run of gearsfs: its standard streams, its surroundings and the
+// nodes that it talks to. It is used by one goroutine.
+type app struct {
+	in     io.Reader
+	out    io.Writer
+	errs   io.Writer
+	getenv func(string) string
+	umask  uint32
+	dial   func(ctx context.Context, addrs string) (dgm.Manager, error)
+	locate func(path string) (mount.Location, error)
+
+	managers map[string]dgm.Manager // by address, open until close
+}
+
+func newApp() *app {
+	a := &app{
+		in: os.Stdin, out: os.Stdout, errs: os.Stderr,
+		getenv: os.Getenv, umask: processUmask(),
+		locate:   mount.Locate,
+		managers: make(map[string]dgm.Manager),
+	}
+	a.dial = a.dialNode
+	return a
+}
+
+// dialNode connects to a node. It says on standard error when the node is lost
+// and being looked for.
+func (a *app) dialNode(ctx context.Context, addrs string) (dgm.Manager, error) {
+	o, err := a.remoteOptions()
+	if err != nil {
+		return nil, err
+	}
+	return dgm.Dial(ctx, addrs, o)
+}
+
+func (a *app) remoteOptions() (dgm.RemoteOptions, error) {
+	config, err := node.TLSFiles{
+		Cert: a.getenv("GEARSFS_TLS_CERT"), Key: a.getenv("GEARSFS_TLS_KEY"), CA: a.getenv("GEARSFS_TLS_CA"),
+	}.Config()
+	if err != nil {
+		return dgm.RemoteOptions{}, err
+	}
+	return node.ClientOptions("gearsfs", config, func(err error) { a.notef("%v: trying again", err) }), nil
+}
+
+// notef writes a line that is no result to standard error.
+func (a *app) notef(format string, args ...any) {
+	fmt.Fprintf(a.errs, "gearsfs: "+format+"\n", args...)
+}
+
+// printf writes to standard output.
+func (a *app) printf(format string, args ...any) error {
+	if _, err := fmt.Fprintf(a.out, format, args...); err != nil {
+		return outputError(err)
+	}
+	return nil
+}
+
+// manager returns the session with the node at addrs, opened when first used.
+func (a *app) manager(ctx context.Context, addrs string) (dgm.Manager, error) {
+	if m := a.managers[addrs]; m != nil {
+		return m, nil
+	}
+	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	m, err := a.dial(dialing, addrs)
+	switch {
+	case errors.Is(err, gears.ErrInvalid):
+		return nil, usagef("%v", err)
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		return nil, gears.ErrNoNode.Because("node unreachable: no answer from %s within %s", addrs, dialTimeout)
+	case err != nil:
+		return nil, cause(ctx, err)
+	}
+	a.managers[addrs] = m
+	return m, nil
+}
+
+// close ends the sessions, so that what is still leased goes back.
+func (a *app) close() error {
+	var errs []error
+	for _, m := range a.managers {
+		errs = append(errs, m.Close())
+	}
+	a.managers = nil
+	return errors.Join(errs...)
+}

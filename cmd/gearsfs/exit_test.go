@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/stretchr/testify/assert"
+)
+
+func TestExitStatus(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("broken"), 1},
+		{gears.ErrNotFound, 1},
+		{gears.ErrNoNode, 1},
+		{gears.ErrTooBig.Because("a record of 17 MiB"), 1},
+		{usagef("unknown flag"), 2},
+		{gears.ErrKey.Because("a key must not be empty"), 2},
+		{gears.ErrEmpty, 3},
+		{gears.ErrFull, 3},
+		{errWaitOver, 3},
+		{gears.ErrSealed, 4},
+		{gears.ErrEnd, 4},
+		{gears.ErrMaybe, 5},
+		{&signalError{syscall.SIGINT}, 130},
+		{&signalError{syscall.SIGPIPE}, 141},
+		{errors.Join(&signalError{syscall.SIGTERM}, gears.ErrMaybe), 143},
+		{&toldError{status: 1}, 1},
+	} {
+		assert.Equal(t, c.want, exitStatus(c.err), "%v", c.err)
+		if c.err != nil {
+			assert.Equal(t, c.want, exitStatus(fmt.Errorf("jobs data: %w", c.err)), "wrapped %v", c.err)
+		}
+	}
+}
+
+func TestErrorLineIsOneLine(t *testing.T) {
+	line := errorLine("gearsfs take", errors.Join(errors.New("a"), gears.ErrNoNode))
+	assert.NotContains(t, line, "\n")
+	assert.True(t, strings.HasPrefix(line, "gearsfs take: a; node unreachable"), line)
+	assert.Contains(t, line, "gearsfsd", "says what to do")
+}
+
+func TestQuiet(t *testing.T) {
+	pipe := &signalError{syscall.SIGPIPE}
+	assert.True(t, quiet(fmt.Errorf("jobs: %w", pipe)))
+	assert.False(t, quiet(errors.Join(pipe, errors.New("give back"))), "the other error needs words")
+	assert.False(t, quiet(&signalError{syscall.SIGINT}))
+	assert.True(t, quiet(&toldError{status: 1}), "its process told it")
+}
+
+func TestCauseOfAWaitThatIsOver(t *testing.T) {
+	ctx, cancel := waitContext(context.Background(), durationFlag{value: time.Nanosecond, set: true})
+	defer cancel()
+	<-ctx.Done()
+	assert.ErrorIs(t, cause(ctx, fmt.Errorf("take: %w", ctx.Err())), errWaitOver)
+	assert.ErrorIs(t, cause(ctx, gears.ErrEnd), gears.ErrEnd, "the true outcome stays")
+	assert.NoError(t, cause(ctx, nil))
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/gearsfs/gearsfs/cmd/internal/node"
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/mount"
+	"github.com/spf13/cobra"
+)
+
+type mountOptions struct {
+	node       string
+	data       string
+	options    string
+	background bool
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	var o mountOptions
+	c := &cobra.Command{
+		Use:   "mount MOUNTPOINT",
+		Short: "Mount a volume",
+		Long: `Mount the volume of a node. Without --node a node runs in the mount's own process, on the
+data directory --data (default $XDG_DATA_HOME/gearsfs, else ~/.local/share/gearsfs); where
+that data is served already, the mount attaches to the node that does. Prints "mounted on
+MOUNTPOINT" when it is, and unmounts on ^C, SIGTERM or gearsfs umount.`,
+		Example: `  gearsfs mount --data ~/data ~/gears
+  gearsfs mount --node host:4096 --background /mnt/gears`,
+		Args: apart(exactly(1), "node data"),
+		RunE: func(c *cobra.Command, args []string) error { return a.mount(c.Context(), o, args[0]) },
+	}
+	f := c.Flags()
+	nodeFlag(f, &o.node)
+	f.StringVar(&o.data, "data", "", "run a node on the data directory `DIR`")
+	f.StringVarP(&o.options, "options", "o", "", "mount `OPTIONS`, separated by commas, as of mount(8)")
+	f.BoolVar(&o.background, "background", false, "return once it is mounted, and go on behind")
+	return c
+}
+
+func (a *app) umountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "umount MOUNTPOINT", Short: "Unmount a volume",
+		Long: `Unmount a volume, also one whose process is dead. Where it is in use it goes out of sight
+at once, and away when its last user does.`,
+		Example: "  gearsfs umount ~/gears",
+		Args:    exactly(1),
+		RunE:    func(_ *cobra.Command, args []string) error { return mount.Detach(args[0]) },
+	}
+}
+
+func (a *app) mount(ctx context.Context, o mountOptions, dir string) error {
+	options, err := mount.ParseOptions(o.options)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	if o.background {
+		return a.background(ctx)
+	}
+	ready, err := newReadySignal(a)
+	if err != nil {
+		return err
+	}
+	if o.node != "" {
+		return a.mountNode(ctx, o.node, dir, options, ready)
+	}
+	if o.data == "" {
+		if o.data, err = a.defaultData(); err != nil {
+			return err
+		}
+	}
+	return a.mountData(ctx, o.data, dir, options, ready)
+}
+
+// defaultData is where an embedded node keeps its data unless told.
+func (a *app) defaultData() (string, error) {
+	if dir := a.getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "gearsfs"), nil
+	}
+	home := a.getenv("HOME")
+	if home == "" {
+		return "", usagef("where to keep the data? HOME is not set: name a directory with --data")
+	}
+	return filepath.Join(home, ".local", "share", "gearsfs"), nil
+}
+
+// mountNode mounts the volume of a node that runs elsewhere.
+func (a *app) mountNode(ctx context.Context, addrs, dir string, o mount.Options, ready readySignal) error {
+	m, err := a.manager(ctx, addrs)
+	if err != nil {
+		return err
+	}
+	return runMount(ctx, m, addrs, dir, o, nil, ready)
+}
+
+// attachPatience is how long a mount waits for a node that has the data open
+// and is not reached: it is starting, or about to end.
+const attachPatience = 5 * time.Second
+
+// mountData mounts a node that runs in this process, or, where the data is
+// served already, attaches to the one that does.
+func (a *app) mountData(ctx context.Context, data, dir string, o mount.Options, ready readySignal) error {
+	socket, err := node.SocketIn(data)
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(attachPatience)
+	for {
+		n, err := node.Start(ctx, node.Config{
+			Data: data, Listen: []string{socket},
+			Log: slog.New(slog.NewTextHandler(a.errs, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		})
+		if err == nil {
+			return a.mountEmbedded(ctx, n, socket, dir, o, ready)
+		}
+		if !errors.Is(err, gears.ErrInUse) {
+			return cause(ctx, err)
+		}
+		m, attachErr := a.manager(ctx, socket)
+		if attachErr == nil {
+			return runMount(ctx, m, socket, dir, o, nil, ready)
+		}
+		if !errors.Is(attachErr, gears.ErrNoNode) || time.Now().After(deadline) {
+			return fmt.Errorf("%w, and not reached at %s: %w", err, socket, attachErr)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (a *app) mountEmbedded(ctx context.Context, n *node.Node, socket, dir string, o mount.Options, ready readySignal) error {
+	m, err := n.Local("mount")
+	if err == nil {
+		err = runMount(ctx, m, socket, dir, o, n.Broken(), ready)
+	}
+	return errors.Join(err, n.Close())
+}
+
+func runMount(ctx context.Context, m dgm.Manager, addrs, dir string, o mount.Options, broken <-chan error, ready readySignal) error {
+	status, err := m.Status(ctx)
+	if err != nil {
+		return cause(ctx, err)
+	}
+	o.Node, o.Volume = addrs, status.Volume
+	return node.RunMount(ctx, m, dir, o, broken, func() error { return ready.mounted(dir) })
+}

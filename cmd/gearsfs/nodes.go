@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/spf13/cobra"
+)
+
+// nodeCommand makes a command that asks one node: that of --node, of the
+// current directory's mount, or the default.
+func (a *app) nodeCommand(use, short, long, example string, ask func(ctx context.Context, t target, asJSON bool) error) *cobra.Command {
+	var at string
+	var format formatFlag
+	c := &cobra.Command{
+		Use: use, Short: short, Long: long, Example: example,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			t, err := a.here(c.Context(), at)
+			if err != nil {
+				return err
+			}
+			return cause(c.Context(), ask(c.Context(), t, format.json))
+		},
+	}
+	nodeFlag(c.Flags(), &at)
+	c.Flags().VarP(&format, "output", "o", "write one JSON object per line")
+	return c
+}
+
+// statusJSON is a node as -o json shows it.
+type statusJSON struct {
+	Node       string      `json:"node"`
+	Address    string      `json:"address"`
+	Volume     string      `json:"volume"`
+	Version    string      `json:"version"`
+	Role       string      `json:"role"`
+	Leader     string      `json:"leader"`
+	Term       uint64      `json:"term"`
+	Commit     gears.Index `json:"commit"`
+	Applied    gears.Index `json:"applied"`
+	Durable    gears.Index `json:"durable"`
+	Lag        uint64      `json:"lag"`
+	LogBytes   uint64      `json:"log_bytes"`
+	StateBytes uint64      `json:"state_bytes"`
+	BytesTotal uint64      `json:"bytes_total"`
+	BytesFree  uint64      `json:"bytes_free"`
+	Inodes     uint64      `json:"inodes"`
+	Sessions   uint32      `json:"sessions"`
+	Waits      uint32      `json:"waits"`
+	Started    string      `json:"started"`
+	Warnings   []string    `json:"warnings"`
+}
+
+func statusToJSON(s gears.NodeStatus, addr string) statusJSON {
+	return statusJSON{
+		Node: s.Name, Address: addr, Volume: s.Volume, Version: s.Version, Role: s.Role, Leader: s.Leader,
+		Term: s.Term, Commit: s.Commit, Applied: s.Applied, Durable: s.Durable,
+		Lag: uint64(s.Commit - min(s.Commit, s.Applied)), LogBytes: s.LogBytes, StateBytes: s.StateBytes,
+		BytesTotal: s.Usage.BytesTotal, BytesFree: s.Usage.BytesFree, Inodes: s.Usage.Inodes,
+		Sessions: s.Sessions, Waits: s.Waits, Started: timeText(s.Started), Warnings: append([]string{}, s.Warnings...),
+	}
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return a.nodeCommand("status", "Show a node and its volume",
+		"Show a node and its volume, one \"name value\" per line: that of the current directory's mount, else of ADDR.",
+		"  gearsfs status\n  gearsfs status --node host:4096 -o json",
+		func(ctx context.Context, t target, asJSON bool) error {
+			s, err := t.Status(ctx)
+			if err != nil {
+				return err
+			}
+			j := statusToJSON(s, t.node)
+			if asJSON {
+				return a.printJSON(j)
+			}
+			pairs := []pair{
+				{"node", j.Node}, {"address", j.Address}, {"volume", j.Volume}, {"version", j.Version},
+				{"role", j.Role}, {"leader", j.Leader}, {"term", j.Term}, {"commit", j.Commit}, {"applied", j.Applied},
+				{"durable", j.Durable}, {"lag", j.Lag}, {"log_bytes", j.LogBytes}, {"state_bytes", j.StateBytes},
+				{"bytes_total", j.BytesTotal}, {"bytes_free", j.BytesFree}, {"inodes", j.Inodes},
+				{"sessions", j.Sessions}, {"waits", j.Waits}, {"started", j.Started},
+			}
+			for _, w := range j.Warnings {
+				pairs = append(pairs, pair{"warning", w})
+			}
+			return a.pairs(pairs)
+		})
+}
+
+func (a *app) nodesCommand() *cobra.Command {
+	return a.nodeCommand("nodes", "List the nodes of a volume",
+		"List the nodes that hold a replica of the volume; a volume is on one node so far.",
+		"  gearsfs nodes\n  gearsfs nodes -o json",
+		func(ctx context.Context, t target, asJSON bool) error {
+			s, err := t.Status(ctx)
+			if err != nil {
+				return err
+			}
+			j := statusToJSON(s, t.node)
+			if asJSON {
+				return a.printJSON(j)
+			}
+			return a.table([][]string{
+				{"NODE", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "ADDRESS"},
+				{j.Node, j.Role, number(j.Term), number(uint64(j.Commit)), number(uint64(j.Applied)), number(j.Lag), j.Address},
+			})
+		})
+}
+
+// waitJSON is a waiting operation as -o json shows it.
+type waitJSON struct {
+	Client string      `json:"client"`
+	Op     string      `json:"op"`
+	Path   string      `json:"path"`
+	Exists bool        `json:"exists"`
+	Keys   []gears.Key `json:"keys"`
+	Since  string      `json:"since"`
+	Passed uint32      `json:"passed"`
+	Near   []gears.Key `json:"near"`
+}
+
+func (a *app) waitsCommand() *cobra.Command {
+	return a.nodeCommand("waits", "Show who waits for which key",
+		`Show the takes, peeks and puts that wait: who they are, for which keys of which file and
+for how long, and which existing keys those may be misspellings of.`,
+		"  gearsfs waits\n  gearsfs waits -o json",
+		func(ctx context.Context, t target, asJSON bool) error {
+			waits, err := t.Waits(ctx)
+			if err != nil {
+				return err
+			}
+			rows := [][]string{{"CLIENT", "OP", "FILE", "KEYS", "FOR", "PASSED", "NOTE"}}
+			for _, w := range waits {
+				if asJSON {
+					err := a.printJSON(waitJSON{
+						w.Client, w.Op, w.Path, w.Ino != 0, append([]gears.Key{}, w.Keys...), timeText(w.Since), w.Passed,
+						append([]gears.Key{}, w.Near...),
+					})
+					if err != nil {
+						return err
+					}
+					continue
+				}
+				rows = append(rows, []string{
+					a.shown(w.Client), w.Op, a.shown(w.Path), keyList(w.Keys), time.Since(w.Since).Truncate(time.Second).String(),
+					number(uint64(w.Passed)), waitNote(w),
+				})
+			}
+			if asJSON {
+				return nil
+			}
+			return a.table(rows)
+		})
+}
+
+func waitNote(w gears.Wait) string {
+	var notes []string
+	if w.Ino == 0 {
+		notes = append(notes, "no such file")
+	}
+	if len(w.Near) > 0 {
+		notes = append(notes, "is "+keyList(w.Near)+" meant?")
+	}
+	return strings.Join(notes, "; ")
+}
+
+func keyList(keys []gears.Key) string {
+	words := make([]string, len(keys))
+	for i, k := range keys {
+		words[i] = string(k)
+	}
+	return strings.Join(words, ",")
+}
+
+func (a *app) remoteCommand() *cobra.Command {
+	group := &cobra.Command{
+		Use:   "remote",
+		Short: "Name other nodes, so that NAME:/PATH works",
+		Long: `Name other nodes. The node at ADDR keeps the names; wherever a command takes FILE,
+NAME:/PATH is a path in the volume of that remote.`,
+		Example: "  gearsfs remote add b host:4096\n  gearsfs put b:/jobs data 'convert a.png'",
+		Args:    noSuchCommand,
+		RunE:    func(*cobra.Command, []string) error { return usagef("remote add, rm or ls?") },
+	}
+	var at string
+	add := &cobra.Command{
+		Use: "add NAME ADDR", Short: "Name another node",
+		Long:    "Name another node, or several addresses of one, separated by commas. A name that is there is replaced.",
+		Example: "  gearsfs remote add b host:4096",
+		Args:    exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			if args[1] == "" {
+				return usagef("ADDR is empty")
+			}
+			return a.setRemote(c.Context(), at, args[0], args[1])
+		},
+	}
+	remove := &cobra.Command{
+		Use: "rm NAME", Short: "Forget a named node",
+		Long:    "Forget a named node; what is under way with it goes on.",
+		Example: "  gearsfs remote rm b",
+		Args:    exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.setRemote(c.Context(), at, args[0], "")
+		},
+	}
+	var format formatFlag
+	list := &cobra.Command{
+		Use: "ls", Short: "List the named nodes",
+		Long:    "List the names that the node at ADDR knows, and their addresses.",
+		Example: "  gearsfs remote ls\n  gearsfs remote ls -o json",
+		Args:    exactly(0),
+		RunE:    func(c *cobra.Command, _ []string) error { return a.remotes(c.Context(), at, format.json) },
+	}
+	list.Flags().VarP(&format, "output", "o", "write one JSON object per line")
+	for _, c := range []*cobra.Command{add, remove, list} {
+		nodeFlag(c.Flags(), &at)
+	}
+	group.AddCommand(add, remove, list)
+	return group
+}
+
+func (a *app) setRemote(ctx context.Context, at, name, addrs string) error {
+	if err := checkRemoteName(name); err != nil {
+		return err
+	}
+	m, err := a.manager(ctx, a.addrs(at))
+	if err != nil {
+		return err
+	}
+	if addrs == "" {
+		known, err := m.Remotes(ctx)
+		if err != nil {
+			return cause(ctx, err)
+		}
+		if _, ok := known[name]; !ok {
+			return gears.ErrNotFound.Because("there is no remote %q: gearsfs remote ls shows those that there are", name)
+		}
+	}
+	if err := m.SetRemote(ctx, name, addrs); err != nil {
+		return fmt.Errorf("remote %s: %w", name, cause(ctx, err))
+	}
+	return nil
+}
+
+func (a *app) remotes(ctx context.Context, at string, asJSON bool) error {
+	m, err := a.manager(ctx, a.addrs(at))
+	if err != nil {
+		return err
+	}
+	remotes, err := m.Remotes(ctx)
+	if err != nil {
+		return cause(ctx, err)
+	}
+	rows := [][]string{{"NAME", "ADDRESS"}}
+	for _, name := range slices.Sorted(maps.Keys(remotes)) {
+		if !asJSON {
+			rows = append(rows, []string{name, remotes[name]})
+			continue
+		}
+		err := a.printJSON(struct {
+			Name    string `json:"name"`
+			Address string `json:"address"`
+		}{name, remotes[name]})
+		if err != nil {
+			return err
+		}
+	}
+	if asJSON {
+		return nil
+	}
+	return a.table(rows)
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/spf13/cobra"
+)
+
+type peekOptions struct {
+	node   string
+	count  countFlag
+	noWait bool
+	wait   durationFlag
+	follow bool
+	after  afterFlag
+	last   bool
+	format recordFormat
+}
+
+func (a *app) peekCommand() *cobra.Command {
+	var o peekOptions
+	c := &cobra.Command{
+		Use:   "peek FILE KEY",
+		Short: "Read records of a stream without removing them",
+		Long: `Write the record at the head of a stream to standard output and leave it there; with
+--after the first that is newer than a seq, with --last the newest. Where there is none
+peek waits, also for a file or key that does not exist yet (its directory must).
+-n all and -f show every record that is in the stream, also those that are leased; -f
+follows it as a log and ends where it is sealed.`,
+		Example: `  gearsfs peek gears/jobs data
+  gearsfs peek gears/jobs data -n all -o json
+  gearsfs peek :/config main --last
+  gearsfs peek :/log data -f --after end`,
+		Args: apart(exactly(2), "wait no-wait", "count follow", "count last", "after last", formatsApart),
+		RunE: func(c *cobra.Command, args []string) error { return a.peek(c.Context(), o, args) },
+	}
+	f := c.Flags()
+	nodeFlag(f, &o.node)
+	f.VarP(&o.count, "count", "n", "show this many, waiting for each, or all that are there now (default 1)")
+	f.BoolVar(&o.noWait, "no-wait", false, "give up at once where there is no record (status 3)")
+	f.Var(&o.wait, "wait", "give up after waiting this long for a record (status 3)")
+	f.BoolVarP(&o.follow, "follow", "f", false, "go on until the stream is sealed; with --no-wait until its end")
+	f.Var(&o.after, "after", "begin behind this seq, or behind the newest record")
+	f.BoolVar(&o.last, "last", false, "the newest record")
+	o.format.flags(c)
+	return c
+}
+
+func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
+	key, err := parseKey(args[1])
+	if err != nil {
+		return err
+	}
+	t, err := a.open(ctx, args[0], o.node)
+	if err != nil {
+		return err
+	}
+	p := &peeker{
+		app: a, target: t, key: key, noWait: o.noWait, wait: o.wait,
+		left: 1, endless: o.follow, after: o.after.value, last: o.last,
+		byAge: o.after.set || o.count.all || o.follow && !o.last,
+	}
+	if o.count.set && !o.count.all {
+		p.left = o.count.value
+	}
+	if o.count.all || o.after.end {
+		if err := p.boundBy(ctx, o); err != nil {
+			return err
+		}
+	}
+	err = p.run(ctx, &sink{out: a.out, format: o.format})
+	switch {
+	case drained(err) && (o.follow || o.count.all && p.shown > 0):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s %s: %w", t.arg, key, err)
+	}
+	return nil
+}
+
+// peeker shows records in the order of the stream.
+type peeker struct {
+	*app
+	target
+	key     gears.Key
+	noWait  bool
+	wait    durationFlag
+	left    uint64 // to show; with endless always 1
+	endless bool
+	last    bool      // begin with the newest record
+	byAge   bool      // show what is newer than after, leased or not
+	after   gears.Seq // the newest record shown
+	until   gears.Seq // where not 0: show none from this seq on
+
+	shown  uint64
+	looked bool // the first look at the stream is behind us
+}
+
+// boundBy makes `-n all` end with, and `--after end` begin behind, the newest
+// record that is there now.
+func (p *peeker) boundBy(ctx context.Context, o peekOptions) error {
+	info, err := p.Stream(ctx, p.file(), p.key)
+	if err != nil && !errors.Is(err, gears.ErrNotFound) {
+		return cause(ctx, err)
+	}
+	end := max(info.Tail.Seq, 1)
+	if o.after.end {
+		p.after = end - 1
+	}
+	if o.count.all {
+		p.until, p.noWait, p.left = end, true, 1<<63
+	}
+	return nil
+}
+
+func (p *peeker) run(ctx context.Context, s *sink) error {
+	for p.left > 0 {
+		records, err := p.next(ctx)
+		if err != nil {
+			return err
+		}
+		past := false
+		if p.until > 0 {
+			n := len(records)
+			for n > 0 && records[n-1].Place.Seq >= p.until {
+				n--
+			}
+			past = n < len(records) || n > 0 && records[n-1].Place.Seq == p.until-1
+			records = records[:n]
+		}
+		n, err := s.write(ctx, records)
+		p.shown += uint64(n)
+		if err != nil {
+			return err
+		}
+		if past {
+			return nil
+		}
+		if !p.endless {
+			p.left -= uint64(n)
+		}
+	}
+	return nil
+}
+
+// next returns the records to show next, waiting for the first of them.
+func (p *peeker) next(ctx context.Context) ([]gears.Record, error) {
+	peek := dgm.Peek{
+		File: p.file(), Key: p.key, Max: int(min(p.left, takeBatchMax)),
+		NoWait: p.noWait || !p.looked,
+		Follow: p.byAge, After: p.after, Last: p.last,
+	}
+	if p.endless && !p.last {
+		peek.Max = takeBatchMax
+	}
+	waiting, cancel := waitContext(ctx, p.wait)
+	defer cancel()
+	records, err := p.Peek(waiting, peek)
+	if errors.Is(err, gears.ErrEmpty) && !p.noWait && !p.looked {
+		p.noteMissing(waiting, p.target, []gears.Key{p.key})
+		peek.NoWait = false
+		records, err = p.Peek(waiting, peek)
+	}
+	if err != nil {
+		return nil, cause(waiting, err)
+	}
+	p.looked = true
+	p.last, p.byAge, p.after = false, true, records[len(records)-1].Place.Seq
+	return records, nil
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/spf13/cobra"
+)
+
+type putOptions struct {
+	node   string
+	lines  bool
+	nul    bool
+	wait   durationFlag
+	noWait bool
+	seal   bool
+	format formatFlag
+}
+
+func (a *app) putCommand() *cobra.Command {
+	var o putOptions
+	c := &cobra.Command{
+		Use:   "put FILE KEY RECORD | - | -l | -0",
+		Short: "Append records to a stream",
+		Long: `Append records to the stream KEY of FILE, making both where they are missing.
+One record is the argument, exactly, or with - all of standard input. With -l each
+line of standard input is a record, put as it arrives, with -0 whatever ends in NUL.
+Status 0 means that all of it is on disk. On a full stream put waits.`,
+		Example: `  gearsfs put gears/jobs data 'convert a.png'
+  tar c src | gearsfs put :/backup src -
+  find . -name '*.png' | gearsfs put gears/jobs data -l --seal`,
+		Args: apart(between(2, 3), "wait no-wait", "lines null"),
+		RunE: func(c *cobra.Command, args []string) error { return a.put(c.Context(), o, args) },
+	}
+	f := c.Flags()
+	nodeFlag(f, &o.node)
+	f.BoolVarP(&o.lines, "lines", "l", false, "one record per line of standard input")
+	f.BoolVarP(&o.nul, "null", "0", false, "one record per NUL-terminated piece of standard input")
+	f.Var(&o.wait, "wait", "give up after waiting this long for room (status 3)")
+	f.BoolVar(&o.noWait, "no-wait", false, "give up at once where the stream is full (status 3)")
+	f.BoolVar(&o.seal, "seal", false, "seal the stream behind the last record")
+	f.VarP(&o.format, "output", "o", "print the first and last seq and the count as JSON")
+	return c
+}
+
+func (a *app) put(ctx context.Context, o putOptions, args []string) error {
+	many := o.lines || o.nul
+	switch {
+	case many && len(args) == 3 && args[2] != "-":
+		return usagef("a RECORD and -l or -0 exclude each other")
+	case !many && len(args) == 2:
+		return usagef("what to put? a RECORD, - for standard input, -l for its lines or -0")
+	}
+	key, err := parseKey(args[1])
+	if err != nil {
+		return err
+	}
+	t, err := a.open(ctx, args[0], o.node)
+	if err != nil {
+		return err
+	}
+	p := &putter{
+		target: t, key: key, mode: 0o666 &^ a.umask, wait: o.wait, noWait: o.noWait,
+		recordsMax: gears.BatchRecordsMax, bytesMax: gears.BatchBytesMax,
+	}
+	switch {
+	case many:
+		err = p.putMany(ctx, a.in, terminator(o.nul), o.seal)
+	case args[2] == "-":
+		err = p.putWhole(ctx, a.in, o.seal)
+	default:
+		err = p.put(ctx, []gears.NewRecord{{Data: []byte(args[2])}}, o.seal)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", t.arg, key, err)
+	}
+	if !o.format.json {
+		return nil
+	}
+	line, err := json.Marshal(struct {
+		First gears.Seq `json:"first"`
+		Last  gears.Seq `json:"last"`
+		Count uint64    `json:"count"`
+	}{p.first, p.last, p.durable})
+	if err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	return a.printf("%s\n", line)
+}
+
+func terminator(nul bool) byte {
+	if nul {
+		return 0
+	}
+	return '\n'
+}
+
+// putter puts records into one stream, in order, and counts those that are on
+// disk.
+type putter struct {
+	target
+	key    gears.Key
+	mode   uint32
+	wait   durationFlag
+	noWait bool
+
+	// One put holds at most this much, by the limits that the stream had: a
+	// batch larger than those would go in only when the stream is empty.
+	recordsMax int
+	bytesMax   uint64
+
+	first, last gears.Seq
+	durable     uint64
+}
+
+// putWhole puts all that in holds as one record.
+func (p *putter) putWhole(ctx context.Context, in io.Reader, seal bool) error {
+	type read struct {
+		data []byte
+		err  error
+	}
+	done := make(chan read, 1)
+	go func() { // a read of a terminal or pipe can't be ended: it goes with the process
+		data, err := io.ReadAll(io.LimitReader(in, gears.RecordBytesMax+1))
+		done <- read{data, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case r := <-done:
+		if r.err != nil {
+			return fmt.Errorf("standard input: %w", r.err)
+		}
+		return p.put(ctx, []gears.NewRecord{{Data: r.data}}, seal)
+	}
+}
+
+// putMany puts each piece of in that ends in end as a record, as they arrive:
+// what came while one put was under way goes with the next. Its error says how
+// many records are on disk.
+func (p *putter) putMany(ctx context.Context, in io.Reader, end byte, seal bool) error {
+	p.learnLimits(ctx)
+	err := p.drain(ctx, newIntake(in, end), seal)
+	if err != nil {
+		return fmt.Errorf("%w (%d records are on disk)", err, p.durable)
+	}
+	return nil
+}
+
+func (p *putter) drain(ctx context.Context, from *intake, seal bool) error {
+	defer from.stop()
+	for {
+		records, err := from.next(ctx)
+		ended := errors.Is(err, io.EOF)
+		if len(records) > 0 || ended && seal {
+			if err := p.put(ctx, records, ended && seal); err != nil {
+				return err
+			}
+		}
+		switch {
+		case ended:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// learnLimits keeps batches within the stream's limits. Who may not read them
+// puts larger batches, which wait for more room at a time.
+func (p *putter) learnLimits(ctx context.Context) {
+	info, err := p.Stream(ctx, p.file(), p.key)
+	if err != nil {
+		return
+	}
+	if n := info.Limits.Records; n > 0 && n < uint64(p.recordsMax) {
+		p.recordsMax = int(n)
+	}
+	if n := info.Limits.Bytes; n > 0 && n < p.bytesMax {
+		p.bytesMax = n
+	}
+}
+
+// put puts records, all of them or as many as go in before it fails, in as few
+// batches as fit into the stream.
+func (p *putter) put(ctx context.Context, records []gears.NewRecord, seal bool) error {
+	most := p.recordsMax
+	for {
+		n := p.batch(records, most)
+		rest := records[n:]
+		put := dgm.Put{
+			File: p.file(), Key: p.key, Records: records[:n], Mode: p.mode,
+			Seal: seal && len(rest) == 0,
+			// A batch that finds no room is halved until it does: then what
+			// waits is one record, and no room is left unused.
+			NoWait: p.noWait || n > 1,
+		}
+		err := p.putBatch(ctx, put)
+		switch {
+		case errors.Is(err, gears.ErrFull) && n > 1:
+			most = n / 2
+			continue
+		case err != nil:
+			return err
+		case len(rest) == 0:
+			return nil
+		}
+		records = rest
+		most = min(2*most, p.recordsMax)
+	}
+}
+
+// batch returns how many of the records go into the next put.
+func (p *putter) batch(records []gears.NewRecord, most int) int {
+	var bytes uint64
+	for i, r := range records {
+		bytes += uint64(len(r.Data))
+		if i == most || i > 0 && bytes > p.bytesMax {
+			return i
+		}
+	}
+	return len(records)
+}
+
+func (p *putter) putBatch(ctx context.Context, put dgm.Put) error {
+	waiting, cancel := waitContext(ctx, p.wait)
+	defer cancel()
+	result, err := p.Put(waiting, put)
+	if err != nil {
+		return cause(waiting, err)
+	}
+	if p.durable == 0 {
+		p.first = result.First
+	}
+	if n := len(put.Records); n > 0 {
+		p.last = result.Last
+		p.durable += uint64(n)
+	}
+	return nil
+}
+
+// waitContext bounds one wait by --wait.
+func waitContext(ctx context.Context, wait durationFlag) (context.Context, context.CancelFunc) {
+	if !wait.set {
+		return ctx, func() {}
+	}
+	return context.WithDeadlineCause(ctx, time.Now().Add(wait.value), errWaitOver)
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/spf13/cobra"
+)
+
+// streamsPage is how many streams are asked for at once.
+const streamsPage = 256
+
+// streamJSON is a stream as -o json shows it.
+type streamJSON struct {
+	Key        gears.Key `json:"key"`
+	Records    uint64    `json:"records"`
+	Bytes      uint64    `json:"bytes"`
+	Head       gears.Seq `json:"head"`
+	Tail       gears.Seq `json:"tail"`
+	Waiting    uint32    `json:"waiting"`
+	Leased     uint64    `json:"leased"`
+	Discarded  uint64    `json:"discarded"`
+	Sealed     bool      `json:"sealed"`
+	RecordsMax uint64    `json:"records_max"`
+	BytesMax   uint64    `json:"bytes_max"`
+}
+
+func streamToJSON(s gears.StreamInfo) streamJSON {
+	return streamJSON{
+		Key: s.Key, Records: s.Records, Bytes: s.Bytes, Head: s.Head.Seq, Tail: s.Tail.Seq,
+		Waiting: s.Waiting, Leased: s.Leased, Sealed: s.Sealed,
+		RecordsMax: s.Limits.Records, BytesMax: s.Limits.Bytes,
+	}
+}
+
+func (a *app) streamsCommand() *cobra.Command {
+	var at string
+	var format formatFlag
+	c := &cobra.Command{
+		Use:   "streams FILE",
+		Short: "List the streams of a file",
+		Long: `List the streams of a file: the records that can be taken, the bytes of all that are
+left, the seq of the first record left (HEAD) and that of the next to be put (TAIL), takes
+and peeks that wait, records that are leased, what limits discarded, and the seal.`,
+		Example: `  gearsfs streams gears/jobs
+  gearsfs streams :/jobs -o json`,
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.streams(c.Context(), at, args[0], format.json)
+		},
+	}
+	nodeFlag(c.Flags(), &at)
+	c.Flags().VarP(&format, "output", "o", "write one JSON object per line")
+	return c
+}
+
+func (a *app) streams(ctx context.Context, at, arg string, asJSON bool) error {
+	t, err := a.open(ctx, arg, at)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"KEY", "RECORDS", "BYTES", "HEAD", "TAIL", "WAITING", "LEASED", "DISCARDED", "SEALED"}}
+	for after := gears.Key(""); ; {
+		page, err := t.ListStreams(ctx, t.file(), after, streamsPage)
+		if err != nil {
+			return fmt.Errorf("%s: %w", arg, cause(ctx, err))
+		}
+		for _, s := range page {
+			j := streamToJSON(s)
+			if asJSON {
+				if err := a.printJSON(j); err != nil {
+					return err
+				}
+				continue
+			}
+			sealed := "no"
+			if j.Sealed {
+				sealed = "yes"
+			}
+			rows = append(rows, []string{
+				string(j.Key), number(j.Records), number(j.Bytes), number(uint64(j.Head)), number(uint64(j.Tail)),
+				number(uint64(j.Waiting)), number(j.Leased), number(j.Discarded), sealed,
+			})
+		}
+		if len(page) < streamsPage {
+			break
+		}
+		after = page[len(page)-1].Key
+	}
+	if asJSON {
+		return nil
+	}
+	return a.table(rows)
+}
+
+func number(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// streamCommand makes one of the commands that change a stream as a whole.
+func (a *app) streamCommand(name, short, long, example string, change dgm.StreamChange) *cobra.Command {
+	var at string
+	c := &cobra.Command{
+		Use: name + " FILE KEY", Short: short, Long: long, Example: example,
+		Args: exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.configure(c.Context(), at, args, change)
+		},
+	}
+	nodeFlag(c.Flags(), &at)
+	return c
+}
+
+func (a *app) configure(ctx context.Context, at string, args []string, change dgm.StreamChange) error {
+	key, err := parseKey(args[1])
+	if err != nil {
+		return err
+	}
+	t, err := a.open(ctx, args[0], at)
+	if err != nil {
+		return err
+	}
+	if err := t.Configure(ctx, t.file(), key, change); err != nil {
+		return fmt.Errorf("%s %s: %w", t.arg, key, cause(ctx, err))
+	}
+	return nil
+}
+
+func (a *app) sealCommands() []*cobra.Command {
+	yes, no := true, false
+	return []*cobra.Command{
+		a.streamCommand("seal", "Let no more records be put into a stream",
+			"Seal a stream: puts are refused (status 4), and once it is drained takes end (status 4).",
+			"  gearsfs seal gears/jobs data", dgm.StreamChange{Seal: &yes}),
+		a.streamCommand("unseal", "Let records be put into a sealed stream again",
+			"Take the seal off a stream.",
+			"  gearsfs unseal gears/jobs data", dgm.StreamChange{Seal: &no}),
+		a.streamCommand("clear", "Remove all records of a stream",
+			"Empty a stream. Leases on its records end; the stream, its seal and its limits stay.",
+			"  gearsfs clear gears/jobs data", dgm.StreamChange{Clear: true}),
+		a.streamCommand("drop", "Remove a stream with its records and settings",
+			"Remove a stream from its file. The stream data is the file's own bytes and stays: clear it.",
+			"  gearsfs drop gears/jobs old", dgm.StreamChange{Drop: true}),
+	}
+}
+
+type setOptions struct {
+	node    string
+	records limitFlag
+	bytes   sizeFlag
+	format  formatFlag
+}
+
+func (a *app) setCommand() *cobra.Command {
+	var o setOptions
+	c := &cobra.Command{
+		Use:   "set FILE KEY",
+		Short: "Limit a stream, or print its settings",
+		Long: `Set how many records and bytes a stream may hold; a put that finds it full waits. 0 is
+no limit. Without flags, print the settings, one "name value" per line.`,
+		Example: `  gearsfs set gears/jobs data --records 1000 --bytes 64M
+  gearsfs set gears/jobs data`,
+		Args: exactly(2),
+		RunE: func(c *cobra.Command, args []string) error { return a.set(c.Context(), o, args) },
+	}
+	nodeFlag(c.Flags(), &o.node)
+	c.Flags().Var(&o.records, "records", "hold at most this many records")
+	c.Flags().Var(&o.bytes, "bytes", "hold at most this many bytes")
+	c.Flags().VarP(&o.format, "output", "o", "print the settings as JSON")
+	return c
+}
+
+func (a *app) set(ctx context.Context, o setOptions, args []string) error {
+	key, err := parseKey(args[1])
+	if err != nil {
+		return err
+	}
+	t, err := a.open(ctx, args[0], o.node)
+	if err != nil {
+		return err
+	}
+	info, err := t.Stream(ctx, t.file(), key)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", t.arg, key, cause(ctx, err))
+	}
+	limits := info.Limits
+	switch {
+	case o.records.set || o.bytes.set:
+		if o.records.set {
+			limits.Records = o.records.value
+		}
+		if o.bytes.set {
+			limits.Bytes = o.bytes.value
+		}
+		return a.configure(ctx, o.node, args, dgm.StreamChange{Limits: &limits})
+	case o.format.json:
+		return a.printJSON(struct {
+			Records uint64 `json:"records"`
+			Bytes   uint64 `json:"bytes"`
+			Sealed  bool   `json:"sealed"`
+		}{limits.Records, limits.Bytes, info.Sealed})
+	}
+	return a.pairs([]pair{{"records", limits.Records}, {"bytes", limits.Bytes}, {"sealed", info.Sealed}})
+}

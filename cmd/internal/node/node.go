@@ -1,0 +1,198 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/transport"
+)
+
+// Config says what a node is made of.
+type Config struct {
+	Data   string   // its data directory; made where it is missing
+	Name   string   // of a new node; empty is the host's name
+	Listen []string // addresses to serve at, besides the socket in Data
+	// Insecure allows TCP beyond loopback without TLS, and believes whom its
+	// clients claim to be.
+	Insecure bool
+	TLS      *tls.Config // for TCP; nil is none
+	Log      *slog.Logger
+}
+
+// memorySoftLimit is where the garbage collector begins to work harder: below
+// the 512 MiB that a node may need, by what lies outside of Go's heap.
+const memorySoftLimit = 384 << 20
+
+// Node is a node that runs in this process: a volume, and the sockets that it
+// is served at. All methods are safe for concurrent use.
+type Node struct {
+	vol       *dgm.Volume
+	listeners []*transport.Listener
+	broken    chan error // holds the error after which the node can't go on
+	stop      context.CancelFunc
+	owned     sync.WaitGroup // serving goroutines; end with stop
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Start opens the data directory, making it where it is new, and serves it at
+// the addresses and at the socket in it. It returns when the node serves; ctx
+// may end the opening. Errors: gears.ErrInUse, ErrForeign, ErrFormat,
+// ErrDamaged, ErrInvalid for an address, and what listening fails with.
+func Start(ctx context.Context, cfg Config) (*Node, error) {
+	addrs, err := listenAddrs(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{broken: make(chan error, 1)}
+	// An address that is taken is found before the data are touched, and data
+	// that can't be opened before a socket is made beside them.
+	err = n.listen(addrs)
+	if err == nil {
+		n.vol, err = OpenVolume(ctx, cfg, n.fatal)
+	}
+	if err == nil {
+		if inside, insideErr := socketIn(cfg.Data); insideErr == nil {
+			err = n.listen([]transport.Addr{inside})
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, n.abandon())
+	}
+	n.serve(cfg.TLS)
+	return n, nil
+}
+
+// OpenVolume opens the volume in cfg.Data, making it where it is new, without
+// serving it. fatal is told, possibly more than once, after what the process
+// should end. It returns the errors of Start.
+func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume, error) {
+	debug.SetMemoryLimit(memorySoftLimit)
+	if cfg.Name == "" {
+		var err error
+		if cfg.Name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("the host's name: %w", err)
+		}
+	}
+	data, err := persist.Open(cfg.Data, persist.Options{Create: true, Name: cfg.Name, Fatal: fatal})
+	if err != nil {
+		return nil, err
+	}
+	return dgm.OpenVolume(ctx, dgm.VolumeConfig{
+		Data: data, Root: Caller(), Version: Version(), Insecure: cfg.Insecure, Fatal: fatal, Log: cfg.Log,
+	})
+}
+
+func (n *Node) listen(addrs []transport.Addr) error {
+	for _, addr := range addrs {
+		l, err := transport.Listen(addr)
+		if err != nil {
+			return fmt.Errorf("listen at %s: %w", addr, err)
+		}
+		n.listeners = append(n.listeners, l)
+	}
+	return nil
+}
+
+// abandon undoes what Start did before it failed.
+func (n *Node) abandon() error {
+	var errs []error
+	for _, l := range n.listeners {
+		errs = append(errs, l.Close())
+	}
+	if n.vol != nil {
+		errs = append(errs, n.vol.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// serve accepts connections until Close.
+func (n *Node) serve(tlsConfig *tls.Config) {
+	ctx, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	for _, l := range n.listeners {
+		n.owned.Go(func() {
+			if err := n.vol.Serve(ctx, l, tlsConfig); err != nil {
+				n.fatal(fmt.Errorf("serve at %s: %w", l.Address(), err))
+			}
+		})
+	}
+}
+
+// Address is where clients on this machine reach the node: the socket in its
+// data directory, or else the first address that it listens at.
+func (n *Node) Address() string {
+	for _, l := range slices.Backward(n.listeners) {
+		if l.Address().Network == "unix" {
+			return l.Address().String()
+		}
+	}
+	return n.listeners[0].Address().String()
+}
+
+// fatal keeps the first error after which the node can't go on.
+func (n *Node) fatal(err error) {
+	select {
+	case n.broken <- err:
+	default:
+	}
+}
+
+// Broken yields the error after which the node can't go on: the process should
+// end.
+func (n *Node) Broken() <-chan error { return n.broken }
+
+// Local opens a session for a client in this process that checks permissions
+// by itself, as the kernel does for a mount.
+func (n *Node) Local(process string) (*dgm.Local, error) {
+	caller := gears.Root
+	caller.Checked = true
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("the host's name: %w", err)
+	}
+	return n.vol.Local(dgm.Client{Caller: caller, Host: host, Process: process, PID: os.Getpid()})
+}
+
+// Close stops serving, finishes what was accepted and closes the data
+// directory. It is idempotent and waits.
+func (n *Node) Close() error {
+	n.closing.Do(func() {
+		n.stop()
+		n.owned.Wait()
+		n.closeErr = n.vol.Close()
+	})
+	return n.closeErr
+}
+
+// SocketIn is the address of the unix socket in a data directory, at which the
+// node is reached that has it open. Its error says why there can't be one:
+// what a socket's path may be is narrower than a directory's.
+func SocketIn(data string) (string, error) {
+	addr, err := socketIn(data)
+	return addr.String(), err
+}
+
+func socketIn(data string) (transport.Addr, error) {
+	abs, err := filepath.Abs(data)
+	if err != nil {
+		return transport.Addr{}, fmt.Errorf("data directory %s: %w", data, err)
+	}
+	addr, err := transport.ParseAddr("unix:" + filepath.Join(abs, "sock"))
+	if err != nil {
+		return transport.Addr{}, fmt.Errorf("data directory %s: no socket can be in it: %w", data, err)
+	}
+	return addr, nil
+}
