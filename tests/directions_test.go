@@ -39,13 +39,17 @@ var house = map[string]room{
 	"dgm/dgmtest": {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/stretchr/testify"}},
 	"mount":       {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
 	"wordcount":   {rooms: []string{"gears", "dgm"}},
+	"cmd/internal/node": { // wires it all
+		rooms:   []string{"gears", "transport", "persist", "dgm", "mount"},
+		outside: []string{"golang.org/x/sys"},
+	},
 	"cmd/gearsfs": {
-		rooms:   []string{"gears", "transport", "dgm", "mount", "wordcount"},
+		rooms:   []string{"gears", "dgm", "mount", "wordcount", "cmd/internal/node"},
 		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys"},
 	},
-	"cmd/gearsfsd": { // wires it all
-		rooms:   []string{"gears", "transport", "persist", "dgm", "mount", "replica", "file"},
-		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys"},
+	"cmd/gearsfsd": {
+		rooms:   []string{"gears", "mount", "cmd/internal/node"},
+		outside: []string{"github.com/spf13/pflag"},
 	},
 	"tests": {},
 }
