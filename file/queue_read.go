@@ -83,7 +83,7 @@ func (r *reading) readableFile(caller gears.Caller, ino gears.Ino) error {
 
 // Stream describes one stream; a key that does not exist is described as an
 // empty stream. Errors: gears.ErrKey, ErrStale, ErrIsDir, ErrInvalid, ErrAccess.
-func (m *Machine) Stream(caller gears.Caller, ino gears.Ino, key gears.Key) (gears.StreamInfo, error) {
+func (m *Machine) Stream(ino gears.Ino, key gears.Key, caller gears.Caller) (gears.StreamInfo, error) {
 	if err := key.Check(); err != nil {
 		return gears.StreamInfo{}, err
 	}
@@ -111,7 +111,7 @@ func streamInfo(key gears.Key, s *stream.State) gears.StreamInfo {
 
 // ListStreams describes up to limit streams of a file, in the order of their
 // keys, beginning behind the key after. Errors as Stream.
-func (m *Machine) ListStreams(caller gears.Caller, ino gears.Ino, after gears.Key, limit int) ([]gears.StreamInfo, error) {
+func (m *Machine) ListStreams(ino gears.Ino, after gears.Key, limit int, caller gears.Caller) ([]gears.StreamInfo, error) {
 	r := m.read()
 	defer r.close()
 	if err := r.readableFile(caller, ino); err != nil {
@@ -154,7 +154,7 @@ type PeekWhat struct {
 // Peek shows up to Max records, of at most gears.BatchBytesMax bytes but for
 // the first, which belong to the caller. Errors: gears.ErrEmpty, gears.ErrEnd
 // where none can come any more, and those of Stream.
-func (m *Machine) Peek(caller gears.Caller, ino gears.Ino, key gears.Key, what PeekWhat) ([]*wire.TakenRecord, error) {
+func (m *Machine) Peek(ino gears.Ino, key gears.Key, what PeekWhat, caller gears.Caller) ([]*wire.TakenRecord, error) {
 	if err := key.Check(); err != nil {
 		return nil, err
 	}

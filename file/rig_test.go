@@ -105,6 +105,8 @@ func as(caller gears.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_Release{Release: op}
 	case *wire.EndSession:
 		c.Op = &wire.Command_EndSession{EndSession: op}
+	case *wire.Confirm:
+		c.Op = &wire.Command_Confirm{Confirm: op}
 	case *wire.SetRemote:
 		c.Op = &wire.Command_SetRemote{SetRemote: op}
 	default:

@@ -55,16 +55,18 @@ func comparePlaces(a, b gears.Place) int {
 	return 0
 }
 
-// pinned returns the pins that begin in [from, to), in order. Pins of one
-// stream never overlap, and a caller never cuts one in two.
+// pinned returns the pins that overlap [from, to), in order. Pins of one
+// stream never overlap each other.
 func (p pins) pinned(key streamKey, from, to gears.Place) []pin {
 	tree := p[key]
 	if tree == nil {
 		return nil
 	}
-	node, ok := tree.Ceiling(from)
-	if !ok {
-		return nil
+	node, ok := tree.Floor(from)
+	if !ok || !from.Less(node.Value.to) {
+		if node, ok = tree.Ceiling(from); !ok {
+			return nil
+		}
 	}
 	var found []pin
 	for it := tree.IteratorAt(node); ; {

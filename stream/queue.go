@@ -73,6 +73,9 @@ func (q *Queue) SetLimits(l gears.Limits) {
 
 // Append puts one record at the tail. Data and typ are not kept.
 func (q *Queue) Append(data []byte, typ string, time uint64) gears.Place {
+	if q.s.Drained() {
+		q.s.Blocks = false // none of those is left
+	}
 	at := q.s.End()
 	whole := q.windowIsWhole()
 	r := &q.scratch

@@ -73,7 +73,7 @@ type State struct {
 	Bytes    uint64
 	Version  uint64
 	Sealed   bool
-	Blocks   bool // bytes were written in place: not a plain queue
+	Blocks   bool // bytes were written in place, since it was drained last
 	Limits   gears.Limits
 	// Cleaned: rows of gone records in front of it are removed; Dead counts
 	// what is gone since and not removed yet.

@@ -377,7 +377,7 @@ type StreamRow struct {
 	Returned      uint64                 `protobuf:"varint,14,opt,name=returned,proto3" json:"returned,omitempty"`                       // of the ready ones, those in front of cursor
 	CleanedPos    uint64                 `protobuf:"varint,15,opt,name=cleaned_pos,json=cleanedPos,proto3" json:"cleaned_pos,omitempty"` // rows in front of this place are deleted
 	CleanedSeq    uint64                 `protobuf:"varint,16,opt,name=cleaned_seq,json=cleanedSeq,proto3" json:"cleaned_seq,omitempty"`
-	Blocks        bool                   `protobuf:"varint,17,opt,name=blocks,proto3" json:"blocks,omitempty"` // bytes were written in place: not a plain queue
+	Blocks        bool                   `protobuf:"varint,17,opt,name=blocks,proto3" json:"blocks,omitempty"` // bytes were written in place since it was drained last
 	Dead          uint64                 `protobuf:"varint,18,opt,name=dead,proto3" json:"dead,omitempty"`     // records that are gone and whose rows are behind cleaned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,428 @@
+package file
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// client sends the commands of one session.
+type client struct {
+	*rig
+	id  gears.SessionID
+	seq uint64
+}
+
+func (r *rig) client(salt uint64) *client {
+	return &client{rig: r, id: gears.SessionID{Minted: int64(r.now), Salt: salt}}
+}
+
+// command makes the session's next command.
+func (c *client) command(op any) *wire.Command {
+	c.seq++
+	cmd := by(c.id, as(gears.Root, op))
+	cmd.Seq = c.seq
+	return cmd
+}
+
+// ask applies the session's next command.
+func (c *client) ask(op any) (*wire.Answer, error) {
+	c.t.Helper()
+	a := c.entry(c.command(op))[0]
+	return a, answerError(a)
+}
+
+func (c *client) must(op any) *wire.Answer {
+	c.t.Helper()
+	a, err := c.ask(op)
+	require.NoError(c.t, err)
+	return a
+}
+
+var inRoot = &wire.Target{Dir: uint64(gears.RootIno), Name: "f"}
+
+func putOp(key string, data ...string) *wire.Put {
+	op := &wire.Put{Target: inRoot, Key: key}
+	for _, d := range data {
+		op.Records = append(op.Records, &wire.NewRecord{Data: []byte(d)})
+	}
+	return op
+}
+
+func takeOp(max uint32, keys ...string) *wire.Take {
+	return &wire.Take{Target: inRoot, Keys: keys, Max: max}
+}
+
+func leaseOp(max uint32, keys ...string) *wire.Take {
+	op := takeOp(max, keys...)
+	op.Lease = true
+	return op
+}
+
+func configure(key string, change func(*wire.Configure)) *wire.Configure {
+	op := &wire.Configure{Target: inRoot, Key: key}
+	change(op)
+	return op
+}
+
+func limitOp(key string, records, bytes uint64) *wire.Configure {
+	return configure(key, func(c *wire.Configure) { c.SetLimits, c.LimitRecords, c.LimitBytes = true, records, bytes })
+}
+
+func sealOp(key string, seal bool) *wire.Configure {
+	return configure(key, func(c *wire.Configure) { c.Seal = &seal })
+}
+
+func receipts(a *wire.Answer) (list []*wire.Receipt) {
+	for _, r := range a.Records {
+		list = append(list, &wire.Receipt{Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Fence: r.Fence})
+	}
+	return list
+}
+
+func datas(records []*wire.TakenRecord) (list []string) {
+	for _, r := range records {
+		list = append(list, string(r.Data))
+	}
+	return list
+}
+
+func (r *rig) info(ino uint64, key gears.Key) gears.StreamInfo {
+	r.t.Helper()
+	info, err := r.m.Stream(gears.Ino(ino), key, gears.Root)
+	require.NoError(r.t, err)
+	return info
+}
+
+// records counts the rows of a stream's records, those of gone ones included.
+func (r *rig) recordRows(ino uint64, key gears.Key) (n int) {
+	view := r.data.State.View()
+	defer view.Close()
+	lo, hi := persist.StreamRange(persist.TableRecord, gears.Ino(ino), key)
+	require.NoError(r.t, scan(view, lo, hi, func(_, _ []byte) error { n++; return nil }))
+	return n
+}
+
+func TestPutMakesFileAndStream(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	a := c.must(putOp("jobs", "one", "two"))
+	require.Equal(t, []uint64{1, 2}, []uint64{a.FirstSeq, a.LastSeq})
+	require.Contains(t, r.seen.touched, Touched{Ino: gears.Ino(a.Ino), Key: "jobs", Ready: true, Appended: true})
+	attr := r.attr(gears.Ino(a.Ino))
+	require.EqualValues(t, modeFile|0o644, attr.Mode)
+	require.Zero(t, attr.Size, "only the data stream counts")
+
+	op := putOp("data", "hello")
+	op.Append = true
+	a = c.must(op)
+	require.EqualValues(t, 5, a.Attr.Size)
+	require.Equal(t, "hello", string(r.read(gears.Ino(a.Ino), 0, 10)))
+	infos, err := r.m.ListStreams(gears.Ino(a.Ino), "", 10, gears.Root)
+	require.NoError(t, err)
+	require.Equal(t, []gears.Key{"data", "jobs"}, []gears.Key{infos[0].Key, infos[1].Key})
+	infos, err = r.m.ListStreams(gears.Ino(a.Ino), "data", 1, gears.Root)
+	require.NoError(t, err)
+	require.Len(t, infos, 1)
+	require.Equal(t, gears.Place{Pos: 6, Seq: 3}, infos[0].Tail)
+	r.check()
+}
+
+func TestQueueErrors(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	ino := c.must(putOp("jobs", "x")).Ino
+	dir := uint64(r.mkdir(gears.RootIno, "d", 0o755))
+	r.do(&wire.Make{Dir: 1, Name: "pipe", Mode: 0o010644})
+	big := make([]byte, gears.RecordBytesMax+1)
+	many := &wire.Put{Target: inRoot, Key: "jobs", Records: make([]*wire.NewRecord, gears.BatchRecordsMax+1)}
+	for i := range many.Records {
+		many.Records[i] = &wire.NewRecord{}
+	}
+	before := r.info(ino, "jobs")
+	for _, tt := range []struct {
+		name string
+		op   any
+		want error
+	}{
+		{"empty key", putOp(""), gears.ErrKey},
+		{"bad key", putOp("a/b"), gears.ErrKey},
+		{"too large", putOp("jobs", "ok", string(big)), gears.ErrTooBig},
+		{"too many", many, gears.ErrTooBig},
+		{"put into a directory", &wire.Put{Target: &wire.Target{Ino: dir}, Key: "k"}, gears.ErrIsDir},
+		{"put into a pipe", &wire.Put{Target: &wire.Target{Dir: 1, Name: "pipe"}, Key: "k"}, gears.ErrInvalid},
+		{"put without directory", &wire.Put{Target: &wire.Target{Dir: 99, Name: "x"}, Key: "k"}, gears.ErrNotFound},
+		{"put to a removed inode", &wire.Put{Target: &wire.Target{Ino: 99}, Key: "k"}, gears.ErrStale},
+		{"take from a directory", &wire.Take{Target: &wire.Target{Ino: dir}, Keys: []string{"k"}}, gears.ErrIsDir},
+		{"take without directory", &wire.Take{Target: &wire.Target{Dir: 99, Name: "x"}, Keys: []string{"k"}}, gears.ErrNotFound},
+		{"take from a missing file", &wire.Take{Target: &wire.Target{Dir: 1, Name: "x"}, Keys: []string{"k"}}, gears.ErrEmpty},
+		{"take from a missing key", takeOp(1, "none"), gears.ErrEmpty},
+		{"take of no key", takeOp(1), gears.ErrInvalid},
+		{"take of a bad key", takeOp(1, "jobs", "."), gears.ErrKey},
+		{"drop data", configure("data", func(c *wire.Configure) { c.Drop = true }), gears.ErrInvalid},
+		{"configure a missing file", &wire.Configure{Target: &wire.Target{Dir: 1, Name: "x"}, Key: "k", Clear: true}, gears.ErrNotFound},
+		{"settle nothing", &wire.Settle{}, gears.ErrInvalid},
+		{"settle what is not leased", &wire.Settle{Receipts: []*wire.Receipt{{Ino: ino, Key: "jobs", Seq: 1, Fence: 1}}}, gears.ErrGone},
+		{"settle in a missing file", &wire.Settle{Receipts: []*wire.Receipt{{Ino: 99, Key: "jobs", Seq: 1, Fence: 1}}}, gears.ErrGone},
+	} {
+		_, err := c.ask(tt.op)
+		require.ErrorIs(t, err, tt.want, tt.name)
+		require.Equal(t, before, r.info(ino, "jobs"), tt.name)
+	}
+	_, err := r.try(gears.Root, leaseOp(1, "jobs"))
+	require.ErrorIs(t, err, gears.ErrInvalid, "a lease without a session")
+	for _, want := range []error{gears.ErrStale, gears.ErrIsDir} {
+		where := gears.Ino(dir)
+		if want == gears.ErrStale {
+			where = 99
+		}
+		_, err := r.m.Peek(where, "k", PeekWhat{}, gears.Root)
+		require.ErrorIs(t, err, want)
+		_, err = r.m.Stream(where, "k", gears.Root)
+		require.ErrorIs(t, err, want)
+		_, err = r.m.ListStreams(where, "", 1, gears.Root)
+		require.ErrorIs(t, err, want)
+	}
+	r.check()
+}
+
+func TestQueuePermissions(t *testing.T) {
+	r := newRig(t)
+	r.do(&wire.SetAttr{Ino: 1, Mode: new(uint32(0o777))})
+	owner, other := gears.Caller{UID: 5, GIDs: []uint32{6}}, gears.Caller{UID: 7, GIDs: []uint32{8}}
+	op := putOp("jobs", "x")
+	op.Mode = 0o644
+	a, err := r.try(owner, op)
+	require.NoError(t, err)
+	attr := r.attr(gears.Ino(a.Ino))
+	require.Equal(t, []uint32{5, 6}, []uint32{attr.UID, attr.GID})
+	for _, tt := range []struct {
+		mode uint32
+		op   any
+		want error
+	}{
+		{0o644, putOp("jobs", "y"), gears.ErrAccess},
+		{0o644, takeOp(1, "jobs"), gears.ErrAccess},
+		{0o642, takeOp(1, "jobs"), gears.ErrAccess},
+		{0o642, putOp("jobs", "y"), nil},
+		{0o644, sealOp("jobs", true), gears.ErrAccess},
+		{0o646, takeOp(1, "jobs"), nil},
+	} {
+		r.do(&wire.SetAttr{Ino: a.Ino, Mode: new(tt.mode)})
+		_, err := r.try(other, tt.op)
+		require.ErrorIs(t, err, tt.want, "%o %T", tt.mode, tt.op)
+	}
+	r.do(&wire.SetAttr{Ino: a.Ino, Mode: new(uint32(0o600))})
+	_, err = r.m.Peek(gears.Ino(a.Ino), "jobs", PeekWhat{}, other)
+	require.ErrorIs(t, err, gears.ErrAccess)
+	checked := other
+	checked.Checked = true
+	_, err = r.try(checked, putOp("jobs", "z"))
+	require.NoError(t, err)
+	r.do(&wire.SetAttr{Ino: 1, Mode: new(uint32(0o755))})
+	_, err = r.try(other, &wire.Put{Target: &wire.Target{Dir: 1, Name: "new"}, Key: "k"})
+	require.ErrorIs(t, err, gears.ErrAccess)
+}
+
+func TestTakePrefersTheFirstKey(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("low", "l1", "l2"))
+	c.must(putOp("high", "h1"))
+	require.Equal(t, []string{"h1"}, datas(c.must(takeOp(5, "high", "low")).Records))
+	require.Equal(t, []string{"l1", "l2"}, datas(c.must(takeOp(5, "high", "low")).Records))
+	c.must(sealOp("high", true))
+	_, err := c.ask(takeOp(1, "high", "low"))
+	require.ErrorIs(t, err, gears.ErrEmpty, "low may get some")
+	c.must(sealOp("low", true))
+	_, err = c.ask(takeOp(1, "high", "low"))
+	require.ErrorIs(t, err, gears.ErrEnd)
+	_, err = c.ask(takeOp(1, "high", "none"))
+	require.ErrorIs(t, err, gears.ErrEmpty)
+	_, err = c.ask(putOp("low", "x"))
+	require.ErrorIs(t, err, gears.ErrSealed)
+	c.must(sealOp("low", false))
+	c.must(putOp("low", "x"))
+}
+
+func TestSettle(t *testing.T) {
+	r := newRig(t)
+	c, other := r.client(1), r.client(2)
+	ino := c.must(putOp("jobs", "a", "b", "c")).Ino
+	leased := c.must(leaseOp(3, "jobs"))
+	require.Equal(t, []string{"a", "b", "c"}, datas(leased.Records))
+	held := receipts(leased)
+	require.Equal(t, uint64(3), r.info(ino, "jobs").Leased)
+
+	_, err := other.ask(&wire.Settle{Receipts: held[:1]})
+	require.ErrorIs(t, err, gears.ErrGone, "another session's")
+	_, err = c.ask(&wire.Settle{Receipts: []*wire.Receipt{held[0], held[1], held[0]}})
+	require.ErrorIs(t, err, gears.ErrGone, "one is there twice")
+	require.Equal(t, uint64(3), r.info(ino, "jobs").Leased, "all or none")
+
+	c.must(&wire.Settle{Receipts: held[1:2], Return: true})
+	require.Contains(t, r.seen.touched, Touched{Ino: gears.Ino(ino), Key: "jobs", Ready: true})
+	_, err = c.ask(&wire.Settle{Receipts: held})
+	require.ErrorIs(t, err, gears.ErrGone)
+	again := other.must(leaseOp(1, "jobs"))
+	require.EqualValues(t, 2, again.Records[0].Deliveries)
+	require.NotEqual(t, held[1].Fence, again.Records[0].Fence)
+
+	c.must(sealOp("jobs", true))
+	c.must(&wire.Settle{Receipts: []*wire.Receipt{held[0], held[2]}})
+	_, err = c.ask(takeOp(1, "jobs"))
+	require.ErrorIs(t, err, gears.ErrEmpty, "the other session's may come back")
+	other.must(&wire.Settle{Receipts: receipts(again)})
+	require.True(t, r.seen.touched[0].Sealed, "takers learn that none comes")
+	_, err = c.ask(takeOp(1, "jobs"))
+	require.ErrorIs(t, err, gears.ErrEnd)
+	require.True(t, new(r.m.StreamState(gears.Ino(ino), "jobs")).Drained())
+	r.check()
+}
+
+func TestWhatRemovesRecordsEndsLeases(t *testing.T) {
+	for name, remove := range map[string]func(r *rig, ino uint64){
+		"clear": func(r *rig, _ uint64) { r.do(configure("jobs", func(c *wire.Configure) { c.Clear = true })) },
+		"drop":  func(r *rig, _ uint64) { r.do(configure("jobs", func(c *wire.Configure) { c.Drop = true })) },
+		"unlink": func(r *rig, ino uint64) {
+			r.do(r.unlink(1, "f", false))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			c := r.client(1)
+			ino := c.must(putOp("jobs", "a", "b")).Ino
+			held := receipts(c.must(leaseOp(1, "jobs")))
+			remove(r, ino)
+			_, err := c.ask(&wire.Settle{Receipts: held})
+			require.ErrorIs(t, err, gears.ErrGone)
+			sessions, err := r.m.Sessions()
+			require.NoError(t, err)
+			require.Contains(t, sessions, c.id)
+			require.Empty(t, r.m.sessions.leases)
+			r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
+			require.Zero(t, r.recordRows(ino, "jobs"))
+			r.check()
+			r.reopen()
+			require.Zero(t, r.m.volume.Bytes)
+		})
+	}
+}
+
+func TestFullStreamsKeepTheOrderOfPuts(t *testing.T) {
+	r := newRig(t)
+	c, other := r.client(1), r.client(2)
+	ino := c.must(putOp("jobs", "a")).Ino
+	c.must(limitOp("jobs", 2, 0))
+	big, small := c.command(putOp("jobs", "b1", "b2")), c.command(putOp("jobs", "c"))
+	for _, cmd := range []*wire.Command{big, small, big} {
+		require.ErrorIs(t, answerError(r.entry(cmd)[0]), gears.ErrFull)
+	}
+	other.must(putOp("jobs", "x"))
+	r.do(takeOp(2, "jobs"))
+	require.True(t, r.seen.touched[0].Room)
+	require.ErrorIs(t, answerError(r.entry(small)[0]), gears.ErrFull, "an earlier one waits")
+	require.ErrorIs(t, answerError(r.entry(c.command(putOp("jobs", "d")))[0]), gears.ErrFull)
+	r.reopen()
+	require.ErrorIs(t, answerError(r.entry(small)[0]), gears.ErrFull)
+	require.NoError(t, answerError(r.entry(big)[0]))
+	r.do(takeOp(2, "jobs"))
+	late := c.command(putOp("jobs", "late"))
+	require.ErrorIs(t, answerError(r.entry(late)[0]), gears.ErrFull, "c and d wait")
+	small.GetPut().Retry = true
+	require.NoError(t, answerError(r.entry(small)[0]))
+	require.ErrorIs(t, answerError(r.entry(late)[0]), gears.ErrFull, "d waits")
+	late.Confirmed = late.Seq // d was given up
+	require.NoError(t, answerError(r.entry(late)[0]))
+	require.Equal(t, []string{"c", "late"}, datas(r.do(takeOp(2, "jobs")).Records))
+	require.Equal(t, uint64(0), r.info(ino, "jobs").Records)
+	c.must(putOp("jobs", "1", "2", "3"))
+	require.Equal(t, uint64(3), r.info(ino, "jobs").Records, "more than the limit fits into an empty stream")
+	r.check()
+}
+
+func TestBlockFilesAreTakenByForce(t *testing.T) {
+	r := newRig(t)
+	f := r.create(gears.RootIno, "f", 0o644)
+	r.do(&wire.Write{Ino: uint64(f), Data: []byte("hello")})
+	_, err := r.try(gears.Root, takeOp(1, "data"))
+	require.ErrorIs(t, err, gears.ErrBlocks)
+	op := takeOp(1, "data")
+	op.Force = true
+	require.Equal(t, []string{"hello"}, datas(r.do(op).Records))
+	require.True(t, r.attr(f).Taken)
+	require.Zero(t, r.attr(f).Size)
+	r.do(putOp("data", "queue again"))
+	require.Equal(t, []string{"queue again"}, datas(r.do(takeOp(1, "data")).Records))
+	r.check()
+}
+
+func TestPeek(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	ino := gears.Ino(c.must(putOp("jobs", "1", "", "", "4", "5")).Ino)
+	for i := range 100 {
+		c.must(putOp("jobs", fmt.Sprint(6+i)))
+	}
+	peek := func(what PeekWhat) []string {
+		t.Helper()
+		records, err := r.m.Peek(ino, "jobs", what, gears.Root)
+		require.NoError(t, err)
+		return datas(records)
+	}
+	held := receipts(c.must(leaseOp(4, "jobs")))
+	c.must(&wire.Settle{Receipts: held[3:], Return: true})
+	c.must(&wire.Settle{Receipts: held[1:2]})
+	for range 2 {
+		require.Equal(t, []string{"4", "5", "6"}, peek(PeekWhat{Max: 3}))
+		require.Equal(t, []string{"1", "", "4"}, peek(PeekWhat{Max: 3, Follow: true}), "leased ones too, not what is gone")
+		require.Equal(t, []string{"", "4"}, peek(PeekWhat{Max: 2, Follow: true, After: 1}))
+		require.Equal(t, []string{"4", "5"}, peek(PeekWhat{Max: 2, Follow: true, After: 3}))
+		for _, after := range []gears.Seq{4, 10, 60, 103, 104} {
+			require.Equal(t, []string{fmt.Sprint(after + 1)}, peek(PeekWhat{Follow: true, After: after}))
+		}
+		require.Equal(t, []string{"105"}, peek(PeekWhat{Last: true}))
+		_, err := r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gears.Root)
+		require.ErrorIs(t, err, gears.ErrEmpty)
+		r.reopen()
+	}
+	c.must(takeOp(2, "jobs"))
+	_, err := r.m.Peek(ino, "none", PeekWhat{}, gears.Root)
+	require.ErrorIs(t, err, gears.ErrEmpty)
+	c.must(sealOp("jobs", true))
+	_, err = r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gears.Root)
+	require.ErrorIs(t, err, gears.ErrEnd)
+	c.must(takeOp(1000, "jobs"))
+	require.Equal(t, []string{""}, peek(PeekWhat{Last: true}), "what is leased is the newest left")
+	_, err = r.m.Peek(ino, "jobs", PeekWhat{}, gears.Root)
+	require.ErrorIs(t, err, gears.ErrEmpty, "leased records may come back")
+}
+
+func TestRowsOfTakenRecordsAreCleaned(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	ino := c.must(putOp("jobs", "pinned", "x")).Ino
+	pinned := c.command(takeOp(1, "jobs"))
+	first := r.entry(pinned)[0]
+	many := putOp("jobs")
+	for range 100 {
+		many.Records = append(many.Records, &wire.NewRecord{Data: []byte("many")})
+	}
+	for range 50 {
+		r.do(many)
+		r.do(takeOp(100, "jobs"))
+	}
+	require.Less(t, r.recordRows(ino, "jobs"), 1300)
+	r.reopen()
+	require.Equal(t, datas(first.Records), datas(r.entry(pinned)[0].Records), "its row was held back")
+	next := c.command(putOp("jobs"))
+	next.Confirmed = next.Seq
+	rows := r.recordRows(ino, "jobs")
+	require.Zero(t, r.entry(next)[0].Code)
+	require.Equal(t, rows-1, r.recordRows(ino, "jobs"), "nothing asks for it any more")
+}

@@ -1,0 +1,263 @@
+package file
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// again applies a command that was applied before and returns its answer and
+// error.
+func (r *rig) again(cmd *wire.Command) (*wire.Answer, error) {
+	r.t.Helper()
+	a := r.entry(cmd)[0]
+	return a, answerError(a)
+}
+
+func (r *rig) sessionRows() (n int) {
+	view := r.data.State.View()
+	defer view.Close()
+	require.NoError(r.t, scanSessions(view, func(gears.SessionID, *wire.SessionRow) { n++ }))
+	return n
+}
+
+// Every kind of command gives its first answer again, also from a state that
+// was opened anew.
+func TestRetriesGiveTheFirstAnswer(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("jobs", "a", "bb", "ccc", "d", "e", "f"))
+	returned := c.must(leaseOp(1, "jobs"))
+	appendOp := putOp("data", "x")
+	appendOp.Append = true
+	var commands []*wire.Command
+	var answers []*wire.Answer
+	for _, op := range []any{
+		putOp("jobs", "g", "h"),
+		&wire.Settle{Receipts: receipts(returned), Return: true},
+		takeOp(3, "jobs"), // one returned, two from the cursor
+		leaseOp(2, "jobs"),
+		appendOp,
+		sealOp("other", true),
+		&wire.Make{Dir: 1, Name: "made", Mode: modeFile | 0o600},
+	} {
+		cmd := c.command(op)
+		a, err := r.again(cmd)
+		require.NoError(t, err)
+		commands, answers = append(commands, cmd), append(answers, a)
+	}
+	before := string(withoutVolume(r.dump()))
+	for range 2 {
+		for i, cmd := range commands {
+			a, err := r.again(cmd)
+			require.NoError(t, err, "%v", cmd)
+			require.Equal(t, answers[i].String(), a.String())
+		}
+		require.Equal(t, before, withoutVolume(r.dump()), "a retry changes nothing")
+		r.reopen()
+	}
+	r.check()
+}
+
+func TestARetriedTakeWhoseLeaseIsGoneRunsAnew(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("jobs", "a", "b", "c"))
+	lease := c.command(leaseOp(2, "jobs"))
+	first, err := r.again(lease)
+	require.NoError(t, err)
+	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
+	require.Equal(t, []Touched{{Ino: gears.Ino(first.Ino), Key: "jobs", Ready: true}}, r.seen.touched)
+	second, err := r.again(lease)
+	require.NoError(t, err)
+	require.Equal(t, datas(first.Records), datas(second.Records))
+	require.EqualValues(t, 2, second.Records[0].Deliveries)
+	require.Greater(t, second.Records[0].Fence, first.Records[1].Fence)
+	third, err := r.again(lease)
+	require.NoError(t, err)
+	require.Equal(t, second.String(), third.String())
+	r.check()
+}
+
+func TestFailuresAreNotRemembered(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	take := c.command(takeOp(1, "jobs"))
+	_, err := r.again(take)
+	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.Zero(t, r.sessionRows())
+	r.do(putOp("jobs", "a"))
+	a, err := r.again(take)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, datas(a.Records))
+}
+
+func TestConfirmedAnswersAreForgotten(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	put := c.command(putOp("jobs", "a"))
+	_, err := r.again(put)
+	require.NoError(t, err)
+	next := c.command(putOp("jobs", "b"))
+	next.Confirmed = next.Seq
+	_, err = r.again(next)
+	require.NoError(t, err)
+	_, err = r.again(put)
+	require.ErrorIs(t, err, gears.ErrSession)
+	_, err = r.again(next)
+	require.NoError(t, err)
+	s, err := r.m.session(c.id)
+	require.NoError(t, err)
+	require.Len(t, s.row.Answers, 1)
+	require.Equal(t, []string{"a", "b"}, datas(r.do(takeOp(9, "jobs")).Records), "nothing was put twice")
+}
+
+func TestClosedSessionsAreForgotten(t *testing.T) {
+	r := newRig(t)
+	const sessions = 3 * sweepMax
+	var last *wire.Command
+	for i := range sessions {
+		c := r.client(uint64(i))
+		last = c.command(putOp("jobs", "a"))
+		last.Close = true
+		_, err := r.again(last)
+		require.NoError(t, err)
+	}
+	require.Equal(t, sessions, r.sessionRows())
+	_, err := r.again(last)
+	require.NoError(t, err, "its answer is kept for a while")
+	open, err := r.m.Sessions()
+	require.NoError(t, err)
+	require.Empty(t, open)
+	r.reopen()
+	r.now += uint64(gears.SessionTTL)
+	for range sessions/sweepMax + 1 {
+		before := r.sessionRows()
+		r.do(putOp("other"))
+		require.LessOrEqual(t, before-r.sessionRows(), sweepMax, "a bounded number per entry")
+	}
+	require.Zero(t, r.sessionRows())
+	_, err = r.again(last)
+	require.ErrorIs(t, err, gears.ErrSession, "a stranger this late is not let in")
+	require.EqualValues(t, sessions, r.info(r.do(putOp("jobs")).Ino, "jobs").Records)
+	r.check()
+}
+
+func TestASessionThatComesBackStays(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	put := c.command(putOp("jobs", "a"))
+	_, err := r.again(put)
+	require.NoError(t, err)
+	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
+	r.now += uint64(gears.SessionTTL) / 2
+	c.must(putOp("jobs", "b"))
+	r.now += uint64(gears.SessionTTL)
+	_, err = r.again(put)
+	require.NoError(t, err)
+	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt, Forget: true})
+	require.Zero(t, r.sessionRows())
+	_, err = r.again(put)
+	require.ErrorIs(t, err, gears.ErrSession)
+}
+
+func TestClosingReturnsLeases(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	ino := c.must(putOp("jobs", "a", "b")).Ino
+	c.must(leaseOp(2, "jobs"))
+	end := c.command(&wire.Confirm{})
+	end.Close = true
+	_, err := r.again(end)
+	require.NoError(t, err)
+	require.Equal(t, uint64(2), r.info(ino, "jobs").Records)
+	require.Equal(t, gears.Seq(1), r.info(ino, "jobs").Head.Seq)
+	r.check()
+}
+
+// What an unconfirmed answer refers to survives what removes its rows.
+func TestAnswersKeepRecordsWhoseRowsGo(t *testing.T) {
+	for name, remove := range map[string]any{
+		"clear":    configure("jobs", func(c *wire.Configure) { c.Clear = true }),
+		"drop":     configure("jobs", func(c *wire.Configure) { c.Drop = true }),
+		"unlink":   &wire.Unlink{Dir: 1, Name: "f"},
+		"truncate": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			c := r.client(1)
+			key := "jobs"
+			if remove == nil {
+				key = "data"
+			}
+			ino := c.must(putOp(key, "a", "", "ccc", "d", "e")).Ino
+			held := receipts(c.must(leaseOp(2, key)))
+			c.must(&wire.Settle{Receipts: held[:1], Return: true})
+			take := c.command(takeOp(3, key))
+			first, err := r.again(take)
+			require.NoError(t, err)
+			require.Equal(t, []string{"a", "ccc", "d"}, datas(first.Records))
+			switch op := remove.(type) {
+			case nil: // the leased empty record is the head: cut right behind it
+				r.do(&wire.SetAttr{Ino: ino, Size: new(uint64(1))})
+			case *wire.Unlink:
+				op.OpenIno = ino
+				r.do(op)
+			default:
+				r.do(op)
+			}
+			for range 2 {
+				a, err := r.again(take)
+				require.NoError(t, err)
+				require.Equal(t, first.String(), a.String())
+				r.reopen()
+			}
+			confirm := c.command(&wire.Confirm{})
+			confirm.Confirmed = confirm.Seq
+			_, err = r.again(confirm)
+			require.NoError(t, err)
+			require.Empty(t, r.m.sessions.pins)
+			r.check()
+		})
+	}
+}
+
+func TestEndOfSessionReleasesOrphans(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	ino := c.must(putOp("data", "x")).Ino
+	r.do(r.unlink(1, "f", false, c.id))
+	require.True(t, r.m.IsOrphan(gears.Ino(ino)))
+	open, err := r.m.Sessions()
+	require.NoError(t, err)
+	require.Contains(t, open, c.id)
+	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
+	_, err = r.m.GetAttr(gears.Ino(ino))
+	require.ErrorIs(t, err, gears.ErrStale)
+	open, err = r.m.Sessions()
+	require.NoError(t, err)
+	require.NotContains(t, open, c.id)
+	r.check()
+}
+
+func TestASessionHasABoundOfAnswers(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	var cmds []*wire.Command
+	for range answersMax {
+		cmds = append(cmds, c.command(&wire.Configure{Target: inRoot, Key: "k"}))
+	}
+	r.do(putOp("k"))
+	for _, a := range r.entry(cmds...) {
+		require.Zero(t, a.Code)
+	}
+	more := c.command(putOp("k", "x"))
+	_, err := r.again(more)
+	require.ErrorIs(t, err, gears.ErrOverload)
+	more.Confirmed = 2
+	_, err = r.again(more)
+	require.NoError(t, err)
+}
