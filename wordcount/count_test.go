@@ -66,9 +66,9 @@ func texts() map[string][]byte {
 }
 
 // split returns the records that text is cut into, with their own data.
-func split(t *testing.T, in io.Reader, rule Rule) (records []gears.NewRecord) {
+func split(t *testing.T, in io.Reader, rule Rule, lines int) (records []gears.NewRecord) {
 	t.Helper()
-	s := splitter{in: in, classes: rule.classes()}
+	s := splitter{in: in, classes: rule.classes(), lines: lines}
 	b := &batch{}
 	for {
 		err := s.next(b)
@@ -94,17 +94,23 @@ func TestCountsAreThoseOfWc(t *testing.T) {
 			want := wc(t, text)
 			require.Equal(t, want, rule.classes().count(text, outside), "in one piece")
 
-			var sum Counts
-			var whole []byte
-			for _, r := range split(t, bytes.NewReader(text), rule) {
-				require.LessOrEqual(t, len(r.Data), PieceBytes)
-				at, known := placeOf(r.Type)
-				require.True(t, known)
-				sum = sum.Add(rule.classes().count(r.Data, at))
-				whole = append(whole, r.Data...)
+			for _, lines := range []int{0, 1, 3} {
+				var sum Counts
+				var whole []byte
+				for _, r := range split(t, bytes.NewReader(text), rule, lines) {
+					require.LessOrEqual(t, len(r.Data), PieceBytes)
+					at, known := placeOf(r.Type)
+					require.True(t, known)
+					c := rule.classes().count(r.Data, at)
+					if lines > 0 {
+						require.LessOrEqual(t, c.Lines, uint64(lines))
+					}
+					sum = sum.Add(c)
+					whole = append(whole, r.Data...)
+				}
+				require.Equal(t, want, sum, "in records of %d lines", lines)
+				require.True(t, bytes.Equal(text, whole), "the records are the text")
 			}
-			require.Equal(t, want, sum, "in records")
-			require.True(t, bytes.Equal(text, whole), "the records are the text")
 		})
 	}
 }
@@ -116,13 +122,18 @@ func TestRulesDifferOnlyInWhatBeginsAWord(t *testing.T) {
 	require.Nil(t, Rule("no such rule").classes())
 }
 
-func TestLinesAreRecords(t *testing.T) {
-	got := split(t, iotest.OneByteReader(strings.NewReader("one\n\ntwo words\nlast")), RulePrintable)
-	want := []string{"one\n", "\n", "two words\n", "last"}
-	require.Len(t, got, len(want))
-	for i, r := range got {
-		require.Equal(t, want[i], string(r.Data))
-		require.Equal(t, typeLine, r.Type)
+func TestRecordsAreWholeLines(t *testing.T) {
+	for lines, want := range map[int][]string{
+		0: {"one\n\ntwo words\nlast"},
+		1: {"one\n", "\n", "two words\n", "last"},
+		3: {"one\n\ntwo words\n", "last"},
+	} {
+		got := split(t, iotest.OneByteReader(strings.NewReader("one\n\ntwo words\nlast")), RulePrintable, lines)
+		require.Len(t, got, len(want))
+		for i, r := range got {
+			require.Equal(t, want[i], string(r.Data))
+			require.Equal(t, typeLines, r.Type)
+		}
 	}
 }
 
@@ -145,7 +156,7 @@ func TestOnlyLongWordsAreCut(t *testing.T) {
 	}
 	var got wordMap
 	cut := 0
-	for _, r := range split(t, bytes.NewReader(text), RulePrintable) {
+	for _, r := range split(t, bytes.NewReader(text), RulePrintable, 0) {
 		at, _ := placeOf(r.Type)
 		if at != outside {
 			cut++

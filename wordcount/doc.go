@@ -19,6 +19,10 @@
 // record, a line of JSON, for each run. A worker follows it without taking;
 // whoever finds a job at its head whose run is over, removes it.
 //
+// A record of "lines" is as many whole lines as PieceBytes hold, and not one as
+// in GearsOS, because a line costs some thirty times less that way (see
+// BenchmarkTwoNodes); Options.LinesPerRecord sets it. What workers do is the same.
+//
 // # Bounded
 //
 // "lines" and "acks" are limited in bytes, so a sender that is faster than the

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/gearsfs/gearsfs/gears"
@@ -19,6 +20,9 @@ type Options struct {
 	Top int
 	// Rule says what a word is; "" is InstalledRule.
 	Rule Rule
+	// LinesPerRecord bounds the lines in one record; 0 is as many as PieceBytes
+	// hold, 1 is what GearsOS did.
+	LinesPerRecord int
 	// Progress is told how far the run is, one call at a time; it must not block.
 	Progress func(Progress)
 }
@@ -34,6 +38,9 @@ type Result struct {
 	Counts
 	Top []Frequency // the most frequent first, ties by bytes
 }
+
+// lookEvery is how often a sender to whom nothing is reported looks for its run.
+const lookEvery = 10 * time.Second
 
 // putsMax is how many batches are on their way at once.
 const putsMax = 8
@@ -195,7 +202,7 @@ func (s *sender) feed(ctx context.Context, in io.Reader) error {
 
 // read fills batches until the end of the input, then closes full.
 func (s *sender) read(ctx context.Context, in io.Reader, free <-chan *batch, full chan<- *batch) error {
-	split := splitter{in: in, classes: s.classes}
+	split := splitter{in: in, classes: s.classes, lines: s.o.LinesPerRecord}
 	for {
 		select {
 		case <-ctx.Done():
@@ -253,9 +260,7 @@ func (s *sender) tellLocked() {
 func (s *sender) collect(ctx context.Context) (*tally, error) {
 	t := &tally{}
 	for {
-		records, err := s.own.Take(ctx, dgm.Take{
-			File: s.ownFile, Keys: []gears.Key{acksKey, resultKey}, Max: 32,
-		})
+		records, err := s.reports(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -278,6 +283,24 @@ func (s *sender) collect(ctx context.Context) (*tally, error) {
 			}
 			s.tellLocked()
 			s.mu.Unlock()
+		}
+	}
+}
+
+// reports waits for reports, looking now and then whether the node that counts
+// still has the run.
+func (s *sender) reports(ctx context.Context) ([]gears.Record, error) {
+	for {
+		waiting, cancel := context.WithTimeout(ctx, lookEvery)
+		records, err := s.own.Take(waiting, dgm.Take{
+			File: s.ownFile, Keys: []gears.Key{acksKey, resultKey}, Max: 32,
+		})
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return records, err
+		}
+		if _, err := s.node.GetAttr(ctx, s.nodeRun.Ino); err != nil {
+			return nil, fmt.Errorf("the node that counts: %w", err)
 		}
 	}
 }

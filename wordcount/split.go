@@ -2,6 +2,7 @@ package wordcount
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 
@@ -9,7 +10,7 @@ import (
 )
 
 const (
-	// PieceBytes is the longest record: a longer line travels in pieces, cut
+	// PieceBytes is the longest record. A longer line travels in pieces, cut
 	// behind white space where there is some near the end of the piece.
 	PieceBytes = 128 << 10
 	// WordBytesMax is the longest word that can be among the most frequent
@@ -22,7 +23,7 @@ const (
 
 // The types of the records of "lines".
 const (
-	typeLine       = "line"      // one whole line; the last may lack its newline
+	typeLines      = "lines"     // whole lines, one or more; the last of all may lack its newline
 	typePart       = "part"      // a piece of a long line; the next record continues it unless it ends in a newline
 	typePartInRun  = "part+run"  // a piece that begins in a run of bytes that is no word so far
 	typePartInWord = "part+word" // a piece that begins in a word
@@ -31,7 +32,7 @@ const (
 // placeOf returns the place in front of a record of that type.
 func placeOf(recordType string) (p place, known bool) {
 	switch recordType {
-	case typeLine, typePart:
+	case typeLines, typePart:
 		return outside, true
 	case typePartInRun:
 		return inRun, true
@@ -63,6 +64,7 @@ type batch struct {
 type splitter struct {
 	in      io.Reader
 	classes *classes
+	lines   int    // in one record at most; 0 is as many as PieceBytes hold
 	rest    []byte // read and not yet in a batch: in the last batch's text
 	inLine  bool   // the last record was a piece whose line goes on
 	at      place  // where inLine: behind that piece
@@ -86,23 +88,17 @@ func (s *splitter) next(b *batch) error {
 	b.filled, b.records = n, b.records[:0]
 	text := b.text[:n]
 	for len(text) > 0 && len(b.records) < gears.BatchRecordsMax {
-		line := text
-		end := bytes.IndexByte(text, '\n') + 1
-		if end > 0 {
-			line = text[:end]
+		n := s.whole(text)
+		switch {
+		case n > 0 && !s.inLine && n <= PieceBytes:
+			b.records = append(b.records, gears.NewRecord{Data: text[:n], Type: typeLines})
+		case n > 0 || s.eof || len(text) > PieceBytes:
+			n = s.piece(b, text[:cmp.Or(n, len(text))])
 		}
-		if len(line) > PieceBytes || s.inLine {
-			if len(line) <= PieceBytes && end == 0 && !s.eof {
-				break
-			}
-			text = text[s.piece(b, line):]
-			continue
+		if n == 0 {
+			break // a line whose end is not read yet
 		}
-		if end == 0 && !s.eof {
-			break
-		}
-		b.records = append(b.records, gears.NewRecord{Data: line, Type: typeLine})
-		text = text[len(line):]
+		text = text[n:]
 	}
 	s.rest = text
 	b.filled -= len(text)
@@ -110,6 +106,36 @@ func (s *splitter) next(b *batch) error {
 		return io.EOF
 	}
 	return nil
+}
+
+// whole returns the length of the lines at the front of text that go into one
+// record: of the first alone where that is longer than a record or the end of
+// a line in pieces, and 0 where its end is missing. At the end of the input
+// its last line needs no newline.
+func (s *splitter) whole(text []byte) int {
+	if s.lines == 0 && !s.inLine {
+		if s.eof && len(text) <= PieceBytes {
+			return len(text)
+		}
+		if n := bytes.LastIndexByte(text[:min(len(text), PieceBytes)], '\n') + 1; n > 0 {
+			return n
+		}
+	}
+	n := 0
+	for range max(1, s.lines) {
+		i := bytes.IndexByte(text[n:], '\n') + 1
+		if i == 0 && s.eof {
+			i = len(text) - n
+		}
+		if i == 0 || n > 0 && n+i > PieceBytes {
+			break
+		}
+		n += i
+		if s.inLine {
+			break
+		}
+	}
+	return n
 }
 
 // piece adds a piece of a long line, or its end, and returns how long it is.

@@ -109,7 +109,7 @@ func (w *worker) takePart(ctx context.Context, j job) {
 	if ctx.Err() != nil || gone(err) && p.total.Bytes == 0 {
 		return
 	}
-	if err != nil && !gone(err) {
+	if errors.Is(err, errOutOfReach) {
 		tidy, cancel := tidyContext(ctx)
 		defer cancel()
 		err = errors.Join(err, removeRun(tidy, w.node, w.dir, j.Run), sweepJobs(tidy, w.node))
@@ -140,7 +140,7 @@ func (p *part) run(ctx context.Context) error {
 	if _, err := p.node.GetAttr(ctx, p.job.Ino); err != nil {
 		return err
 	}
-	if err := p.reach(ctx, func() error {
+	if err := p.reach(ctx, func(ctx context.Context) error {
 		own, err := dgm.Via(ctx, p.node, p.job.Remote)
 		if err == nil {
 			p.own = own
@@ -231,7 +231,7 @@ func (p *part) lease(ctx context.Context, n int) ([]gears.Record, error) {
 		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 			return records, err
 		}
-		if err := p.reach(ctx, func() error {
+		if err := p.reach(ctx, func(ctx context.Context) error {
 			_, err := p.own.GetAttr(ctx, p.job.Back)
 			return err
 		}); err != nil {
@@ -243,30 +243,11 @@ func (p *part) lease(ctx context.Context, n int) ([]gears.Record, error) {
 // countBatch counts leased records, acknowledges them to the sender and then
 // settles them: in this order, so that no line is ever counted by nobody.
 func (p *part) countBatch(ctx context.Context, records []gears.Record, words *wordMap) error {
-	w := &work{ID: workID{records[0].Receipt.Fence, records[0].Place.Seq}}
-	receipts := make([]gears.Receipt, len(records))
-	words.clear()
-	for i, r := range records {
-		at, known := placeOf(r.Type)
-		if !known {
-			return p.report(ctx, resultKey, &report{Failure: fmt.Sprintf("record %d of the lines is a %q", r.Place.Seq, r.Type)})
-		}
-		w.Counts = w.Counts.Add(p.classes.count(r.Data, at))
-		if p.job.Words {
-			p.classes.countWords(words, r.Data, at)
-		}
-		if n := len(w.Spans); n > 0 && w.Spans[n-1].Last+1 == r.Place.Seq {
-			w.Spans[n-1].Last++
-		} else {
-			w.Spans = append(w.Spans, span{r.Place.Seq, r.Place.Seq})
-		}
-		receipts[i] = *r.Receipt
-	}
-	w.Words = words.all
-	if err := p.report(ctx, acksKey, &report{Work: w}); err != nil {
+	w, err := p.acknowledge(ctx, records, words)
+	if err != nil {
 		return err
 	}
-	err := p.node.Settle(ctx, dgm.Settle{Receipts: receipts})
+	err = p.node.Settle(ctx, dgm.Settle{Receipts: receiptsOf(records)})
 	if errors.Is(err, gears.ErrGone) || errors.Is(err, gears.ErrMaybe) {
 		return nil // others count it again, or not: the sender finds out
 	}
@@ -280,16 +261,45 @@ func (p *part) countBatch(ctx context.Context, records []gears.Record, words *wo
 	return nil
 }
 
+// acknowledge counts leased records and tells the sender. It overwrites words.
+func (p *part) acknowledge(ctx context.Context, records []gears.Record, words *wordMap) (*work, error) {
+	w := &work{ID: workID{records[0].Receipt.Fence, records[0].Place.Seq}}
+	words.clear()
+	for _, r := range records {
+		at, known := placeOf(r.Type)
+		if !known {
+			failure := fmt.Sprintf("record %d of the lines is a %q", r.Place.Seq, r.Type)
+			return nil, errors.Join(gears.ErrProtocol.Because("%s", failure),
+				p.report(ctx, resultKey, &report{Failure: failure}))
+		}
+		w.Counts = w.Counts.Add(p.classes.count(r.Data, at))
+		if p.job.Words {
+			p.classes.countWords(words, r.Data, at)
+		}
+		if n := len(w.Spans); n > 0 && w.Spans[n-1].Last+1 == r.Place.Seq {
+			w.Spans[n-1].Last++
+		} else {
+			w.Spans = append(w.Spans, span{r.Place.Seq, r.Place.Seq})
+		}
+	}
+	w.Words = words.all
+	return w, p.report(ctx, acksKey, &report{Work: w})
+}
+
+func receiptsOf(records []gears.Record) []gears.Receipt {
+	receipts := make([]gears.Receipt, len(records))
+	for i, r := range records {
+		receipts[i] = *r.Receipt
+	}
+	return receipts
+}
+
 // giveBack returns leased records, also where ctx has ended. Where it fails the
 // leases end with the session.
 func (p *part) giveBack(ctx context.Context, records []gears.Record) error {
 	tidy, cancel := tidyContext(ctx)
 	defer cancel()
-	receipts := make([]gears.Receipt, len(records))
-	for i, r := range records {
-		receipts[i] = *r.Receipt
-	}
-	return p.node.Settle(tidy, dgm.Settle{Receipts: receipts, Return: true})
+	return p.node.Settle(tidy, dgm.Settle{Receipts: receiptsOf(records), Return: true})
 }
 
 // report puts r, with what was settled meanwhile, to the sender's own node. A
@@ -299,7 +309,7 @@ func (p *part) report(ctx context.Context, key gears.Key, r *report) error {
 	r.Settled, p.settled = p.settled, nil
 	p.mu.Unlock()
 	data := r.marshal()
-	return p.reach(ctx, func() error {
+	return p.reach(ctx, func(ctx context.Context) error {
 		_, err := p.own.Put(ctx, dgm.Put{
 			File: gears.ByIno(p.job.Back), Key: key, Records: []gears.NewRecord{{Data: data, Type: string(key)}},
 		})
@@ -307,22 +317,26 @@ func (p *part) report(ctx context.Context, key gears.Key, r *report) error {
 	})
 }
 
+// errOutOfReach ends a run whose sender is lost.
+var errOutOfReach = errors.New("the sender is out of reach")
+
 // reach asks the sender until it answers, for as long as patience lasts.
-func (p *part) reach(ctx context.Context, ask func() error) error {
-	deadline := time.Now().Add(p.o.Patience)
+func (p *part) reach(ctx context.Context, ask func(context.Context) error) error {
+	trying, cancel := context.WithTimeout(ctx, p.o.Patience)
+	defer cancel()
 	for wait := retryEveryMax / 64; ; wait = min(2*wait, retryEveryMax) {
-		err := ask()
-		if err == nil || gone(err) || ctx.Err() != nil {
+		err := ask(trying)
+		if err == nil || gone(err) {
 			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the sender of run %s is out of reach: %w", p.job.Run, err)
 		}
 		retry := time.NewTimer(wait)
 		select {
-		case <-ctx.Done():
+		case <-trying.Done():
 			retry.Stop()
-			return ctx.Err()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", errOutOfReach, err)
 		case <-retry.C:
 		}
 	}
