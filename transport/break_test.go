@@ -53,7 +53,7 @@ type fate struct {
 }
 
 // conversation has each end call the other: short calls, one that waits until it
-// is cancelled, and so many bytes that WINDOW is sent. It ends with a Close.
+// is cancelled, and from the caller so many bytes that it gets a WINDOW. It ends with a Close.
 type conversation struct {
 	caller, called *Conn // nil where they did not meet
 	errs           [2]error
@@ -107,8 +107,8 @@ func (v *conversation) hold(a, b net.Conn) {
 		}
 		name := fmt.Sprint("from ", i, " ")
 		v.start(c, name+"short")
-		for j := range 3 {
-			v.start(c, fmt.Sprintf("%s%d %s", name, j, bytes.Repeat([]byte("x"), 1500)))
+		for j := range 3 * (1 - i) {
+			v.start(c, fmt.Sprintf("%s%d %s", name, j, bytes.Repeat([]byte("x"), 1400)))
 		}
 		v.start(c, name+cancelMe).Cancel()
 	}

@@ -45,10 +45,11 @@ type Conn struct {
 	callsMax      int
 	windowBytes   int
 
-	heard  atomic.Bool   // something came since the last tick of keepAlive
-	moved  atomic.Bool   // a writer that waited got on since the last tick
-	frames atomic.Uint64 // that were received
-	expect atomic.Int64  // size of the frame of which only a part is there
+	// What keepAlive watches.
+	received atomic.Uint64 // bytes
+	frames   atomic.Uint64 // that were received
+	midFrame atomic.Bool   // a part of a frame is there
+	moved    atomic.Bool   // a writer that had to wait got on
 
 	waiters    sync.Pool // of *Pending, for Call
 	out        writer
@@ -250,11 +251,12 @@ func (c *Conn) read() error {
 			continue
 		}
 		c.uncork()
-		c.expect.Store(int64(c.in.partial()))
-		if err := c.in.fill(c.nc); err != nil {
+		c.midFrame.Store(c.in.midFrame())
+		n, err := c.in.fill(c.nc)
+		if err != nil {
 			return err
 		}
-		c.heard.Store(true)
+		c.received.Add(uint64(n))
 		c.cork()
 	}
 }

@@ -123,12 +123,13 @@ func (r *frameReader) next() (frame, bool, error) {
 	return frame{}, false, nil
 }
 
-// fill reads once from src. It is to be called after next returned false.
-func (r *frameReader) fill(src io.Reader) error {
+// fill reads once from src and returns how many bytes came; an error comes
+// without any. It is to be called after next returned false.
+func (r *frameReader) fill(src io.Reader) (int, error) {
 	if r.big != nil {
 		n, err := src.Read(r.big[r.bigRead:])
 		r.bigRead += n
-		return readError(n, err)
+		return n, readError(n, err)
 	}
 	if r.lo > 0 {
 		r.hi = copy(r.buf, r.buf[r.lo:r.hi])
@@ -136,7 +137,7 @@ func (r *frameReader) fill(src io.Reader) error {
 	}
 	n, err := src.Read(r.buf[r.hi:])
 	r.hi += n
-	return readError(n, err)
+	return n, readError(n, err)
 }
 
 // readError puts an error off that came together with bytes: Read gives it
@@ -148,19 +149,8 @@ func readError(n int, err error) error {
 	return err
 }
 
-// partial returns the size of the frame that has begun and is not yet whole, 0
-// where none has, and lengthBytes where not even its length is there.
-func (r *frameReader) partial() int {
-	switch there := r.hi - r.lo; {
-	case r.big != nil:
-		return len(r.big)
-	case there >= lengthBytes:
-		return int(binary.BigEndian.Uint32(r.buf[r.lo:])) + lengthBytes
-	case there > 0:
-		return lengthBytes
-	}
-	return 0
-}
+// midFrame tells whether a part of a frame is there.
+func (r *frameReader) midFrame() bool { return r.big != nil || r.hi > r.lo }
 
 // parseFrame checks and decodes one whole frame; with copied set the body is a
 // copy, else a part of whole.

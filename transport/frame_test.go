@@ -33,7 +33,7 @@ func readAll(stream []byte, bytesMax, n int) (frames []frame, err error) {
 			frames = append(frames, f)
 			continue
 		}
-		if err := r.fill(src); err != nil {
+		if _, err := r.fill(src); err != nil {
 			return frames, err
 		}
 	}

@@ -226,8 +226,8 @@ func (c *Conn) readHello() (hello, error) {
 		case ok:
 			return hello{}, gears.ErrProtocol
 		}
-		if err := c.in.fill(c.nc); err != nil {
-			if errors.Is(err, io.EOF) && c.in.partial() > 0 {
+		if _, err := c.in.fill(c.nc); err != nil {
+			if errors.Is(err, io.EOF) && c.in.midFrame() {
 				return hello{}, gears.ErrProtocol
 			}
 			return hello{}, lost(err)
@@ -254,7 +254,7 @@ func (c *Conn) startTLS(ctx context.Context, caller bool) error {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return gears.ErrProtocol.Because("the peer does not speak TLS")
 	}
-	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.EOF) {
+	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) {
 		return lost(err)
 	}
 	return gears.ErrAccess.Because("TLS: %v", err)
@@ -306,9 +306,10 @@ func lost(err error) error {
 	return gears.ErrNoNode.Because("%v", unwrapOp(err))
 }
 
+// isAlert tells whether err is what the peer's TLS said; crypto/tls marks it so.
 func isAlert(err error) bool {
-	_, ok := errors.AsType[tls.AlertError](err)
-	return ok
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // unwrapOp leaves out the addresses that the net package repeats.

@@ -46,7 +46,7 @@ func (w *wire) receive() frame {
 			return f
 		}
 		if err == nil {
-			err = w.in.fill(w)
+			_, err = w.in.fill(w)
 		}
 		if err != nil {
 			return frame{}

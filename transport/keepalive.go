@@ -6,9 +6,10 @@ import (
 	"github.com/gearsfs/gearsfs/gears"
 )
 
-// slowFrameBytes is how much of a frame must come within IdleTimeout. A frame
-// that never becomes whole, its length being damaged, is found by that.
-const slowFrameBytes = 1 << 20
+// slowFrameBytes is how much of a frame that is under way must come within
+// IdleTimeout. By that a frame is found that never becomes whole because its
+// length was damaged: the little that comes is no sign of life then.
+const slowFrameBytes = 128 << 10
 
 // keepAlive is the goroutine that finds out that the peer is gone. It counts
 // ticks instead of reading a clock: a silence of IdleTimeout is found when one
@@ -16,31 +17,28 @@ const slowFrameBytes = 1 << 20
 func (c *Conn) keepAlive() {
 	ticker := time.NewTicker(c.cfg.PingInterval)
 	defer ticker.Stop()
-	silentMax := int(c.cfg.IdleTimeout/c.cfg.PingInterval) - 1
+	ticksMax := int(c.cfg.IdleTimeout/c.cfg.PingInterval) - 1
 	silent, stuck := 0, 0
-	var frames uint64
+	var received, frames, mark uint64 // received when stuck was 0
 	for {
 		select {
 		case <-c.quit:
 			return
 		case <-ticker.C:
 		}
-		heard, moved := c.heard.Swap(false), c.moved.Swap(false)
-		if heard || moved {
+		r, f, moved := c.received.Load(), c.frames.Load(), c.moved.Swap(false)
+		if silent++; r != received || moved {
 			silent = 0
-		} else {
-			silent++
 		}
-		if n := c.frames.Load(); n != frames || c.expect.Load() == 0 {
-			frames, stuck = n, 0
-		} else {
-			stuck++
+		if stuck++; f != frames || !c.midFrame.Load() || r-mark >= slowFrameBytes {
+			stuck, mark = 0, r
 		}
+		received, frames = r, f
 		switch {
-		case silent >= silentMax:
+		case silent >= ticksMax:
 			c.fail(gears.ErrNoNode.Because("nothing heard from the peer for %v", c.cfg.IdleTimeout), false)
-		case stuck >= silentMax*(1+int(c.expect.Load()/slowFrameBytes)):
-			c.fail(gears.ErrProtocol.Because("a frame of %d bytes does not end", c.expect.Load()), false)
+		case stuck >= ticksMax:
+			c.fail(gears.ErrProtocol.Because("a frame does not end"), true)
 		case silent > 0:
 			c.ping()
 		}

@@ -20,7 +20,7 @@ const (
 	copyBytesMax = 16 << 10
 	// pieceBytes is how much a writer that may wait writes at once, so that it
 	// is seen to get on.
-	pieceBytes = 256 << 10
+	pieceBytes = 128 << 10
 	// inlineWritesMax is how often a caller writes what others have queued
 	// meanwhile, before it leaves the rest to the flusher.
 	inlineWritesMax = 4
@@ -96,7 +96,7 @@ func (c *Conn) flusher() {
 				c.failWrite(err)
 				break
 			}
-			if len(c.out.left) > 0 || c.out.next < len(c.out.batch) {
+			if w := &c.out; len(w.left) > 0 || w.body != nil || w.sumDue || w.next < len(w.batch) {
 				c.moved.Store(true)
 			}
 		}
@@ -227,7 +227,7 @@ func (w *writer) writeOnce(fd uintptr) bool {
 // unsentBytesMax is how much the kernel keeps of a TCP connection beyond what is
 // on its way. With more, a PING would stand behind megabytes of a slow link and
 // a healthy peer would count as lost.
-const unsentBytesMax = 256 << 10
+const unsentBytesMax = 128 << 10
 
 // rawConnOf returns what writes to a socket without waiting, nil where sock is
 // none.

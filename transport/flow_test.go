@@ -1,0 +1,382 @@
+package transport
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// narrowListener gives its connections small socket buffers.
+type narrowListener struct{ net.Listener }
+
+func (l narrowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		err = narrow(c)
+	}
+	return c, err
+}
+
+func narrow(c net.Conn) error {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var one, two error
+	err = raw.Control(func(fd uintptr) {
+		one = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 32<<10)
+		two = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10)
+	})
+	return errors.Join(err, one, two)
+}
+
+// TestFloodEachOther has both ends send far more than the sockets hold, all at
+// once and without waiting, so that both would write for ever if either stopped
+// reading to write.
+func TestFloodEachOther(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			addr := Addr{Network: network, Address: "127.0.0.1:0"}
+			if network == "unix" {
+				addr = unixAddr(t)
+			}
+			ln, err := Listen(addr)
+			require.NoError(t, err)
+			defer ln.Close()
+			var b net.Conn
+			met := make(chan error)
+			go func() {
+				var err error
+				b, err = narrowListener{ln}.Accept()
+				met <- err
+			}()
+			a, err := net.Dial(network, ln.Address().Address)
+			require.NoError(t, err)
+			require.NoError(t, <-met)
+			require.NoError(t, narrow(a))
+			one, two := connect(t, a, b, serving(echo), serving(echo))
+
+			const calls = 200
+			var wait sync.WaitGroup
+			var wrong atomic.Int32
+			for _, c := range []*Conn{one, two} {
+				for i := range calls {
+					wait.Add(1)
+					size := 4 + i*997%200_000
+					c.Start(make([]byte, size), func(answer []byte, err error) {
+						if err != nil || len(answer) != size {
+							wrong.Add(1)
+						}
+						wait.Done()
+					})
+				}
+			}
+			wait.Wait()
+			require.Zero(t, wrong.Load())
+			require.NoError(t, one.Close())
+			require.NoError(t, two.Close())
+		})
+	}
+}
+
+// TestSlowReader has a peer ask for a lot and read nothing. What is kept for it
+// is bounded, its further calls are not served, others are served as ever; and
+// when it reads it gets everything.
+func TestSlowReader(t *testing.T) {
+	const answerBytes = 10_000
+	var served atomic.Int32
+	cfg := Config{FrameBytesMax: 1 << 16, UnreadBytesMax: 1 << 20}
+	cfg.NewHandler = func(*Conn) (Handler, error) {
+		return HandlerFunc(func(call *Call) {
+			served.Add(1)
+			call.Reply(make([]byte, answerBytes))
+		}), nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		slow, w := meetWire(t, cfg, false)
+		other, called := pair(t, Config{}, cfg)
+		const calls = 500
+		for id := range uint64(calls) {
+			w.send(frame{id: id, kind: kindRequest})
+		}
+		w.send(frame{id: 77, kind: kindCancel})
+		synctest.Wait()
+		before := served.Load()
+		require.Less(t, before, int32(40), "a quarter of the limit holds 26")
+		require.NoError(t, slow.Err())
+
+		_, err := other.Call(t.Context(), nil)
+		require.NoError(t, err)
+		require.Equal(t, before+1, served.Load())
+
+		for id := range uint64(calls) {
+			f := w.receive()
+			require.Equal(t, kindResponse, f.kind)
+			require.Equal(t, id, f.id)
+			require.Len(t, f.body, answerBytes)
+		}
+		require.Equal(t, int32(calls+1), served.Load())
+		w.Close()
+		<-slow.Done()
+		require.NoError(t, other.Close())
+		require.NoError(t, called.Close())
+	})
+}
+
+// A peer that reads nothing while large answers to calls that are being served
+// come up loses its connection.
+func TestUnreadAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		cfg := serving(&kept)
+		cfg.FrameBytesMax, cfg.UnreadBytesMax = 1<<16, 1<<17
+		c, w := meetWire(t, cfg, false)
+		for id := range uint64(10) {
+			w.send(frame{id: id, kind: kindRequest})
+		}
+		for i, call := range kept.take() {
+			require.Equal(t, i > 4, c.Err() != nil, "call %d", i)
+			call.Reply(make([]byte, 30_000))
+		}
+		<-c.Done()
+		require.ErrorIs(t, c.Err(), gears.ErrOverload)
+		w.Close()
+	})
+}
+
+// The last calls of a connection that is closed have certain outcomes: each was
+// served and answered, or was not served and says so.
+func TestCloseUnderLoad(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for round := range 20 {
+			var served atomic.Int32
+			conns := make(chan *Conn, 1)
+			cfg := Config{NewHandler: func(c *Conn) (Handler, error) {
+				conns <- c
+				return HandlerFunc(func(call *Call) {
+					served.Add(1)
+					call.Reply(call.Body())
+				}), nil
+			}}
+			c := dial(t, serveOn(t, network, cfg), Config{})
+			closer := <-conns
+			if round%2 == 0 {
+				closer = c
+			}
+			var answered, refused, lost atomic.Int32
+			var wait sync.WaitGroup
+			half := make(chan struct{})
+			for i := range 8 {
+				wait.Go(func() {
+					for j := 0; ; j++ {
+						if i == 0 && j == 50 {
+							close(half)
+						}
+						_, err := c.Call(t.Context(), []byte("x"))
+						switch {
+						case err == nil:
+							answered.Add(1)
+							continue
+						case errors.Is(err, gears.ErrClosed) && !errors.Is(err, ErrLost):
+							refused.Add(1)
+						default:
+							t.Errorf("call: %v", err)
+							lost.Add(1)
+						}
+						return
+					}
+				})
+			}
+			<-half
+			require.NoError(t, closer.Close())
+			wait.Wait()
+			require.Equal(t, answered.Load(), served.Load())
+			require.Equal(t, int32(8), refused.Load())
+			<-c.Done()
+			require.ErrorIs(t, c.Err(), gears.ErrClosed)
+		}
+	}
+}
+
+func TestCloseWaitsForCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		var got outcomes
+		a, b := pair(t, Config{}, serving(&kept))
+		a.Start(nil, got.done("in flight"))
+		call := kept.take()[0]
+		closed := make(chan error)
+		go func() { closed <- b.Close() }()
+		synctest.Wait()
+		a.Start(nil, got.done("late"))
+		require.Equal(t, []string{failed("late", gears.ErrClosed)}, got.take())
+		require.ErrorIs(t, a.Err(), gears.ErrClosed)
+		_, err := b.Call(t.Context(), nil)
+		require.ErrorIs(t, err, gears.ErrClosed)
+		select {
+		case <-a.Done():
+			t.Error("it ended with a call in flight")
+		default:
+		}
+		call.Reply([]byte("done"))
+		require.NoError(t, <-closed)
+		<-a.Done()
+		require.Equal(t, []string{"in flight: done"}, got.take())
+		require.NoError(t, b.Close())
+		require.NoError(t, a.Close())
+	})
+}
+
+// What does not finish is cut when the time for it is over.
+func TestCloseCuts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		var got outcomes
+		a, b := pair(t, Config{}, serving(&kept))
+		a.Start(nil, got.done("stuck"))
+		told := false
+		kept.take()[0].OnCancel(func() { told = true })
+		began := time.Now()
+		require.ErrorIs(t, a.Close(), context.DeadlineExceeded)
+		require.Equal(t, 2*time.Second, time.Since(began))
+		require.Equal(t, []string{failed("stuck", gears.ErrClosed)}, got.take())
+		<-b.Done()
+		require.True(t, told)
+		require.NoError(t, b.Close())
+	})
+}
+
+// TestSilentPeer stops hearing from its peer at different moments.
+func TestSilentPeer(t *testing.T) {
+	for _, caller := range []bool{true, false} {
+		for _, silentAfter := range []time.Duration{0, time.Second, time.Minute, 61 * time.Second} {
+			t.Run(fmt.Sprint(caller, silentAfter), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c, w := meetWire(t, Config{}, caller)
+					began := time.Now()
+					var last time.Duration // when it said something
+					go func() {
+						for {
+							f := w.receive()
+							if f.kind == 0 {
+								return
+							}
+							if now := time.Since(began); f.kind == kindPing && now <= silentAfter {
+								last = now
+								w.send(frame{id: f.id, kind: kindPong})
+							}
+						}
+					}()
+					if silentAfter == time.Second {
+						time.Sleep(silentAfter) // virtual
+						last = time.Since(began)
+						w.send(frame{kind: kindPing})
+					}
+					_, err := c.Call(t.Context(), nil)
+					require.ErrorIs(t, err, ErrLost)
+					require.ErrorIs(t, err, gears.ErrNoNode)
+					silent := time.Since(began) - last
+					require.LessOrEqual(t, silent, 15*time.Second)
+					require.GreaterOrEqual(t, silent, 9*time.Second)
+					<-c.Done()
+				})
+			})
+		}
+	}
+}
+
+// A peer that stops reading, too, is found, with the writer stuck.
+func TestStoppedPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := meetWire(t, Config{}, true)
+		began := time.Now()
+		_, err := c.Call(t.Context(), make([]byte, 10<<20))
+		require.ErrorIs(t, err, gears.ErrNoNode)
+		require.LessOrEqual(t, time.Since(began), 15*time.Second)
+		<-c.Done()
+	})
+}
+
+// Two ends with nothing to say stay connected.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, serving(echo), serving(echo))
+		time.Sleep(time.Hour) // virtual
+		for _, c := range []*Conn{a, b} {
+			_, err := c.Call(t.Context(), nil)
+			require.NoError(t, err)
+		}
+		require.NoError(t, a.Close())
+		require.NoError(t, b.Close())
+	})
+}
+
+// A slow link that takes minutes for a frame is not a silent peer.
+func TestSlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, w := meetWire(t, Config{}, true)
+		ended := make(chan error)
+		began := time.Now()
+		go func() {
+			_, err := c.Call(t.Context(), make([]byte, 4<<20))
+			ended <- err
+		}()
+		buf := make([]byte, 1<<16)
+		for read := 0; read < 4<<20+overheadBytes; {
+			n, err := w.Read(buf)
+			require.NoError(t, err)
+			read += n
+			time.Sleep(2 * time.Second) // virtual
+		}
+		answer := frame{id: 1, kind: kindResponse, body: make([]byte, 4<<20)}.append(nil)
+		for len(answer) > 0 {
+			n := min(len(answer), 1<<18)
+			time.Sleep(8 * time.Second) // virtual
+			_, err := w.Write(answer[:n])
+			require.NoError(t, err)
+			answer = answer[n:]
+		}
+		require.NoError(t, <-ended)
+		require.Greater(t, time.Since(began), 2*time.Minute)
+		w.Close()
+		<-c.Done()
+	})
+}
+
+// A frame whose length was damaged never becomes whole; it must not hide behind
+// the sign of life that its bytes are.
+func TestEndlessFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, w := meetWire(t, Config{}, true)
+		go func() {
+			for w.receive().kind != 0 {
+			}
+		}()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			head := binary.BigEndian.AppendUint32(nil, 1000)
+			for _, err := w.Write(head); err == nil; _, err = w.Write([]byte{1}) {
+				time.Sleep(time.Second) // virtual
+			}
+		}()
+		began := time.Now()
+		_, err := c.Call(t.Context(), nil)
+		require.ErrorIs(t, err, gears.ErrProtocol)
+		require.LessOrEqual(t, time.Since(began), 15*time.Second)
+		<-c.Done()
+		<-ended
+	})
+}
