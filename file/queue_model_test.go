@@ -1,0 +1,564 @@
+package file
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// queueModel is one file's streams as plain lists.
+type queueModel struct {
+	streams map[string]*streamModel
+	fence   uint64
+}
+
+type streamModel struct {
+	recs    []*recModel // what lives, in order
+	next    uint64      // seq
+	sealed  bool
+	limits  gears.Limits
+	blocked map[gears.SessionID][]uint64
+}
+
+type recModel struct {
+	seq        uint64
+	data       string
+	holder     *sessionModel
+	fence      uint64 // 0 is ready
+	deliveries uint32
+}
+
+type sessionModel struct {
+	id        gears.SessionID
+	seq       uint64
+	confirmed uint64
+	known     bool // it has a row
+	done      []doneModel
+}
+
+// doneModel is a command that succeeded and what it was answered with.
+type doneModel struct {
+	cmd    *wire.Command
+	answer *wire.Answer
+}
+
+func (s *streamModel) count() (records, leased, bytes uint64) {
+	for _, r := range s.recs {
+		bytes += uint64(len(r.data))
+		if r.fence != 0 {
+			leased++
+		} else {
+			records++
+		}
+	}
+	return records, leased, bytes
+}
+
+func (s *streamModel) fits(n int, bytes uint64) bool {
+	ready, leased, held := s.count()
+	return len(s.recs) == 0 || (s.limits.Records == 0 || ready+leased+uint64(n) <= s.limits.Records) &&
+		(s.limits.Bytes == 0 || held+bytes <= s.limits.Bytes)
+}
+
+func (m *queueModel) stream(key string) *streamModel {
+	s := m.streams[key]
+	if s == nil {
+		s = &streamModel{next: 1, blocked: make(map[gears.SessionID][]uint64)}
+		m.streams[key] = s
+	}
+	return s
+}
+
+func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wire.Answer, error) {
+	if known := m.streams[op.Key]; known != nil && len(op.Records) > 0 {
+		if known.sealed {
+			return nil, gears.ErrSealed
+		}
+		var bytes uint64
+		for _, r := range op.Records {
+			bytes += uint64(len(r.Data))
+		}
+		waits := known.blocked[s.id]
+		if op.Retry {
+			waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
+		}
+		behind := slices.ContainsFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
+		full := behind || !known.fits(len(op.Records), bytes)
+		waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq == cmd.Seq })
+		if full {
+			waits = append(waits, cmd.Seq)
+			s.known = true
+		}
+		known.blocked[s.id] = waits
+		if full {
+			return nil, gears.ErrFull
+		}
+	}
+	st := m.stream(op.Key)
+	a := &wire.Answer{}
+	for i, r := range op.Records {
+		if i == 0 {
+			a.FirstSeq = st.next
+		}
+		a.LastSeq = st.next
+		st.recs = append(st.recs, &recModel{seq: st.next, data: string(r.Data)})
+		st.next++
+	}
+	st.sealed = st.sealed || op.Seal
+	return a, nil
+}
+
+func (m *queueModel) take(s *sessionModel, op *wire.Take) (*wire.Answer, error) {
+	ended := true
+	for _, key := range op.Keys {
+		st := m.streams[key]
+		if st == nil {
+			ended = false
+			continue
+		}
+		ended = ended && st.sealed && len(st.recs) == 0
+		a := &wire.Answer{}
+		for _, r := range st.recs {
+			if r.fence != 0 || len(a.Records) == int(op.Max) {
+				continue
+			}
+			r.deliveries++
+			t := &wire.TakenRecord{Key: key, Seq: r.seq, Data: []byte(r.data), Deliveries: r.deliveries}
+			if op.Lease {
+				m.fence++
+				r.fence, r.holder = m.fence, s
+				t.Fence = r.fence
+			}
+			a.Records = append(a.Records, t)
+		}
+		if len(a.Records) == 0 {
+			continue
+		}
+		if !op.Lease {
+			st.recs = slices.DeleteFunc(st.recs, func(r *recModel) bool {
+				return slices.ContainsFunc(a.Records, func(t *wire.TakenRecord) bool { return t.Seq == r.seq })
+			})
+		}
+		return a, nil
+	}
+	if ended {
+		return nil, gears.ErrEnd
+	}
+	return nil, gears.ErrEmpty
+}
+
+func (m *queueModel) find(s *sessionModel, key string, fence uint64) *recModel {
+	if st := m.streams[key]; st != nil {
+		for _, r := range st.recs {
+			if r.fence == fence && r.holder == s {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, error) {
+	seen := make(map[uint64]bool)
+	for _, r := range op.Receipts {
+		if m.find(s, r.Key, r.Fence) == nil || seen[r.Fence] {
+			return nil, gears.ErrGone
+		}
+		seen[r.Fence] = true
+	}
+	for _, r := range op.Receipts {
+		rec := m.find(s, r.Key, r.Fence)
+		rec.fence, rec.holder = 0, nil
+		if st := m.streams[r.Key]; !op.Return {
+			st.recs = slices.DeleteFunc(st.recs, func(x *recModel) bool { return x == rec })
+		}
+	}
+	return &wire.Answer{}, nil
+}
+
+func (m *queueModel) configure(op *wire.Configure) (*wire.Answer, error) {
+	switch {
+	case op.Drop:
+		delete(m.streams, op.Key)
+	case op.Clear:
+		if st := m.streams[op.Key]; st != nil {
+			st.recs = nil
+		}
+	case op.SetLimits:
+		m.stream(op.Key).limits = gears.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes}
+	case op.Seal != nil:
+		m.stream(op.Key).sealed = *op.Seal
+	}
+	return &wire.Answer{}, nil
+}
+
+func (m *queueModel) end(s *sessionModel) {
+	for _, st := range m.streams {
+		for _, r := range st.recs {
+			if r.holder == s {
+				r.holder, r.fence = nil, 0
+			}
+		}
+	}
+}
+
+func (m *queueModel) confirm(s *sessionModel) {
+	s.done = slices.DeleteFunc(s.done, func(d doneModel) bool { return d.cmd.Seq < s.confirmed })
+	for _, st := range m.streams {
+		st.blocked[s.id] = slices.DeleteFunc(st.blocked[s.id], func(seq uint64) bool { return seq < s.confirmed })
+	}
+}
+
+// queuePlayer plays random commands of some sessions on machines and the model.
+type queuePlayer struct {
+	*rig
+	twin     *rig // keeps next to nothing in memory
+	model    *queueModel
+	rng      *rand.Rand
+	sessions []*sessionModel
+	salt     uint64
+	failed   []*wire.Command // puts that found no room
+	entries  []*wire.Entry   // all that was applied, and what it was answered
+	answers  [][]*wire.Answer
+}
+
+var modelKeys = []string{"a", "b", "data"}
+
+func (p *queuePlayer) newSession() *sessionModel {
+	p.salt++
+	return &sessionModel{id: gears.SessionID{Minted: int64(p.now), Salt: p.salt}}
+}
+
+func (p *queuePlayer) op(s *sessionModel) any {
+	key := pick(p.rng, modelKeys)
+	switch n := p.rng.IntN(100); {
+	case n < 40:
+		op := putOp(key)
+		for range p.rng.IntN(6) {
+			size := p.rng.IntN(20)
+			if p.rng.IntN(30) == 0 {
+				size = 40 << 10
+			}
+			op.Records = append(op.Records, &wire.NewRecord{Data: fmt.Append(make([]byte, 0, size), p.rng.Uint32())})
+		}
+		if p.rng.IntN(8) == 0 {
+			op.Records = append(op.Records, &wire.NewRecord{})
+		}
+		op.Seal = p.rng.IntN(60) == 0
+		return op
+	case n < 70:
+		op := takeOp(1+p.rng.Uint32N(5), key)
+		if other := pick(p.rng, modelKeys); other != key {
+			op.Keys = append(op.Keys, other)
+		}
+		op.Lease = p.rng.IntN(2) == 0
+		return op
+	case n < 92:
+		op := &wire.Settle{Return: p.rng.IntN(2) == 0}
+		for _, d := range s.done {
+			for _, r := range d.answer.Records {
+				if r.Fence != 0 && p.rng.IntN(2) == 0 {
+					op.Receipts = append(op.Receipts, &wire.Receipt{Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Fence: r.Fence})
+				}
+			}
+		}
+		if len(op.Receipts) == 0 {
+			return takeOp(1, key)
+		}
+		return op
+	default:
+		return p.configureOp(key)
+	}
+}
+
+func (p *queuePlayer) configureOp(key string) any {
+	switch p.rng.IntN(8) {
+	case 0:
+		return configure(key, func(c *wire.Configure) { c.Clear = true })
+	case 1:
+		if key != "data" {
+			return configure(key, func(c *wire.Configure) { c.Drop = true })
+		}
+		return sealOp(key, false)
+	case 2, 3, 4:
+		return sealOp(key, p.rng.IntN(4) == 0)
+	case 5:
+		return limitOp(key, 0, 0)
+	default:
+		return limitOp(key, p.rng.Uint64N(10), p.rng.Uint64N(200))
+	}
+}
+
+func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, error) {
+	switch op := cmd.Op.(type) {
+	case *wire.Command_Put:
+		return p.model.put(s, cmd, op.Put)
+	case *wire.Command_Take:
+		return p.model.take(s, op.Take)
+	case *wire.Command_Settle:
+		return p.model.settle(s, op.Settle)
+	case *wire.Command_Configure:
+		return p.model.configure(op.Configure)
+	}
+	panic("no such operation in the model")
+}
+
+// apply applies a command on both machines, which must agree.
+func (p *queuePlayer) apply(cmd *wire.Command) *wire.Answer {
+	p.t.Helper()
+	answers := p.entry(cmd)
+	encoded, err := cmd.MarshalVT()
+	require.NoError(p.t, err)
+	logged := new(wire.Command) // the test changes cmd when it tries again
+	require.NoError(p.t, logged.UnmarshalVT(encoded))
+	p.entries = append(p.entries, &wire.Entry{Time: p.now, Commands: []*wire.Command{logged}})
+	p.answers = append(p.answers, answers)
+	p.twin.now = p.now - 1e6
+	require.Equal(p.t, answers[0].String(), p.twin.entry(cmd)[0].String(), "two machines differ")
+	return answers[0]
+}
+
+func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
+	p.t.Helper()
+	if p.rng.IntN(3) == 0 {
+		s.confirmed = min(s.seq, s.confirmed+p.rng.Uint64N(4))
+	}
+	cmd.Confirmed = s.confirmed
+	if s.known {
+		p.model.confirm(s)
+	}
+	if cmd.Seq < s.confirmed {
+		if s.known {
+			require.ErrorIs(p.t, answerError(p.apply(cmd)), gears.ErrSession)
+		}
+		return
+	}
+	want, wantErr := p.expect(s, cmd)
+	got := p.apply(cmd)
+	if wantErr != nil {
+		require.ErrorIs(p.t, answerError(got), wantErr, "%v", cmd)
+		if wantErr == error(gears.ErrFull) {
+			p.failed = append(p.failed, cmd)
+		}
+		return
+	}
+	require.NoError(p.t, answerError(got), "%v", cmd)
+	p.compareAnswer(want, got)
+	if !s.known {
+		s.known = true
+		p.model.confirm(s)
+	}
+	s.done = append(s.done, doneModel{cmd, got})
+}
+
+func (p *queuePlayer) compareAnswer(want, got *wire.Answer) {
+	p.t.Helper()
+	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq}, []uint64{got.FirstSeq, got.LastSeq})
+	require.Len(p.t, got.Records, len(want.Records))
+	for i, w := range want.Records {
+		g := got.Records[i]
+		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Deliveries, w.Fence}, []any{g.Key, g.Seq, string(g.Data), g.Deliveries, g.Fence})
+	}
+}
+
+// held reports whether all that an answer leased is leased still.
+func (p *queuePlayer) held(s *sessionModel, a *wire.Answer) bool {
+	return !slices.ContainsFunc(a.Records, func(r *wire.TakenRecord) bool {
+		return r.Fence != 0 && p.model.find(s, r.Key, r.Fence) == nil
+	})
+}
+
+func (p *queuePlayer) end(s *sessionModel, forget bool) {
+	p.model.end(s)
+	require.Zero(p.t, p.apply(as(gears.Root, &wire.EndSession{
+		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Forget: forget})).Code)
+}
+
+func (p *queuePlayer) step() {
+	i := p.rng.IntN(len(p.sessions))
+	s := p.sessions[i]
+	switch n := p.rng.IntN(100); {
+	case n < 15 && len(s.done) > 0: // a retry
+		d := pick(p.rng, s.done)
+		if !p.held(s, d.answer) {
+			return
+		}
+		require.Equal(p.t, d.answer.String(), p.apply(d.cmd).String(), "a retry of %v", d.cmd)
+	case n < 22 && len(p.failed) > 0: // a put that waited for room
+		cmd := p.failed[0]
+		p.failed = p.failed[1:]
+		for _, s := range p.sessions {
+			if s.id.Salt == cmd.SessionSalt {
+				cmd.GetPut().Retry = p.rng.IntN(3) == 0
+				p.run(s, cmd)
+			}
+		}
+	case n < 25:
+		forget := p.rng.IntN(2) == 0
+		p.end(s, forget)
+		if forget {
+			p.sessions[i] = p.newSession()
+		}
+	case n < 26: // closed sessions are forgotten, and nobody comes back
+		for i, s := range p.sessions {
+			p.end(s, p.rng.IntN(2) == 0)
+			p.sessions[i] = nil
+		}
+		p.now += uint64(gears.SessionTTL)
+		for i := range p.sessions {
+			p.sessions[i] = p.newSession()
+		}
+		p.failed = nil
+	case n < 28:
+		s.seq++
+		cmd := by(s.id, as(gears.Root, &wire.Confirm{}))
+		cmd.Seq, cmd.Confirmed, cmd.Close = s.seq, s.seq, true
+		require.Zero(p.t, p.apply(cmd).Code)
+		p.model.end(s)
+		s.confirmed = s.seq
+		p.model.confirm(s)
+		p.sessions[i] = p.newSession()
+	default:
+		s.seq++
+		cmd := by(s.id, as(gears.Root, p.op(s)))
+		cmd.Seq = s.seq
+		p.run(s, cmd)
+	}
+}
+
+// compare compares what the machine shows of the streams with the model.
+func (p *queuePlayer) compare() {
+	a, err := p.m.Lookup(gears.RootIno, "f", gears.Root)
+	if err != nil {
+		return
+	}
+	for _, key := range modelKeys {
+		st := p.model.streams[key]
+		info := p.info(uint64(a.Ino), gears.Key(key))
+		if st == nil {
+			require.Zero(p.t, info.Version, "stream %q", key)
+			continue
+		}
+		ready, leased, bytes := st.count()
+		require.Equal(p.t, []uint64{ready, leased, bytes, st.next}, []uint64{info.Records, info.Leased, info.Bytes, uint64(info.Tail.Seq)}, "stream %q", key)
+		require.Equal(p.t, st.sealed, info.Sealed)
+		if len(st.recs) > 0 {
+			require.EqualValues(p.t, st.recs[0].seq, info.Head.Seq, "stream %q", key)
+		}
+		records, _ := p.m.Peek(a.Ino, gears.Key(key), PeekWhat{Max: 1000}, gears.Root)
+		var want []string
+		for _, r := range st.recs {
+			if r.fence == 0 {
+				want = append(want, r.data)
+			}
+		}
+		require.True(p.t, slices.Equal(want, datas(records)), "stream %q: %q, not %q", key, datas(records), want)
+		after := p.rng.Uint64N(st.next)
+		records, _ = p.m.Peek(a.Ino, gears.Key(key), PeekWhat{Max: 1000, Follow: true, After: gears.Seq(after)}, gears.Root)
+		var wantSeqs, seqs []uint64
+		for _, r := range st.recs {
+			if r.seq > after {
+				wantSeqs = append(wantSeqs, r.seq)
+			}
+		}
+		for _, r := range records {
+			seqs = append(seqs, r.Seq)
+		}
+		require.Equal(p.t, wantSeqs, seqs, "stream %q, newer than %d", key, after)
+	}
+}
+
+func newQueuePlayer(t *testing.T) *queuePlayer {
+	seed := *modelSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", seed)
+	p := &queuePlayer{
+		rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 1)),
+		model: &queueModel{streams: make(map[string]*streamModel)},
+	}
+	for range 4 {
+		p.sessions = append(p.sessions, p.newSession())
+	}
+	require.Zero(t, p.apply(as(gears.Root, putOp("data"))).Code)
+	p.model.stream("data")
+	return p
+}
+
+// TestQueueModel: random commands of sessions that retry, close and are
+// forgotten, on a machine, on one that keeps next to nothing in memory, and on
+// plain lists. All agree after each step.
+func TestQueueModel(t *testing.T) {
+	p := newQueuePlayer(t)
+	for i := range *modelSteps {
+		p.twin.m.nodes.max, p.twin.m.streams.max, p.twin.m.sessions.rows.max = 1, 1, 1
+		p.step()
+		p.compare()
+		p.check()
+		switch p.rng.IntN(100) {
+		case 0:
+			p.reopen()
+		case 1:
+			p.twin.reopen()
+		}
+		if i%100 == 99 {
+			require.Equal(t, string(p.dump()), string(p.twin.dump()), "two machines differ")
+		}
+	}
+}
+
+// TestQueueReplay crashes a machine whose state was flushed at random points
+// and replays the entries behind what is left: all answers are the same again.
+func TestQueueReplay(t *testing.T) {
+	p := newQueuePlayer(t)
+	for range 400 {
+		p.step()
+	}
+	fs := vfs.NewCrashableMem()
+	r := &rig{t: t, fs: fs}
+	r.open(true)
+	require.NoError(t, r.data.State.Commit())
+	init := &wire.Command{Op: &wire.Command_Init{Init: &wire.Init{Id: make([]byte, 16), Name: "main"}}}
+	_, err := r.m.Apply(1, 1, &wire.Entry{Time: rigStart + 1e6, Commands: []*wire.Command{init}})
+	require.NoError(t, err)
+	for crashes := 0; crashes < 30; {
+		applied, _ := r.m.Applied()
+		upTo := min(applied+uint64(1+p.rng.IntN(60)), uint64(len(p.entries)+1))
+		for index := applied + 1; index <= upTo; index++ {
+			answers, err := r.m.Apply(index, 1, p.entries[index-2])
+			require.NoError(t, err)
+			require.Equal(t, p.answers[index-2][0].String(), answers[0].String(), "entry %d", index)
+			if p.rng.IntN(15) == 0 {
+				require.NoError(t, <-r.data.State.Flush())
+			}
+		}
+		if upTo == uint64(len(p.entries)+1) {
+			break
+		}
+		crashes++
+		require.NoError(t, <-r.data.State.Flush())
+		for index := upTo + 1; index <= min(upTo+20, uint64(len(p.entries)+1)); index++ { // lost
+			_, err := r.m.Apply(index, 1, p.entries[index-2])
+			require.NoError(t, err)
+		}
+		crashed := r.fs.(*vfs.MemFS).CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: p.rng.IntN(101), RNG: p.rng})
+		require.NoError(t, r.data.Close())
+		r.fs = crashed
+		r.open(false)
+		left, _ := r.m.Applied()
+		require.GreaterOrEqual(t, left, upTo)
+		r.check()
+	}
+	r.check()
+	require.Equal(t, string(p.dump()), string(r.dump()))
+	require.NoError(t, r.data.Close())
+}
