@@ -41,8 +41,10 @@ type toldError struct{ status int }
 
 func (e *toldError) Error() string { return fmt.Sprintf("status %d", e.status) }
 
-// errWaitOver is what --wait ends a wait with.
-var errWaitOver = errors.New("nothing came within --wait")
+// waitError is what --wait ends a wait with.
+type waitError struct{ what string }
+
+func (e *waitError) Error() string { return e.what + " within --wait" }
 
 // exitStatus maps what a command returned to the process's exit status.
 func exitStatus(err error) int {
@@ -58,10 +60,13 @@ func exitStatus(err error) int {
 	if t, ok := errors.AsType[*toldError](err); ok {
 		return t.status
 	}
+	if _, ok := errors.AsType[*waitError](err); ok {
+		return exitNotNow
+	}
 	switch {
 	case errors.Is(err, gears.ErrMaybe):
 		return exitUnknown
-	case errors.Is(err, errWaitOver), errors.Is(err, gears.ErrEmpty), errors.Is(err, gears.ErrFull):
+	case errors.Is(err, gears.ErrEmpty), errors.Is(err, gears.ErrFull):
 		return exitNotNow
 	case errors.Is(err, gears.ErrSealed), errors.Is(err, gears.ErrEnd):
 		return exitEnded
@@ -75,7 +80,9 @@ func exitStatus(err error) int {
 func advice(err error) string {
 	switch {
 	case errors.Is(err, gears.ErrNoNode):
-		return "start a node with gearsfsd or gearsfs mount, or name one with --node or GEARSFS_NODE"
+		return "the node is unreachable; start one with gearsfsd or gearsfs mount, or name another with --node or GEARSFS_NODE"
+	case errors.Is(err, syscall.ENOTCONN):
+		return "the mount there is dead: detach it with gearsfs umount"
 	case errors.Is(err, gears.ErrVersion), errors.Is(err, gears.ErrProtocol):
 		return "check the address, and gearsfs version on both sides"
 	case errors.Is(err, gears.ErrMaybe):

@@ -27,7 +27,7 @@ func TestExitStatus(t *testing.T) {
 		{gears.ErrKey.Because("a key must not be empty"), 2},
 		{gears.ErrEmpty, 3},
 		{gears.ErrFull, 3},
-		{errWaitOver, 3},
+		{&waitError{"nothing came"}, 3},
 		{gears.ErrSealed, 4},
 		{gears.ErrEnd, 4},
 		{gears.ErrMaybe, 5},
@@ -59,10 +59,12 @@ func TestQuiet(t *testing.T) {
 }
 
 func TestCauseOfAWaitThatIsOver(t *testing.T) {
-	ctx, cancel := waitContext(context.Background(), durationFlag{value: time.Nanosecond, set: true})
+	ctx, cancel := waitContext(context.Background(), durationFlag{value: time.Nanosecond, set: true}, "nothing came")
 	defer cancel()
 	<-ctx.Done()
-	assert.ErrorIs(t, cause(ctx, fmt.Errorf("take: %w", ctx.Err())), errWaitOver)
+	over := cause(ctx, fmt.Errorf("take: %w", ctx.Err()))
+	assert.EqualError(t, over, "nothing came within --wait")
+	assert.Equal(t, exitNotNow, exitStatus(over))
 	assert.ErrorIs(t, cause(ctx, gears.ErrEnd), gears.ErrEnd, "the true outcome stays")
 	assert.NoError(t, cause(ctx, nil))
 }

@@ -113,11 +113,11 @@ func (a *app) mountData(ctx context.Context, data, dir string, o mount.Options, 
 	deadline := time.Now().Add(attachPatience)
 	for {
 		n, err := node.Start(ctx, node.Config{
-			Data: data, Listen: []string{socket},
-			Log: slog.New(slog.NewTextHandler(a.errs, &slog.HandlerOptions{Level: slog.LevelWarn})),
+			Data: data,
+			Log:  slog.New(slog.NewTextHandler(a.errs, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 		if err == nil {
-			return a.mountEmbedded(ctx, n, socket, dir, o, ready)
+			return a.mountEmbedded(ctx, n, dir, o, ready)
 		}
 		if !errors.Is(err, gears.ErrInUse) {
 			return cause(ctx, err)
@@ -137,12 +137,43 @@ func (a *app) mountData(ctx context.Context, data, dir string, o mount.Options, 
 	}
 }
 
-func (a *app) mountEmbedded(ctx context.Context, n *node.Node, socket, dir string, o mount.Options, ready readySignal) error {
+func (a *app) mountEmbedded(ctx context.Context, n *node.Node, dir string, o mount.Options, ready readySignal) error {
 	m, err := n.Local("mount")
 	if err == nil {
-		err = runMount(ctx, m, socket, dir, o, n.Broken(), ready)
+		err = runMount(ctx, m, n.Address(), dir, o, n.Broken(), ready)
+	}
+	if err == nil {
+		err = a.outstay(ctx, n, m)
 	}
 	return errors.Join(err, n.Close())
+}
+
+// outstayEvery is how often a node whose mount is gone looks for its clients.
+const outstayEvery = 500 * time.Millisecond
+
+// outstay keeps a node whose own mount is gone for the other mounts and
+// commands that use it, until those are gone too or ctx ends.
+func (a *app) outstay(ctx context.Context, n *node.Node, m dgm.Manager) error {
+	for told := false; ctx.Err() == nil; told = true {
+		status, err := m.Status(ctx)
+		if err != nil {
+			return cause(ctx, err)
+		}
+		others := status.Sessions - 1 // all but m
+		if others == 0 {
+			return nil
+		}
+		if !told {
+			a.notef("note: unmounted; the node goes on for %d others that use it", others)
+		}
+		select {
+		case <-ctx.Done():
+		case err := <-n.Broken():
+			return fmt.Errorf("the node can't go on: %w", err)
+		case <-time.After(outstayEvery):
+		}
+	}
+	return nil
 }
 
 func runMount(ctx context.Context, m dgm.Manager, addrs, dir string, o mount.Options, broken <-chan error, ready readySignal) error {

@@ -157,7 +157,7 @@ func (p *peeker) next(ctx context.Context) ([]gears.Record, error) {
 	if p.endless && !p.last {
 		peek.Max = takeBatchMax
 	}
-	waiting, cancel := waitContext(ctx, p.wait)
+	waiting, cancel := waitContext(ctx, p.wait, "nothing came")
 	defer cancel()
 	records, err := p.Peek(waiting, peek)
 	if errors.Is(err, gears.ErrEmpty) && !p.noWait && !p.looked {

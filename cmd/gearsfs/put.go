@@ -229,7 +229,7 @@ func (p *putter) batch(records []gears.NewRecord, most int) int {
 }
 
 func (p *putter) putBatch(ctx context.Context, put dgm.Put) error {
-	waiting, cancel := waitContext(ctx, p.wait)
+	waiting, cancel := waitContext(ctx, p.wait, "no room came")
 	defer cancel()
 	result, err := p.Put(waiting, put)
 	if err != nil {
@@ -245,10 +245,10 @@ func (p *putter) putBatch(ctx context.Context, put dgm.Put) error {
 	return nil
 }
 
-// waitContext bounds one wait by --wait.
-func waitContext(ctx context.Context, wait durationFlag) (context.Context, context.CancelFunc) {
+// waitContext bounds one wait by --wait; what says what did not happen.
+func waitContext(ctx context.Context, wait durationFlag, what string) (context.Context, context.CancelFunc) {
 	if !wait.set {
 		return ctx, func() {}
 	}
-	return context.WithDeadlineCause(ctx, time.Now().Add(wait.value), errWaitOver)
+	return context.WithDeadlineCause(ctx, time.Now().Add(wait.value), &waitError{what})
 }

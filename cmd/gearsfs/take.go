@@ -191,7 +191,7 @@ func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gears.Record, err
 	if l.endless {
 		take.Max = takeBatchMax
 	}
-	waiting, cancel := waitContext(ctx, l.wait)
+	waiting, cancel := waitContext(ctx, l.wait, "nothing came")
 	defer cancel()
 	records, err := l.Take(waiting, take)
 	if errors.Is(err, gears.ErrEmpty) && !l.noWait && !l.looked {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"strings"
 	"time"
 
@@ -116,35 +115,39 @@ func (a *app) printEntry(ctx context.Context, t target, e gears.Entry, long bool
 		}
 		arrow = " -> " + a.shown(link)
 	}
-	return a.printf("%s %3d %5d %5d %12d %s %s%s\n", fileMode(e.Attr.Mode), e.Attr.Nlink, e.Attr.UID, e.Attr.GID,
+	return a.printf("%s %3d %5d %5d %12d %s %s%s\n", modeText(e.Attr.Mode), e.Attr.Nlink, e.Attr.UID, e.Attr.GID,
 		e.Attr.Size, e.Attr.Mtime.Local().Format(time.DateTime), a.shown(e.Name), arrow)
 }
 
-// fileMode turns the mode of stat(2) into Go's, which prints itself.
-func fileMode(mode uint32) fs.FileMode {
-	m := fs.FileMode(mode & 0o777)
-	for bit, goBit := range map[uint32]fs.FileMode{
-		unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky,
-	} {
-		if mode&bit != 0 {
-			m |= goBit
+// modeText shows the mode of stat(2) as ls -l does.
+func modeText(mode uint32) string {
+	text := []byte("?rwxrwxrwx")
+	for bit := range 9 {
+		if mode>>bit&1 == 0 {
+			text[9-bit] = '-'
 		}
 	}
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		m |= fs.ModeDir
-	case unix.S_IFLNK:
-		m |= fs.ModeSymlink
-	case unix.S_IFIFO:
-		m |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		m |= fs.ModeSocket
-	case unix.S_IFBLK:
-		m |= fs.ModeDevice
-	case unix.S_IFCHR:
-		m |= fs.ModeDevice | fs.ModeCharDevice
+	for _, special := range []struct {
+		bit    uint32
+		at     int
+		letter byte
+	}{{unix.S_ISUID, 3, 's'}, {unix.S_ISGID, 6, 's'}, {unix.S_ISVTX, 9, 't'}} {
+		switch {
+		case mode&special.bit == 0:
+		case text[special.at] == 'x':
+			text[special.at] = special.letter
+		default:
+			text[special.at] = special.letter - 'a' + 'A'
+		}
 	}
-	return m
+	kinds := map[uint32]byte{
+		unix.S_IFREG: '-', unix.S_IFDIR: 'd', unix.S_IFLNK: 'l', unix.S_IFIFO: 'p',
+		unix.S_IFSOCK: 's', unix.S_IFBLK: 'b', unix.S_IFCHR: 'c',
+	}
+	if kind, ok := kinds[mode&unix.S_IFMT]; ok {
+		text[0] = kind
+	}
+	return string(text)
 }
 
 func (a *app) catCommand() *cobra.Command {
@@ -349,7 +352,7 @@ head is how many bytes were taken from the front of the file.`,
 				return err
 			}
 			j := attrJSON{
-				Path: t.path, Ino: at.Ino, Mode: fileMode(at.Mode).String(), Links: at.Nlink, UID: at.UID, GID: at.GID,
+				Path: t.path, Ino: at.Ino, Mode: modeText(at.Mode), Links: at.Nlink, UID: at.UID, GID: at.GID,
 				Size: at.Size, Head: at.Head, Version: at.Version,
 				Atime: timeText(at.Atime), Mtime: timeText(at.Mtime), Ctime: timeText(at.Ctime),
 			}

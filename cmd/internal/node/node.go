@@ -99,7 +99,7 @@ func (n *Node) listen(addrs []transport.Addr) error {
 	for _, addr := range addrs {
 		l, err := transport.Listen(addr)
 		if err != nil {
-			return fmt.Errorf("listen at %s: %w", addr, err)
+			return err
 		}
 		n.listeners = append(n.listeners, l)
 	}
