@@ -59,6 +59,24 @@ func (c *crowd) stopped() bool {
 	return c.stop
 }
 
+// halt lets the goroutines end and returns what was acknowledged before.
+func (c *crowd) halt() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stop = true
+	return slices.Clone(c.acked)
+}
+
+// checkPrefix holds what survived against all that there was.
+func checkPrefix(t *testing.T, records, all, acked []string) {
+	t.Helper()
+	require.LessOrEqual(t, len(records), len(all))
+	require.Equal(t, all[:len(records)], records)
+	for _, a := range acked {
+		require.Contains(t, records, a)
+	}
+}
+
 // TestCrash cuts the power at random moments under load, with any part of what
 // was not synced lost: acknowledged durable puts are there, and the state is a
 // prefix of what it was.
@@ -88,10 +106,7 @@ func TestCrash(t *testing.T) {
 				runtime.Gosched()
 			}
 
-			c.mu.Lock()
-			acked := slices.Clone(c.acked)
-			c.stop = true
-			c.mu.Unlock()
+			acked := c.halt()
 			machine.mu.Lock()
 			cutLog := log.crash(rnd.Uint64N(20))
 			if rnd.IntN(4) == 0 {
@@ -110,12 +125,7 @@ func TestCrash(t *testing.T) {
 			replayed += int(cutLog.Last() - min(cutLog.Last(), cut.state.index))
 			cut = cut.restart()
 			f = openTest(t, cutLog, cut, nil)
-			records := cut.records()
-			require.LessOrEqual(t, len(records), len(all))
-			require.Equal(t, all[:len(records)], records)
-			for _, a := range acked {
-				require.Contains(t, records, a)
-			}
+			checkPrefix(t, cut.records(), all, acked)
 			require.NoError(t, f.Close())
 			log, machine = cutLog, cut
 		}

@@ -187,6 +187,8 @@ func (g *Group) start() error {
 	g.status.commit.Store(g.store.hard.GetCommit())
 	g.status.term.Store(g.store.hard.GetTerm())
 	g.loop.hardTerm, g.loop.hardVote = g.store.hard.GetTerm(), g.store.hard.GetVote()
+	g.loop.now = make(chan struct{})
+	close(g.loop.now)
 	g.loop.proposal = &raftpb.Message{
 		Type: raftpb.MsgProp.Enum(), From: &g.cfg.ID, Entries: []*raftpb.Entry{{}},
 	}
@@ -238,7 +240,8 @@ func (g *Group) Propose(ps ...*Proposal) {
 	g.mu.Lock()
 	if err := g.refusalLocked(len(ps), total); err != nil {
 		g.mu.Unlock()
-		// Not here: the caller may hold a lock that Done takes.
+		// Not on this goroutine: the caller may hold a lock that Done takes. The
+		// one begun here ends with the last Done, which does not block.
 		go refuse(slices.Clone(items), err)
 		return
 	}

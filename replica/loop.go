@@ -25,6 +25,7 @@ type loop struct {
 	readSeq  uint64 // of the last ReadIndex attempt
 	ticks    *time.Ticker
 	flush    flushing
+	now      chan struct{} // closed
 
 	hardTerm, hardVote uint64          // as last written
 	proposal           *raftpb.Message // used again for each
@@ -172,29 +173,24 @@ func (g *Group) fitLocked() int {
 	return n
 }
 
-// event handles what came in meanwhile; with wait it waits for something.
+// event handles what came in meanwhile, or not always all of it; with wait it
+// waits for something.
 func (g *Group) event(wait bool) error {
 	l := &g.loop
 	var ticks <-chan time.Time
 	if l.ticks != nil {
 		ticks = l.ticks.C
 	}
+	var now <-chan struct{}
 	if !wait {
-		select {
-		case err := <-l.flush.done:
-			g.flushed(err)
-		case err := <-l.flush.cut:
-			return g.isCut(err)
-		case <-l.flush.retry:
-			g.retryFlush()
-		case <-ticks:
-			l.node.Tick()
-		default:
+		if ticks == nil && !l.flush.running() && l.flush.retry == nil {
 			return nil
 		}
-		return g.pump()
+		now = l.now
 	}
 	select {
+	case <-now:
+		return nil
 	case <-g.wake:
 	case err := <-l.flush.done:
 		g.flushed(err)
