@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"runtime"
 
 	"github.com/gearsfs/gearsfs/gears"
 )
@@ -156,10 +157,21 @@ func (c *Conn) begin(p *Pending) {
 	if err != nil {
 		c.endLaterLocked(p, err)
 	}
+	others := len(c.sent) > 1
 	own := c.claimLocked()
 	c.mu.Unlock()
-	if own {
+	switch {
+	case !own:
+	case !others:
 		c.flush()
+	case p.ended != nil:
+		// Let those run first whose answers have just come: what they call
+		// next goes out in the same write.
+		runtime.Gosched()
+		c.flush()
+	default:
+		// Likewise; but who starts calls is not made to wait for its turn.
+		c.handOver()
 	}
 }
 
