@@ -25,6 +25,16 @@ func (l *lateLog) Sync() error {
 	return l.Log.Sync()
 }
 
+func openSmall(t *testing.T, fs vfs.FS, segmentBytes int64) *persist.Data {
+	t.Helper()
+	data, err := persist.Open("data", persist.Options{
+		FS: fs, Create: true, Name: "a", SegmentBytes: segmentBytes, MemTableBytes: 256 << 10, CacheBytes: 1 << 20,
+		Fatal: func(err error) { t.Error(err) },
+	})
+	require.NoError(t, err)
+	return data
+}
+
 // TestCrashOnDisk cuts the power under a log on a crashable file system, whose
 // small segments are cut off and used again meanwhile.
 func TestCrashOnDisk(t *testing.T) {
@@ -32,17 +42,9 @@ func TestCrashOnDisk(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	resets, replayed := 0, 0
-	openData := func(fs vfs.FS, segmentBytes int64) *persist.Data {
-		data, err := persist.Open("data", persist.Options{
-			FS: fs, Create: true, Name: "a", SegmentBytes: segmentBytes, MemTableBytes: 256 << 10, CacheBytes: 1 << 20,
-			Fatal: func(err error) { t.Error(err) },
-		})
-		require.NoError(t, err)
-		return data
-	}
 	fs, machine := vfs.NewCrashableMem(), new(memMachine)
 	for life := range 80 {
-		data := openData(fs, 4<<10<<(4*rnd.IntN(2)))
+		data := openSmall(t, fs, 4<<10<<(4*rnd.IntN(2)))
 		log := &lateLog{Log: data.Log}
 		f := openOn(t, log, machine, func(_ *Config, l *limits) { l.flushBytes = 3000 })
 		late := rnd.IntN(2) == 0
@@ -76,7 +78,7 @@ func TestCrashOnDisk(t *testing.T) {
 		all := machine.records()
 
 		cut = cut.restart()
-		data = openData(cutFS, 4<<10)
+		data = openSmall(t, cutFS, 4<<10)
 		last, applied := data.Log.Last(), cut.state.index
 		if last < applied {
 			resets++
