@@ -72,8 +72,8 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 	if err == nil && n == nil {
 		err = m.mayMakeFile(c, op.Target)
 	}
-	if err == nil && s != nil {
-		err = m.fits(c, cmd, op, s, bytes)
+	if err == nil && n != nil && (len(op.Records) > 0 || op.Seal) {
+		err = m.admit(c, cmd, op, n, s, bytes)
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -140,21 +140,23 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 	return bytes, nil
 }
 
-// fits checks whether a stream takes the records of a put. That a session's put
-// finds no room is remembered: its later ones wait behind it.
-func (m *Machine) fits(c *context, cmd *wire.Command, op *wire.Put, s *openStream, bytes uint64) error {
-	state := s.queue.State()
-	if len(op.Records) == 0 {
-		return nil
-	}
-	if state.Sealed {
-		return gears.ErrSealed
-	}
-	if uint64(state.Tail)+bytes > gears.FileBytesMax {
-		return gears.ErrTooBig.Because("a stream ends at offset %d", gears.FileBytesMax)
+// admit checks whether a stream, nil where it is missing in file n, takes the
+// records of a put. That a session's put finds no room is remembered: its later
+// ones wait behind it, so that they keep their order.
+func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, bytes uint64) error {
+	full := false
+	if s != nil && len(op.Records) > 0 {
+		state := s.queue.State()
+		if state.Sealed {
+			return gears.ErrSealed
+		}
+		if uint64(state.Tail)+bytes > gears.FileBytesMax {
+			return gears.ErrTooBig.Because("a stream ends at offset %d", gears.FileBytesMax)
+		}
+		full = !state.Fits(uint64(len(op.Records)), bytes)
 	}
 	if !recognised(c, cmd) {
-		if !state.Fits(uint64(len(op.Records)), bytes) {
+		if full {
 			return gears.ErrFull
 		}
 		return nil
@@ -163,60 +165,44 @@ func (m *Machine) fits(c *context, cmd *wire.Command, op *wire.Put, s *openStrea
 	if err != nil {
 		return err
 	}
-	behind := false
 	if known != nil && len(known.row.Blocked) > 0 {
-		behind = m.unblock(known, op, s, cmd.Seq)
+		full = m.behind(known, cmd, op, n) || full
 	}
-	if !behind && state.Fits(uint64(len(op.Records)), bytes) {
-		if known != nil {
-			m.dropBlocked(known, func(b *wire.BlockedPut) bool { return blocks(b, s) && b.Seq == cmd.Seq })
-		}
-		return nil
+	if full {
+		return m.block(c, cmd, op, n)
 	}
-	return m.block(c, cmd, s)
+	return nil
 }
 
-func blocks(b *wire.BlockedPut, s *openStream) bool {
-	return b.Ino == uint64(s.node.ino) && b.Key == string(s.key)
-}
-
-// unblock reports whether an earlier put of the session waits for room in the
+// behind reports whether an earlier put of the session waits for room in the
 // stream. One that is tried again as the first in line shows that none does.
-func (m *Machine) unblock(known *session, op *wire.Put, s *openStream, seq uint64) (behind bool) {
-	earlier := func(b *wire.BlockedPut) bool { return blocks(b, s) && b.Seq < seq }
-	if op.Retry {
-		m.dropBlocked(known, earlier)
-		return false
-	}
-	for _, b := range known.row.Blocked {
-		if earlier(b) {
-			return true
-		}
-	}
-	return false
-}
-
-func (m *Machine) dropBlocked(known *session, which func(*wire.BlockedPut) bool) {
+// It takes the put itself from those that wait.
+func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *node) (behind bool) {
 	was := len(known.row.Blocked)
-	known.row.Blocked = slices.DeleteFunc(known.row.Blocked, which)
+	known.row.Blocked = slices.DeleteFunc(known.row.Blocked, func(b *wire.BlockedPut) bool {
+		if b.Ino != uint64(n.ino) || b.Key != op.Key || b.Seq > cmd.Seq {
+			return false
+		}
+		if b.Seq < cmd.Seq && !op.Retry {
+			behind = true
+			return false
+		}
+		return true
+	})
 	if len(known.row.Blocked) != was {
 		m.dirtySession(known)
 	}
+	return behind
 }
 
 // block remembers that a put found no room and returns gears.ErrFull.
-func (m *Machine) block(c *context, cmd *wire.Command, s *openStream) error {
+func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) error {
 	known, err := m.openSession(c, cmd)
 	if err != nil {
 		return err
 	}
-	for _, b := range known.row.Blocked {
-		if blocks(b, s) && b.Seq == cmd.Seq {
-			return gears.ErrFull
-		}
-	}
 	known.row.Blocked = append(known.row.Blocked, &wire.BlockedPut{
-		Ino: uint64(s.node.ino), Key: string(s.key), Seq: cmd.Seq,
+		Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: cmd.Seq,
 	})
 	return gears.ErrFull
 }

@@ -18,14 +18,19 @@ import (
 type queueModel struct {
 	streams map[string]*streamModel
 	fence   uint64
+	blocked map[blockedModel][]uint64 // seqs of puts that wait for room
+}
+
+type blockedModel struct {
+	key string
+	id  gears.SessionID
 }
 
 type streamModel struct {
-	recs    []*recModel // what lives, in order
-	next    uint64      // seq
-	sealed  bool
-	limits  gears.Limits
-	blocked map[gears.SessionID][]uint64
+	recs   []*recModel // what lives, in order
+	next   uint64      // seq
+	sealed bool
+	limits gears.Limits
 }
 
 type recModel struct {
@@ -71,33 +76,38 @@ func (s *streamModel) fits(n int, bytes uint64) bool {
 func (m *queueModel) stream(key string) *streamModel {
 	s := m.streams[key]
 	if s == nil {
-		s = &streamModel{next: 1, blocked: make(map[gears.SessionID][]uint64)}
+		s = &streamModel{next: 1}
 		m.streams[key] = s
 	}
 	return s
 }
 
 func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wire.Answer, error) {
-	if known := m.streams[op.Key]; known != nil && len(op.Records) > 0 {
-		if known.sealed {
+	if len(op.Records) > 0 || op.Seal {
+		known := m.streams[op.Key]
+		if len(op.Records) == 0 {
+			known = nil // it needs no room, but waits for its turn
+		}
+		if known != nil && known.sealed {
 			return nil, gears.ErrSealed
 		}
 		var bytes uint64
 		for _, r := range op.Records {
 			bytes += uint64(len(r.Data))
 		}
-		waits := known.blocked[s.id]
+		at := blockedModel{op.Key, s.id}
+		waits := m.blocked[at]
 		if op.Retry {
 			waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
 		}
 		behind := slices.ContainsFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
-		full := behind || !known.fits(len(op.Records), bytes)
+		full := behind || known != nil && !known.fits(len(op.Records), bytes)
 		waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq == cmd.Seq })
 		if full {
 			waits = append(waits, cmd.Seq)
 			s.known = true
 		}
-		known.blocked[s.id] = waits
+		m.blocked[at] = waits
 		if full {
 			return nil, gears.ErrFull
 		}
@@ -212,8 +222,10 @@ func (m *queueModel) end(s *sessionModel) {
 
 func (m *queueModel) confirm(s *sessionModel) {
 	s.done = slices.DeleteFunc(s.done, func(d doneModel) bool { return d.cmd.Seq < s.confirmed })
-	for _, st := range m.streams {
-		st.blocked[s.id] = slices.DeleteFunc(st.blocked[s.id], func(seq uint64) bool { return seq < s.confirmed })
+	for at := range m.blocked {
+		if at.id == s.id {
+			m.blocked[at] = slices.DeleteFunc(m.blocked[at], func(seq uint64) bool { return seq < s.confirmed })
+		}
 	}
 }
 
@@ -484,7 +496,7 @@ func newQueuePlayer(t *testing.T) *queuePlayer {
 	t.Logf("seed %d", seed)
 	p := &queuePlayer{
 		rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 1)),
-		model: &queueModel{streams: make(map[string]*streamModel)},
+		model: &queueModel{streams: make(map[string]*streamModel), blocked: make(map[blockedModel][]uint64)},
 	}
 	for range 4 {
 		p.sessions = append(p.sessions, p.newSession())
