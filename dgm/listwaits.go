@@ -49,7 +49,7 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 // nearKeys returns the keys of a file that a typing error or two turn into one
 // of keys, nearest first.
 func (v *Volume) nearKeys(ino gears.Ino, keys []gears.Key) ([]gears.Key, error) {
-	infos, err := v.machine.ListStreams(gears.Root, ino, "", nearKeysMax)
+	infos, err := v.machine.ListStreams(ino, "", nearKeysMax, gears.Root)
 	if err != nil {
 		if gears.CodeOf(err) == gears.ErrStale.Code || gears.CodeOf(err) == gears.ErrNotFound.Code {
 			return nil, nil // removed meanwhile

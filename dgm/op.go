@@ -40,6 +40,7 @@ type op struct {
 	keys     []gears.Key
 	waiters  []*stream.Waiter[*op]
 	promised promise // records that a proposed take was counted for
+	turn     *spot   // where a put that waited for room tries again
 }
 
 type opState uint8
@@ -134,7 +135,9 @@ func (o *op) answered(answer *wire.Answer, err error) {
 	}
 }
 
-// settled marks the operation as done and takes its promise back.
+// settled marks the operation as done and takes its promise back. What was
+// promised to it and is still there (the promise outlives the applying until
+// the answer is on disk) may be what another waits for.
 func (o *op) settled() {
 	if o.keys == nil {
 		return // never among those that wait
@@ -142,8 +145,12 @@ func (o *op) settled() {
 	v := o.vol
 	v.mu.Lock()
 	o.state = opDone
+	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
 	o.takeBackLocked()
 	v.mu.Unlock()
+	if wake {
+		v.wake(o.ino, key)
+	}
 }
 
 func (o *op) takeBackLocked() {
@@ -151,6 +158,10 @@ func (o *op) takeBackLocked() {
 		o.promised.line.promised -= o.promised.records
 		o.vol.waits.tidy(o.ino, o.promised.key)
 		o.promised = promise{}
+	}
+	if o.turn != nil {
+		o.turn.putting, o.turn = false, nil
+		o.vol.waits.tidy(o.ino, o.keys[0])
 	}
 }
 

@@ -150,14 +150,14 @@ func (v *Volume) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	ino := gears.Ino(l.Target.Ino)
 	var infos []gears.StreamInfo
 	if l.Only {
-		info, err := v.machine.Stream(s.caller, ino, gears.Key(l.After))
+		info, err := v.machine.Stream(ino, gears.Key(l.After), s.caller)
 		if err != nil {
 			return nil, err
 		}
 		infos = []gears.StreamInfo{info}
 	} else {
 		var err error
-		infos, err = v.machine.ListStreams(s.caller, ino, gears.Key(l.After), int(min(l.Max, gears.BatchRecordsMax)))
+		infos, err = v.machine.ListStreams(ino, gears.Key(l.After), int(min(l.Max, gears.BatchRecordsMax)), s.caller)
 		if err != nil {
 			return nil, err
 		}

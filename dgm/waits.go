@@ -24,7 +24,10 @@ type waits struct {
 }
 
 // spot is a stream at which something waits.
-type spot struct{ takes, puts, peeks line }
+type spot struct {
+	takes, puts, peeks line
+	putting            bool // the first of those that waited for room is trying
+}
 
 // line is a waiting line, first come first served.
 type line struct {
@@ -69,7 +72,7 @@ func (w *waits) makeSpot(ino gears.Ino, key gears.Key) *spot {
 	}
 	s := file[key]
 	if s == nil {
-		s = &spot{w.newLine(), w.newLine(), w.newLine()}
+		s = &spot{takes: w.newLine(), puts: w.newLine(), peeks: w.newLine()}
 		file[key] = s
 	}
 	return s
@@ -78,7 +81,7 @@ func (w *waits) makeSpot(ino gears.Ino, key gears.Key) *spot {
 // tidy drops the lines at a stream where nothing waits any more.
 func (w *waits) tidy(ino gears.Ino, key gears.Key) {
 	file := w.files[ino]
-	if s := file[key]; s != nil && s.takes.idle() && s.puts.idle() && s.peeks.idle() {
+	if s := file[key]; s != nil && !s.putting && s.takes.idle() && s.puts.idle() && s.peeks.idle() {
 		delete(file, key)
 		if len(file) == 0 {
 			delete(w.files, ino)

@@ -155,7 +155,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 	v.mu.Lock()
 	var behind bool
 	if s := v.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
-		behind = s.puts.Len() > 0
+		behind = s.puts.Len() > 0 || s.putting
 	}
 	var batch []*replica.Proposal
 	if !behind {
@@ -259,9 +259,9 @@ func (v *Volume) tryPeek(o *op) bool {
 	if o.ino == 0 {
 		return false
 	}
-	records, err := v.machine.Peek(o.sess.caller, o.ino, o.keys[0], file.PeekWhat{
+	records, err := v.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
 		Max: int(o.peek.Max), Follow: o.peek.Follow, After: gears.Seq(o.peek.After), Last: o.peek.Last,
-	})
+	}, o.sess.caller)
 	if gears.CodeOf(err) == gears.ErrEmpty.Code {
 		return false
 	}
@@ -318,7 +318,8 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 	if st.Drained() {
 		over = v.overLocked(s)
 	}
-	if o := s.puts.first(); o != nil && (st.Sealed || st.Fits(putSize(o))) {
+	if o := s.puts.first(); o != nil && !s.putting && (st.Sealed || st.Fits(putSize(o))) {
+		s.putting, o.turn = true, s // keeps the spot while o leaves it
 		v.waits.leave(o)
 		o.state = opProposed
 		o.change.Command.GetPut().Retry = true

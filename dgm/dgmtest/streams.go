@@ -487,3 +487,30 @@ func eachRecordOnce(t *testing.T, s *suite) {
 		last[p]++
 	}
 }
+
+// lastRecords has as many takes as records: none may be left waiting beside a
+// record that was promised to another.
+func lastRecords(t *testing.T, s *suite) {
+	const takers, each = 16, 25
+	for range takers {
+		var rs []string
+		for range each {
+			rs = append(rs, "x")
+		}
+		s.put(s.m, "k", rs...)
+	}
+	var wg sync.WaitGroup
+	for range takers {
+		m := s.open(t)
+		wg.Go(func() {
+			for range each {
+				if _, err := m.Take(s.ctx, takeOf("k")); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s.empty(s.m, "k")
+}

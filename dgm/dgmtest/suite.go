@@ -49,6 +49,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"BadInput", badInput},
 		{"ListStreams", listStreams},
 		{"EachRecordOnce", eachRecordOnce},
+		{"LastRecordsOfManyTakers", lastRecords},
 		{"Tree", tree},
 		{"Rename", rename},
 		{"Bytes", bytesOfFile},
