@@ -271,13 +271,13 @@ func (m *Machine) deleteRows(lo, hi []byte) error {
 
 // dropStream deletes a stream with all its rows: leases on its records end.
 func (m *Machine) dropStream(s *openStream) error {
-	rows := m.rowsOf(s)
+	head := s.queue.State().Head.Pos
 	if err := s.queue.Clear(); err != nil {
 		return err
 	}
 	s.queue.DropWindow()
-	// What stands in front of head: rows not cleaned yet, or kept for answers.
-	if err := rows.Delete(gears.Place{}, s.queue.State().End()); err != nil {
+	// In front of head are rows not cleaned yet, or kept for answers.
+	if err := m.rowsOf(s).Delete(gears.Place{}, gears.Place{Pos: head}); err != nil {
 		return err
 	}
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
@@ -312,6 +312,9 @@ func (m *Machine) firstKey(n *node) (gears.Key, error) {
 	var first gears.Key
 	if n.streams != nil { // one that is new has no row yet
 		first = n.streams.Left().Key
+		if uint64(n.streams.Size()) == n.row.Streams {
+			return first, nil
+		}
 	}
 	lo, hi := persist.FileRange(persist.TableStream, n.ino)
 	err := scan(m.store, lo, hi, func(k, _ []byte) error {

@@ -194,28 +194,27 @@ func (m *Machine) confirm(s *session, seq uint64) error {
 }
 
 // endCommand keeps the answer of a command that succeeded for a retry, and
-// closes the session or opens it again.
+// opens or closes the session. Confirm opens one too: a session that was not
+// used within SessionTTL can't be opened any more.
 func (m *Machine) endCommand(c *context, cmd *wire.Command, answer *wire.Answer) {
 	if answer.Code != 0 || !recognised(c, cmd) || m.broken != nil {
 		return
 	}
-	var s *session
-	var err error
-	switch cmd.Op.(type) {
-	case *wire.Command_EndSession:
+	if _, ok := cmd.Op.(*wire.Command_EndSession); ok {
 		return // doing it again does no harm, and the session may be its own
-	case *wire.Command_Confirm:
-		if s, err = m.session(c.session); s == nil && err == nil {
-			return
-		}
-	default:
-		s, err = m.openSession(c, cmd)
 	}
+	_, confirms := cmd.Op.(*wire.Command_Confirm)
+	if confirms && cmd.Close {
+		if s, err := m.session(c.session); s == nil && err == nil {
+			return // nothing to remember
+		}
+	}
+	s, err := m.openSession(c, cmd)
 	if err != nil {
 		m.refuse(err)
 		return
 	}
-	if _, ok := cmd.Op.(*wire.Command_Confirm); !ok {
+	if !confirms {
 		m.storeAnswer(s, cmd.Seq, answer)
 	}
 	switch {

@@ -146,6 +146,21 @@ func TestClosedSessionsAreForgotten(t *testing.T) {
 	r.check()
 }
 
+func TestConfirmOpensASession(t *testing.T) {
+	r := newRig(t)
+	c, idle := r.client(1), r.client(2)
+	c.must(&wire.Confirm{})
+	r.now += 2 * uint64(gears.SessionTTL)
+	c.must(putOp("jobs", "a"))
+	_, err := idle.ask(putOp("jobs", "b"))
+	require.ErrorIs(t, err, gears.ErrSession)
+	end := idle.command(&wire.Confirm{})
+	end.Close = true
+	end.SessionMinted = r.now
+	require.Zero(t, r.entry(end)[0].Code)
+	require.Equal(t, 1, r.sessionRows())
+}
+
 func TestASessionThatComesBackStays(t *testing.T) {
 	r := newRig(t)
 	c := r.client(1)
