@@ -142,31 +142,50 @@ func (m *Machine) pieces(s *openStream, pos, end gears.Pos) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.scratch.key = persist.AppendRecordKey(m.scratch.key[:0], s.node.ino, s.key, gears.Place{Pos: pos, Seq: math.MaxUint64})
-	ok := it.SeekLT(m.scratch.key)
-	if !ok {
-		ok = it.First()
-	}
-	data := m.scratch.data[:0]
-	for ; ok; ok = it.Next() {
+	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos); ok; ok = it.Next() {
 		at, rec, err := parseRecord(it)
 		if err != nil {
 			it.Close() // the first error is the one to tell
 			return nil, err
 		}
-		if !s.queue.Lives(at) {
-			continue
+		if s.queue.Lives(at) {
+			m.addPiece(at, rec, pos, end)
 		}
-		p := piece{at: at, size: len(rec.Data), rec: rec}
-		p.rec.Data = nil
-		if at.Pos < pos && p.end() >= blockStart(pos) || p.end() > end {
-			data = append(data, rec.Data...)
-			p.rec.Data = data[len(data)-len(rec.Data):]
-		}
-		m.scratch.pieces = append(m.scratch.pieces, p)
 	}
-	m.scratch.data = data
 	return m.scratch.pieces, it.Close()
+}
+
+// addPiece adds a record that lives to the pieces of [pos, end), in place of
+// one that is not the last in front of pos any more.
+func (m *Machine) addPiece(at gears.Place, rec stream.Record, pos, end gears.Pos) {
+	p := piece{at: at, size: len(rec.Data), rec: rec}
+	p.rec.Data = nil
+	pieces, data := m.scratch.pieces, m.scratch.data
+	if len(pieces) == 0 {
+		data = data[:0]
+	}
+	if n := len(pieces); n > 0 && pieces[n-1].end() <= pos && at.Pos <= pos {
+		pieces, data = pieces[:n-1], data[:0]
+	}
+	if at.Pos < pos && p.end() >= blockStart(pos) || p.end() > end {
+		data = append(data, rec.Data...)
+		p.rec.Data = data[len(data)-len(rec.Data):]
+	}
+	m.scratch.pieces, m.scratch.data = append(pieces, p), data
+}
+
+// seekRecord positions it, which ranges over a file's data stream, on a row
+// from which on it meets all records that reach over pos. It looks forward
+// first, since going backwards copies a whole value.
+func seekRecord(it Iterator, key *[]byte, ino gears.Ino, pos gears.Pos) bool {
+	*key = persist.AppendRecordKey((*key)[:0], ino, gears.DataKey, gears.Place{Pos: blockStart(pos)})
+	if it.SeekGE(*key) {
+		if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == blockStart(pos) {
+			return true // with an error the caller finds it, too
+		}
+	}
+	*key = persist.AppendRecordKey((*key)[:0], ino, gears.DataKey, gears.Place{Pos: pos, Seq: math.MaxUint64})
+	return it.SeekLT(*key) || it.First()
 }
 
 func parseRecord(it Iterator) (at gears.Place, rec stream.Record, err error) {

@@ -44,7 +44,11 @@ type reading struct {
 	view    View
 	applied uint64
 	buf     []byte
-	learned []*node
+
+	// For the caches: an inode each, and a name or its absence.
+	learned     []*node
+	learnedName dentryKey
+	learnedTo   dentry
 }
 
 // read begins a reading. It must be closed.
@@ -62,7 +66,7 @@ func (m *Machine) readLocked() *reading {
 // nothing was applied meanwhile and the lock is free: it never waits.
 func (r *reading) close() {
 	r.view.Close() // a reader's snapshot has nothing to lose
-	if len(r.learned) == 0 || !r.m.mu.TryLock() {
+	if len(r.learned) == 0 && r.learnedName.dir == 0 || !r.m.mu.TryLock() {
 		return
 	}
 	defer r.m.mu.Unlock()
@@ -77,6 +81,10 @@ func (r *reading) close() {
 		}
 	}
 	r.m.nodes.shrink(r.m.forgetNode)
+	if r.learnedName.dir != 0 {
+		r.m.dentries.put(r.learnedName, r.learnedTo)
+		r.m.dentries.shrink(nil)
+	}
 }
 
 // cached returns an inode from the cache, where that is still of this
@@ -227,13 +235,16 @@ func (r *reading) lookup(dir gears.Ino, name string, caller gears.Caller) (inode
 	if err != nil {
 		return inode{}, err
 	}
+	var d dentry
+	if ok {
+		r.buf = value
+		if d, err = parseDirent(value); err != nil {
+			return inode{}, err
+		}
+	}
+	r.learnedName, r.learnedTo = dentryKey{dir, name}, d
 	if !ok {
 		return inode{}, gears.ErrNotFound
-	}
-	r.buf = value
-	d, err := parseDirent(value)
-	if err != nil {
-		return inode{}, err
 	}
 	return r.named(dir, name, d.ino)
 }

@@ -1,8 +1,6 @@
 package file
 
 import (
-	"math"
-
 	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
@@ -96,11 +94,7 @@ func (r *reading) records(ino gears.Ino, data *dataStat, pos, end gears.Pos, vis
 		return err
 	}
 	var key []byte
-	ok := it.SeekLT(persist.AppendRecordKey(key, ino, gears.DataKey, gears.Place{Pos: pos, Seq: math.MaxUint64}))
-	if !ok {
-		ok = it.First()
-	}
-	for ; ok; ok = it.Next() {
+	for ok := seekRecord(it, &key, ino, pos); ok; ok = it.Next() {
 		var p piece
 		if p.at, p.rec, err = parseRecord(it); err != nil {
 			break
