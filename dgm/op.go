@@ -31,6 +31,8 @@ type op struct {
 	path   string // as asked for
 	since  time.Time
 	prop   replica.Proposal
+	bytes  int                       // of the command, while it is proposed
+	then   func(*wire.Answer, error) // in place of answered
 
 	// Guarded by Volume.mu.
 	state    opState
@@ -105,8 +107,18 @@ func (o *op) failDurable(err error) {
 
 // proposal readies the operation's command for the replica.
 func (o *op) proposal() *replica.Proposal {
-	o.prop = replica.Proposal{Command: o.change.Command, Durable: !o.change.Fast, Done: o.answered}
+	o.prop = replica.Proposal{Command: o.change.Command, Durable: !o.change.Fast, Done: o.proposed}
 	return &o.prop
+}
+
+// proposed takes the replica's answer.
+func (o *op) proposed(answer *wire.Answer, err error) {
+	o.vol.passed(o)
+	if o.then != nil {
+		o.then(answer, err)
+		return
+	}
+	o.answered(answer, err)
 }
 
 // answered takes the outcome of a proposed command.
@@ -234,14 +246,14 @@ func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 			done(failure(err))
 			return nil
 		}
-		v.group.Propose(o.proposal())
+		v.submit(o)
 	case *wire.Command_Unlink:
 		v.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		v.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
 	case *wire.Command_Settle, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
-		v.group.Propose(o.proposal())
+		v.submit(o)
 	default: // what only the node itself may propose, and what it does not know
 		done(failure(gears.ErrUnknownOp))
 	}
@@ -275,19 +287,19 @@ func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, 
 	*openIno, *holders = 0, nil
 	attr, err := v.machine.Lookup(gears.Ino(dir), name, gears.Root)
 	if err != nil { // the command will say why
-		v.group.Propose(o.proposal())
+		v.submit(o)
 		return
 	}
 	*openIno = uint64(attr.Ino)
 	*holders = v.holders(gears.Ino(attr.Ino))
-	p := o.proposal()
-	p.Done = func(answer *wire.Answer, err error) {
+	o.then = func(answer *wire.Answer, err error) {
 		v.unlinked(gears.Ino(attr.Ino))
 		if err == nil && errors.Is(gears.FromCode(gears.Code(answer.Code), ""), gears.ErrStale) {
 			v.proposeUnlink(o, dir, name, openIno, holders)
 			return
 		}
+		o.then = nil
 		o.answered(answer, err)
 	}
-	v.group.Propose(p)
+	v.submit(o)
 }

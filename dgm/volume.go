@@ -53,6 +53,7 @@ type Volume struct {
 	log     *slog.Logger
 	machine *file.Machine
 	group   *replica.Group
+	gate    gate
 	space   space
 	started time.Time
 

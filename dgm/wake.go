@@ -5,7 +5,6 @@ import (
 
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/gears"
-	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -31,7 +30,7 @@ func (v *Volume) startTake(o *op, t *wire.Take) canceller {
 	v.mu.Unlock()
 	switch {
 	case now:
-		v.group.Propose(o.proposal())
+		v.submit(o)
 	case !v.park(o):
 		v.failEmpty(o)
 	}
@@ -157,7 +156,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 	if s := v.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
 		behind = s.puts.Len() > 0 || s.putting
 	}
-	var batch []*replica.Proposal
+	var batch []*op
 	if !behind {
 		o.state = opProposed
 		batch = v.withTakersLocked(o, key, uint64(len(p.Records)))
@@ -165,9 +164,9 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 	v.mu.Unlock()
 	switch {
 	case batch != nil:
-		v.group.Propose(batch...)
+		v.submit(batch...)
 	case !behind:
-		v.group.Propose(o.proposal())
+		v.submit(o)
 	case !v.park(o):
 		err := o.endedBy()
 		if err == nil {
@@ -180,7 +179,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 
 // withTakersLocked collects a put and the oldest takes that wait for its
 // records; nil where none does.
-func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*replica.Proposal {
+func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*op {
 	var takes []*op
 	if o.ino == 0 {
 		if l := v.waits.names[o.name]; l != nil {
@@ -202,11 +201,11 @@ func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*repli
 	if takes == nil {
 		return nil
 	}
-	batch := []*replica.Proposal{o.proposal()}
+	batch := []*op{o}
 	for _, t := range takes {
 		v.waits.leave(t)
 		t.state = opProposed
-		batch = append(batch, t.proposal())
+		batch = append(batch, t)
 	}
 	return batch
 }
@@ -305,15 +304,14 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 		return
 	}
 	st := v.machine.StreamState(ino, key)
-	var run []*replica.Proposal
-	var over, peeks []*op
+	var run, over, peeks []*op
 	for s.takes.Len() > 0 && st.Ready > s.takes.promised {
 		o := s.takes.first()
 		v.waits.leave(o)
 		o.state = opProposed
 		s = v.waits.makeSpot(ino, key) // leaving may have dropped it
 		v.promiseTo(o, &s.takes, key, min(uint64(o.change.Command.GetTake().Max), st.Ready-s.takes.promised))
-		run = append(run, o.proposal())
+		run = append(run, o)
 	}
 	if st.Drained() {
 		over = v.overLocked(s)
@@ -323,7 +321,7 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 		v.waits.leave(o)
 		o.state = opProposed
 		o.change.Command.GetPut().Retry = true
-		run = append(run, o.proposal())
+		run = append(run, o)
 	}
 	for s.peeks.Len() > 0 {
 		o := s.peeks.first()
@@ -332,7 +330,7 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 		peeks = append(peeks, o)
 	}
 	v.mu.Unlock()
-	v.group.Propose(run...)
+	v.submit(run...)
 	for _, o := range over {
 		o.failDurable(gears.ErrEnd)
 	}
