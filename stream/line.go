@@ -77,18 +77,8 @@ func (w *Waiter[T]) Cancel() bool {
 	return true
 }
 
-// Waiting reports whether w is in a line.
-func (w *Waiter[T]) Waiting() bool { return w.line != nil }
-
-// Ticket orders waiters by when they came.
-func (w *Waiter[T]) Ticket() uint64 { return w.ticket }
-
 // Passed is how often a younger one had its turn while w was waiting.
 func (w *Waiter[T]) Passed() uint32 { return w.passed }
-
-// PassOver counts that a younger one had its turn, where its owner and not
-// Line.Pop let it.
-func (w *Waiter[T]) PassOver() { w.passed++ }
 
 // First returns the oldest waiter, nil where nobody waits.
 func (l *Line[T]) First() *Waiter[T] {
@@ -96,15 +86,6 @@ func (l *Line[T]) First() *Waiter[T] {
 		return nil
 	}
 	return l.root.next
-}
-
-// Pop takes the oldest waiter out of the line.
-func (l *Line[T]) Pop() *Waiter[T] {
-	w := l.First()
-	if w != nil {
-		l.remove(w)
-	}
-	return w
 }
 
 // PopRunnable takes the oldest up to k waiters out of the line for which

@@ -255,9 +255,6 @@ func (q *Queue) Held(at gears.Place, holder gears.SessionID, fence uint64) bool 
 	return ok && out.Leased && out.Holder == holder && out.Fence == fence
 }
 
-// Out returns the mark of a record in front of the cursor that is not gone.
-func (q *Queue) Out(at gears.Place) (Out, bool) { return q.outs.get(at) }
-
 // Ack ends the lease on a record, which is held: the record is gone.
 func (q *Queue) Ack(at gears.Place) error {
 	out := q.leased(at)

@@ -125,7 +125,7 @@ func TestBacklogKeepsWindowAndRowsSmall(t *testing.T) {
 		}
 	}
 	require.True(t, q.State().Drained())
-	require.Equal(t, poolBytes, q.window.pool.Left())
+	require.Equal(t, poolBytes, q.window.pool.left)
 }
 
 func TestWindowsShareAPool(t *testing.T) {
@@ -153,7 +153,7 @@ func TestWindowsShareAPool(t *testing.T) {
 		}
 		q.DropWindow()
 	}
-	require.Equal(t, 10*windowRecordCost, pool.Left())
+	require.Equal(t, 10*windowRecordCost, pool.left)
 }
 
 // What is handed out stays as it is, whatever happens to the queue.

@@ -72,6 +72,7 @@ func TestPutsWaitForRoomInTheirOrder(t *testing.T) {
 		s := newStream(t)
 		s.SetLimits(gears.Limits{Bytes: 10})
 		mustPut(t, s, "123456")
+		var mu sync.Mutex
 		order := make(map[string]gears.Seq)
 		ctx, cancel := context.WithCancel(t.Context())
 		for _, p := range []struct {
@@ -80,7 +81,9 @@ func TestPutsWaitForRoomInTheirOrder(t *testing.T) {
 		}{{ctx, "big567"}, {t.Context(), "b"}, {t.Context(), "c"}} {
 			go func() {
 				if seq, _, err := s.Put(p.ctx, rec(p.data)); err == nil {
+					mu.Lock()
 					order[p.data] = seq
+					mu.Unlock()
 				}
 			}()
 			synctest.Wait()

@@ -27,10 +27,6 @@ type Pool struct {
 // hold one record more than its share.
 func NewPool(bytesMax int) *Pool { return &Pool{left: bytesMax} }
 
-// Left is how many bytes windows may still take; less than 0 where each took
-// the one record that it may always hold.
-func (p *Pool) Left() int { return p.left }
-
 // copy returns a copy of data that is never written to again.
 func (p *Pool) copy(data []byte) []byte {
 	n := len(data)
