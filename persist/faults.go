@@ -2,6 +2,7 @@ package persist
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 )
 
@@ -9,7 +10,8 @@ import (
 // Pebble's logger: what Pebble calls fatal goes to the injected function
 // instead of ending the process from inside.
 type faults struct {
-	tell func(error) // may be nil
+	tell func(error)   // may be nil
+	dead chan struct{} // closed by the first fatal error
 
 	mu      sync.Mutex
 	ended   error         // the first fatal error
@@ -18,7 +20,7 @@ type faults struct {
 }
 
 func newFaults(tell func(error)) *faults {
-	return &faults{tell: tell, changed: make(chan struct{})}
+	return &faults{tell: tell, dead: make(chan struct{}), changed: make(chan struct{})}
 }
 
 // fatal returns the error after which the state can't be trusted in memory.
@@ -42,7 +44,11 @@ func (f *faults) last() error {
 	return f.latest
 }
 
+// background takes an error that Pebble met in the background; it goes on.
 func (f *faults) background(err error) {
+	if err == nil {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.latest = err
@@ -50,7 +56,8 @@ func (f *faults) background(err error) {
 	f.changed = make(chan struct{})
 }
 
-// Fatalf takes what Pebble can't go on after.
+// Fatalf takes what Pebble can't go on after: it expects that this does not
+// return. So it ends the goroutine, whose deferred calls release its locks.
 func (f *faults) Fatalf(format string, args ...any) {
 	err := fmt.Errorf("state: "+format, args...)
 	f.background(err)
@@ -58,11 +65,13 @@ func (f *faults) Fatalf(format string, args ...any) {
 	first := f.ended == nil
 	if first {
 		f.ended = err
+		close(f.dead)
 	}
 	f.mu.Unlock()
 	if first && f.tell != nil {
 		f.tell(err)
 	}
+	runtime.Goexit()
 }
 
 // Infof and Errorf drop Pebble's running commentary: the errors in it also come

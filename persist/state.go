@@ -3,11 +3,12 @@ package persist
 import (
 	"errors"
 	"fmt"
-	"io"
+	"strings"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/gearsfs/gearsfs/gears"
 )
 
@@ -63,16 +64,31 @@ const (
 )
 
 // openState opens the state in dir, or makes one there, where create says so.
-func openState(fs FS, dir string, create bool, opts Options) (*State, error) {
+// What is there is first looked at without writing: where it is damaged
+// nothing has changed.
+func openState(fsys FS, dir string, create bool, opts Options) (*State, error) {
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
+	if !create {
+		if err := checkState(fsys, dir, cache, opts); err != nil {
+			return nil, stateError(dir, err)
+		}
+	}
 	faults := newFaults(opts.Fatal)
+	po := pebbleOptions(fsys, cache, faults, opts)
+	po.ErrorIfExists, po.ErrorIfNotExists = create, !create
+	db, err := openPebble(dir, po, faults)
+	if err != nil {
+		return nil, stateError(dir, err)
+	}
+	return &State{db: db, faults: faults, batch: db.NewIndexedBatch(), closing: make(chan struct{})}, nil
+}
+
+func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *pebble.Options {
 	po := &pebble.Options{
-		FS:                          fs,
+		FS:                          markerFS{fsys},
 		Cache:                       cache,
 		DisableWAL:                  true,
-		ErrorIfExists:               create,
-		ErrorIfNotExists:            !create,
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                opts.MemTableBytes,
 		MemTableStopWritesThreshold: stateMemTables,
@@ -85,20 +101,95 @@ func openState(fs FS, dir string, create bool, opts Options) (*State, error) {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(stateBloomBits)
 	}
 	po.Experimental.ValueSeparationPolicy = valueSeparation
-	db, err := pebble.Open(dir, po)
-	if err != nil {
-		return nil, stateError("open", dir, err)
+	return po
+}
+
+// markerFS makes the names of other files durable before that of a marker.
+// Pebble says by a marker file's name which manifest counts, and syncs the
+// directory once for both: a file system that does not keep the order of names
+// could keep the marker and lose the manifest.
+type markerFS struct{ FS }
+
+func (m markerFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasPrefix(m.PathBase(name), "marker.") {
+		if err := syncDir(m.FS, m.PathDir(name)); err != nil {
+			return nil, err
+		}
 	}
-	return &State{
-		db:      db,
-		faults:  faults,
-		batch:   db.NewIndexedBatch(),
-		closing: make(chan struct{}),
-	}, nil
+	return m.FS.Create(name, category)
+}
+
+func (m markerFS) Unwrap() FS { return m.FS }
+
+// checkState opens the state read-only, which finds a damaged manifest and
+// missing tables, and looks for missing files of values, which Pebble does not.
+func checkState(fsys FS, dir string, cache *pebble.Cache, opts Options) error {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return err
+	}
+	faults := newFaults(nil)
+	po := pebbleOptions(fsys, cache, faults, opts)
+	po.ReadOnly = true
+	db, err := openPebble(dir, po, faults)
+	if err != nil {
+		return err
+	}
+	want := db.Metrics().BlobFiles.LiveCount
+	if err := db.Close(); err != nil {
+		return err
+	}
+	have := uint64(0)
+	for _, name := range names {
+		if strings.HasSuffix(name, ".blob") {
+			have++
+		}
+	}
+	if have < want {
+		return gears.ErrDamaged.Because("%d of %d files of values are missing in %s", want-have, want, dir)
+	}
+	return nil
+}
+
+// openPebble opens Pebble in a goroutine of its own, since what goes wrong in
+// the background of that makes it try again for ever, and what is fatal ends
+// the goroutine.
+func openPebble(dir string, po *pebble.Options, faults *faults) (*pebble.DB, error) {
+	type opened struct {
+		db  *pebble.DB
+		err error
+	}
+	done := make(chan opened, 1)
+	failed := faults.next()
+	go func() {
+		defer close(done)
+		defer func() { // Pebble panics where it can't sync its directory
+			if r := recover(); r != nil {
+				done <- opened{err: fmt.Errorf("%v", r)}
+			}
+		}()
+		db, err := pebble.Open(dir, po)
+		done <- opened{db, err}
+	}()
+	select {
+	case o, ok := <-done:
+		if ok {
+			return o.db, o.err
+		}
+	case <-failed:
+	}
+	go func() { // should it yet succeed, give it up
+		if o, ok := <-done; ok && o.err == nil {
+			faults.background(o.db.Close())
+		}
+	}()
+	return nil, faults.last()
 }
 
 // valueSeparation keeps payloads out of the way of compactions of the many
-// small rows around them.
+// small rows around them. Pebble 2.1.7 panics where it can't finish a file of
+// separated values, as on a disk that is quite full: then the process ends as
+// by a fatal error, and the log brings back what was committed.
 func valueSeparation() pebble.ValueSeparationPolicy {
 	return pebble.ValueSeparationPolicy{
 		Enabled:               true,
@@ -144,11 +235,11 @@ func (s *State) DeleteRange(lo, hi []byte) {
 // wait for the disk, but for memory where four memtables wait to be flushed.
 // After an error the state must not be used any more, only closed.
 func (s *State) Commit() error {
-	err := s.err
+	err := errors.Join(s.err, s.faults.fatal())
 	if err == nil && !s.batch.Empty() {
 		err = s.db.Apply(s.batch, pebble.NoSync)
 	}
-	if err = errors.Join(err, s.faults.fatal()); err != nil {
+	if err != nil {
 		return fmt.Errorf("commit to the state: %w", err)
 	}
 	s.batch.Reset()
@@ -237,16 +328,26 @@ func (s *State) Checkpoint(dir string) error {
 func (s *State) Bytes() uint64 { return s.db.Metrics().DiskSpaceUsage() }
 
 // close flushes what is committed and waits for what runs in the background.
-// What is in the open batch is dropped. It is idempotent.
+// What is in the open batch is dropped. After a fatal error a goroutine of
+// Pebble's is gone that the others would wait for, so it is left as it is, with
+// its files and its lock. It is idempotent.
 func (s *State) close() error {
 	s.once.Do(func() {
-		var err error
+		var flushed error
 		if s.faults.fatal() == nil {
-			err = <-s.Flush()
+			flushed = <-s.Flush()
 		}
 		close(s.closing)
 		s.flush.Wait()
-		s.closed = errors.Join(err, s.batch.Close(), s.db.Close())
+		done := make(chan error, 1)
+		if s.faults.fatal() == nil {
+			go func() { done <- errors.Join(flushed, s.batch.Close(), s.db.Close()) }()
+		}
+		select {
+		case s.closed = <-done:
+		case <-s.faults.dead:
+			s.closed = fmt.Errorf("close the state: %w", s.faults.fatal())
+		}
 	})
 	return s.closed
 }
@@ -257,17 +358,17 @@ func readError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if pebble.IsCorruptionError(err) {
+	if pebble.IsCorruptionError(err) || isNotExist(err) {
 		return gears.ErrDamaged.Because("state: %v", err)
 	}
 	return fmt.Errorf("read the state: %w", err)
 }
 
-func stateError(op, dir string, err error) error {
-	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) {
+// stateError says why the state in dir can't be opened.
+func stateError(dir string, err error) error {
+	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) ||
+		errors.Is(err, pebble.ErrDBNotPristine) || isNotExist(err) {
 		return gears.ErrDamaged.Because("%s: %v", dir, err)
 	}
-	return fmt.Errorf("%s the state in %s: %w", op, dir, err)
+	return fmt.Errorf("open the state in %s: %w", dir, noSpace(err))
 }
-
-var _ io.Closer = iterator{}
