@@ -475,6 +475,30 @@ func TestReadDir(t *testing.T) {
 	require.ErrorIs(t, err, gears.ErrStale)
 }
 
+// TestLinkLimits: counts that can't rise are refused.
+func TestLinkLimits(t *testing.T) {
+	r := newRig(t)
+	f, d := r.create(1, "f", 0o644), r.mkdir(1, "d", 0o755)
+	sub := r.mkdir(1, "sub", 0o755)
+	for _, ino := range []gears.Ino{f, d} {
+		n, err := r.m.node(ino)
+		require.NoError(t, err)
+		n.row.Nlink = linksMax
+	}
+	for _, op := range []any{
+		&wire.Link{Ino: uint64(f), Dir: rootDir, Name: "g"},
+		&wire.Make{Dir: uint64(d), Name: "x", Mode: modeDir},
+		r.rename(1, "sub", d, "x", 0),
+	} {
+		_, err := r.try(root, op)
+		require.ErrorIs(t, err, gears.ErrLinks)
+	}
+	r.do(&wire.Make{Dir: uint64(d), Name: "x", Mode: modeFile})
+	parent, err := r.m.Parent(sub)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, parent)
+}
+
 func TestRemotes(t *testing.T) {
 	r := newRig(t)
 	r.do(&wire.SetRemote{Name: "b", Addrs: "host:1,unix:/x"})
