@@ -129,6 +129,22 @@ func TestCancel(t *testing.T) {
 	})
 }
 
+// However often a call is cancelled, the peer is told once.
+func TestCancelIsSentOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, w := meetWire(t, Config{}, true)
+		p := c.Start(nil, func([]byte, error) {})
+		p.Cancel()
+		p.Cancel()
+		c.Start(nil, func([]byte, error) {})
+		for _, want := range []frame{{1, kindRequest, nil}, {1, kindCancel, nil}, {2, kindRequest, nil}} {
+			require.Equal(t, want, w.receive())
+		}
+		w.Close()
+		<-c.Done()
+	})
+}
+
 func TestCallWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var kept keeper
@@ -264,6 +280,7 @@ func TestByteWindow(t *testing.T) {
 			a.Start(body, got.done(fmt.Sprint(i)))
 		}
 		require.Equal(t, []string{failed("4", gears.ErrOverload)}, got.take(), "2 are sent, 2 wait")
+		a.Start([]byte("small"), got.done("small"))
 		require.Equal(t, uint64(1), w.receive().id)
 		require.Equal(t, uint64(2), w.receive().id)
 		w.send(frame{kind: kindWindow, body: binary.BigEndian.AppendUint64(nil, 2000)})
@@ -273,10 +290,13 @@ func TestByteWindow(t *testing.T) {
 		}
 		synctest.Wait()
 		w.send(frame{kind: kindWindow, body: binary.BigEndian.AppendUint64(nil, 16000)})
-		require.Equal(t, uint64(4), w.receive().id)
+		require.Len(t, w.receive().body, 6000)
+		require.Equal(t, "small", string(w.receive().body), "it does not overtake")
+		w.send(frame{id: 5, kind: kindResponse})
+		synctest.Wait()
 		w.Close()
 		<-a.Done()
-		require.Equal(t, []string{"0: ", "1: ", "2: ", failed("3", gears.ErrNoNode)}, got.take())
+		require.Equal(t, []string{"0: ", "1: ", "2: ", "small: ", failed("3", gears.ErrNoNode)}, got.take())
 	})
 }
 

@@ -27,7 +27,8 @@ var ErrLost = errors.New("no answer")
 //
 //  1. A call that was started is in waiting or in sent or has ended; one that
 //     waits has not been put into the queue.
-//  2. len(sent) <= callsMax, and bytes under way <= windowBytes - credit.
+//  2. len(sent) <= callsMax and 0 <= credit <= windowBytes; credit is what the
+//     peer still accepts, as it knows or will know.
 //  3. Only who set writing touches out; who finds nothing left to write unsets
 //     it. So with writing unset and not corked the queue is empty.
 //  4. err is set once. From then on nothing is queued but one GOAWAY.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -99,9 +100,16 @@ func TestSlowReader(t *testing.T) {
 	var served atomic.Int32
 	cfg := Config{FrameBytesMax: 1 << 16, UnreadBytesMax: 1 << 20}
 	cfg.NewHandler = func(*Conn) (Handler, error) {
+		var serving sync.Mutex
 		return HandlerFunc(func(call *Call) {
+			if !serving.TryLock() {
+				t.Error("two calls of one connection are served at once")
+				return
+			}
+			defer serving.Unlock()
 			served.Add(1)
 			call.Reply(make([]byte, answerBytes))
+			runtime.Gosched()
 		}), nil
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -121,17 +129,51 @@ func TestSlowReader(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, before+1, served.Load())
 
-		for id := range uint64(calls) {
+		go func() { // more of them come while those that waited are served
+			for id := range uint64(calls) {
+				w.send(frame{id: calls + id, kind: kindRequest})
+			}
+		}()
+		for id := range uint64(2 * calls) {
 			f := w.receive()
 			require.Equal(t, kindResponse, f.kind)
 			require.Equal(t, id, f.id)
 			require.Len(t, f.body, answerBytes)
 		}
-		require.Equal(t, int32(calls+1), served.Load())
+		require.Equal(t, int32(2*calls+1), served.Load())
 		w.Close()
 		<-slow.Done()
 		require.NoError(t, other.Close())
 		require.NoError(t, called.Close())
+	})
+}
+
+// While a call that had waited is handed to the handler no other one is.
+func TestServesOneAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		goOn := make(chan struct{})
+		c, w := meetWire(t, Config{FrameBytesMax: 1 << 16, UnreadBytesMax: 1 << 16, NewHandler: func(*Conn) (Handler, error) {
+			return HandlerFunc(func(call *Call) {
+				kept.Serve(call)
+				if call.id == 2 {
+					<-goOn
+				}
+				call.Reply(make([]byte, 20_000))
+			}), nil
+		}}, false)
+		w.send(frame{id: 1, kind: kindRequest}, frame{id: 2, kind: kindRequest})
+		require.Len(t, kept.take(), 1, "the other waits for the first answer to be read")
+		require.Equal(t, uint64(1), w.receive().id)
+		require.Len(t, kept.take(), 1)
+		w.send(frame{id: 3, kind: kindRequest})
+		require.Empty(t, kept.take())
+		close(goOn)
+		require.Equal(t, uint64(2), w.receive().id)
+		require.Equal(t, uint64(3), w.receive().id)
+		require.Len(t, kept.take(), 1)
+		w.Close()
+		<-c.Done()
 	})
 }
 
@@ -236,6 +278,24 @@ func TestCloseWaitsForCalls(t *testing.T) {
 		require.Equal(t, []string{"in flight: done"}, got.take())
 		require.NoError(t, b.Close())
 		require.NoError(t, a.Close())
+	})
+}
+
+// A call that was under way when the connection was closed is not served.
+func TestCallAfterGoaway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		c, w := meetWire(t, serving(&kept), false)
+		closed := make(chan error)
+		go func() { closed <- c.Close() }()
+		require.Equal(t, goaway(nil), w.receive())
+		w.send(frame{id: 1, kind: kindRequest})
+		f := w.receive()
+		require.Equal(t, kindFailure, f.kind)
+		require.ErrorIs(t, goawayError(f.body), gears.ErrClosed)
+		w.send(goaway(nil))
+		require.NoError(t, <-closed)
+		require.Empty(t, kept.take())
 	})
 }
 

@@ -53,7 +53,6 @@ func (call *Call) Reply(body []byte) {
 		return
 	}
 	call.replied = true
-	call.onCancel = nil
 	delete(c.served, call.id)
 	c.held -= call.held
 	if overheadBytes+len(body) <= c.frameBytesMax {
