@@ -116,9 +116,6 @@ func (m *Machine) makeFile(c *context, t *wire.Target, mode uint32) (*node, erro
 }
 
 func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
-	if op.Name == "" {
-		return m.makeNameless(c, op)
-	}
 	at, err := m.find(c, op.Dir, op.Name)
 	if err != nil {
 		return m.refuse(err)
@@ -137,25 +134,6 @@ func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
 		return m.refuse(err)
 	}
 	return m.answerAttr(m.make(c, at.dir, op.Name, row))
-}
-
-// makeNameless makes a regular file without a name that the session holds
-// open, as open(2) does with O_TMPFILE; Link may name it.
-func (m *Machine) makeNameless(c *context, op *wire.Make) *wire.Answer {
-	dir, err := m.directory(c, op.Dir)
-	if err != nil {
-		return m.refuse(err)
-	}
-	row, err := m.checkMake(c, dir, op)
-	if err != nil {
-		return m.refuse(err)
-	}
-	if !isFile(row.Mode) || c.session.IsZero() {
-		return m.refuse(gears.ErrInvalid.Because("only a session's regular file can be without a name"))
-	}
-	n := m.newNode(c, dir, row)
-	m.setOrphan(n, []gears.SessionID{c.session})
-	return m.answerAttr(n)
 }
 
 // checkMake checks whether the caller may make what op says in dir, and returns
@@ -260,7 +238,7 @@ func (m *Machine) applyLink(c *context, op *wire.Link) *wire.Answer {
 	if err != nil {
 		return m.refuse(err)
 	}
-	if n.row.Orphan {
+	if n.row.Orphan { // as linkat(2) does for a file made with O_TMPFILE
 		m.clearOrphan(n)
 	}
 	m.attach(c, at.dir, op.Name, n)

@@ -66,7 +66,7 @@ func TestErrnos(t *testing.T) {
 		{"make as another", alice, &wire.Make{Dir: uint64(open), Name: "x", Mode: modeFile, Uid: u32(5)}, gears.ErrPermission},
 		{"make long link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink, Target: strings.Repeat("t", 4096)}, gears.ErrNameTooLong},
 		{"make empty link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink}, gears.ErrNotFound},
-		{"make nameless directory", root, &wire.Make{Dir: rootDir, Mode: modeDir}, gears.ErrInvalid},
+		{"make without a name", root, &wire.Make{Dir: rootDir, Mode: modeFile}, gears.ErrInvalid},
 
 		{"link missing", root, &wire.Link{Ino: 999, Dir: rootDir, Name: "x"}, gears.ErrNotFound},
 		{"link directory", root, &wire.Link{Ino: uint64(dir), Dir: rootDir, Name: "x"}, gears.ErrPermission},
@@ -418,16 +418,14 @@ func TestOrphans(t *testing.T) {
 	require.ErrorIs(t, err, gears.ErrStale)
 	r.check()
 
-	// A file made without a name is its session's, and may get one.
-	n := r.entry(by(a, as(alice, &wire.Make{Dir: rootDir, Mode: modeFile | 0o600})))[0]
-	require.NotZero(t, n.Code, "alice may not write there")
-	n = r.entry(by(a, as(root, &wire.Make{Dir: rootDir, Mode: modeFile | 0o600})))[0]
-	require.Zero(t, n.Code)
+	// What has no name may get one again.
+	n := r.create(1, "n", 0o644)
+	r.do(r.unlink(1, "n", false, a))
+	r.do(&wire.Link{Ino: uint64(n), Dir: rootDir, Name: "named"})
+	require.False(t, r.m.IsOrphan(n))
 	r.check()
-	r.do(&wire.Link{Ino: n.Ino, Dir: rootDir, Name: "named"})
-	require.False(t, r.m.IsOrphan(gears.Ino(n.Ino)))
-	release(a, gears.Ino(n.Ino))
-	require.EqualValues(t, 1, r.attr(gears.Ino(n.Ino)).Nlink)
+	release(a, n)
+	require.EqualValues(t, 1, r.attr(n).Nlink)
 
 	// A directory that is removed while it is open takes no names.
 	d := r.mkdir(1, "d", 0o755)
