@@ -1,0 +1,149 @@
+// Command bench measures GearsFS beside what it is compared with, in turn and
+// in one run, and prints medians and ratios:
+//
+//	go run ./bench queue       durable puts and takes beside Pebble's Set(Sync)
+//	go run ./bench mount       the mount beside go-fuse's loopback example
+//	go run ./bench wordcount   two nodes beside wc
+//	go run ./bench start       start-up time and the binaries' sizes
+//
+// It builds the binaries itself and works below -dir, on the disk that is to be
+// measured. Figures of a busy machine mean little; ratios mean more.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// bench is one run: where it works, how often and for how long.
+type bench struct {
+	dir     string // emptied and removed at the end
+	bin     string // the binaries
+	rounds  int
+	seconds time.Duration // of one measurement
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	dir := flags.String("dir", ".", "work in a new directory below this one")
+	rounds := flags.Int("rounds", 5, "rounds to take medians of")
+	seconds := flags.Duration("time", 2*time.Second, "length of one measurement")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	workloads := map[string]func(context.Context, *bench) error{
+		"queue": queue, "mount": mounts, "wordcount": words, "start": start,
+	}
+	if flags.NArg() == 0 {
+		return errors.New("name a workload: queue, mount, wordcount, start")
+	}
+	work, err := os.MkdirTemp(*dir, "bench-")
+	if err != nil {
+		return err
+	}
+	if work, err = filepath.Abs(work); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	b := &bench{dir: work, bin: filepath.Join(work, "bin"), rounds: *rounds, seconds: *seconds}
+	if err := b.build(ctx, "./cmd/..."); err != nil {
+		return err
+	}
+	for _, name := range flags.Args() {
+		f, ok := workloads[name]
+		if !ok {
+			return fmt.Errorf("no workload %q", name)
+		}
+		if err := f(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// build puts the programs of a package pattern into b.bin.
+func (b *bench) build(ctx context.Context, pattern string) error {
+	if err := os.MkdirAll(b.bin, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.bin+"/", pattern)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pattern, err, out)
+	}
+	return nil
+}
+
+// process is a program that runs until it is stopped.
+type process struct {
+	cmd *exec.Cmd
+	log *os.File
+}
+
+// startProcess starts a program and waits until it prints ready.
+func (b *bench) startProcess(ctx context.Context, ready, name string, args ...string) (*process, error) {
+	log, err := os.CreateTemp(b.dir, "log-")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(filepath.Join(b.bin, name), args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &process{cmd, log}
+	for {
+		text, err := os.ReadFile(log.Name())
+		if err == nil && strings.Contains(string(text), ready) {
+			return p, nil
+		}
+		if ctx.Err() != nil || err != nil || cmd.Process.Signal(syscall.Signal(0)) != nil {
+			return nil, errors.Join(fmt.Errorf("%s did not come up: %s", name, text), ctx.Err(), p.stop())
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// stop ends the program in peace.
+func (p *process) stop() error {
+	err := p.cmd.Process.Signal(syscall.SIGTERM)
+	return errors.Join(err, p.cmd.Wait(), p.log.Close())
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func median(xs []float64) float64 {
+	xs = slices.Sorted(slices.Values(xs))
+	return xs[len(xs)/2]
+}
+
+// row prints a workload's medians of ours and theirs, and the median of the
+// rounds' ratios.
+func row(name, unit string, ours, theirs []float64) {
+	ratios := make([]float64, len(ours))
+	for i := range ours {
+		ratios[i] = ours[i] / theirs[i]
+	}
+	fmt.Printf("%-34s %12.5g %12.5g %s   ratio %.2f (%.2f to %.2f)\n", name, median(ours), median(theirs), unit,
+		median(ratios), slices.Min(ratios), slices.Max(ratios))
+}
