@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -244,7 +245,11 @@ func (a *app) setRemote(ctx context.Context, at, name, addrs string) error {
 			return gears.ErrNotFound.Because("there is no remote %q: gearsfs remote ls shows those that there are", name)
 		}
 	}
-	if err := m.SetRemote(ctx, name, addrs); err != nil {
+	err = m.SetRemote(ctx, name, addrs)
+	if errors.Is(err, gears.ErrInvalid) {
+		return usagef("%v", err)
+	}
+	if err != nil {
 		return fmt.Errorf("remote %s: %w", name, cause(ctx, err))
 	}
 	return nil
