@@ -2,8 +2,11 @@ package file
 
 import (
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs/gears"
@@ -425,4 +428,42 @@ func TestRowsOfTakenRecordsAreCleaned(t *testing.T) {
 	rows := r.recordRows(ino, "jobs")
 	require.Zero(t, r.entry(next)[0].Code)
 	require.Equal(t, rows-1, r.recordRows(ino, "jobs"), "nothing asks for it any more")
+}
+
+// Readers beside Apply see whole entries: pairs are put and taken in one.
+func TestQueueReadersSeeWholeEntries(t *testing.T) {
+	r := newRig(t)
+	ino := gears.Ino(r.do(putOp("jobs", "a", "b")).Ino)
+	var readers sync.WaitGroup
+	var stop atomic.Bool
+	for range 3 {
+		readers.Go(func() {
+			for !stop.Load() {
+				info, err := r.m.Stream(ino, "jobs", gears.Root)
+				assert.NoError(t, err)
+				assert.Zero(t, info.Records%2, "records")
+				assert.Zero(t, r.m.StreamState(ino, "jobs").Ready%2, "ready")
+				records, err := r.m.Peek(ino, "jobs", PeekWhat{Max: 100}, gears.Root)
+				if gears.CodeOf(err) != gears.ErrEmpty.Code {
+					assert.NoError(t, err)
+				}
+				assert.Zero(t, len(records)%2, "peeked")
+				for i, rec := range records {
+					assert.EqualValues(t, records[0].Seq+uint64(i), rec.Seq)
+				}
+				_, err = r.m.Sessions()
+				assert.NoError(t, err)
+			}
+		})
+	}
+	c := r.client(1)
+	for i := range 300 {
+		c.must(putOp("jobs", "a", "b"))
+		held := receipts(c.must(leaseOp(2, "jobs")))
+		c.must(&wire.Settle{Receipts: held, Return: i%4 == 0})
+		c.must(putOp("jobs", "a", "b"))
+		c.must(takeOp(2, "jobs"))
+	}
+	stop.Store(true)
+	readers.Wait()
 }
