@@ -19,6 +19,9 @@ func setTime(t *time.Time) *uint64 {
 	var n uint64
 	if !t.IsZero() {
 		n = nanos(*t)
+		if n == 0 {
+			n = 1 // the epoch itself: 0 is taken
+		}
 	}
 	return &n
 }

@@ -1,7 +1,6 @@
 package dgm
 
 import (
-	"errors"
 	"time"
 
 	"github.com/gearsfs/gearsfs/gears"
@@ -284,17 +283,16 @@ func (v *Volume) resolve(s *session, path string, t **wire.Target) error {
 // sessions that have it open. Where the name led elsewhere by the time it was
 // applied, the command changed nothing and is proposed again.
 func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, holders *[]uint64) {
-	*openIno, *holders = 0, nil
-	attr, err := v.machine.Lookup(gears.Ino(dir), name, gears.Root)
-	if err != nil { // the command will say why
-		v.submit(o)
-		return
+	victim := v.victim(dir, name)
+	*openIno, *holders = uint64(victim), nil
+	if victim != 0 {
+		*holders = v.holders(victim)
 	}
-	*openIno = uint64(attr.Ino)
-	*holders = v.holders(gears.Ino(attr.Ino))
 	o.then = func(answer *wire.Answer, err error) {
-		v.unlinked(gears.Ino(attr.Ino))
-		if err == nil && errors.Is(gears.FromCode(gears.Code(answer.Code), ""), gears.ErrStale) {
+		if victim != 0 {
+			v.unlinked(victim)
+		}
+		if err == nil && gears.Code(answer.Code) == gears.ErrStale.Code && v.victim(dir, name) != victim {
 			v.proposeUnlink(o, dir, name, openIno, holders)
 			return
 		}
@@ -302,4 +300,13 @@ func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, 
 		o.answered(answer, err)
 	}
 	v.submit(o)
+}
+
+// victim is the inode that a name leads to, 0 where it leads nowhere.
+func (v *Volume) victim(dir uint64, name string) gears.Ino {
+	attr, err := v.machine.Lookup(gears.Ino(dir), name, gears.Root)
+	if err != nil {
+		return 0 // the command will say why
+	}
+	return attr.Ino
 }

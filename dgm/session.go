@@ -122,6 +122,9 @@ func (v *Volume) end(s *session, forget bool) {
 	}
 	s.ended = true
 	delete(v.sessions, s.id)
+	for ino, n := range s.opens {
+		decrement(v.opens, ino, n)
+	}
 	waiting := v.waits.of(s)
 	v.mu.Unlock()
 	v.watches.drop(s.watch)
@@ -221,6 +224,7 @@ func (v *Volume) adoptSessions() error {
 func (v *Volume) opened(s *session, ino gears.Ino, then func()) {
 	v.mu.Lock()
 	s.opens[ino]++
+	v.opens[ino]++
 	u := v.waits.unlinking[ino]
 	if u != nil {
 		u.after = append(u.after, then)
@@ -235,14 +239,13 @@ func (v *Volume) opened(s *session, ino gears.Ino, then func()) {
 // the inode go.
 func (v *Volume) released(s *session, ino gears.Ino) {
 	v.mu.Lock()
-	n := s.opens[ino] - 1
+	n := s.opens[ino]
 	if n > 0 {
-		s.opens[ino] = n
-	} else {
-		delete(s.opens, ino)
+		decrement(s.opens, ino, 1)
+		decrement(v.opens, ino, 1)
 	}
 	v.mu.Unlock()
-	if n == 0 && v.machine.IsOrphan(ino) {
+	if n == 1 && v.machine.IsOrphan(ino) {
 		v.group.Propose(&replica.Proposal{
 			Command: &wire.Command{
 				SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Checked: true,
@@ -250,6 +253,12 @@ func (v *Volume) released(s *session, ino gears.Ino) {
 			},
 			Done: func(*wire.Answer, error) {},
 		})
+	}
+}
+
+func decrement(counts map[gears.Ino]int, ino gears.Ino, by int) {
+	if counts[ino] -= by; counts[ino] <= 0 {
+		delete(counts, ino)
 	}
 }
 
@@ -272,9 +281,11 @@ func (v *Volume) holders(ino gears.Ino) []uint64 {
 	}
 	u.count++
 	var ids []gears.SessionID
-	for id, s := range v.sessions {
-		if s.opens[ino] > 0 {
-			ids = append(ids, id)
+	if v.opens[ino] > 0 {
+		for id, s := range v.sessions {
+			if s.opens[ino] > 0 {
+				ids = append(ids, id)
+			}
 		}
 	}
 	slices.SortFunc(ids, func(a, b gears.SessionID) int {

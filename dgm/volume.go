@@ -62,6 +62,7 @@ type Volume struct {
 	// own lock, never while that is held.
 	mu       sync.Mutex
 	sessions map[gears.SessionID]*session
+	opens    map[gears.Ino]int // over all sessions
 	waits    waits
 	offers   map[string]*offer
 	links    map[string]*Remote // proxies by name, made when first used
@@ -93,6 +94,7 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 	v := &Volume{
 		cfg: cfg, log: cfg.Log, started: cfg.Clock(),
 		sessions: make(map[gears.SessionID]*session),
+		opens:    make(map[gears.Ino]int),
 		offers:   make(map[string]*offer),
 		links:    make(map[string]*Remote),
 	}
