@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -343,14 +344,17 @@ func TestCreationCrashes(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	disk := vfs.NewCrashableMem()
+	var lock sync.Mutex // for Pebble's goroutines
 	points := 0
 	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() != errorfs.OpIsWrite {
 			return nil
 		}
 		for _, percent := range []int{0, 50, 50, 100} {
+			lock.Lock()
 			points++
 			left := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
+			lock.Unlock()
 			// This may be a goroutine of Pebble's, so no require.
 			d, err := Open("some/where/data", smallData(left))
 			if err == nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -85,7 +86,7 @@ func failOperation(i int) errorfs.Injector {
 
 // fullDisk is a disk that has room for new bytes or has not.
 type fullDisk struct {
-	full    bool
+	full    atomic.Bool
 	inPlace bool // also writes to what is allocated fail, as on a disk that copies on write
 }
 
@@ -99,11 +100,13 @@ func (f *fullDisk) MaybeError(op errorfs.Op) error {
 	default:
 		return nil
 	}
-	if f.full {
+	if f.full.Load() {
 		return fmt.Errorf("write %s: %w", op.Path, syscall.ENOSPC)
 	}
 	return nil
 }
+
+func (f *fullDisk) set(full bool) { f.full.Store(full) }
 
 func (f *fullDisk) String() string { return "full disk" }
 
@@ -127,7 +130,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 				return nil
 			}
 			for range 3 {
-				full.full = true
+				full.set(true)
 				for err = add(); err == nil; err = add() {
 				}
 				require.ErrorIs(t, err, gears.ErrNoSpace)
@@ -136,7 +139,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 				model.synced()
 				require.ErrorIs(t, add(), gears.ErrNoSpace)
 
-				full.full = false
+				full.set(false)
 				for range 20 {
 					require.NoError(t, add())
 				}

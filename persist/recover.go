@@ -114,6 +114,9 @@ func (r *recovery) findNewest(numbers []uint64) (_ []uint64, first uint64, err e
 		if err != nil {
 			return nil, 0, err
 		}
+		if first > number {
+			return nil, 0, damagedAt(r.l.path(segmentName(number)), 0, "says that it is not needed")
+		}
 		if first != 0 {
 			return numbers[:n], first, nil
 		}

@@ -1,6 +1,7 @@
 package persist
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -95,7 +96,11 @@ func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *
 		L0CompactionThreshold:       stateL0Compaction,
 		L0StopWritesThreshold:       stateL0Stop,
 		Logger:                      faults,
-		EventListener:               &pebble.EventListener{BackgroundError: faults.background},
+		EventListener: &pebble.EventListener{
+			BackgroundError: faults.background,
+			// By default that is fatal; here it is the error of the read that met it.
+			DataCorruption: func(info pebble.DataCorruptionInfo) { faults.background(info.Details) },
+		},
 	}
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(stateBloomBits)
@@ -228,6 +233,9 @@ func (s *State) Delete(key []byte) {
 
 // DeleteRange removes the rows in [lo, hi) in the open batch.
 func (s *State) DeleteRange(lo, hi []byte) {
+	if bytes.Compare(lo, hi) >= 0 {
+		return
+	}
 	s.err = errors.Join(s.err, s.batch.DeleteRange(lo, hi, nil))
 }
 
@@ -272,6 +280,9 @@ func get(r pebble.Reader, key, buf []byte) ([]byte, bool, error) {
 }
 
 func scan(r pebble.Reader, lo, hi []byte) (Iterator, error) {
+	if bytes.Compare(lo, hi) > 0 {
+		hi = lo // Pebble has no empty ranges but these
+	}
 	it, err := r.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
 	if err != nil {
 		return nil, readError(err)

@@ -1,0 +1,122 @@
+package persist
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs/wire"
+	"github.com/stretchr/testify/require"
+)
+
+// go test ./persist -run TestGolden -write-golden makes testdata/golden-vN of
+// the current format version anew. It is made once per version, and kept.
+var writeGolden = flag.Bool("write-golden", false, "write testdata/golden-v of this format version")
+
+var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume: ID{4, 5, 6}}
+
+// goldenRows has a row of each table.
+func goldenRows() map[string][]byte {
+	place := gears.Place{Pos: 300, Seq: 4}
+	session := gears.SessionID{Minted: 1234567890, Salt: 99}
+	rows := map[string][]byte{}
+	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
+		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7},
+		string(InodeKey(2)):                    &wire.InodeRow{Mode: 0o100644, Nlink: 1, Uid: 1000, Gid: 100, Mtime: 5, Streams: 1, Xattrs: 1, Taken: true},
+		string(DirentKey(1, "jobs")):           &wire.DirentRow{Ino: 2, Type: 0o100000},
+		string(StreamKey(2, "data")):           &wire.StreamRow{NextSeq: 6, HeadPos: 100, HeadSeq: 2, CursorPos: 300, CursorSeq: 4, TailPos: 500, Ready: 2, Leased: 1, Version: 9},
+		string(RecordKey(2, "data", place)):    &wire.RecordRow{Data: bytes.Repeat([]byte("record "), 20), Type: "text", Time: 77},
+		string(RecordKey(2, "large", place)):   &wire.RecordRow{Data: bytes.Repeat([]byte("large "), 1000), Time: 78},
+		string(RecordKey(2, "extents", place)): &wire.RecordRow{Extents: []*wire.Extent{{BlockNode: 1, Block: 2, Offset: 3, Length: 4, Crc32C: 5}}},
+		string(OutKey(2, "data", place)):       &wire.OutRow{Leased: true, SessionMinted: 1234567890, SessionSalt: 99, Fence: 6, Deliveries: 2},
+		string(SessionKey(session)): &wire.SessionRow{Confirmed: 3, Answers: []*wire.StoredAnswer{
+			{Seq: 4, Ino: 2, FirstSeq: 5, LastSeq: 5, Taken: []*wire.Reference{{Ino: 2, Key: "data", Pos: 300, Seq: 4}}}}},
+		string(OrphanKey(8)):   &wire.OrphanRow{Holders: []uint64{1234567890, 99}},
+		string(RemoteKey("b")): &wire.RemoteRow{Addrs: "unix:/run/b.sock,host:4242"},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[key] = value
+	}
+	rows[string(XattrKey(2, "user.colour"))] = []byte("blue")
+	return rows
+}
+
+// goldenLog is what the log holds: entries of several segments, with some that
+// were replaced and some that were cut off.
+func goldenLog() (first uint64, entries []LogEntry, hard string) {
+	for i := uint64(1); i <= 40; i++ {
+		term := 1 + i/10
+		if i > 35 {
+			term = 9
+		}
+		entries = append(entries, LogEntry{Index: i, Term: term, Type: uint8(i % 3), Data: bytes.Repeat([]byte{byte(i)}, int(i)*9)})
+	}
+	return 33, entries, "term 9, vote 1, commit 40"
+}
+
+func makeGolden(t *testing.T, dir string) {
+	opts := smallData(vfs.Default)
+	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
+	d, err := Open(dir, opts)
+	require.NoError(t, err)
+	d.id.Node = goldenIdentity.Node
+	require.NoError(t, d.SetVolume(goldenIdentity.Volume))
+	first, entries, hard := goldenLog()
+	for _, e := range entries[:35] {
+		require.NoError(t, d.Log.Append([]LogEntry{e}, []byte("old")))
+	}
+	require.NoError(t, d.Log.Append([]LogEntry{{Index: 36, Term: 4}, {Index: 37, Term: 4}}, nil))
+	require.NoError(t, d.Log.Append(entries[35:], []byte(hard)))
+	require.NoError(t, d.Log.TruncateFront(first-1))
+	for key, value := range goldenRows() {
+		d.State.Set([]byte(key), value)
+	}
+	require.NoError(t, d.State.Commit())
+	require.NoError(t, d.Close())
+}
+
+// TestGolden reads what each version of the format wrote.
+func TestGolden(t *testing.T) {
+	dir := fmt.Sprintf("testdata/golden-v%d", FormatVersion)
+	if *writeGolden {
+		require.NoError(t, os.RemoveAll(dir))
+		makeGolden(t, dir)
+	}
+	disk := vfs.NewMem()
+	copied, err := vfs.Clone(vfs.Default, disk, dir, "data")
+	require.NoError(t, err)
+	require.True(t, copied)
+	d, err := Open("data", Options{FS: disk})
+	require.NoError(t, err)
+	require.Equal(t, goldenIdentity, d.Identity())
+
+	first, entries, hard := goldenLog()
+	require.LessOrEqual(t, d.Log.First(), first)
+	require.Greater(t, d.Log.First(), uint64(1), "nothing was cut off")
+	require.Equal(t, entries[len(entries)-1].Index, d.Log.Last())
+	require.Equal(t, hard, string(d.Log.HardState()))
+	got, err := d.Log.Entries(first, d.Log.Last()+1, 1<<20)
+	require.NoError(t, err)
+	require.Equal(t, entries[first-1:], got)
+
+	rows := goldenRows()
+	it, err := d.State.Scan([]byte{0}, []byte{0xff})
+	require.NoError(t, err)
+	seen := map[string][]byte{}
+	for ok := it.First(); ok; ok = it.Next() {
+		_, err := parseRow(it.Key())
+		require.NoError(t, err)
+		seen[string(it.Key())] = bytes.Clone(it.Value())
+	}
+	require.NoError(t, it.Close())
+	require.Equal(t, rows, seen)
+	require.NoError(t, d.Close())
+}
