@@ -71,7 +71,7 @@ func TestKillLoop(t *testing.T) {
 	for kill := range kills {
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(50+rng.IntN(450)) * time.Millisecond): // when to strike
+		case <-time.After(time.Duration(20+rng.IntN(300)) * time.Millisecond): // when to strike
 		}
 		if ctx.Err() != nil {
 			break

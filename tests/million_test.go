@@ -25,8 +25,8 @@ func TestMillion(t *testing.T) {
 func TestMillionCut(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
-	p := startProxy(t, d.addr, 200<<10)
-	exchange(t, d, p.addr, size(100_000, 1_000_000))
+	p := startProxy(t, d.addr, 16<<10)
+	exchange(t, d, p.addr, size(200_000, 1_000_000))
 	t.Logf("%d connections were cut", p.cuts.Load())
 	require.Greater(t, p.cuts.Load(), int64(64), "connections were cut")
 }
