@@ -12,7 +12,7 @@ import (
 // A file's bytes are the records of its data stream. What write(2) adds
 // outside of records that exist becomes block rows:
 //
-//	pos   0         32K        64K        96K
+//	pos   0         16K        32K        48K
 //	      |  put  |..|  block  |   block  |.. gap ..|
 //	              ^ a block row begins at its aligned start, behind the record
 //	                in front of it, the cursor or the head, and ends before the next
@@ -25,7 +25,7 @@ import (
 //  2. A block row lies within one aligned block of blockBytes.
 //  3. Only block rows at or behind the cursor grow: what was handed out keeps
 //     its length.
-const blockBytes = 32 << 10
+const blockBytes = 16 << 10
 
 func blockStart(pos gears.Pos) gears.Pos { return pos - pos%blockBytes }
 

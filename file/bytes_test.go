@@ -56,6 +56,7 @@ const k = 1 << 10
 
 // TestBlockRows: which rows a write makes.
 func TestBlockRows(t *testing.T) {
+	const k = blockBytes / 32
 	zeros := func(n int) string { return string(make([]byte, n)) }
 	for _, c := range []struct {
 		name string
