@@ -60,13 +60,11 @@ func (m *logModel) append(entries []LogEntry, hard []byte) (done func()) {
 	return func() { m.now, m.written = next, len(m.possible)-1 }
 }
 
+// reset tells of a Reset that begins; done must follow when it takes effect.
 func (m *logModel) reset(index, term uint64) (done func()) {
 	next := logState{base: index, baseTerm: term, front: index, hard: m.now.hard}
 	m.possible = append(m.possible, next)
-	return func() {
-		m.now = next
-		m.synced()
-	}
+	return func() { m.now = next }
 }
 
 // front tells of a TruncateFront. It loses nothing that a crash may bring back.
@@ -238,6 +236,7 @@ func (d *logDriver) step() error {
 			return err
 		}
 		done()
+		m.synced()
 	default:
 		d.term++
 	}

@@ -53,17 +53,16 @@ func readLog(fsys FS, dir string, opts Options) (*Log, *recovery, error) {
 
 // recovery is the state of reading a log. What it finds in the directory is
 //
-//	leftovers   needed    unfinished        spares
-//	00000003    00000005  00000007          spare-…
+//	leftovers   needed    spares
+//	00000003    00000005  spare-…
 //	00000004    00000006
 //
-// where needed segments follow each other without a gap, and an unfinished one
-// is the file that a rotation was about to make the next.
+// where the needed segments follow each other without a gap, and the newest
+// says which is the first of them.
 type recovery struct {
-	l          *Log
-	leftovers  []uint64
-	unfinished uint64 // 0 where there is none
-	spares     []string
+	l         *Log
+	leftovers []uint64
+	spares    []string
 }
 
 func (r *recovery) read() error {
@@ -82,7 +81,10 @@ func (r *recovery) read() error {
 	}
 	slices.Sort(numbers)
 	slices.Sort(r.spares)
-	numbers, first, err := r.findNewest(numbers)
+	if len(numbers) == 0 {
+		return gears.ErrDamaged.Because("%s holds no log", l.dir)
+	}
+	first, err := r.firstNeeded(numbers[len(numbers)-1])
 	if err != nil {
 		return err
 	}
@@ -101,35 +103,10 @@ func (r *recovery) read() error {
 	if l.index.lowered {
 		return damagedAt(l.segs[0].path, 0, "entries before %d are missing", l.index.frontIndex+1)
 	}
-	return r.checkUnfinished()
+	return nil
 }
 
-// findNewest returns the newest segment that has a head, which segment is the
-// first that it says is needed, and the numbers up to it. One newer file that
-// has no head is unfinished.
-func (r *recovery) findNewest(numbers []uint64) (_ []uint64, first uint64, err error) {
-	for n := len(numbers); n > 0; n-- {
-		number := numbers[n-1]
-		first, err := r.firstNeeded(number)
-		if err != nil {
-			return nil, 0, err
-		}
-		if first > number {
-			return nil, 0, damagedAt(r.l.path(segmentName(number)), 0, "says that it is not needed")
-		}
-		if first != 0 {
-			return numbers[:n], first, nil
-		}
-		if r.unfinished != 0 || n == 1 {
-			return nil, 0, damagedAt(r.l.path(segmentName(number)), 0, "no segment head")
-		}
-		r.unfinished = number
-	}
-	return nil, 0, gears.ErrDamaged.Because("%s holds no log", r.l.dir)
-}
-
-// firstNeeded returns the first segment that is needed by what a segment says,
-// 0 where it has no head.
+// firstNeeded returns the first segment that is needed, by what the newest says.
 func (r *recovery) firstNeeded(number uint64) (first uint64, err error) {
 	seg, err := r.openSegment(number)
 	if err != nil {
@@ -152,6 +129,9 @@ func (r *recovery) firstNeeded(number uint64) (first uint64, err error) {
 	}
 	if err = errors.Join(err, seg.f.Close()); err != nil {
 		return 0, fmt.Errorf("read %s: %w", seg.path, err)
+	}
+	if first == 0 || first > number {
+		return 0, damagedAt(seg.path, 0, "no segment head")
 	}
 	return first, nil
 }
@@ -277,32 +257,6 @@ func (r *recovery) moveFront(first, index, term uint64) {
 	}
 }
 
-// checkUnfinished makes sure that no record was ever written behind a head that
-// is not there.
-func (r *recovery) checkUnfinished() error {
-	if r.unfinished == 0 {
-		return nil
-	}
-	l := r.l
-	tail := l.segs[len(l.segs)-1]
-	if r.unfinished != tail.number+1 || !tail.sealed {
-		return damagedAt(l.path(segmentName(r.unfinished)), 0, "no segment head")
-	}
-	seg, err := r.openSegment(r.unfinished)
-	if err != nil {
-		return err
-	}
-	reader := segmentReader{f: seg.f, size: seg.size}
-	was, err := reader.wasSynced(0, l.generation+1)
-	if err = errors.Join(err, seg.f.Close()); err != nil {
-		return fmt.Errorf("read %s: %w", seg.path, err)
-	}
-	if was {
-		return damagedAt(seg.path, 0, "no segment head, but records behind it")
-	}
-	return nil
-}
-
 // abandon closes what reading has opened.
 func (r *recovery) abandon() error {
 	var err error
@@ -335,11 +289,6 @@ func (r *recovery) repair() error {
 	}
 	for _, n := range r.leftovers {
 		if err := l.fs.Remove(l.path(segmentName(n))); err != nil {
-			return fmt.Errorf("recycle log segments: %w", err)
-		}
-	}
-	if r.unfinished != 0 {
-		if err := l.fs.Remove(l.path(segmentName(r.unfinished))); err != nil {
 			return fmt.Errorf("recycle log segments: %w", err)
 		}
 	}

@@ -48,7 +48,8 @@ import (
 //     generation than what comes to stand before it, and is never joined to it.
 //  2. Of two segments with following numbers the first is sealed and on disk
 //     before the second has its name.
-//  3. A segment's file goes only after a front or a head record that says so is
+//  3. A file has a segment's name only when that segment's head is on disk in it.
+//  4. A segment's file goes only after a front or a head record that says so is
 //     on disk.
 const (
 	recordHeaderBytes = 40

@@ -62,11 +62,11 @@ func (l *Log) headNow() head {
 // rotate seals the tail and makes a new one that takes size bytes behind its
 // head. The steps are in this order:
 //
-//	have a file of the size         may fail for want of room: nothing has changed
+//	have a spare of the size        may fail for want of room: nothing has changed
 //	seal the tail, sync it          now a new segment may follow (invariant 2)
-//	name the file as a segment
-//	write its head, sync it         now its generation has begun (invariant 1)
-//	sync the directory
+//	write the head, sync it         still a spare, whatever was in it before
+//	name the file as a segment      now it is the next one (invariant 3)
+//	sync the directory              now its generation has begun (invariant 1)
 //
 // Where a step fails the tail stays the tail, sealed or not, and the next
 // rotation begins again. Needs appending.
@@ -122,12 +122,7 @@ func (l *Log) seal() error {
 
 // activate makes a spare file the segment that h describes.
 func (l *Log) activate(file spare, h head) (*segment, error) {
-	path := l.path(segmentName(h.number))
-	if err := l.fs.Rename(l.path(file.name), path); err != nil {
-		return nil, err
-	}
-	l.spares = without(l.spares, file)
-	f, err := l.fs.OpenReadWrite(path, logWrites)
+	f, err := l.fs.OpenReadWrite(l.path(file.name), logWrites)
 	if err != nil {
 		return nil, err
 	}
@@ -135,15 +130,19 @@ func (l *Log) activate(file spare, h head) (*segment, error) {
 	generation := l.generation + 1
 	l.mu.Unlock()
 	buf := appendRecord(l.buf[:0], 0, h.record(generation))
-	seg := &segment{number: h.number, path: path, f: f, size: file.size, used: int64(len(buf)), synced: int64(len(buf))}
+	end := int64(len(buf))
+	seg := &segment{number: h.number, path: l.path(segmentName(h.number)), f: f, size: file.size, used: end, synced: end}
 	if _, err = f.WriteAt(buf, 0); err != nil {
 		return nil, errors.Join(noSpace(err), f.Close())
 	}
-	err = l.syncFile(seg)
-	if err == nil {
-		err = l.syncDir()
+	if err = l.syncFile(seg); err == nil {
+		err = l.fs.Rename(l.path(file.name), seg.path)
 	}
 	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	l.spares = without(l.spares, file)
+	if err = l.syncDir(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return seg, nil
