@@ -10,8 +10,9 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 LDFLAGS := -s -w -X github.com/gearsfs/gearsfs/cmd/internal/node.version=$(VERSION)
 GOBUILD := -trimpath -ldflags '$(LDFLAGS)'
 
-# How long `make torture` kills, cuts and fills disks.
-TORTURE ?= 30m
+# Where `make run` mounts, and keeps the data.
+MOUNTPOINT ?= gears
+DATA ?= gears-data
 
 # install-missing installs Debian packages for the commands that are missing;
 # its argument is a list of command:package.
@@ -36,26 +37,30 @@ install:
 
 run: build
 	@[ "$$(id -u)" = 0 ] || { $(call install-missing,fusermount3:fuse3); }
-	@mkdir -p gears
+	@mkdir -p $(MOUNTPOINT)
 	@echo
 	@echo "To try in another terminal (^C here unmounts):"
 	@echo
 	@sed -n '/^<!-- tour -->/,/^<!-- end -->/s/^    //p' README.md | sed "s|^cd gearsfs|cd '$(CURDIR)'|"
 	@echo
-	@exec bin/gearsfs mount --data gears-data gears
+	@exec bin/gearsfs mount --data $(DATA) $(MOUNTPOINT)
 
 check:
 	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
 	[ -z "$$bad" ] || { echo "not gofmt'ed:" $$bad; exit 1; }
 	$(GO) vet ./...
 
+# What the tests run besides Go.
+TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfattr:attr mkfs.ext4:e2fsprogs
+
 test: check
-	@$(call install-missing,fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim ip:iproute2 mkfs.ext4:e2fsprogs)
+	@$(call install-missing,$(TESTTOOLS))
 	$(GO) test -timeout 15m ./...
 
+# The tests at full size: more kills, more records, for longer.
 torture:
-	@$(call install-missing,fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim ip:iproute2 mkfs.ext4:e2fsprogs)
-	GEARSFS_TORTURE=$(TORTURE) $(GO) test -count 1 -timeout 0 -run Torture ./tests/
+	@$(call install-missing,$(TESTTOOLS))
+	GEARSFS_TORTURE=1 $(GO) test -count 1 -timeout 12h ./...
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
