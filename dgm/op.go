@@ -17,7 +17,7 @@ import (
 //	  │                └──────────────────┘                   │
 //	  └── needs no waiting ───────────────────────────────────┘
 //
-// park moves it to waiting, wake* to proposed, answered on to done or, where
+// (A command whose path had led elsewhere begins anew.) park moves it to waiting, wake* to proposed, answered on to done or, where
 // the attempt changed nothing, back to its old place among the waiting; cancel
 // ends it at once where it waits and otherwise as soon as it would wait again.
 type op struct {
@@ -72,6 +72,18 @@ type promise struct {
 type canceller interface{ cancel(why error) }
 
 func (o *op) isTake() bool { return o.change != nil && o.change.Command.GetTake() != nil }
+
+// byPath says whether a path named the operation's file.
+func (o *op) byPath() bool {
+	if o.path == "" {
+		return false
+	}
+	switch o.change.Command.Op.(type) {
+	case *wire.Command_Put, *wire.Command_Take, *wire.Command_Configure:
+		return true
+	}
+	return false
+}
 
 func (o *op) kind() string {
 	switch {
@@ -128,6 +140,8 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		return
 	}
 	switch code := gears.Code(answer.Code); {
+	case code == gears.ErrStale.Code && o.byPath():
+		o.misled()
 	case code == gears.ErrEmpty.Code && o.isTake(), code == gears.ErrFull.Code && !o.isTake():
 		if o.vol.park(o) {
 			return
@@ -140,10 +154,23 @@ func (o *op) answered(answer *wire.Answer, err error) {
 	default:
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
-		if put := o.change.Command.GetPut(); put != nil && put.Retry {
-			o.vol.wake(o.ino, o.keys[0]) // the next in line may fit too
-		}
 	}
+}
+
+// misled goes on with an operation that named its file by a path which had led
+// to another by the time it was applied: it looks again, or, if it has waited
+// for the file, ends.
+func (o *op) misled() {
+	v := o.vol
+	if o.isTake() && len(o.waiters) > 0 {
+		o.settled()
+		o.done(failure(gears.ErrRemoved))
+		return
+	}
+	v.mu.Lock()
+	o.takeBackLocked()
+	v.mu.Unlock()
+	v.begin(o)
 }
 
 // settled marks the operation as done and takes its promise back. What was
@@ -157,6 +184,9 @@ func (o *op) settled() {
 	v.mu.Lock()
 	o.state = opDone
 	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
+	if o.turn != nil { // the next in line may fit too
+		key, wake = o.keys[0], true
+	}
 	o.takeBackLocked()
 	v.mu.Unlock()
 	if wake {
@@ -184,7 +214,7 @@ func (o *op) endedBy() error {
 
 // cancel ends the operation with why where it waits. One that was proposed is
 // finished first: it then ends with its true outcome, or with why where it
-// changed nothing.
+// changed nothing. Those who waited behind a put that leaves may fit.
 func (o *op) cancel(why error) {
 	v := o.vol
 	v.mu.Lock()
@@ -199,8 +229,12 @@ func (o *op) cancel(why error) {
 		o.state = opDone
 	}
 	v.mu.Unlock()
-	if waiting {
-		o.fail(why)
+	if !waiting {
+		return
+	}
+	o.fail(why)
+	if o.ino != 0 && o.kind() == "put" {
+		v.wake(o.ino, o.keys[0])
 	}
 }
 
@@ -234,15 +268,22 @@ func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		done(failure(err))
 		return nil
 	}
-	o := &op{vol: v, sess: s, change: ch, done: done, path: ch.Path}
-	switch c := cmd.Op.(type) {
+	return v.begin(&op{vol: v, sess: s, change: ch, done: done, path: ch.Path})
+}
+
+// begin sends an operation on its way, as if it had just come.
+func (v *Volume) begin(o *op) canceller {
+	if o.peek != nil {
+		return v.startPeek(o)
+	}
+	switch c := o.change.Command.Op.(type) {
 	case *wire.Command_Put:
 		return v.startPut(o, c.Put)
 	case *wire.Command_Take:
 		return v.startTake(o, c.Take)
 	case *wire.Command_Configure:
-		if err := v.resolve(s, ch.Path, &c.Configure.Target); err != nil {
-			done(failure(err))
+		if err := v.resolve(o.sess, o.path, &c.Configure.Target); err != nil {
+			o.failDurable(err)
 			return nil
 		}
 		v.submit(o)
@@ -254,7 +295,7 @@ func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		v.submit(o)
 	default: // what only the node itself may propose, and what it does not know
-		done(failure(gears.ErrUnknownOp))
+		o.fail(gears.ErrUnknownOp)
 	}
 	return nil
 }

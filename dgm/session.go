@@ -35,6 +35,7 @@ type session struct {
 	// Guarded by Volume.mu.
 	conns  int
 	opens  map[gears.Ino]int
+	waits  int // its ops in lines
 	ended  bool
 	kept   bool // keepOpen sees to it
 	expiry *time.Timer

@@ -13,8 +13,9 @@ import (
 //  1. An op is in lines exactly while its state is opWaiting: in that of each
 //     of its keys where its file exists, else in that of the file's name.
 //  2. A line is kept only while an op is in it or records are promised to it.
-//  3. Each line is in the order in which its ops first waited in it; one that
-//     comes back gets its old place.
+//  3. Each line is in the order in which its ops first waited; one that comes
+//     back, or moves from its file's name to the file, keeps its place.
+//  4. No op has a key twice.
 type waits struct {
 	tickets   stream.Tickets
 	count     int
@@ -104,6 +105,7 @@ func (s *spot) lineOf(o *op) *line {
 func (w *waits) join(o *op) {
 	o.state = opWaiting
 	w.count++
+	o.sess.waits++
 	if o.ino == 0 {
 		l := w.names[o.name]
 		if l == nil {
@@ -131,6 +133,7 @@ func (o *op) enter(l *line, i int) {
 // leave takes o out of the lines; the caller gives it its next state.
 func (w *waits) leave(o *op) {
 	w.count--
+	o.sess.waits--
 	for _, waiter := range o.waiters {
 		waiter.Cancel()
 	}
@@ -138,7 +141,6 @@ func (w *waits) leave(o *op) {
 		if w.names[o.name].Len() == 0 {
 			delete(w.names, o.name)
 		}
-		o.waiters = nil // a file's lines are others
 		return
 	}
 	for _, key := range o.keys {
@@ -175,4 +177,29 @@ func (w *waits) some(pick func(*op) bool) []*op {
 
 func (w *waits) all() []*op { return w.some(func(*op) bool { return true }) }
 
-func (w *waits) of(s *session) []*op { return w.some(func(o *op) bool { return o.sess == s }) }
+func (w *waits) of(s *session) []*op {
+	if s.waits == 0 {
+		return nil
+	}
+	return w.some(func(o *op) bool { return o.sess == s })
+}
+
+// at returns the ops that wait at a file, or for a name in a directory.
+func (w *waits) at(ino gears.Ino) []*op {
+	var out []*op
+	for key, s := range w.files[ino] {
+		for _, l := range []*line{&s.takes, &s.puts, &s.peeks} {
+			l.each(func(o *op) {
+				if o.keys[0] == key { // an op of several keys once
+					out = append(out, o)
+				}
+			})
+		}
+	}
+	for name, l := range w.names {
+		if name.dir == ino {
+			l.each(func(o *op) { out = append(out, o) })
+		}
+	}
+	return out
+}

@@ -2,6 +2,7 @@ package dgm
 
 import (
 	"slices"
+	"syscall"
 
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/gears"
@@ -11,16 +12,17 @@ import (
 // startTake sends a take to the log where records may be ready for it, and
 // lets it wait otherwise. Older waiters of its keys go first.
 func (v *Volume) startTake(o *op, t *wire.Take) canceller {
-	if len(t.Keys) == 0 || len(t.Keys) > takeKeysMax {
-		o.fail(gears.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax))
-		return nil
-	}
-	if err := v.resolve(o.sess, o.path, &t.Target); err != nil {
+	keys, err := takeKeys(t.Keys)
+	if err != nil {
 		o.fail(err)
 		return nil
 	}
+	if err := v.resolve(o.sess, o.path, &t.Target); err != nil {
+		o.failDurable(err)
+		return nil
+	}
 	t.Max = max(1, min(t.Max, gears.BatchRecordsMax))
-	v.place(o, t.Target, keysFromWire(t.Keys))
+	v.place(o, t.Target, keys)
 	v.mu.Lock()
 	now := o.change.Retry || v.runnableLocked(o)
 	if now {
@@ -37,9 +39,29 @@ func (v *Volume) startTake(o *op, t *wire.Take) canceller {
 	return o
 }
 
+// takeKeys checks the keys of a take and drops repeated ones.
+func takeKeys(names []string) ([]gears.Key, error) {
+	if len(names) == 0 || len(names) > takeKeysMax {
+		return nil, gears.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
+	}
+	keys := make([]gears.Key, 0, len(names))
+	for _, name := range names {
+		key := gears.Key(name)
+		if err := key.Check(); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
 // place notes where an operation stands.
 func (v *Volume) place(o *op, t *wire.Target, keys []gears.Key) {
-	o.since = v.cfg.Clock()
+	if o.since.IsZero() {
+		o.since = v.cfg.Clock()
+	}
 	o.keys = keys
 	o.ino = gears.Ino(t.Ino)
 	if o.ino == 0 {
@@ -107,20 +129,73 @@ func (v *Volume) park(o *op) bool {
 	}
 	v.waits.join(o)
 	v.mu.Unlock()
-	// What came between the attempt and now told nobody: look again.
-	if o.ino == 0 {
-		v.appeared(o.name)
-		return true
+	v.lookAgain(o)
+	return true
+}
+
+// lookAgain is for an operation that has just begun to wait: what came between
+// the attempt and now told nobody of it.
+func (v *Volume) lookAgain(o *op) {
+	v.mu.Lock()
+	ino, name := o.ino, o.name
+	v.mu.Unlock()
+	if err := v.hopeless(o, ino, name); err != nil {
+		v.giveUp([]*op{o}, err)
+		return
+	}
+	if ino == 0 {
+		v.appeared(name)
+		return
+	}
+	if o.peek != nil {
+		return // runPeek has looked
 	}
 	for _, key := range o.keys {
-		v.wake(o.ino, key)
+		v.wake(ino, key)
 	}
-	return true
+}
+
+// hopeless returns why an operation must not wait at a place: the file or the
+// directory is gone, is no file, or may not be used.
+func (v *Volume) hopeless(o *op, ino gears.Ino, name nameKey) error {
+	if ino == 0 {
+		attr, err := v.machine.GetAttr(name.dir)
+		if gears.CodeOf(err) == gears.ErrStale.Code || err == nil && attr.Nlink == 0 {
+			return gears.ErrRemoved
+		}
+		return err
+	}
+	put := o.peek == nil && !o.isTake()
+	err := v.machine.MayWait(ino, !put, o.peek == nil, o.sess.caller)
+	if put && gears.CodeOf(err) == gears.ErrAccess.Code {
+		return nil // it was let in when it was applied
+	}
+	if gears.CodeOf(err) == gears.ErrStale.Code && o.path != "" {
+		return gears.ErrRemoved
+	}
+	return err
+}
+
+// giveUp ends those of ops that still wait.
+func (v *Volume) giveUp(ops []*op, why error) {
+	v.mu.Lock()
+	over := slices.DeleteFunc(ops, func(o *op) bool { return o.state != opWaiting })
+	for _, o := range over {
+		v.waits.leave(o)
+		o.state = opDone
+	}
+	v.mu.Unlock()
+	for _, o := range over {
+		o.failDurable(why)
+	}
 }
 
 // failEmpty ends an operation that found nothing and does not wait.
 func (v *Volume) failEmpty(o *op) {
 	err := o.endedBy()
+	if err == nil {
+		err = v.hopeless(o, o.ino, o.name)
+	}
 	switch {
 	case err != nil:
 	case v.drained(o):
@@ -149,6 +224,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 		o.fail(err)
 		return nil
 	}
+	p.Retry = false // is the node's to say
 	key := gears.Key(p.Key)
 	v.place(o, p.Target, []gears.Key{key})
 	v.mu.Lock()
@@ -212,8 +288,12 @@ func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*op {
 
 // startPeek reads a stream, waiting for what it asks for.
 func (v *Volume) startPeek(o *op) canceller {
-	if err := v.resolve(o.sess, o.path, &o.peek.Target); err != nil {
+	if err := gears.Key(o.peek.Key).Check(); err != nil {
 		o.fail(err)
+		return nil
+	}
+	if err := v.resolve(o.sess, o.path, &o.peek.Target); err != nil {
+		o.failDurable(err)
 		return nil
 	}
 	o.peek.Max = max(1, min(o.peek.Max, gears.BatchRecordsMax))
@@ -245,9 +325,7 @@ func (v *Volume) runPeek(o *op) canceller {
 		}
 		v.waits.join(o)
 		v.mu.Unlock()
-		if o.ino == 0 {
-			v.appeared(o.name)
-		}
+		v.lookAgain(o)
 		return o
 	}
 }
@@ -370,19 +448,13 @@ func putSize(o *op) (records, bytes uint64) {
 // gone tells those that wait at a file which lost its last name.
 func (v *Volume) gone(ino gears.Ino) {
 	v.mu.Lock()
-	ops := v.waits.some(func(o *op) bool { return o.ino == ino || o.ino == 0 && o.name.dir == ino })
-	for _, o := range ops {
-		v.waits.leave(o)
-		o.state = opDone
-	}
+	ops := v.waits.at(ino)
 	v.mu.Unlock()
-	for _, o := range ops {
-		o.failDurable(gears.ErrRemoved)
-	}
+	v.giveUp(ops, gears.ErrRemoved)
 }
 
 // appeared moves those that wait for a missing file to the file, where it is
-// there now.
+// there now. Where the name is a symbolic link they look where it leads.
 func (v *Volume) appeared(name nameKey) {
 	v.mu.Lock()
 	l := v.waits.names[name]
@@ -395,11 +467,17 @@ func (v *Volume) appeared(name nameKey) {
 		v.mu.Unlock()
 		return
 	}
-	var ops []*op
+	link := attr.Mode&syscall.S_IFMT == syscall.S_IFLNK
+	var ops, again []*op
 	l.each(func(o *op) { ops = append(ops, o) })
 	keys := make(map[gears.Key]bool)
 	for _, o := range ops {
 		v.waits.leave(o)
+		if link && o.path != "" {
+			o.state = opProposed
+			again = append(again, o)
+			continue
+		}
 		o.ino = attr.Ino
 		v.retarget(o)
 		v.waits.join(o)
@@ -408,6 +486,17 @@ func (v *Volume) appeared(name nameKey) {
 		}
 	}
 	v.mu.Unlock()
+	for _, o := range again {
+		v.begin(o)
+	}
+	if attr.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		for _, o := range ops {
+			if !slices.Contains(again, o) {
+				v.giveUp([]*op{o}, v.hopeless(o, attr.Ino, name))
+			}
+		}
+		return
+	}
 	for key := range keys {
 		v.wake(attr.Ino, key)
 	}

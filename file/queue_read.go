@@ -81,6 +81,33 @@ func (r *reading) readableFile(caller gears.Caller, ino gears.Ino) error {
 	return nil
 }
 
+// MayWait returns why a caller can't wait at the streams of a file to read
+// them, to write to them, or both: gears.ErrStale, ErrRemoved where the file has
+// no name left, ErrIsDir, ErrInvalid, ErrAccess.
+func (m *Machine) MayWait(ino gears.Ino, read, write bool, caller gears.Caller) error {
+	n, err := m.inode(ino)
+	if err != nil {
+		return err
+	}
+	if n.attr.Nlink == 0 {
+		return gears.ErrRemoved
+	}
+	if err := hasStreams(n.attr.Mode); err != nil {
+		return err
+	}
+	var want uint32
+	if read {
+		want |= mayRead
+	}
+	if write {
+		want |= mayWrite
+	}
+	if !n.guard().permits(caller, want) {
+		return gears.ErrAccess
+	}
+	return nil
+}
+
 // Stream describes one stream; a key that does not exist is described as an
 // empty stream. Errors: gears.ErrKey, ErrStale, ErrIsDir, ErrInvalid, ErrAccess.
 func (m *Machine) Stream(ino gears.Ino, key gears.Key, caller gears.Caller) (gears.StreamInfo, error) {

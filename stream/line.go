@@ -60,6 +60,9 @@ func (l *Line[T]) PutBack(w *Waiter[T]) {
 		panic("stream: the waiter is in a line already")
 	}
 	after := &l.root
+	if last := l.root.prev; last != &l.root && last.ticket < w.ticket {
+		after = last // as where one line moves into another
+	}
 	for after.next != &l.root && after.next.ticket < w.ticket {
 		after = after.next
 	}

@@ -1,0 +1,152 @@
+package dgmtest
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// putLater starts a put and returns when it waits.
+func (s *suite) putLater(ctx context.Context, m dgm.Manager, key gears.Key, data string) <-chan error {
+	s.t.Helper()
+	before := s.waiting()
+	out := make(chan error, 1)
+	go func() {
+		_, err := m.Put(ctx, dgm.Put{File: queue, Key: key, Records: []gears.NewRecord{{Data: []byte(data)}}})
+		out <- err
+	}()
+	s.untilWaiting(before + 1)
+	return out
+}
+
+func repeatedKeys(t *testing.T, s *suite) {
+	for range 2 { // for a missing file, then for one that is there
+		out := s.takeLater(s.ctx, s.open(t), takeOf("k", "k", "l", "k"))
+		s.put(s.m, "k", "a", "b")
+		require.Equal(t, []string{"a"}, texts(s.receive(out)))
+		require.Equal(t, []string{"b"}, s.take(s.m, 5, "k", "k"))
+	}
+	out := s.takeLater(s.ctx, s.open(t), takeOf("k", "k"))
+	sealed := true
+	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Seal: &sealed}))
+	require.ErrorIs(t, s.outcome(out).err, gears.ErrEnd)
+	require.Zero(t, s.waiting())
+}
+
+// cancelledPutLetsOthersBy: a put that waits for more room than there is goes,
+// and the next one fits.
+func cancelledPutLetsOthersBy(t *testing.T, s *suite) {
+	s.put(s.m, "k", strings.Repeat("x", 60))
+	s.limit("k", gears.Limits{Bytes: 100})
+	ctx, cancel := context.WithCancel(s.ctx)
+	big := s.putLater(ctx, s.open(t), "k", strings.Repeat("y", 60))
+	small := s.putLater(s.ctx, s.open(t), "k", "small")
+	cancel()
+	require.ErrorIs(t, <-big, context.Canceled)
+	select {
+	case err := <-small:
+		require.NoError(t, err)
+	case <-s.ctx.Done():
+		t.Fatal("the small put still waits")
+	}
+	gone := s.putLater(s.ctx, s.m, "k", strings.Repeat("y", 60))
+	m := s.open(t)
+	closing := s.putLater(s.ctx, m, "k", strings.Repeat("y", 60))
+	require.NoError(t, m.Close())
+	require.ErrorIs(t, <-closing, gears.ErrClosed)
+	s.limit("k", gears.Limits{Bytes: 1000})
+	require.NoError(t, <-gone)
+}
+
+// notAFile: what a wait is for appears, but nothing can be taken from it.
+func notAFile(t *testing.T, s *suite) {
+	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
+	peeked := make(chan error, 1)
+	m := s.open(t)
+	go func() {
+		_, err := m.Peek(s.ctx, dgm.Peek{File: queue, Key: "k"})
+		peeked <- err
+	}()
+	s.untilWaiting(2)
+	dir := s.make(gears.RootIno, "queue", dirMode)
+	require.ErrorIs(t, s.outcome(out).err, gears.ErrIsDir)
+	require.ErrorIs(t, <-peeked, gears.ErrIsDir)
+	_, err := s.m.Take(s.ctx, takeOf("k"))
+	require.ErrorIs(t, err, gears.ErrIsDir)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{"k"}, NoWait: true})
+	require.ErrorIs(t, err, gears.ErrIsDir)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: gears.ByIno(4711), Keys: []gears.Key{"k"}})
+	require.ErrorIs(t, err, gears.ErrStale)
+
+	below := dgm.Take{File: gears.At("/queue/none"), Keys: []gears.Key{"k"}}
+	out = s.takeLater(s.ctx, s.open(t), below)
+	require.NoError(t, s.m.Rmdir(s.ctx, gears.RootIno, "queue"))
+	require.ErrorIs(t, s.outcome(out).err, gears.ErrRemoved)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: gears.ByIno(dir.Ino), Keys: []gears.Key{"k"}})
+	require.Error(t, err)
+}
+
+// linkAppears: where the name that a wait is for becomes a symbolic link, the
+// wait is for what that leads to.
+func linkAppears(t *testing.T, s *suite) {
+	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
+	_, err := s.m.Make(s.ctx, gears.RootIno, "queue", dgm.Make{Mode: linkMode, Target: "far"})
+	require.NoError(t, err)
+	s.untilWaiting(1)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.At("/far"), Key: "k", Records: []gears.NewRecord{{Data: []byte("x")}}})
+	require.NoError(t, err)
+	require.Equal(t, []string{"x"}, texts(s.receive(out)))
+}
+
+// renamedInto: a file comes to the name that a wait is for, with its records.
+func renamedInto(t *testing.T, s *suite) {
+	first := s.takeLater(s.ctx, s.open(t), takeOf("l", "k"))
+	second := s.takeLater(s.ctx, s.open(t), takeOf("k"))
+	_, err := s.m.Put(s.ctx, dgm.Put{File: gears.At("/other"), Key: "k", Records: []gears.NewRecord{{Data: []byte("1")}, {Data: []byte("2")}}})
+	require.NoError(t, err)
+	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "other", NewDir: gears.RootIno, NewName: "queue"}))
+	require.Len(t, s.receive(first), 1)
+	require.Len(t, s.receive(second), 1)
+}
+
+// anyBytes: POSIX allows every byte but NUL and the slash in names, and every
+// byte in what a symbolic link says.
+func anyBytes(t *testing.T, s *suite) {
+	const name = "\xff\xfe\x80 \xc3\x28"
+	dir := s.make(gears.RootIno, name, dirMode)
+	path := "/" + name + "/" + name
+	_, err := s.m.Put(s.ctx, dgm.Put{File: gears.At(path), Key: "k", Records: []gears.NewRecord{{Data: []byte("x"), Type: name}}})
+	require.NoError(t, err)
+	attr, err := s.m.Resolve(s.ctx, path, true)
+	require.NoError(t, err)
+	found, err := s.m.Lookup(s.ctx, dir.Ino, name)
+	require.NoError(t, err)
+	require.Equal(t, attr.Ino, found.Ino)
+	rs, err := s.m.Take(s.ctx, dgm.Take{File: gears.At(path), Keys: []gears.Key{"k"}, Lease: true})
+	require.NoError(t, err)
+	require.Equal(t, name, rs[0].Type)
+	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}))
+	out := s.takeLater(s.ctx, s.open(t), dgm.Take{File: gears.At(path), Keys: []gears.Key{"k"}})
+	waits, err := s.m.Waits(s.ctx)
+	require.NoError(t, err)
+	require.Equal(t, path, waits[0].Path)
+	require.NoError(t, s.m.Unlink(s.ctx, dir.Ino, name))
+	require.ErrorIs(t, s.outcome(out).err, gears.ErrRemoved)
+	link, err := s.m.Make(s.ctx, dir.Ino, "link", dgm.Make{Mode: linkMode, Target: name})
+	require.NoError(t, err)
+	to, err := s.m.Readlink(s.ctx, link.Ino)
+	require.NoError(t, err)
+	require.Equal(t, name, to)
+	require.NoError(t, s.m.SetXattr(s.ctx, dir.Ino, "user."+name, []byte(name), 0))
+	names, err := s.m.ListXattr(s.ctx, dir.Ino)
+	require.NoError(t, err)
+	require.Equal(t, []string{"user." + name}, names)
+	entries, err := s.m.ReadDir(s.ctx, gears.RootIno, "", 10)
+	require.NoError(t, err)
+	require.Equal(t, name, entries[0].Name)
+}
