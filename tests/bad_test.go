@@ -99,7 +99,7 @@ func TestInUse(t *testing.T) {
 	require.NoError(t, err)
 	defer l.Close()
 	gearsfsd("--data", filepath.Join(dir(t), "data"), "--listen", l.Addr().String()).requireError(t, 1, "in use", l.Addr().String())
-	gearsfsd("--data", filepath.Join(dir(t), "data"), "--listen", d.addr).requireError(t, 1, "in use")
+	gearsfsd("--data", filepath.Join(dir(t), "data"), "--listen", d.addr).requireError(t, 1, "another process")
 
 	gearsfsd("--data", filepath.Join(dir(t), "data"), "--listen", "0.0.0.0:0").requireError(t, 2, "--insecure")
 	gearsfsd("--data", filepath.Join(dir(t), "data"), "--listen", "nonsense").requireError(t, 2, "nonsense")
