@@ -2,30 +2,46 @@ package dgm
 
 import (
 	"context"
+	"slices"
 
 	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// offer is a client that serves requests over its own connection: the reverse
-// of its proxy for this node.
-type offer struct {
-	conn *transport.Conn
-}
-
-func (v *Volume) offer(name string, conn *transport.Conn) {
+// offer makes a client that serves requests over its own connection known
+// under a name: the reverse of its proxy for this node. Where several do, the
+// latest serves.
+func (v *Volume) offer(name string, p *peer) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.offers[name] = &offer{conn}
+	p.mu.Lock()
+	gone := p.gone
+	p.mu.Unlock()
+	if offers := v.offers[name]; !gone && !slices.Contains(offers, p) {
+		v.offers[name] = append(offers, p)
+	}
 }
 
-// withdraw ends an offer, unless the client has made it again meanwhile.
-func (v *Volume) withdraw(name string, conn *transport.Conn) {
+// offered is the latest who offers a name, nil where none does.
+func (v *Volume) offered(name string) *peer {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if o := v.offers[name]; o != nil && o.conn == conn {
-		delete(v.offers, name)
+	if offers := v.offers[name]; len(offers) > 0 {
+		return offers[len(offers)-1]
+	}
+	return nil
+}
+
+// withdraw ends all offers of a connection that is gone.
+func (v *Volume) withdraw(p *peer) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for name, offers := range v.offers {
+		offers = slices.DeleteFunc(offers, func(o *peer) bool { return o == p })
+		if v.offers[name] = offers; len(offers) == 0 {
+			delete(v.offers, name)
+		}
 	}
 }
 
@@ -51,15 +67,17 @@ func (v *Volume) forward(req *wire.Request, call *transport.Call) {
 // pass sends an encoded request to a named remote. onCancel registers what
 // ends its wait.
 func (v *Volume) pass(name string, body []byte, done func([]byte, error), onCancel func(func())) {
-	v.mu.Lock()
-	o := v.offers[name]
-	v.mu.Unlock()
-	if o != nil {
+	if !v.enter() {
+		done(nil, gears.ErrClosed)
+		return
+	}
+	defer v.leave()
+	if o := v.offered(name); o != nil {
 		p := o.conn.Start(body, done)
 		onCancel(p.Cancel)
 		return
 	}
-	go func() { // ends with the dial, which is bounded
+	v.owned.Go(func() { // the dial is bounded, and ends with the volume
 		conn, err := v.remoteConn(name)
 		if err != nil {
 			done(nil, err)
@@ -67,7 +85,7 @@ func (v *Volume) pass(name string, body []byte, done func([]byte, error), onCanc
 		}
 		p := conn.Start(body, done)
 		onCancel(p.Cancel)
-	}()
+	})
 }
 
 // remoteConn is the connection to a named remote, made when first needed.
@@ -118,7 +136,9 @@ func Via(ctx context.Context, m Manager, name string) (*Remote, error) {
 	case *Local:
 		return newRemote(ctx, RemoteOptions{Client: Client{Process: m.sess.client}}, volumeRoute{m.vol, name})
 	case *Remote:
-		return newRemote(ctx, m.opts, remoteRoute{m, name})
+		opts := m.opts
+		opts.Offer, opts.OfferName = nil, "" // that is m's
+		return newRemote(ctx, opts, remoteRoute{m, name})
 	}
 	return nil, gears.ErrUnsupported
 }

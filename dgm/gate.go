@@ -1,9 +1,12 @@
 package dgm
 
 import (
+	"slices"
 	"sync"
 
+	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/wire"
 )
 
 // What the gate lets through at once: below what the replica refuses, which
@@ -35,13 +38,26 @@ func (g *gate) admitLocked(ops []*op) bool {
 	return true
 }
 
-// submit sends operations to the log, next to each other.
+// submit sends operations to the log, next to each other. Those of sessions
+// that have ended meanwhile fail.
 func (v *Volume) submit(ops ...*op) {
-	if len(ops) == 0 {
-		return
-	}
+	var refused []*op
 	for _, o := range ops {
 		o.bytes = o.change.Command.SizeVT()
+		if o.sess != nil && !o.sess.door.enter() {
+			refused = append(refused, o)
+		}
+	}
+	if refused != nil {
+		ops = slices.DeleteFunc(slices.Clone(ops), func(o *op) bool { return slices.Contains(refused, o) })
+		defer func() {
+			for _, o := range refused {
+				o.outcome(nil, gears.ErrClosed)
+			}
+		}()
+	}
+	if len(ops) == 0 {
+		return
 	}
 	g := &v.gate
 	g.mu.Lock()
@@ -52,6 +68,15 @@ func (v *Volume) submit(ops ...*op) {
 	}
 	g.mu.Unlock()
 	v.proposeOps(ops)
+}
+
+// order sends one of the volume's own commands, on behalf of a session or of
+// none. then, which may be nil, is called once.
+func (v *Volume) order(s *session, cmd *wire.Command, then func(*wire.Answer, error)) {
+	if then == nil {
+		then = func(*wire.Answer, error) {}
+	}
+	v.submit(&op{vol: v, sess: s, change: &wire.Change{Command: cmd, Fast: true}, then: then})
 }
 
 func (v *Volume) proposeOps(ops []*op) {
@@ -82,5 +107,8 @@ func (v *Volume) passed(o *op) {
 	g.mu.Unlock()
 	for _, ops := range next {
 		v.proposeOps(ops)
+	}
+	if o.sess != nil && o.sess.door.leave() {
+		v.proposeEnd(o.sess)
 	}
 }

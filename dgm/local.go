@@ -22,10 +22,17 @@ var _ Manager = (*Local)(nil)
 
 // Local opens a session for a client in this process.
 func (v *Volume) Local(c Client) (*Local, error) {
-	s, _, err := v.attach(gears.SessionID{}, c, true)
+	id, err := v.mint(true)
 	if err != nil {
 		return nil, err
 	}
+	v.mu.Lock()
+	if v.closed {
+		v.mu.Unlock()
+		return nil, gears.ErrClosed
+	}
+	s := v.newSessionLocked(id, c, true)
+	v.mu.Unlock()
 	l := &Local{vol: v, sess: s}
 	l.api = api{l}
 	return l, nil
@@ -36,7 +43,11 @@ func (l *Local) Session() gears.SessionID { return l.sess.id }
 
 // Close implements Manager.
 func (l *Local) Close() error {
-	l.once.Do(func() { l.vol.end(l.sess, true) })
+	l.once.Do(func() {
+		over := make(chan struct{})
+		l.vol.end(l.sess, true, func() { close(over) })
+		<-over
+	})
 	return nil
 }
 

@@ -22,12 +22,13 @@ import (
 // ends it at once where it waits and otherwise as soon as it would wait again.
 type op struct {
 	vol  *Volume
-	sess *session
+	sess *session             // nil for a command of the volume's own
 	done func(*wire.Response) // called exactly once, must not block
 
 	change *wire.Change // nil for a peek
 	peek   *wire.Peek
 	path   string // as asked for
+	epoch  uint32 // the session's when it asked
 	since  time.Time
 	prop   replica.Proposal
 	bytes  int                       // of the command, while it is proposed
@@ -125,6 +126,11 @@ func (o *op) proposal() *replica.Proposal {
 // proposed takes the replica's answer.
 func (o *op) proposed(answer *wire.Answer, err error) {
 	o.vol.passed(o)
+	o.outcome(answer, err)
+}
+
+// outcome goes on with what has become of the command.
+func (o *op) outcome(answer *wire.Answer, err error) {
 	if o.then != nil {
 		o.then(answer, err)
 		return
@@ -241,14 +247,18 @@ func (o *op) cancel(why error) {
 // start begins an operation for session s. done is called exactly once, maybe
 // before start returns. What it returns, where that is not nil, ends the wait.
 func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
+	if !v.enter() {
+		done(failure(gears.ErrClosed))
+		return nil
+	}
+	defer v.leave()
 	switch kind := req.Kind.(type) {
 	case *wire.Request_Change:
 		return v.startChange(s, kind.Change, done)
 	case *wire.Request_Query:
 		return v.startQuery(s, kind.Query, done)
 	case *wire.Request_Goodbye:
-		v.end(s, true)
-		done(&wire.Response{})
+		v.end(s, true, func() { done(&wire.Response{}) })
 	default:
 		done(failure(gears.ErrUnknownOp))
 	}
@@ -268,7 +278,7 @@ func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		done(failure(err))
 		return nil
 	}
-	return v.begin(&op{vol: v, sess: s, change: ch, done: done, path: ch.Path})
+	return v.begin(&op{vol: v, sess: s, epoch: s.epoch.Load(), change: ch, done: done, path: ch.Path})
 }
 
 // begin sends an operation on its way, as if it had just come.

@@ -10,7 +10,7 @@ import (
 func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)) canceller {
 	switch kind := q.Op.(type) {
 	case *wire.Query_Peek:
-		return v.startPeek(&op{vol: v, sess: s, peek: kind.Peek, done: done, path: kind.Peek.Path})
+		return v.startPeek(&op{vol: v, sess: s, epoch: s.epoch.Load(), peek: kind.Peek, done: done, path: kind.Peek.Path})
 	case *wire.Query_Watch:
 		return v.startWatch(s, kind.Watch.Id, done)
 	case *wire.Query_Sync:
@@ -18,7 +18,9 @@ func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 		return nil
 	case *wire.Query_Open:
 		ino := gears.Ino(kind.Open)
-		v.opened(s, ino, func() { v.finishOpen(s, ino, done) })
+		if !v.opened(s, ino, func() { v.finishOpen(s, ino, done) }) {
+			done(failure(gears.ErrClosed))
+		}
 		return nil
 	case *wire.Query_Release:
 		v.released(s, gears.Ino(kind.Release))
@@ -27,8 +29,10 @@ func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 	}
 	if bulky(q) && !s.local {
 		v.owned.Go(func() {
+			v.reads <- struct{}{}
 			resp, err := v.read(s, q)
 			v.answer(resp, err, q.Fast, done)
+			<-v.reads
 		})
 		return nil
 	}
@@ -36,6 +40,10 @@ func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 	v.answer(resp, err, q.Fast, done)
 	return nil
 }
+
+// readsMax bounds the bulky queries that read at once: each may take a MiB and
+// more before its connection's limits count it.
+const readsMax = 32
 
 // bulky queries read so much that they would hold up a connection's others.
 func bulky(q *wire.Query) bool {
@@ -64,6 +72,11 @@ func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wi
 }
 
 func (v *Volume) finishOpen(s *session, ino gears.Ino, done func(*wire.Response)) {
+	if !v.enter() { // it has waited for an unlink
+		done(failure(gears.ErrClosed))
+		return
+	}
+	defer v.leave()
 	attr, err := v.machine.GetAttr(ino)
 	if err != nil {
 		v.released(s, ino)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs/gears"
-	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -55,7 +54,16 @@ type RemoteOptions struct {
 // Remote is the proxy of a volume on another node: a session there, which
 // outlives its connections. When one is lost it is made again with capped,
 // jittered back-off, and what was in flight is sent again under the same
-// session and sequence numbers, so that it happens once.
+// session and sequence numbers, so that it happens once. Where the node has
+// forgotten the session the Remote goes on with a new one.
+//
+// Invariants of what mu guards:
+//
+//  1. A call is in calls until it is finished, and finished once.
+//  2. While there is a link every call in calls is given to it; what another
+//     link still says of the call does not count.
+//  3. A change's seq is sent again, under the same session, until its answer
+//     has come or it is given up; then never.
 type Remote struct {
 	api
 	opts  RemoteOptions
@@ -67,47 +75,17 @@ type Remote struct {
 	stopped chan struct{} // run has returned
 
 	mu      sync.Mutex // not held over I/O, nor while a call's done runs
-	room    sync.Cond  // signalled when a call ends or the Remote closes
+	room    sync.Cond  // signalled when a call ends, broadcast when the Remote closes
 	session gears.SessionID
 	link    link          // nil while the node is lost
 	linked  chan struct{} // closed when link is set; a new one when it is lost
 	lostAt  time.Time
-	lostErr error
-	nextSeq uint64
-	calls   []*remoteCall // in flight, oldest first; by rising seq among changes
-	bytes   int
-	opens   map[gears.Ino]int
+	calls   inflight
+	opens   map[gears.Ino]uint64
 	closed  bool
 }
 
 var _ Manager = (*Remote)(nil)
-
-// remoteCall is a request until its answer.
-type remoteCall struct {
-	req   *wire.Request
-	seq   uint64 // of a change; 0 for a query
-	bytes int
-	out   chan remoteOutcome // of capacity 1
-
-	// Guarded by Remote.mu.
-	link      link // that it was sent on last; nil while it waits for one
-	sent      bool
-	cancelled bool
-	finished  bool
-	cancel    func()
-}
-
-// opens says whether the call is an open, which counts at the node even where
-// nobody waits for its answer.
-func (c *remoteCall) opens() bool {
-	_, ok := c.req.GetQuery().GetOp().(*wire.Query_Open)
-	return ok
-}
-
-type remoteOutcome struct {
-	resp *wire.Response
-	err  error
-}
 
 // Dial connects to a node: addrs are its addresses, or those of the nodes of
 // one cluster, separated by commas. It waits at most 5 s. Errors:
@@ -138,8 +116,9 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 	}
 	r := &Remote{
 		opts: opts, route: route, stopped: make(chan struct{}),
-		linked: make(chan struct{}), nextSeq: firstSeq + 1, opens: make(map[gears.Ino]int),
+		linked: make(chan struct{}), opens: make(map[gears.Ino]uint64),
 	}
+	r.calls.nextSeq = 1
 	r.room.L = &r.mu
 	r.api = api{r}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -170,9 +149,9 @@ func (r *Remote) connect(ctx context.Context) (link, error) {
 	if err != nil {
 		return nil, err
 	}
-	resumed, err := r.hello(ctx, l)
-	if err == nil && !resumed {
-		err = r.reopen(ctx, l)
+	err = r.hello(ctx, l)
+	if errors.Is(err, gears.ErrSession) && r.renew() {
+		err = r.hello(ctx, l)
 	}
 	if err != nil {
 		l.close()
@@ -218,54 +197,59 @@ func (r *Remote) encode(req *wire.Request) ([]byte, error) {
 	return body, nil
 }
 
-// hello attaches the session to a link, minting one where there is none.
-func (r *Remote) hello(ctx context.Context, l link) (resumed bool, err error) {
+// hello attaches the session to a link, minting one where there is none, and
+// says what is open. gears.ErrSession: the node has forgotten the session.
+func (r *Remote) hello(ctx context.Context, l link) error {
 	r.mu.Lock()
 	id := r.session
-	r.mu.Unlock()
 	h := &wire.Hello{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
 		Host: r.opts.Client.Host, Pid: uint32(r.opts.Client.PID), Process: r.opts.Client.Process,
 		Offer: r.opts.OfferName,
 	}
+	for ino, n := range r.opens {
+		h.Opens = append(h.Opens, uint64(ino), n)
+	}
+	r.mu.Unlock()
 	if r.opts.ClaimCaller {
 		h.ClaimUid, h.ClaimGids = &r.opts.Client.Caller.UID, r.opts.Client.Caller.GIDs
 	}
 	resp, err := r.exchange(ctx, l, &wire.Request{Kind: &wire.Request_Hello{Hello: h}})
 	if err != nil {
-		return false, err
+		return err
 	}
 	w := resp.Welcome
 	if w == nil {
-		return false, gears.ErrProtocol
+		return gears.ErrProtocol
 	}
 	r.mu.Lock()
 	r.session = sessionID(w.SessionMinted, w.SessionSalt)
 	r.mu.Unlock()
-	return w.Resumed || id.IsZero(), nil
+	return nil
 }
 
-// reopen tells a node that has lost them of the inodes that are open.
-func (r *Remote) reopen(ctx context.Context, l link) error {
+// renew gives up a session that the node has forgotten, and with it its leases.
+// Changes that were sent under it may have been made; queries and what was
+// never sent go on under the next one. It returns false where there was none.
+func (r *Remote) renew() bool {
 	r.mu.Lock()
-	var inos []gears.Ino
-	for ino, n := range r.opens {
-		for range n {
-			inos = append(inos, ino)
+	if r.session.IsZero() {
+		r.mu.Unlock()
+		return false
+	}
+	r.session = gears.SessionID{}
+	r.calls.told = 0
+	var over []*remoteCall
+	for _, c := range r.calls.all() {
+		if c.sent && c.seq != 0 {
+			over = append(over, c)
 		}
 	}
-	id := r.session
 	r.mu.Unlock()
-	for _, ino := range inos {
-		_, err := r.exchange(ctx, l, &wire.Request{
-			SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
-			Kind: &wire.Request_Query{Query: &wire.Query{Op: &wire.Query_Open{Open: uint64(ino)}, Fast: true}},
-		})
-		if err != nil && gears.CodeOf(err) != gears.ErrStale.Code {
-			return err
-		}
+	for _, c := range over {
+		r.finish(c, nil, gears.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
 	}
-	return nil
+	return true
 }
 
 // run keeps the Remote linked until it is closed.
@@ -314,7 +298,7 @@ func (r *Remote) attach(l link) {
 	r.link = l
 	close(r.linked)
 	var send []*remoteCall
-	for _, c := range r.calls {
+	for _, c := range r.calls.all() {
 		if c.link == nil {
 			c.link = l
 			send = append(send, c)
@@ -332,7 +316,7 @@ func (r *Remote) detach(l link) {
 	r.link = nil
 	r.linked = make(chan struct{})
 	r.lostAt = time.Now()
-	for _, c := range r.calls {
+	for _, c := range r.calls.all() {
 		if c.link == l {
 			c.link, c.cancel = nil, nil
 		}
@@ -348,7 +332,7 @@ func (r *Remote) giveUp(err error) {
 	r.mu.Lock()
 	var over []*remoteCall
 	if r.link == nil && time.Since(r.lostAt) >= r.opts.GiveUp {
-		over = append(over, r.calls...)
+		over = r.calls.all()
 	}
 	r.mu.Unlock()
 	for _, c := range over {
@@ -388,7 +372,9 @@ func (r *Remote) linkNow(ctx context.Context) (link, error) {
 	}
 }
 
-// Close implements Manager.
+// Close implements Manager. What was sent and has no answer when the node has
+// ended the session, or can't be reached to do so, ends with gears.ErrMaybe
+// where it is a change.
 func (r *Remote) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -397,227 +383,50 @@ func (r *Remote) Close() error {
 		return nil
 	}
 	r.closed = true
-	l, calls := r.link, append([]*remoteCall(nil), r.calls...)
+	l, id := r.link, r.session
 	r.room.Broadcast()
-	id := r.session
 	r.mu.Unlock()
-	for _, c := range calls {
-		r.finish(c, nil, gears.ErrClosed)
-	}
-	var err error
 	if l != nil {
-		ctx, cancel := context.WithTimeout(r.ctx, goodbyeTimeout)
-		_, err = r.exchange(ctx, l, &wire.Request{
-			SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{}},
-		})
-		cancel()
-		if err != nil { // the node finds out by the connection
-			err = nil
-		}
+		r.goodbye(l, id)
 	}
 	r.stop()
 	<-r.stopped
-	return err
-}
-
-// call implements caller.
-func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	c := &remoteCall{req: req, bytes: req.SizeVT(), out: make(chan remoteOutcome, 1)}
-	if err := r.enter(ctx, c); err != nil {
-		return nil, err
-	}
-	select {
-	case o := <-c.out:
-		return r.outcome(c, o)
-	case <-ctx.Done():
-	}
-	return r.abandon(ctx, c)
-}
-
-// enter admits a call, gives a change its sequence number and sends it where
-// there is a link.
-func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	r.mu.Lock()
-	if r.fullLocked(c) {
-		stop := context.AfterFunc(ctx, func() {
-			r.mu.Lock()
-			r.room.Broadcast()
-			r.mu.Unlock()
-		})
-		for r.fullLocked(c) && ctx.Err() == nil && !r.closed {
-			r.room.Wait()
-		}
-		stop()
-	}
-	if err := ctx.Err(); err != nil || r.closed {
-		r.mu.Unlock()
-		if err == nil {
-			err = gears.ErrClosed
-		}
-		return err
-	}
-	if change := c.req.GetChange(); change != nil {
-		c.seq = r.nextSeq
-		r.nextSeq++
-	}
-	r.calls = append(r.calls, c)
-	r.bytes += c.bytes
-	l := r.link
-	c.link = l
+	calls := r.calls.all()
 	r.mu.Unlock()
-	if l != nil {
-		r.send(c, l)
+	for _, c := range calls {
+		err := gears.ErrClosed
+		if c.seq != 0 && c.sent {
+			err = gears.ErrMaybe.Because("closed before the node answered: the change may have been made")
+		}
+		r.finish(c, nil, err)
 	}
 	return nil
 }
 
-func (r *Remote) fullLocked(c *remoteCall) bool {
-	return len(r.calls) >= remoteCallsMax || len(r.calls) > 0 && r.bytes+c.bytes > remoteBytesMax
-}
-
-// send encodes a call and starts it on the link that it was given.
-func (r *Remote) send(c *remoteCall, l link) {
-	r.mu.Lock()
-	if c.finished {
-		r.mu.Unlock()
-		return
-	}
-	c.req.SessionMinted, c.req.SessionSalt = uint64(r.session.Minted), r.session.Salt
-	if change := c.req.GetChange(); change != nil {
-		change.Command.Seq, change.Command.Confirmed = c.seq, r.confirmedLocked()
-		change.Retry = c.sent
-	}
-	c.sent = true
-	body, err := r.encode(c.req)
-	r.mu.Unlock()
+// goodbye has the node end the session, which ends what waits there, and waits
+// for the answers of what is in flight. It is patient for goodbyeTimeout; the
+// node finds out by the connection then.
+func (r *Remote) goodbye(l link, id gears.SessionID) {
+	ctx, cancel := context.WithTimeout(r.ctx, goodbyeTimeout)
+	defer cancel()
+	_, err := r.exchange(ctx, l, &wire.Request{
+		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{}},
+	})
 	if err != nil {
-		r.finish(c, nil, err)
 		return
 	}
-	cancel := l.start(body, func(body []byte, err error) { r.answered(c, l, body, err) })
+	stop := context.AfterFunc(ctx, r.wakeAll)
+	defer stop()
 	r.mu.Lock()
-	c.cancel = cancel
-	cancelled := c.cancelled
-	r.mu.Unlock()
-	if cancelled {
-		cancel()
+	defer r.mu.Unlock()
+	for r.calls.count > 0 && r.link == l && ctx.Err() == nil {
+		r.room.Wait()
 	}
 }
 
-// confirmedLocked is the seq below which every answer has arrived.
-func (r *Remote) confirmedLocked() uint64 {
-	for _, c := range r.calls {
-		if c.seq != 0 {
-			return c.seq
-		}
-	}
-	return r.nextSeq
-}
-
-// answered takes what a link says of a call. One that a lost link leaves
-// without an answer stays for the next link.
-func (r *Remote) answered(c *remoteCall, l link, body []byte, err error) {
-	if err != nil {
-		switch code := gears.CodeOf(err); {
-		case errors.Is(err, transport.ErrLost):
-		case code == gears.ErrTooBig.Code, code == gears.ErrOverload.Code, code == gears.ErrInvalid.Code:
-			r.finish(c, nil, err)
-		}
-		return
-	}
-	resp := new(wire.Response)
-	if err := resp.UnmarshalVT(body); err != nil {
-		r.finish(c, nil, gears.ErrProtocol.Because("an answer can't be decoded: %v", err))
-		return
-	}
-	if resp.GetAnswer().GetCode() == uint32(gears.ErrNoNode.Code) {
-		l.lose() // who passes it on has lost the node
-		return
-	}
-	r.finish(c, resp, nil)
-}
-
-// finish ends a call.
-func (r *Remote) finish(c *remoteCall, resp *wire.Response, err error) {
+func (r *Remote) wakeAll() {
 	r.mu.Lock()
-	if c.finished {
-		r.mu.Unlock()
-		return
-	}
-	c.finished = true
-	for i, other := range r.calls {
-		if other == c {
-			r.calls = append(r.calls[:i], r.calls[i+1:]...)
-			break
-		}
-	}
-	r.bytes -= c.bytes
-	r.countOpenLocked(c, resp)
-	r.room.Signal()
+	r.room.Broadcast()
 	r.mu.Unlock()
-	c.out <- remoteOutcome{resp, err}
-}
-
-// countOpenLocked notes what is open, for a node that forgets it.
-func (r *Remote) countOpenLocked(c *remoteCall, resp *wire.Response) {
-	if resp == nil || errorOf(resp) != nil {
-		return
-	}
-	switch q := c.req.GetQuery().GetOp().(type) {
-	case *wire.Query_Open:
-		r.opens[gears.Ino(q.Open)]++
-	case *wire.Query_Release:
-		if r.opens[gears.Ino(q.Release)]--; r.opens[gears.Ino(q.Release)] <= 0 {
-			delete(r.opens, gears.Ino(q.Release))
-		}
-	}
-}
-
-func (r *Remote) outcome(c *remoteCall, o remoteOutcome) (*wire.Response, error) {
-	if o.err != nil {
-		return nil, o.err
-	}
-	if err := errorOf(o.resp); err != nil {
-		return nil, err
-	}
-	if o.resp.Answer == nil {
-		o.resp.Answer = &wire.Answer{}
-	}
-	return o.resp, nil
-}
-
-// abandon cancels a call whose context has ended and waits for its true
-// outcome, though not for ever.
-func (r *Remote) abandon(ctx context.Context, c *remoteCall) (*wire.Response, error) {
-	r.mu.Lock()
-	c.cancelled = true
-	cancel, sent := c.cancel, c.sent
-	r.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
-	if !sent || c.seq == 0 && !c.opens() {
-		r.finish(c, nil, ctx.Err())
-		return r.outcomeOr(ctx, c, <-c.out)
-	}
-	patience := time.NewTimer(cancelPatience)
-	defer patience.Stop()
-	select {
-	case o := <-c.out:
-		return r.outcomeOr(ctx, c, o)
-	case <-patience.C:
-		r.finish(c, nil, gears.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
-		return r.outcomeOr(ctx, c, <-c.out)
-	}
-}
-
-func (r *Remote) outcomeOr(ctx context.Context, c *remoteCall, o remoteOutcome) (*wire.Response, error) {
-	resp, err := r.outcome(c, o)
-	if errors.Is(err, gears.ErrCancelled) {
-		return nil, ctx.Err()
-	}
-	return resp, err
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gearsfs/gearsfs/gears"
@@ -26,29 +29,68 @@ func (v *Volume) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	cfg := transport.Config{TLS: tlsConfig, NewHandler: v.newPeer(nil)}
+	pause := acceptPauseMin
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return nil
+			case !passing(err):
+				return err
 			}
-			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-				continue
-			}
-			return err
-		}
-		conns.Go(func() {
-			conn, err := transport.Accept(ctx, nc, cfg)
-			if err != nil {
-				v.log.Debug("a connection was refused", "from", nc.RemoteAddr(), "error", err)
-				return
-			}
+			v.log.Warn("a connection can't be accepted", "error", err)
 			select {
-			case <-conn.Done():
+			case <-time.After(pause):
 			case <-ctx.Done():
-				conn.Close() //nolint:errcheck // the connection is over either way
 			}
-		})
+			pause = min(2*pause, acceptPauseMax)
+			continue
+		}
+		pause = acceptPauseMin
+		conns.Go(func() { v.serveConn(ctx, nc, cfg) })
+	}
+}
+
+// How long to wait after a connection that could not be accepted.
+const (
+	acceptPauseMin = 5 * time.Millisecond
+	acceptPauseMax = time.Second
+)
+
+// passing reports whether accept(2) failed for want of something that may be
+// there later, or because of the one connection alone.
+func passing(err error) bool {
+	for _, errno := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPROTO, syscall.EINTR,
+	} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
+}
+
+// serveConn serves one connection until it is lost or ctx ends.
+func (v *Volume) serveConn(ctx context.Context, nc net.Conn, cfg transport.Config) {
+	var p *peer
+	newPeer := cfg.NewHandler
+	cfg.NewHandler = func(conn *transport.Conn) (transport.Handler, error) {
+		h, err := newPeer(conn)
+		p, _ = h.(*peer)
+		return h, err
+	}
+	conn, err := transport.Accept(ctx, nc, cfg)
+	if err != nil {
+		v.log.Debug("a connection was refused", "from", nc.RemoteAddr(), "error", err)
+		return
+	}
+	select {
+	case <-conn.Done():
+	case <-ctx.Done():
+		p.dismiss()
+		conn.Close() //nolint:errcheck // the connection is over either way
 	}
 }
 
@@ -62,16 +104,53 @@ func (v *Volume) newPeer(as *gears.Caller) func(*transport.Conn) (transport.Hand
 	}
 }
 
+// peerSessionsMax bounds the sessions of one connection; a node that passes
+// requests on brings those of all its clients.
+const peerSessionsMax = 16 << 10
+
 // peer is one connection's sessions: its own and those it forwards.
 type peer struct {
 	vol  *Volume
 	conn *transport.Conn
 	as   *gears.Caller
 
-	mu       sync.Mutex
-	sessions map[gears.SessionID]*session
-	offers   []string
-	gone     bool
+	// mu is taken after Volume.mu.
+	mu        sync.Mutex
+	sessions  map[gears.SessionID]*session
+	dismissed bool // this end closes the connection
+	gone      bool
+}
+
+// lose takes a session from the connection.
+func (p *peer) lose(id gears.SessionID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, id)
+}
+
+func (p *peer) session(id gears.SessionID) *session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sessions[id]
+}
+
+// dismiss readies the connection to be closed by this end: what waits on it
+// ends, for its clients to ask elsewhere or later.
+func (p *peer) dismiss() {
+	p.mu.Lock()
+	p.dismissed = true
+	sessions := slices.Collect(maps.Values(p.sessions))
+	p.mu.Unlock()
+	v := p.vol
+	for _, s := range sessions {
+		v.mu.Lock()
+		waiting, watch := v.waits.of(s), s.watch
+		v.mu.Unlock()
+		v.watches.drop(watch)
+		for _, o := range waiting {
+			o.cancel(gears.ErrNoNode)
+		}
+	}
 }
 
 // run detaches the connection's sessions when it is lost.
@@ -79,18 +158,16 @@ func (p *peer) run() {
 	<-p.conn.Done()
 	p.mu.Lock()
 	p.gone = true
-	sessions, offers := p.sessions, p.offers
+	sessions := p.sessions
 	p.sessions = nil
-	p.mu.Unlock()
-	for _, name := range offers {
-		p.vol.withdraw(name, p.conn)
-	}
 	grace := graceTCP
-	if p.conn.Peer().Kind == transport.PeerUnix {
+	if p.conn.Peer().Kind == transport.PeerUnix && !p.dismissed {
 		grace = 0
 	}
+	p.mu.Unlock()
+	p.vol.withdraw(p)
 	for _, s := range sessions {
-		p.vol.detach(s, grace)
+		p.vol.detach(s, p, grace)
 	}
 }
 
@@ -109,52 +186,93 @@ func (p *peer) Serve(call *transport.Call) {
 		p.hello(call, hello.Hello)
 		return
 	}
-	p.mu.Lock()
-	s := p.sessions[sessionID(req.SessionMinted, req.SessionSalt)]
-	p.mu.Unlock()
+	id := sessionID(req.SessionMinted, req.SessionSalt)
+	s := p.session(id)
 	if s == nil {
 		p.reply(call, failure(gears.ErrSession))
 		return
 	}
 	c := p.vol.start(s, req, func(resp *wire.Response) { p.reply(call, resp) })
-	if c != nil {
-		call.OnCancel(func() { c.cancel(gears.ErrCancelled) })
+	if c == nil {
+		return
+	}
+	call.OnCancel(func() { c.cancel(gears.ErrCancelled) })
+	if why := p.unfit(id, s); why != nil {
+		c.cancel(why)
 	}
 }
 
-func (p *peer) reply(call *transport.Call, resp *wire.Response) { p.vol.replies.push(call, resp) }
+// unfit returns why an operation that s has just begun must not wait: its
+// client has said hello elsewhere meanwhile, or the connection is being closed.
+func (p *peer) unfit(id gears.SessionID, s *session) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.sessions[id] != s:
+		return gears.ErrCancelled
+	case p.dismissed:
+		return gears.ErrNoNode
+	}
+	return nil
+}
+
+// reply answers a call. Where the volume ends without having served it the
+// client is to ask again: what is sent again under its numbers happens once.
+func (p *peer) reply(call *transport.Call, resp *wire.Response) {
+	switch gears.Code(resp.GetAnswer().GetCode()) {
+	case gears.ErrClosed.Code, gears.ErrMaybe.Code:
+		if p.vol.broken.Load() || p.vol.isClosed() {
+			resp = failure(gears.ErrNoNode.Because("the node is closing"))
+		}
+	}
+	p.vol.replies.push(call, resp)
+}
 
 // hello attaches a session, new or known, to the connection.
 func (p *peer) hello(call *transport.Call, h *wire.Hello) {
 	v := p.vol
-	client := Client{Caller: p.caller(h), Host: h.Host, PID: int(h.Pid), Process: h.Process}
-	s, resumed, err := v.attach(sessionID(h.SessionMinted, h.SessionSalt), client, false)
+	if !v.enter() {
+		p.reply(call, failure(gears.ErrClosed))
+		return
+	}
+	defer v.leave()
+	client := Client{Caller: p.caller(h), Host: clip(h.Host), PID: int(h.Pid), Process: clip(h.Process)}
+	s, back, err := v.attach(sessionID(h.SessionMinted, h.SessionSalt), client, p, h.Opens)
 	if err != nil {
 		p.reply(call, failure(err))
 		return
 	}
-	p.mu.Lock()
-	_, twice := p.sessions[s.id]
-	gone := p.gone
-	if !gone {
-		p.sessions[s.id] = s
-		if h.Offer != "" {
-			p.offers = append(p.offers, h.Offer)
+	if !back {
+		v.keepOpen(s)
+		p.welcome(call, s, h.Offer)
+		return
+	}
+	// The state may know it still, or not any more.
+	v.confirm(s, func(answer *wire.Answer, err error) {
+		if err == nil {
+			err = gears.FromCode(gears.Code(answer.Code), answer.Reason)
 		}
+		if err != nil {
+			v.end(s, false, func() { p.reply(call, failure(err)) })
+			return
+		}
+		p.welcome(call, s, h.Offer)
+	})
+}
+
+func (p *peer) welcome(call *transport.Call, s *session, offer string) {
+	v := p.vol
+	if offer != "" {
+		v.offer(offer, p)
 	}
-	p.mu.Unlock()
-	if gone || twice {
-		v.detach(s, graceTCP)
-	}
-	if h.Offer != "" && !gone {
-		v.offer(h.Offer, p.conn)
-	}
-	v.keepOpen(s)
 	p.reply(call, &wire.Response{Welcome: &wire.Welcome{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt,
-		Node: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), VolumeId: v.machine.VolumeID(), Resumed: resumed,
+		Node: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), VolumeId: v.machine.VolumeID(),
 	}})
 }
+
+// clip bounds what a client says of itself, which is only shown.
+func clip(s string) string { return s[:min(len(s), gears.NameBytesMax)] }
 
 // caller says who a connection speaks for: over a unix socket whom the kernel
 // names, with TLS and with Insecure whom it claims to be, else nobody.
@@ -172,25 +290,6 @@ func (p *peer) caller(h *wire.Hello) gears.Caller {
 	return gears.Nobody
 }
 
-// keepOpen opens the row of a session that has changed nothing for a while, so
-// that a client may wait longer than SessionTTL before its first change.
-func (v *Volume) keepOpen(s *session) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if s.kept || s.ended {
-		return
-	}
-	s.kept = true
-	time.AfterFunc(gears.SessionTTL/2, func() {
-		v.mu.Lock()
-		over := s.ended || v.closed
-		v.mu.Unlock()
-		if !over {
-			v.group.Propose(confirmation(s.id))
-		}
-	})
-}
-
 // replies answers calls on a goroutine of its own, so that those who apply and
 // sync never write to a socket.
 type replies struct {
@@ -200,6 +299,7 @@ type replies struct {
 	signal chan struct{} // of capacity 1
 	idle   *sync.Cond    // broadcast when the queue is empty and nothing is under way
 	busy   bool
+	over   bool // nothing is queued any more
 }
 
 type reply struct {
@@ -216,6 +316,11 @@ func (r *replies) init(owner *sync.WaitGroup, ctx context.Context) {
 // push queues an answer. What it holds is bounded by the calls in flight.
 func (r *replies) push(call *transport.Call, resp *wire.Response) {
 	r.mu.Lock()
+	if r.over {
+		r.mu.Unlock()
+		reply{call, resp}.send()
+		return
+	}
 	r.queue = append(r.queue, reply{call, resp})
 	wake := !r.busy && len(r.queue) == 1
 	r.mu.Unlock()
@@ -260,17 +365,19 @@ func (r *replies) take() []reply {
 }
 
 // drain waits until every answer that was pushed is handed to its connection.
+// Later ones are handed on by whoever pushes them.
 func (r *replies) drain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.busy || len(r.queue) > 0 {
 		r.idle.Wait()
 	}
+	r.over = true
 }
 
 func (r reply) send() {
 	body, err := r.resp.MarshalVT()
-	if err != nil { // a string that is not UTF-8 can't be: all of ours are bytes or checked
+	if err != nil { // it can't be encoded
 		body, _ = failure(gears.ErrIO.Because("encode an answer: %v", err)).MarshalVT() //nolint:errcheck // plain text
 	}
 	r.call.Reply(body)

@@ -53,6 +53,10 @@ type Volume struct {
 	log     *slog.Logger
 	machine *file.Machine
 	group   *replica.Group
+	door    door          // inside is who uses the machine for a caller
+	ended   chan struct{} // closed when Close is done
+	left    chan struct{} // closed when the door is shut and nobody is inside
+	reads   chan struct{} // holds one for each bulky query that reads
 	gate    gate
 	space   space
 	started time.Time
@@ -64,7 +68,7 @@ type Volume struct {
 	sessions map[gears.SessionID]*session
 	opens    map[gears.Ino]int // over all sessions
 	waits    waits
-	offers   map[string]*offer
+	offers   map[string][]*peer // the latest last
 	links    map[string]*Remote // proxies by name, made when first used
 	closed   bool
 
@@ -95,8 +99,11 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 		cfg: cfg, log: cfg.Log, started: cfg.Clock(),
 		sessions: make(map[gears.SessionID]*session),
 		opens:    make(map[gears.Ino]int),
-		offers:   make(map[string]*offer),
+		offers:   make(map[string][]*peer),
 		links:    make(map[string]*Remote),
+		ended:    make(chan struct{}),
+		left:     make(chan struct{}),
+		reads:    make(chan struct{}, readsMax),
 	}
 	v.waits.init()
 	v.watches.init()
@@ -191,16 +198,28 @@ func (v *Volume) fatal(err error) {
 	}
 }
 
-// Close ends all sessions, finishes what was accepted, flushes the state and
-// closes the data directory. It is idempotent and waits.
+// enter lets a caller use the machine until it leaves; not where the volume is
+// closing.
+func (v *Volume) enter() bool { return v.door.enter() }
+
+func (v *Volume) leave() {
+	if v.door.leave() {
+		close(v.left)
+	}
+}
+
+// Close ends what waits, finishes what was accepted, flushes the state and
+// closes the data directory. The sessions of Locals are over; Remotes can go on
+// with theirs when the volume is opened again. It is idempotent and waits.
 func (v *Volume) Close() error {
 	v.mu.Lock()
 	if v.closed {
 		v.mu.Unlock()
-		v.owned.Wait()
+		<-v.ended
 		return nil
 	}
 	v.closed = true
+	defer close(v.ended)
 	links := make([]*Remote, 0, len(v.links))
 	for _, l := range v.links {
 		links = append(links, l)
@@ -211,6 +230,11 @@ func (v *Volume) Close() error {
 	for _, o := range waiting {
 		o.cancel(gears.ErrClosed)
 	}
+	v.watches.dropAll()
+	if v.door.shut() {
+		close(v.left)
+	}
+	<-v.left
 	var errs []error
 	for _, l := range links {
 		errs = append(errs, l.Close())

@@ -119,11 +119,7 @@ func (v *Volume) promiseTo(o *op, l *line, key gears.Key, records uint64) {
 func (v *Volume) park(o *op) bool {
 	v.mu.Lock()
 	o.takeBackLocked()
-	if o.ended != nil || o.noWait() || o.sess.ended || v.closed {
-		o.state = opDone
-		if o.ended == nil && (o.sess.ended || v.closed) {
-			o.ended = gears.ErrClosed
-		}
+	if !v.mayWaitLocked(o) {
 		v.mu.Unlock()
 		return false
 	}
@@ -131,6 +127,21 @@ func (v *Volume) park(o *op) bool {
 	v.mu.Unlock()
 	v.lookAgain(o)
 	return true
+}
+
+// mayWaitLocked ends an operation that must not wait, or not any more.
+func (v *Volume) mayWaitLocked(o *op) bool {
+	switch {
+	case o.ended != nil, o.noWait():
+	case o.sess.ended || v.closed:
+		o.ended = gears.ErrClosed
+	case o.epoch != o.sess.epoch.Load():
+		o.ended = gears.ErrCancelled // its client has asked again
+	default:
+		return true
+	}
+	o.state = opDone
+	return false
 }
 
 // lookAgain is for an operation that has just begun to wait: what came between
@@ -310,11 +321,7 @@ func (v *Volume) runPeek(o *op) canceller {
 			return nil
 		}
 		v.mu.Lock()
-		if o.ended != nil || o.noWait() || o.sess.ended || v.closed {
-			o.state = opDone
-			if o.ended == nil && (o.sess.ended || v.closed) {
-				o.ended = gears.ErrClosed
-			}
+		if !v.mayWaitLocked(o) {
 			v.mu.Unlock()
 			v.failEmpty(o)
 			return nil
@@ -407,17 +414,17 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 		o.state = opProposed
 		peeks = append(peeks, o)
 	}
-	v.mu.Unlock()
-	v.submit(run...)
-	for _, o := range over {
-		o.failDurable(gears.ErrEnd)
-	}
 	if len(peeks) > 0 {
 		v.owned.Go(func() { // not on the goroutine that applies
 			for _, o := range peeks {
 				v.runPeek(o)
 			}
 		})
+	}
+	v.mu.Unlock()
+	v.submit(run...)
+	for _, o := range over {
+		o.failDurable(gears.ErrEnd)
 	}
 }
 

@@ -1,6 +1,8 @@
 package dgm
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/gearsfs/gearsfs/file"
@@ -43,10 +45,18 @@ func (v *Volume) startWatch(s *session, id uint64, done func(*wire.Response)) ca
 		ws.all[w] = true
 		ws.mu.Unlock()
 		v.mu.Lock()
-		old := s.watch
-		s.watch = w
+		old, over := s.watch, s.ended || v.closed
+		if over {
+			old = w
+		} else {
+			s.watch = w
+		}
 		v.mu.Unlock()
 		ws.drop(old)
+		if over {
+			done(failure(gears.ErrClosed))
+			return nil
+		}
 		done(&wire.Response{Number: w.id})
 		return nil
 	}
@@ -57,7 +67,7 @@ func (v *Volume) startWatch(s *session, id uint64, done func(*wire.Response)) ca
 	switch {
 	case w == nil || w.id != id || w.lost || w.waiting != nil:
 		ws.mu.Unlock()
-		done(failure(gears.ErrOverload.Because("the watch has missed changes")))
+		done(failure(errMissed))
 		return nil
 	case len(w.pending) == 0:
 		w.waiting = done
@@ -84,6 +94,29 @@ func (ww watchWait) cancel(why error) {
 	ww.ws.mu.Unlock()
 	if done != nil {
 		done(failure(why))
+	}
+}
+
+var errMissed = gears.ErrOverload.Because("the watch has missed changes")
+
+// lose makes a watch miss changes: an answer with some may be lost. nil is none.
+func (ws *watches) lose(w *watch) {
+	if w == nil {
+		return
+	}
+	ws.mu.Lock()
+	w.lost, w.pending = true, nil
+	ws.mu.Unlock()
+	watchWait{ws, w}.cancel(errMissed)
+}
+
+// dropAll ends all watches.
+func (ws *watches) dropAll() {
+	ws.mu.Lock()
+	all := slices.Collect(maps.Keys(ws.all))
+	ws.mu.Unlock()
+	for _, w := range all {
+		ws.drop(w)
 	}
 }
 
@@ -118,7 +151,12 @@ func (ws *watches) tell(changed []file.Changed) {
 				w.pending = append(w.pending, &wire.Changed{Ino: uint64(c.Ino), Name: c.Name, Data: c.Data})
 			}
 		}
-		if w.waiting != nil && len(w.pending) > 0 {
+		switch {
+		case w.waiting == nil:
+		case w.lost:
+			out = append(out, delivery{w.waiting, failure(errMissed)})
+			w.waiting = nil
+		case len(w.pending) > 0:
 			out = append(out, delivery{w.waiting, &wire.Response{Changed: w.pending}})
 			w.waiting, w.pending = nil, nil
 		}

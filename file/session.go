@@ -108,7 +108,7 @@ func (m *Machine) openSession(c *context, cmd *wire.Command) (*session, error) {
 			s = &session{id: c.session}
 			m.sessions.rows.put(s.id, s)
 		}
-		s.row.Confirmed = cmd.Confirmed
+		s.row.Confirmed, s.row.Unconfirmed = cmd.Confirmed, slices.Clone(cmd.Unconfirmed)
 	}
 	m.dirtySession(s)
 	return s, nil
@@ -141,11 +141,11 @@ func (m *Machine) beginCommand(c *context, cmd *wire.Command) *wire.Answer {
 		return nil
 	}
 	if cmd.Confirmed > s.row.Confirmed {
-		if err := m.confirm(s, cmd.Confirmed); err != nil {
+		if err := m.confirm(s, cmd.Confirmed, cmd.Unconfirmed); err != nil {
 			return m.refuse(err)
 		}
 	}
-	if cmd.Seq < s.row.Confirmed {
+	if isConfirmed(&s.row, cmd.Seq) {
 		return m.refuse(gears.ErrSession.Because("command %d was confirmed before", cmd.Seq))
 	}
 	i, known := findAnswer(&s.row, cmd.Seq)
@@ -177,19 +177,35 @@ func findAnswer(row *wire.SessionRow, seq uint64) (i int, ok bool) {
 	})
 }
 
-// confirm forgets the answers of commands below seq.
-func (m *Machine) confirm(s *session, seq uint64) error {
-	s.row.Confirmed = seq
+// isConfirmed reports whether the session has the answer of command seq, so
+// that whatever still comes under it is late.
+func isConfirmed(row *wire.SessionRow, seq uint64) bool {
+	if seq >= row.Confirmed {
+		return false
+	}
+	_, open := slices.BinarySearch(row.Unconfirmed, seq)
+	return !open
+}
+
+// confirm forgets the answers of commands below seq, but for those that the
+// session still waits for: one take may wait while thousands of others end.
+func (m *Machine) confirm(s *session, seq uint64, but []uint64) error {
+	s.row.Confirmed, s.row.Unconfirmed = seq, slices.Clone(but)
 	m.dirtySession(s)
-	n := 0
-	for n < len(s.row.Answers) && s.row.Answers[n].Seq < seq {
-		if err := m.unpinAnswer(s.row.Answers[n]); err != nil {
+	n, kept := 0, 0
+	for ; n < len(s.row.Answers) && s.row.Answers[n].Seq < seq; n++ {
+		a := s.row.Answers[n]
+		if !isConfirmed(&s.row, a.Seq) {
+			s.row.Answers[kept] = a
+			kept++
+			continue
+		}
+		if err := m.unpinAnswer(a); err != nil {
 			return err
 		}
-		n++
 	}
-	s.row.Answers = slices.Delete(s.row.Answers, 0, n)
-	s.row.Blocked = slices.DeleteFunc(s.row.Blocked, func(b *wire.BlockedPut) bool { return b.Seq < seq })
+	s.row.Answers = slices.Delete(s.row.Answers, kept, n)
+	s.row.Blocked = slices.DeleteFunc(s.row.Blocked, func(b *wire.BlockedPut) bool { return isConfirmed(&s.row, b.Seq) })
 	return nil
 }
 

@@ -276,3 +276,49 @@ func TestASessionHasABoundOfAnswers(t *testing.T) {
 	_, err = r.again(more)
 	require.NoError(t, err)
 }
+
+// One command that waits does not keep the answers of all later ones: they are
+// confirmed around it, and none of them can come late.
+func TestAnswersAreConfirmedAroundAWait(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	waiting := c.command(takeOp(1, "later"))
+	var puts []*wire.Command
+	for range 10 {
+		cmd := c.command(putOp("jobs", "x"))
+		_, err := r.again(cmd)
+		require.NoError(t, err)
+		puts = append(puts, cmd)
+	}
+	_, err := r.again(waiting)
+	require.ErrorIs(t, err, gears.ErrEmpty)
+
+	next := c.command(putOp("later", "y"))
+	next.Confirmed, next.Unconfirmed = next.Seq, []uint64{waiting.Seq, puts[3].Seq}
+	_, err = r.again(next)
+	require.NoError(t, err)
+	r.reopen()
+	s, err := r.m.session(gears.SessionID{Minted: int64(next.SessionMinted), Salt: next.SessionSalt})
+	require.NoError(t, err)
+	require.Len(t, s.row.Answers, 2, "of the put that has no answer yet and the last one")
+	for i, cmd := range puts {
+		a, err := r.again(cmd)
+		if i == 3 {
+			require.NoError(t, err)
+			require.EqualValues(t, 4, a.FirstSeq)
+			continue
+		}
+		require.ErrorIs(t, err, gears.ErrSession)
+	}
+	for range 2 {
+		a, err := r.again(waiting)
+		require.NoError(t, err)
+		require.Equal(t, "y", string(a.Records[0].Data))
+	}
+	last := c.command(putOp("jobs", "z"))
+	last.Confirmed = last.Seq
+	_, err = r.again(last)
+	require.NoError(t, err)
+	_, err = r.again(waiting)
+	require.ErrorIs(t, err, gears.ErrSession)
+}

@@ -87,7 +87,8 @@ type Command struct {
 	Close         bool     `protobuf:"varint,5,opt,name=close,proto3" json:"close,omitempty"` // this session's last command
 	Uid           uint32   `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gids          []uint32 `protobuf:"varint,7,rep,packed,name=gids,proto3" json:"gids,omitempty"`
-	Checked       bool     `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"` // permissions were checked by the caller's kernel
+	Checked       bool     `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"`                // permissions were checked by the caller's kernel
+	Unconfirmed   []uint64 `protobuf:"varint,9,rep,packed,name=unconfirmed,proto3" json:"unconfirmed,omitempty"` // rising, below confirmed: these have no answer yet all the same
 	// Types that are valid to be assigned to Op:
 	//
 	//	*Command_Put
@@ -196,6 +197,13 @@ func (x *Command) GetChecked() bool {
 		return x.Checked
 	}
 	return false
+}
+
+func (x *Command) GetUnconfirmed() []uint64 {
+	if x != nil {
+		return x.Unconfirmed
+	}
+	return nil
 }
 
 func (x *Command) GetOp() isCommand_Op {
@@ -2235,7 +2243,7 @@ const file_command_proto_rawDesc = "" +
 	"\rcommand.proto\x12\agearsfs\"I\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
-	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xcd\a\n" +
+	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xef\a\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -2245,6 +2253,7 @@ const file_command_proto_rawDesc = "" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x12\n" +
 	"\x04gids\x18\a \x03(\rR\x04gids\x12\x18\n" +
 	"\achecked\x18\b \x01(\bR\achecked\x12 \n" +
+	"\vunconfirmed\x18\t \x03(\x04R\vunconfirmed\x12 \n" +
 	"\x03put\x18\x10 \x01(\v2\f.gearsfs.PutH\x00R\x03put\x12#\n" +
 	"\x04take\x18\x11 \x01(\v2\r.gearsfs.TakeH\x00R\x04take\x12)\n" +
 	"\x06settle\x18\x12 \x01(\v2\x0f.gearsfs.SettleH\x00R\x06settle\x122\n" +

@@ -33,7 +33,8 @@ type Hello struct {
 	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
 	ClaimUid      *uint32                `protobuf:"varint,6,opt,name=claim_uid,json=claimUid,proto3,oneof" json:"claim_uid,omitempty"` // believed only with --insecure
 	ClaimGids     []uint32               `protobuf:"varint,7,rep,packed,name=claim_gids,json=claimGids,proto3" json:"claim_gids,omitempty"`
-	Offer         string                 `protobuf:"bytes,8,opt,name=offer,proto3" json:"offer,omitempty"` // the client serves requests for this remote
+	Offer         string                 `protobuf:"bytes,8,opt,name=offer,proto3" json:"offer,omitempty"`         // the client serves requests for this remote
+	Opens         []uint64               `protobuf:"varint,9,rep,packed,name=opens,proto3" json:"opens,omitempty"` // what it has open: an inode and how often, in turn
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -124,6 +125,13 @@ func (x *Hello) GetOffer() string {
 	return ""
 }
 
+func (x *Hello) GetOpens() []uint64 {
+	if x != nil {
+		return x.Opens
+	}
+	return nil
+}
+
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionMinted uint64                 `protobuf:"fixed64,1,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
@@ -131,7 +139,6 @@ type Welcome struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
 	VolumeId      []byte                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	Resumed       bool                   `protobuf:"varint,6,opt,name=resumed,proto3" json:"resumed,omitempty"` // the node remembers what the session has open
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -199,13 +206,6 @@ func (x *Welcome) GetVolumeId() []byte {
 		return x.VolumeId
 	}
 	return nil
-}
-
-func (x *Welcome) GetResumed() bool {
-	if x != nil {
-		return x.Resumed
-	}
-	return false
 }
 
 type Request struct {
@@ -423,9 +423,11 @@ func (x *Change) GetRetry() bool {
 	return false
 }
 
-// Goodbye ends the session at once.
+// Goodbye ends the session at once; with departed the client may come back, as
+// after a lost connection: who passed its requests on has lost it.
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Departed      bool                   `protobuf:"varint,1,opt,name=departed,proto3" json:"departed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +460,13 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
 	return file_request_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Goodbye) GetDeparted() bool {
+	if x != nil {
+		return x.Departed
+	}
+	return false
 }
 
 type Response struct {
@@ -2185,7 +2194,7 @@ var File_request_proto protoreflect.FileDescriptor
 
 const file_request_proto_rawDesc = "" +
 	"\n" +
-	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\xf6\x01\n" +
+	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x8c\x02\n" +
 	"\x05Hello\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -2195,16 +2204,16 @@ const file_request_proto_rawDesc = "" +
 	"\tclaim_uid\x18\x06 \x01(\rH\x00R\bclaimUid\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"claim_gids\x18\a \x03(\rR\tclaimGids\x12\x14\n" +
-	"\x05offer\x18\b \x01(\tR\x05offerB\f\n" +
+	"\x05offer\x18\b \x01(\tR\x05offer\x12\x14\n" +
+	"\x05opens\x18\t \x03(\x04R\x05opensB\f\n" +
 	"\n" +
-	"_claim_uid\"\xb6\x01\n" +
+	"_claim_uid\"\xa2\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
-	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x18\n" +
-	"\aresumed\x18\x06 \x01(\bR\aresumed\"\x9c\x02\n" +
+	"\tvolume_id\x18\x05 \x01(\fR\bvolumeIdJ\x04\b\x06\x10\a\"\x9c\x02\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
@@ -2219,8 +2228,9 @@ const file_request_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
 	"\ano_wait\x18\x03 \x01(\bR\x06noWait\x12\x12\n" +
 	"\x04fast\x18\x04 \x01(\bR\x04fast\x12\x14\n" +
-	"\x05retry\x18\x05 \x01(\bR\x05retry\"\t\n" +
-	"\aGoodbye\"\xdd\x03\n" +
+	"\x05retry\x18\x05 \x01(\bR\x05retry\"%\n" +
+	"\aGoodbye\x12\x1a\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x03\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +

@@ -788,10 +788,11 @@ func (x *OutRow) GetBytes() uint64 {
 
 type SessionRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Confirmed     uint64                 `protobuf:"varint,1,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // answers to commands below this seq are forgotten
+	Confirmed     uint64                 `protobuf:"varint,1,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // answers to commands below this seq are forgotten, but for unconfirmed
 	Closed        uint64                 `protobuf:"fixed64,2,opt,name=closed,proto3" json:"closed,omitempty"`      // log time at which it was closed; 0 is open
 	Blocked       []*BlockedPut          `protobuf:"bytes,3,rep,name=blocked,proto3" json:"blocked,omitempty"`
-	Answers       []*StoredAnswer        `protobuf:"bytes,4,rep,name=answers,proto3" json:"answers,omitempty"` // by rising seq, none below confirmed
+	Answers       []*StoredAnswer        `protobuf:"bytes,4,rep,name=answers,proto3" json:"answers,omitempty"`                 // by rising seq
+	Unconfirmed   []uint64               `protobuf:"varint,5,rep,packed,name=unconfirmed,proto3" json:"unconfirmed,omitempty"` // rising, below confirmed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,6 +851,13 @@ func (x *SessionRow) GetBlocked() []*BlockedPut {
 func (x *SessionRow) GetAnswers() []*StoredAnswer {
 	if x != nil {
 		return x.Answers
+	}
+	return nil
+}
+
+func (x *SessionRow) GetUnconfirmed() []uint64 {
+	if x != nil {
+		return x.Unconfirmed
 	}
 	return nil
 }
@@ -1339,13 +1347,14 @@ const file_row_proto_rawDesc = "" +
 	"deliveries\x18\x05 \x01(\rR\n" +
 	"deliveries\x12\x1a\n" +
 	"\bdeadline\x18\x06 \x01(\x06R\bdeadline\x12\x14\n" +
-	"\x05bytes\x18\a \x01(\x04R\x05bytes\"\xa2\x01\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\"\xc4\x01\n" +
 	"\n" +
 	"SessionRow\x12\x1c\n" +
 	"\tconfirmed\x18\x01 \x01(\x04R\tconfirmed\x12\x16\n" +
 	"\x06closed\x18\x02 \x01(\x06R\x06closed\x12-\n" +
 	"\ablocked\x18\x03 \x03(\v2\x13.gearsfs.BlockedPutR\ablocked\x12/\n" +
-	"\aanswers\x18\x04 \x03(\v2\x15.gearsfs.StoredAnswerR\aanswers\"\x94\x01\n" +
+	"\aanswers\x18\x04 \x03(\v2\x15.gearsfs.StoredAnswerR\aanswers\x12 \n" +
+	"\vunconfirmed\x18\x05 \x03(\x04R\vunconfirmed\"\x94\x01\n" +
 	"\fStoredAnswer\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x1b\n" +
