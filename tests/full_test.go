@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"encoding/binary"
+	"math/rand/v2"
 	"os"
 	"testing"
 
@@ -30,8 +31,13 @@ func TestDiskFull(t *testing.T) {
 	m := d.dial()
 	file, key := gears.At("/file"), gears.Key("q")
 	puts := 0
+	noise := rand.NewChaCha8([32]byte{3}) // does not compress
 	put := func() error {
-		record := gears.NewRecord{Data: binary.BigEndian.AppendUint64(make([]byte, 256<<10), uint64(puts))}
+		data := make([]byte, 256<<10, 256<<10+8)
+		if _, err := noise.Read(data); err != nil {
+			return err
+		}
+		record := gears.NewRecord{Data: binary.BigEndian.AppendUint64(data, uint64(puts))}
 		_, err := m.Put(ctx, dgm.Put{File: file, Key: key, Records: []gears.NewRecord{record}})
 		if err == nil {
 			puts++
