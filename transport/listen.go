@@ -109,7 +109,7 @@ func lockFile(path string) (*os.File, error) {
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				err = gears.ErrInUse.Because("another process holds %s", path)
+				err = gears.ErrInUse.Because("in use by another process: it holds %s", path)
 			}
 			return nil, errors.Join(err, f.Close())
 		}
