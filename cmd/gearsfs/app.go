@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
@@ -22,7 +23,7 @@ const dialTimeout = 5 * time.Second
 const settleTimeout = 5 * time.Second
 
 // app is one run of gearsfs: its standard streams, its surroundings and the
-// nodes that it talks to. It is used by one goroutine.
+// nodes that it talks to. It is used by one goroutine, but for retrying.
 type app struct {
 	in     io.Reader
 	out    io.Writer
@@ -33,6 +34,9 @@ type app struct {
 	locate func(path string) (mount.Location, error)
 
 	managers map[string]dgm.Manager // by address, open until close
+
+	noteMu sync.Mutex
+	noted  time.Time // when a lost node was last told of
 }
 
 func newApp() *app {
@@ -63,7 +67,21 @@ func (a *app) remoteOptions() (dgm.RemoteOptions, error) {
 	if err != nil {
 		return dgm.RemoteOptions{}, err
 	}
-	return node.ClientOptions("gearsfs", config, func(err error) { a.notef("%v: trying again", err) }), nil
+	return node.ClientOptions("gearsfs", config, a.retrying), nil
+}
+
+// retryNoteEvery is how often a lost node is worth a line.
+const retryNoteEvery = 5 * time.Second
+
+// retrying says that the node is lost and looked for. It is called on any
+// goroutine, for each attempt.
+func (a *app) retrying(err error) {
+	a.noteMu.Lock()
+	defer a.noteMu.Unlock()
+	if now := time.Now(); now.Sub(a.noted) >= retryNoteEvery {
+		a.noted = now
+		a.notef("%v: trying again", err)
+	}
 }
 
 // notef writes a line that is no result to standard error.
@@ -91,7 +109,7 @@ func (a *app) manager(ctx context.Context, addrs string) (dgm.Manager, error) {
 	case errors.Is(err, gears.ErrInvalid):
 		return nil, usagef("%v", err)
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		return nil, gears.ErrNoNode.Because("node unreachable: no answer from %s within %s", addrs, dialTimeout)
+		return nil, gears.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)
 	case err != nil:
 		return nil, cause(ctx, err)
 	}

@@ -193,14 +193,42 @@ func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gears.Record, err
 	}
 	waiting, cancel := waitContext(ctx, l.wait, "nothing came")
 	defer cancel()
-	records, err := l.Take(waiting, take)
+	records, err := l.takeWithin(waiting, take)
 	if errors.Is(err, gears.ErrEmpty) && !l.noWait && !l.looked {
 		l.noteMissing(waiting, l.target, l.keys)
 		take.NoWait = false
-		records, err = l.Take(waiting, take)
+		records, err = l.takeWithin(waiting, take)
 	}
 	l.looked = true
 	return records, cause(waiting, err)
+}
+
+// outcomePatience is how long a lease whose wait is over may still come.
+const outcomePatience = 250 * time.Millisecond
+
+// takeWithin leases records, and does not outstay ctx by the time that it would
+// take to learn from a lost node what became of the lease: a lease that nobody
+// hears of ends with the session, having changed nothing.
+func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gears.Record, error) {
+	leased := make(chan batch, 1)
+	go func() { // ends at the latest when the session is closed
+		records, err := l.Take(ctx, take)
+		leased <- batch{records, err}
+	}()
+	select {
+	case b := <-leased:
+		return b.records, b.err
+	case <-ctx.Done():
+	}
+	select {
+	case b := <-leased:
+		if errors.Is(b.err, gears.ErrMaybe) {
+			return nil, ctx.Err()
+		}
+		return b.records, b.err
+	case <-time.After(outcomePatience):
+		return nil, ctx.Err()
+	}
 }
 
 // giveBack returns records that were leased and not written.
