@@ -27,8 +27,10 @@ func (v *Volume) offer(name string, p *peer) {
 func (v *Volume) offered(name string) *peer {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if offers := v.offers[name]; len(offers) > 0 {
-		return offers[len(offers)-1]
+	for _, p := range slices.Backward(v.offers[name]) {
+		if p.conn.Err() == nil { // else it is about to be withdrawn
+			return p
+		}
 	}
 	return nil
 }
@@ -45,23 +47,99 @@ func (v *Volume) withdraw(p *peer) {
 	}
 }
 
+// passage is a session whose requests this node passes on.
+type passage struct {
+	remote string
+	id     gears.SessionID
+}
+
 // forward passes a request on to the remote that it names and its answer back,
-// both as they are: sessions are between the ends.
-func (v *Volume) forward(req *wire.Request, call *transport.Call) {
+// both as they are: sessions are between the ends. But the far end can't see
+// the client's connection, so it is told when that is lost.
+func (p *peer) forward(req *wire.Request, call *transport.Call) {
+	v := p.vol
 	name := req.Remote
 	req.Remote = ""
+	id := sessionID(req.SessionMinted, req.SessionSalt)
+	hello := req.GetHello()
+	switch {
+	case hello != nil && (hello.SessionMinted != 0 || hello.SessionSalt != 0):
+		v.carry(passage{name, sessionID(hello.SessionMinted, hello.SessionSalt)}, p)
+	case req.GetGoodbye() != nil:
+		v.uncarry(passage{name, id}, p)
+	}
 	body, err := req.MarshalVT()
 	if err != nil {
 		v.replies.push(call, failure(gears.ErrProtocol.Because("a request can't be passed on: %v", err)))
 		return
 	}
-	v.pass(name, body, func(resp []byte, err error) {
+	v.pass(name, body, func(answer []byte, err error) {
 		if err != nil {
 			v.replies.push(call, failure(gears.ErrNoNode.Because("remote %q: %v", name, err)))
 			return
 		}
-		call.Reply(resp)
+		if hello != nil {
+			resp := new(wire.Response)
+			if err := resp.UnmarshalVT(answer); err == nil && resp.Welcome != nil {
+				v.carry(passage{name, sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)}, p)
+			}
+		}
+		call.Reply(answer)
 	}, call.OnCancel)
+}
+
+// carry notes that a session's requests come by p.
+func (v *Volume) carry(at passage, p *peer) {
+	v.mu.Lock()
+	p.mu.Lock()
+	gone := p.gone
+	p.mu.Unlock()
+	if !gone {
+		v.passages[at] = p
+	}
+	v.mu.Unlock()
+	if gone {
+		v.sayDeparted(at)
+	}
+}
+
+func (v *Volume) uncarry(at passage, p *peer) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.passages[at] == p {
+		delete(v.passages, at)
+	}
+}
+
+// departed is called when p is gone, for the sessions that it carried.
+func (v *Volume) departed(p *peer) {
+	var lost []passage
+	v.mu.Lock()
+	for at, by := range v.passages {
+		if by == p {
+			lost = append(lost, at)
+			delete(v.passages, at)
+		}
+	}
+	v.mu.Unlock()
+	for _, at := range lost {
+		v.sayDeparted(at)
+	}
+}
+
+// sayDeparted tells a remote that the client of a session has lost its way
+// there. If the remote does not hear it, its own connection is lost.
+func (v *Volume) sayDeparted(at passage) {
+	req := &wire.Request{
+		SessionMinted: uint64(at.id.Minted), SessionSalt: at.id.Salt,
+		Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{Departed: true}},
+	}
+	body, err := req.MarshalVT()
+	if err != nil {
+		v.log.Warn("a remote was not told of a lost client", "remote", at.remote, "error", err)
+		return
+	}
+	v.pass(at.remote, body, func([]byte, error) {}, func(func()) {})
 }
 
 // pass sends an encoded request to a named remote. onCancel registers what

@@ -166,6 +166,7 @@ func (p *peer) run() {
 	}
 	p.mu.Unlock()
 	p.vol.withdraw(p)
+	p.vol.departed(p)
 	for _, s := range sessions {
 		p.vol.detach(s, p, grace)
 	}
@@ -179,7 +180,7 @@ func (p *peer) Serve(call *transport.Call) {
 		return
 	}
 	if req.Remote != "" {
-		p.vol.forward(req, call)
+		p.forward(req, call)
 		return
 	}
 	if hello, ok := req.Kind.(*wire.Request_Hello); ok {
@@ -190,6 +191,12 @@ func (p *peer) Serve(call *transport.Call) {
 	s := p.session(id)
 	if s == nil {
 		p.reply(call, failure(gears.ErrSession))
+		return
+	}
+	if req.GetGoodbye().GetDeparted() {
+		p.lose(id)
+		p.vol.detach(s, p, graceTCP)
+		p.reply(call, &wire.Response{})
 		return
 	}
 	c := p.vol.start(s, req, func(resp *wire.Response) { p.reply(call, resp) })

@@ -69,6 +69,7 @@ type Volume struct {
 	opens    map[gears.Ino]int // over all sessions
 	waits    waits
 	offers   map[string][]*peer // the latest last
+	passages map[passage]*peer
 	links    map[string]*Remote // proxies by name, made when first used
 	closed   bool
 
@@ -100,6 +101,7 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 		sessions: make(map[gears.SessionID]*session),
 		opens:    make(map[gears.Ino]int),
 		offers:   make(map[string][]*peer),
+		passages: make(map[passage]*peer),
 		links:    make(map[string]*Remote),
 		ended:    make(chan struct{}),
 		left:     make(chan struct{}),
