@@ -33,11 +33,17 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 	v.mu.Unlock()
 	slices.SortStableFunc(waits, func(a, b gears.Wait) int { return a.Since.Compare(b.Since) })
 	resp := &wire.Response{}
+	nearOf := make(map[string][]gears.Key) // many wait for the same
 	for _, w := range waits {
 		if w.Ino != 0 && w.Op != "put" {
-			near, err := v.nearKeys(w.Ino, w.Keys)
-			if err != nil {
-				return nil, err
+			place := fmt.Sprint(w.Ino, w.Keys)
+			near, known := nearOf[place]
+			if !known {
+				var err error
+				if near, err = v.nearKeys(w.Ino, w.Keys); err != nil {
+					return nil, err
+				}
+				nearOf[place] = near
 			}
 			w.Near = near
 		}
@@ -46,8 +52,7 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 	return resp, nil
 }
 
-// nearKeys returns the keys of a file that a typing error or two turn into one
-// of keys, nearest first.
+// nearKeys returns the keys of a file that look like misspellings of keys.
 func (v *Volume) nearKeys(ino gears.Ino, keys []gears.Key) ([]gears.Key, error) {
 	infos, err := v.machine.ListStreams(ino, "", nearKeysMax, gears.Root)
 	if err != nil {
@@ -56,27 +61,40 @@ func (v *Volume) nearKeys(ino gears.Ino, keys []gears.Key) ([]gears.Key, error) 
 		}
 		return nil, err
 	}
+	var names []gears.Key
+	for _, info := range infos {
+		names = append(names, info.Key)
+	}
+	return nearest(keys, names), nil
+}
+
+// nearest returns those of names that at most two typing errors, and less than
+// half of what was typed, turn into one of keys, nearest first.
+func nearest(keys, names []gears.Key) []gears.Key {
 	distances := make(map[gears.Key]int)
 	var near []gears.Key
-	for _, info := range infos {
-		if slices.Contains(keys, info.Key) {
+	for _, name := range names {
+		if slices.Contains(keys, name) {
 			continue
 		}
 		for _, key := range keys {
-			d := editDistance(string(key), string(info.Key))
+			if len(name)-len(key) > 2 || len(key)-len(name) > 2 {
+				continue
+			}
+			d := editDistance(string(key), string(name))
 			if d > 2 || 2*d >= len(key) {
 				continue
 			}
-			if old, ok := distances[info.Key]; !ok {
-				near = append(near, info.Key)
-				distances[info.Key] = d
+			if old, ok := distances[name]; !ok {
+				near = append(near, name)
+				distances[name] = d
 			} else {
-				distances[info.Key] = min(old, d)
+				distances[name] = min(old, d)
 			}
 		}
 	}
 	slices.SortStableFunc(near, func(a, b gears.Key) int { return cmp.Compare(distances[a], distances[b]) })
-	return near, nil
+	return near
 }
 
 // editDistance counts the bytes to insert, delete, replace or swap with their
