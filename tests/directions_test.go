@@ -51,6 +51,7 @@ var house = map[string]room{
 		rooms:   []string{"gears", "mount", "cmd/internal/node"},
 		outside: []string{"github.com/spf13/pflag"},
 	},
+	"bench": {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/cockroachdb/pebble/v2"}},
 	"tests": {},
 }
 
