@@ -51,7 +51,6 @@ var house = map[string]room{
 		rooms:   []string{"gears", "mount", "cmd/internal/node"},
 		outside: []string{"github.com/spf13/pflag"},
 	},
-	"bench": {rooms: []string{"gears", "dgm"}, outside: []string{"github.com/cockroachdb/pebble/v2"}},
 	"bench": { // measures a node beside what it stands on
 		rooms: []string{"gears", "dgm"}, outside: []string{"github.com/cockroachdb/pebble/v2"},
 	},
