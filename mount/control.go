@@ -156,7 +156,7 @@ func (s *server) treeChild(dir gears.Ino, name string) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	s.paths.learn(&attr, dir, name)
+	s.learn(&attr, dir, name)
 	k := treeKind(&attr)
 	if k == 0 {
 		return place{}, gears.ErrNotFound

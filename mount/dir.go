@@ -76,7 +76,7 @@ func (s *server) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEn
 		}
 		// An entry that is left zero is one that the kernel looks up itself.
 		if off > 2 && looksUp {
-			s.entry(entry, e.Attr, at)
+			s.entry(entry, e.Attr, gears.Ino(in.NodeId), e.Name, at)
 		}
 		return true
 	})

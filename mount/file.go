@@ -3,7 +3,6 @@ package mount
 import (
 	"crypto/rand"
 	"errors"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -25,24 +24,25 @@ func (s *server) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fus
 	if isControl(in.NodeId) {
 		return s.openControl(in, out)
 	}
-	_, st := s.open(gears.Ino(in.NodeId), in.Flags, out)
+	_, st := s.open(gears.Ino(in.NodeId), in.Flags, &in.InHeader, out)
 	return st
 }
 
-// open opens a file and fills in its handle. ESTALE says that the kernel knows
-// an inode that its name does not lead to any more.
-func (s *server) open(ino gears.Ino, flags uint32, out *fuse.OpenOut) (gears.Attr, fuse.Status) {
-	attr, err := s.m.Open(s.ctx, ino)
-	if err != nil {
-		return attr, gone(err)
+// open opens a file and fills in its handle. by is the request that names an
+// inode which the kernel looked up some time ago, nil for one just made: ESTALE
+// makes the kernel look again where the name does not lead there any more.
+func (s *server) open(ino gears.Ino, flags uint32, by *fuse.InHeader, out *fuse.OpenOut) (gears.Attr, fuse.Status) {
+	var attr gears.Attr
+	st := fuse.OK
+	if by != nil {
+		attr, st = s.openCurrent(ino, by.Pid)
+	} else {
+		var err error
+		attr, err = s.m.Open(s.ctx, ino)
+		st = gone(err)
 	}
-	// A file without a name can only be opened through /proc/PID/fd of a
-	// process that has it open here.
-	if attr.Nlink == 0 && !s.inodes.isOpen(ino) {
-		if err := s.m.Release(s.ctx, ino); err != nil {
-			s.log.Warn("release", "ino", ino, "err", err)
-		}
-		return attr, fuse.Status(syscall.ESTALE)
+	if st != fuse.OK {
+		return attr, st
 	}
 	f := &file{ino: ino, base: attr.Head}
 	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
@@ -178,8 +178,14 @@ func (s *server) release(fh uint64) {
 
 func (f *file) release(s *server) {
 	s.inodes.close(f.ino, f.direct)
-	if err := s.m.Release(s.ctx, f.ino); err != nil && !errors.Is(err, gears.ErrClosed) {
-		s.log.Warn("release", "ino", f.ino, "err", err)
+	s.unopen(f.ino)
+}
+
+// unopen tells the Manager of the end of a handle; nobody is left to be told
+// of an error.
+func (s *server) unopen(ino gears.Ino) {
+	if err := s.m.Release(s.ctx, ino); err != nil && !errors.Is(err, gears.ErrClosed) {
+		s.log.Warn("release", "ino", ino, "err", err)
 	}
 }
 

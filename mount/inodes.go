@@ -69,14 +69,6 @@ func (t *inodes) close(ino gears.Ino, direct bool) {
 	}
 }
 
-// isOpen reports whether this mount has a handle on the file.
-func (t *inodes) isOpen(ino gears.Ino) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e := t.table[ino]
-	return e != nil && e.opens > 0
-}
-
 // observe takes note of attributes that are about to be told to the kernel and
 // counts the size as the open handles do. It reports whether the kernel's
 // pages are older than what the attributes describe.

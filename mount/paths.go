@@ -10,9 +10,9 @@ import (
 	"github.com/gearsfs/gearsfs/gears"
 )
 
-// paths remembers under which name directories were looked up, so that a
-// directory's path can be told. What it says is checked before it is used.
-type paths struct {
+// names remembers the name that the kernel was told last for each inode. What it
+// says is checked before it is used.
+type names struct {
 	mu    sync.Mutex
 	table map[gears.Ino]name
 }
@@ -22,29 +22,37 @@ type name struct {
 	name string
 }
 
-const pathsMax = 1 << 14 // directories
+// namesMax is how many are remembered of directories, and of everything else.
+const namesMax = 1 << 15
 
-// learn takes note of a directory's name; other inodes may have several.
-func (p *paths) learn(attr *gears.Attr, dir gears.Ino, in string) {
-	if attr.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.table) >= pathsMax {
-		for ino := range p.table { // in no order: all of it can be found again
-			delete(p.table, ino)
+func newNames() names { return names{table: map[gears.Ino]name{}} }
+
+func (t *names) learn(ino, dir gears.Ino, in string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.table) >= namesMax {
+		for old := range t.table { // in no order: a name that is missed costs little
+			delete(t.table, old)
 			break
 		}
 	}
-	p.table[attr.Ino] = name{dir, in}
+	t.table[ino] = name{dir, in}
 }
 
-func (p *paths) get(ino gears.Ino) (name, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n, ok := p.table[ino]
+func (t *names) get(ino gears.Ino) (name, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, ok := t.table[ino]
 	return n, ok
+}
+
+// learn remembers a name that the kernel is about to be told.
+func (s *server) learn(attr *gears.Attr, dir gears.Ino, name string) {
+	if attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		s.dirs.learn(attr.Ino, dir, name)
+	} else {
+		s.files.learn(attr.Ino, dir, name)
+	}
 }
 
 // pathOf returns a directory's path in the volume, gears.ErrStale where it has
@@ -76,7 +84,7 @@ func (s *server) pathOf(dir gears.Ino) (string, error) {
 // nameOf returns a directory's name: the remembered one where it still is, else
 // the one found by reading the directory above.
 func (s *server) nameOf(ino gears.Ino) (name, error) {
-	if n, ok := s.paths.get(ino); ok {
+	if n, ok := s.dirs.get(ino); ok {
 		attr, err := s.m.Lookup(s.ctx, n.dir, n.name)
 		if err == nil && attr.Ino == ino {
 			return n, nil
@@ -97,7 +105,7 @@ func (s *server) nameOf(ino gears.Ino) (name, error) {
 		}
 		for i := range entries {
 			if entries[i].Attr.Ino == ino {
-				s.paths.learn(&entries[i].Attr, parent, entries[i].Name)
+				s.learn(&entries[i].Attr, parent, entries[i].Name)
 				return name{parent, entries[i].Name}, nil
 			}
 		}

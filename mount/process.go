@@ -7,41 +7,55 @@ import (
 	"strconv"
 )
 
-// processOf returns the process (thread group) that the thread tid is part of,
-// or 0 where it can't be known: the kernel says 0 for a process in a pid
-// namespace that can't be seen from the mount's.
-func processOf(tid uint32) uint32 {
-	if tid == 0 {
-		return 0
+// process tells of the process that a request is from.
+type process struct {
+	id    uint32 // of the process (thread group), 0 where it can't be known
+	dying bool   // a signal is ending it, and this closes its files
+}
+
+// processOf looks up the process of a thread: what a request's header names.
+// The kernel says 0 for a process in a pid namespace that can't be seen from
+// the mount's; it counts as living, as does one that may not be looked at.
+func processOf(thread uint32) process {
+	if thread == 0 {
+		return process{}
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
 	if err != nil {
-		return 0
+		return process{}
 	}
-	_, rest, ok := bytes.Cut(text, []byte("\nTgid:"))
+	id, err := strconv.ParseUint(statusField(text, "Tgid"), 10, 32)
+	if err != nil {
+		return process{}
+	}
+	p := process{id: uint32(id)}
+	// A process that exits gives up its memory before it closes its files. Only
+	// then may its exit code be read: as long as one is in the middle of an
+	// execve(2), which closes files too, /proc/PID/stat can't be read, and
+	// execve would wait for the answer that the handler reads it for.
+	if statusField(text, "VmSize") == "" {
+		p.dying = exitsBySignal(thread)
+	}
+	return p
+}
+
+// statusField returns a field of /proc/PID/status, empty where there is none.
+func statusField(text []byte, name string) string {
+	_, rest, ok := bytes.Cut(text, []byte("\n"+name+":"))
 	if !ok {
-		return 0
+		return ""
 	}
 	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	tgid, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 10, 32)
-	if err != nil {
-		return 0
-	}
-	return uint32(tgid)
+	return string(bytes.TrimSpace(line))
 }
 
 // exitCodeField is the place of exit_code in /proc/PID/stat counted from the
 // field behind the command's name; see proc_pid_stat(5), field 52.
 const exitCodeField = 52 - 3
 
-// dyingBySignal reports whether the process of the thread tid is being ended
-// by a signal, as the files that it has open are closed. A process whose exit
-// code can't be read is taken for a living one.
-func dyingBySignal(tid uint32) bool {
-	if tid == 0 {
-		return false
-	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+// exitsBySignal reports whether a thread that exits does so by a signal.
+func exitsBySignal(thread uint32) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", thread))
 	if err != nil {
 		return false
 	}

@@ -47,7 +47,7 @@ var _ handle = (*putter)(nil)
 // large write into requests, and one that is not aligned in memory up to a
 // page earlier: so an append that might be a part is refused, never split.
 func newPutter(p place, in *fuse.OpenIn, writeMax int) *putter {
-	return &putter{at: p, opener: processOf(in.Pid), owner: in.Owner, appendMax: writeMax - unix.Getpagesize()}
+	return &putter{at: p, opener: processOf(in.Pid).id, owner: in.Owner, appendMax: writeMax - unix.Getpagesize()}
 }
 
 func (p *putter) read(*server, <-chan struct{}, *fuse.ReadIn) ([]byte, fuse.Status) {
@@ -148,11 +148,11 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 	if !begun {
 		return fuse.OK // as the close in `exec >put` that follows the dup
 	}
-	dying := dyingBySignal(in.Pid)
-	mine := processOf(in.Pid) == p.opener
+	by := processOf(in.Pid)
+	mine := by.id == p.opener
 	p.mu.Lock()
-	p.dying = dying
-	if mine && dying {
+	p.dying = by.dying
+	if mine && by.dying {
 		p.dead = true
 	}
 	if !mine {

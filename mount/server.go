@@ -30,7 +30,9 @@ type server struct {
 	writeMax int // bytes that one WRITE request carries at most
 	inodes   inodes
 	control  nodes
-	paths    paths
+	dirs     names
+	files    names
+	retries  retries
 	handles  handles
 	believe  believe
 }
@@ -44,9 +46,10 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		writeMax: writeMax,
 		inodes:   inodes{table: map[gears.Ino]*inode{}},
 		control:  newNodes(),
-		paths:    paths{table: map[gears.Ino]name{}},
-		handles:  handles{table: map[uint64]handle{}},
-		believe:  believe{names: newQueue(), pages: newQueue()},
+		dirs:     newNames(), files: newNames(),
+		retries: retries{table: map[uint32]retry{}},
+		handles: handles{table: map[uint64]handle{}},
+		believe: believe{names: newQueue(), pages: newQueue()},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s
@@ -101,8 +104,9 @@ func (s *server) tell(out *fuse.Attr, a gears.Attr) {
 	fillAttr(out, &a)
 }
 
-// entry fills in the answer of a request that looked a name up.
-func (s *server) entry(out *fuse.EntryOut, a gears.Attr, at moment) {
+// entry fills in the answer of a request that looked up or made a name.
+func (s *server) entry(out *fuse.EntryOut, a gears.Attr, dir gears.Ino, name string, at moment) {
+	s.learn(&a, dir, name)
 	out.NodeId = uint64(a.Ino)
 	s.tell(&out.Attr, a)
 	out.SetEntryTimeout(s.entryValid(at))

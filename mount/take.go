@@ -68,7 +68,7 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte
 		if errors.Is(err, gears.ErrEnd) {
 			t.ended = true
 		} else if err != nil {
-			return nil, gone(err)
+			return nil, status(err)
 		}
 	}
 	if t.ended {
@@ -137,7 +137,7 @@ func (t *taker) flush(s *server, in *fuse.FlushIn) fuse.Status {
 		return fuse.OK
 	}
 	if t.takes && t.record != nil {
-		t.dying = dyingBySignal(in.Pid)
+		t.dying = processOf(in.Pid).dying
 	}
 	return fuse.OK
 }

@@ -20,11 +20,13 @@ func (s *server) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *
 	}
 	at := s.believe.now()
 	dir := gears.Ino(in.NodeId)
-	attr, err := s.m.Lookup(s.ctx, dir, name)
+	attr, retried, err := s.lookupAgain(in.Pid, dir, name)
+	if !retried {
+		attr, err = s.m.Lookup(s.ctx, dir, name)
+	}
 	switch errno(err) {
 	case 0:
-		s.entry(out, attr, at)
-		s.paths.learn(&attr, dir, name)
+		s.entry(out, attr, dir, name, at)
 	case syscall.ENOENT: // an answer to keep: node id 0
 		out.SetEntryTimeout(s.entryValid(at))
 		return fuse.OK
@@ -127,9 +129,9 @@ func (s *server) make(in *fuse.InHeader, name string, m dgm.Make) (gears.Attr, f
 }
 
 // made answers a request that made a name.
-func (s *server) made(attr gears.Attr, st fuse.Status, at moment, out *fuse.EntryOut) fuse.Status {
+func (s *server) made(attr gears.Attr, st fuse.Status, dir uint64, name string, at moment, out *fuse.EntryOut) fuse.Status {
 	if st == fuse.OK {
-		s.entry(out, attr, at)
+		s.entry(out, attr, gears.Ino(dir), name, at)
 	}
 	return st
 }
@@ -137,19 +139,19 @@ func (s *server) made(attr gears.Attr, st fuse.Status, at moment, out *fuse.Entr
 func (s *server) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
 	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: in.Mode, Rdev: in.Rdev})
-	return s.made(attr, st, at, out)
+	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
 func (s *server) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
 	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFDIR | in.Mode&0o7777})
-	return s.made(attr, st, at, out)
+	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
 func (s *server) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
 	attr, st := s.make(in, name, dgm.Make{Mode: unix.S_IFLNK | 0o777, Target: target})
-	return s.made(attr, st, at, out)
+	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
 func (s *server) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
@@ -161,8 +163,8 @@ func (s *server) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.St
 		}
 		ino = n.ino
 	}
-	target, err := s.m.Readlink(s.ctx, ino)
-	return []byte(target), gone(err)
+	target, st := s.readlink(in.Pid, ino)
+	return []byte(target), st
 }
 
 func (s *server) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
@@ -171,7 +173,7 @@ func (s *server) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse
 	}
 	at := s.believe.now()
 	attr, err := s.m.Link(s.ctx, gears.Ino(in.Oldnodeid), gears.Ino(in.NodeId), name)
-	return s.made(attr, status(err), at, out)
+	return s.made(attr, status(err), in.NodeId, name, at, out)
 }
 
 func (s *server) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
@@ -209,11 +211,11 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 	case st != fuse.OK:
 		return st
 	}
-	if attr, st = s.open(attr.Ino, in.Flags, &out.OpenOut); st != fuse.OK {
+	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
 		return st
 	}
 	s.inodes.setCaps(attr.Ino, false)
-	s.entry(&out.EntryOut, attr, at)
+	s.entry(&out.EntryOut, attr, gears.Ino(in.NodeId), name, at)
 	return fuse.OK
 }
 
@@ -226,7 +228,7 @@ func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateO
 		return st
 	}
 	dir := gears.Ino(in.NodeId)
-	if attr, st = s.open(attr.Ino, in.Flags, &out.OpenOut); st != fuse.OK {
+	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
 		return fuse.Status(firstErrno(syscall.Errno(st), s.m.Unlink(s.ctx, dir, name)))
 	}
 	if err := s.m.Unlink(s.ctx, dir, name); err != nil {
@@ -234,7 +236,7 @@ func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateO
 		return status(err)
 	}
 	attr.Nlink = 0
-	s.entry(&out.EntryOut, attr, at)
+	s.entry(&out.EntryOut, attr, dir, name, at)
 	return fuse.OK
 }
 

@@ -1,0 +1,210 @@
+package mount_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/gears"
+)
+
+// write replaces a file's content as another session.
+func (f fixture) write(t *testing.T, path, content string) gears.Attr {
+	t.Helper()
+	attr, err := f.other.Resolve(t.Context(), path, true)
+	require.NoError(t, err)
+	zero := uint64(0)
+	_, err = f.other.SetAttr(t.Context(), attr.Ino, dgm.SetAttr{Size: &zero})
+	require.NoError(t, err)
+	attr, err = f.other.Write(t.Context(), attr.Ino, attr.Head, []byte(content))
+	require.NoError(t, err)
+	return attr
+}
+
+func TestOpenSeesWhatOthersWrote(t *testing.T) {
+	f := newFixture(t)
+	require.NoError(t, os.WriteFile(f.path("f"), []byte("0000"), 0o644))
+	for i := 1; i < 200; i++ {
+		want := fmt.Sprintf("%04d", i)
+		f.write(t, "/f", want)
+		data, err := os.ReadFile(f.path("f"))
+		require.NoError(t, err)
+		require.Equal(t, want, string(data), "an open shows what was written before it")
+	}
+}
+
+// TestAppendElsewhereShowsNoZeros: the page that the end of a file is in was
+// cached when the file was shorter.
+func TestAppendElsewhereShowsNoZeros(t *testing.T) {
+	f := newFixture(t)
+	require.NoError(t, os.WriteFile(f.path("log"), nil, 0o644))
+	attr, err := f.other.Resolve(t.Context(), "/log", true)
+	require.NoError(t, err)
+	file, err := os.Open(f.path("log"))
+	require.NoError(t, err)
+	defer file.Close()
+	var want []byte
+	for i := range 500 {
+		line := fmt.Sprintf("line %d\n", i)
+		want = append(want, line...)
+		_, err := f.other.Append(t.Context(), attr.Ino, []byte(line))
+		require.NoError(t, err)
+		if i%3 == 0 {
+			_, err := os.Stat(f.path("log"))
+			require.NoError(t, err)
+		}
+		got := make([]byte, len(want)+100)
+		n, err := file.ReadAt(got, 0)
+		require.Equal(t, io.EOF, err)
+		require.True(t, bytes.HasPrefix(want, got[:n]), "what is read was written")
+	}
+	eventually(t, "all is seen", func() bool {
+		info, err := file.Stat()
+		return err == nil && info.Size() == int64(len(want))
+	})
+	got := make([]byte, len(want))
+	_, err = file.ReadAt(got, 0)
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(got))
+}
+
+func TestNamesThatOthersChange(t *testing.T) {
+	f := newFixture(t)
+	make := func(name string) gears.Attr {
+		attr, err := f.other.Make(t.Context(), gears.RootIno, name, dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		return attr
+	}
+	exists := func(name string) bool {
+		_, err := os.Lstat(f.path(name))
+		return err == nil
+	}
+	for i := range 20 {
+		a, b := fmt.Sprint("a", i), fmt.Sprint("b", i)
+		require.False(t, exists(a))
+		make(a)
+		eventually(t, "a new name is seen though it was missing before", func() bool { return exists(a) })
+		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gears.RootIno, Name: a, NewDir: gears.RootIno, NewName: b}))
+		eventually(t, "a rename is seen", func() bool { return exists(b) && !exists(a) })
+		require.NoError(t, f.other.Unlink(t.Context(), gears.RootIno, b))
+		eventually(t, "a removal is seen", func() bool { return !exists(b) })
+	}
+	attr := make("f")
+	info, err := os.Stat(f.path("f"))
+	require.NoError(t, err)
+	require.EqualValues(t, 0o644, info.Mode().Perm())
+	mode := uint32(0o600)
+	_, err = f.other.SetAttr(t.Context(), attr.Ino, dgm.SetAttr{Mode: &mode})
+	require.NoError(t, err)
+	eventually(t, "changed attributes are seen", func() bool {
+		info, err := os.Stat(f.path("f"))
+		return err == nil && info.Mode().Perm() == 0o600
+	})
+}
+
+// TestOpenOfReplacedFile: the kernel still knows the name of the old file.
+func TestOpenOfReplacedFile(t *testing.T) {
+	f := newFixture(t)
+	for i := range 100 {
+		require.NoError(t, os.WriteFile(f.path("f"), []byte("old"), 0o644))
+		attr, err := f.other.Make(t.Context(), gears.RootIno, "g", dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		want := fmt.Sprint("new ", i)
+		_, err = f.other.Write(t.Context(), attr.Ino, 0, []byte(want))
+		require.NoError(t, err)
+		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gears.RootIno, Name: "g", NewDir: gears.RootIno, NewName: "f"}))
+		data, err := os.ReadFile(f.path("f"))
+		require.NoError(t, err)
+		require.Equal(t, want, string(data))
+	}
+}
+
+func TestMappingSeesWhatOthersWrote(t *testing.T) {
+	f := newFixture(t)
+	require.NoError(t, os.WriteFile(f.path("f"), []byte("old!"), 0o644))
+	cmd := child("readmap", f.path("f"))
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	require.Equal(t, "old!", lines.Text())
+	f.write(t, "/f", "new!")
+	_, err = os.Stat(f.path("f")) // answered behind the change, so the pages are gone
+	require.NoError(t, err)
+	eventually(t, "the kernel drops the page", func() bool { data, err := os.ReadFile(f.path("f")); return err == nil && string(data) == "new!" })
+	_, err = in.Write([]byte("\n"))
+	require.NoError(t, err)
+	require.True(t, lines.Scan())
+	require.Equal(t, "new!", lines.Text())
+	require.NoError(t, cmd.Wait())
+}
+
+// TestTwoMounts changes files through one mount and looks through another.
+func TestTwoMounts(t *testing.T) {
+	f := newFixture(t)
+	second := t.TempDir()
+	mountOn(t, session(t, f.vol), second, "")
+	for i := range 50 {
+		want := fmt.Sprint("content ", i)
+		require.NoError(t, os.WriteFile(f.path("tmp"), []byte(want), 0o644))
+		require.NoError(t, os.Rename(f.path("tmp"), f.path("f")))
+		eventually(t, "write, rename", func() bool {
+			data, err := os.ReadFile(second + "/f")
+			return err == nil && string(data) == want
+		})
+		require.NoError(t, os.WriteFile(second+"/f", []byte("back"), 0o644))
+		data, err := os.ReadFile(f.path("f"))
+		require.NoError(t, err)
+		require.Equal(t, "back", string(data))
+	}
+}
+
+// TestOffsetsDoNotMove: what an open file's offset 0 is stays, whatever is
+// taken from its front.
+func TestOffsetsDoNotMove(t *testing.T) {
+	f := newFixture(t)
+	f.put(t, "/q", gears.DataKey, "aaaa", "bbbb", "cccc")
+	old, err := os.OpenFile(f.path("q"), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer old.Close()
+	buf := make([]byte, 20)
+	n, err := old.ReadAt(buf, 0)
+	require.Equal(t, io.EOF, err)
+	require.Equal(t, "aaaabbbbcccc", string(buf[:n]))
+
+	require.Equal(t, "aaaa", f.mustShell(t, "cat .gears/streams/q/data/take"))
+	young, err := os.OpenFile(f.path("q"), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer young.Close()
+	n, err = young.ReadAt(buf, 0)
+	require.Equal(t, io.EOF, err)
+	require.Equal(t, "bbbbcccc", string(buf[:n]))
+	eventually(t, "what was taken reads as zeros, the rest stands where it stood", func() bool {
+		n, err = old.ReadAt(buf, 0)
+		require.Equal(t, io.EOF, err)
+		return string(buf[:n]) == "\x00\x00\x00\x00bbbbcccc"
+	})
+	_, err = old.WriteAt([]byte("x"), 1)
+	require.ErrorIs(t, err, unix.EIO)
+	_, err = old.WriteAt([]byte("B"), 4)
+	require.NoError(t, err)
+	n, err = young.ReadAt(buf, 0)
+	require.Equal(t, io.EOF, err)
+	require.Equal(t, "Bbbbcccc", string(buf[:n]))
+	require.NoError(t, young.Truncate(4))
+	n, err = young.ReadAt(buf, 0)
+	require.Equal(t, io.EOF, err)
+	require.Equal(t, "Bbbb", string(buf[:n]))
+	_, err = unix.Mmap(int(young.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	require.ErrorIs(t, err, unix.ENODEV, "a stream that was taken from can't be mapped shared")
+}
