@@ -32,7 +32,7 @@ func Locate(path string) (Location, error) {
 	}
 	dir, rest, err := resolve(abs, 0)
 	if err != nil {
-		return Location{}, fmt.Errorf("%s: %w", path, err)
+		return Location{}, fmt.Errorf("%s: %w", path, aboutDead(err))
 	}
 	var l Location
 	for _, ask := range []struct {
@@ -90,10 +90,16 @@ func getXattr(dir, name string) (string, error) {
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
 		return "", ErrNotMounted
-	case errors.Is(err, unix.ENOTCONN):
-		return "", fmt.Errorf("the mount there is dead (%w); unmount it with gearsfs umount", err)
 	case err != nil:
-		return "", fmt.Errorf("ask the mount of %s: %w", dir, err)
+		return "", fmt.Errorf("ask the mount of %s: %w", dir, aboutDead(err))
 	}
 	return string(buf[:n]), nil
+}
+
+// aboutDead says what to do about a mount whose process is gone.
+func aboutDead(err error) error {
+	if errors.Is(err, unix.ENOTCONN) {
+		return fmt.Errorf("the mount there is dead (%w); unmount it with gearsfs umount", err)
+	}
+	return err
 }

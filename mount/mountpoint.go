@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,54 +22,85 @@ const subtype = "gearsfs"
 // prepare checks that dir can be mounted on and returns its absolute path
 // without symbolic links. A dead FUSE mount that is there is detached first.
 func prepare(dir string, nonEmpty bool) (string, error) {
+	fail := func(format string, args ...any) (string, error) {
+		return "", fmt.Errorf("mount point %s: %w", dir, fmt.Errorf(format, args...))
+	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return "", fmt.Errorf("mount point %s: %w", dir, err)
+		return fail("%w", err)
 	}
-	// A dead mount fails every stat but that of its mount table entry.
+	// Nothing is asked of what is mounted there before it is known to answer:
+	// at first only the path to it is resolved.
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
 		abs = filepath.Join(parent, filepath.Base(abs))
 	}
-	info, err := os.Stat(abs)
-	for range 16 { // dead mounts may be stacked
-		if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
-			break
-		}
-		if err := detach(abs); err != nil {
-			return "", fmt.Errorf("mount point %s: a dead mount is there and can't be detached: %w", dir, err)
-		}
-		info, err = os.Stat(abs)
+	if err := clearMounts(abs); err != nil {
+		return fail("%w", err)
 	}
+	resolved, err := filepath.EvalSymlinks(abs)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("mount point %s: no such directory; make it first", dir)
+		return fail("no such directory; make it first")
 	case err != nil:
-		return "", fmt.Errorf("mount point %s: %w", dir, err)
-	case !info.IsDir():
-		return "", fmt.Errorf("mount point %s: not a directory", dir)
+		return fail("%w", err)
+	case resolved != abs:
+		if err := clearMounts(resolved); err != nil {
+			return fail("%w", err)
+		}
 	}
-	if abs, err = filepath.EvalSymlinks(abs); err != nil {
-		return "", fmt.Errorf("mount point %s: %w", dir, err)
+	f, err := os.OpenFile(resolved, unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return fail("not a directory")
 	}
-	if on, err := mountedOn(abs); err != nil {
-		return "", err
-	} else if on != nil {
-		return "", fmt.Errorf("mount point %s: busy: %s (%s) is mounted there; unmount it first", dir, on.source, on.kind)
-	}
-	if nonEmpty {
-		return abs, nil
-	}
-	f, err := os.Open(abs)
 	if err != nil {
-		return "", fmt.Errorf("mount point %s: %w", dir, err)
+		return fail("%w", err)
 	}
 	defer f.Close()
-	if names, err := f.Readdirnames(1); err != nil && err != io.EOF {
-		return "", fmt.Errorf("mount point %s: %w", dir, err)
-	} else if len(names) > 0 {
-		return "", fmt.Errorf("mount point %s: not empty: what is in it would be hidden; use another directory or -o nonempty", dir)
+	if nonEmpty {
+		return resolved, nil
 	}
-	return abs, nil
+	if names, err := f.Readdirnames(1); err != nil && err != io.EOF {
+		return fail("%w", err)
+	} else if len(names) > 0 {
+		return fail("not empty: what is in it would be hidden; use another directory or -o nonempty")
+	}
+	return resolved, nil
+}
+
+// clearMounts detaches the dead FUSE mounts on dir and returns an error where there
+// is a live one of any kind.
+func clearMounts(dir string) error {
+	for {
+		on, err := mountedOn(dir)
+		if err != nil || on == nil {
+			return err
+		}
+		if !strings.HasPrefix(on.kind, "fuse") || !dead(dir) {
+			return fmt.Errorf("busy: %s (%s) is mounted there; unmount it first", on.source, on.kind)
+		}
+		if err := detach(dir); err != nil {
+			return fmt.Errorf("a dead mount is there and can't be detached: %w", err)
+		}
+	}
+}
+
+// deadTimeout is how long a mount may take to show that it lives.
+const deadTimeout = 2 * time.Second
+
+// dead reports whether nobody serves the FUSE mount on dir any more. One that
+// does not answer in time is not dead: it has a process that could go on.
+func dead(dir string) bool {
+	answer := make(chan error, 1)
+	go func() { // ends when the mount answers or dies
+		var st unix.Statfs_t // the kernel knows no answer to this by itself
+		answer <- unix.Statfs(dir, &st)
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+	case <-time.After(deadTimeout):
+		return false
+	}
 }
 
 // mountEntry is one line of proc_pid_mountinfo(5).
