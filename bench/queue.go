@@ -14,8 +14,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 const recordBytes = 128
@@ -90,9 +90,9 @@ func (n *node) close() error {
 }
 
 var (
-	jobs   = gears.At("/jobs")
-	key    = []gears.Key{"k"}
-	record = []gears.NewRecord{{Data: make([]byte, recordBytes)}}
+	jobs   = gearsfs.At("/jobs")
+	key    = []gearsfs.Key{"k"}
+	record = []gearsfs.NewRecord{{Data: make([]byte, recordBytes)}}
 )
 
 // queue compares durable puts and takes with Pebble's synced Set.
@@ -160,7 +160,7 @@ func (b *bench) putsAndTakes(ctx context.Context, n int) (put, take float64, err
 	if err != nil {
 		return 0, 0, err
 	}
-	more := make([]gears.NewRecord, 1000)
+	more := make([]gearsfs.NewRecord, 1000)
 	for i := range more {
 		more[i] = record[0]
 	}
@@ -193,7 +193,7 @@ func (b *bench) putToTake(ctx context.Context) error {
 		}()
 		for {
 			info, err := node.clients[0].Stream(ctx, jobs, key[0])
-			if err == nil && info.Waiting == 1 || gears.CodeOf(err) == gears.ErrNotFound.Code {
+			if err == nil && info.Waiting == 1 || gearsfs.CodeOf(err) == gearsfs.ErrNotFound.Code {
 				break
 			}
 		}

@@ -3,7 +3,7 @@ package dgm
 import (
 	"context"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -34,10 +34,10 @@ func (a api) apply(ctx context.Context, cmd *wire.Command) (*wire.Answer, error)
 	return a.change(ctx, &wire.Change{Command: cmd, Fast: true})
 }
 
-func (a api) applyAttr(ctx context.Context, cmd *wire.Command) (gears.Attr, error) {
+func (a api) applyAttr(ctx context.Context, cmd *wire.Command) (gearsfs.Attr, error) {
 	answer, err := a.apply(ctx, cmd)
 	if err != nil {
-		return gears.Attr{}, err
+		return gearsfs.Attr{}, err
 	}
 	return attrFromWire(answer.Attr), nil
 }
@@ -57,14 +57,14 @@ func (a api) fast(ctx context.Context, q *wire.Query) (*wire.Response, error) {
 	return a.query(ctx, q)
 }
 
-func target(f gears.File) (*wire.Target, string, error) {
+func target(f gearsfs.File) (*wire.Target, string, error) {
 	switch {
 	case f.Ino != 0:
 		return &wire.Target{Ino: uint64(f.Ino)}, "", nil
-	case len(f.Path) > gears.PathBytesMax:
-		return nil, "", gears.ErrNameTooLong
+	case len(f.Path) > gearsfs.PathBytesMax:
+		return nil, "", gearsfs.ErrNameTooLong
 	case f.Path == "" || f.Path[0] != '/':
-		return nil, "", gears.ErrInvalid.Because("%q is not an absolute path in the volume", f.Path)
+		return nil, "", gearsfs.ErrInvalid.Because("%q is not an absolute path in the volume", f.Path)
 	}
 	return nil, f.Path, nil
 }
@@ -89,46 +89,46 @@ func (a api) Put(ctx context.Context, p Put) (PutResult, error) {
 		return PutResult{}, err
 	}
 	return PutResult{
-		Ino: gears.Ino(answer.Ino), First: gears.Seq(answer.FirstSeq), Last: gears.Seq(answer.LastSeq),
+		Ino: gearsfs.Ino(answer.Ino), First: gearsfs.Seq(answer.FirstSeq), Last: gearsfs.Seq(answer.LastSeq),
 	}, nil
 }
 
 // newRecords checks what is to be put against the limits on a batch.
-func newRecords(key gears.Key, records []gears.NewRecord) ([]*wire.NewRecord, error) {
+func newRecords(key gearsfs.Key, records []gearsfs.NewRecord) ([]*wire.NewRecord, error) {
 	if err := key.Check(); err != nil {
 		return nil, err
 	}
-	if len(records) > gears.BatchRecordsMax {
-		return nil, gears.ErrTooBig.Because("%d records in one put, at most %d", len(records), gears.BatchRecordsMax)
+	if len(records) > gearsfs.BatchRecordsMax {
+		return nil, gearsfs.ErrTooBig.Because("%d records in one put, at most %d", len(records), gearsfs.BatchRecordsMax)
 	}
 	var bytes int
 	block := make([]wire.NewRecord, len(records))
 	out := make([]*wire.NewRecord, len(records))
 	for i, r := range records {
-		if len(r.Data) > gears.RecordBytesMax {
-			return nil, gears.ErrTooBig.Because("a record of %d bytes, at most %d", len(r.Data), gears.RecordBytesMax)
+		if len(r.Data) > gearsfs.RecordBytesMax {
+			return nil, gearsfs.ErrTooBig.Because("a record of %d bytes, at most %d", len(r.Data), gearsfs.RecordBytesMax)
 		}
-		if len(r.Type) > gears.KeyBytesMax {
-			return nil, gears.ErrTooBig.Because("a type name of %d bytes, at most %d", len(r.Type), gears.KeyBytesMax)
+		if len(r.Type) > gearsfs.KeyBytesMax {
+			return nil, gearsfs.ErrTooBig.Because("a type name of %d bytes, at most %d", len(r.Type), gearsfs.KeyBytesMax)
 		}
 		bytes += len(r.Data)
 		block[i].Data, block[i].Type = r.Data, r.Type
 		out[i] = &block[i]
 	}
-	if bytes > gears.BatchBytesMax {
-		return nil, gears.ErrTooBig.Because("%d bytes in one put, at most %d", bytes, gears.BatchBytesMax)
+	if bytes > gearsfs.BatchBytesMax {
+		return nil, gearsfs.ErrTooBig.Because("%d bytes in one put, at most %d", bytes, gearsfs.BatchBytesMax)
 	}
 	return out, nil
 }
 
 // Take implements Streams.
-func (a api) Take(ctx context.Context, take Take) ([]gears.Record, error) {
+func (a api) Take(ctx context.Context, take Take) ([]gearsfs.Record, error) {
 	t, path, err := target(take.File)
 	if err != nil {
 		return nil, err
 	}
 	if len(take.Keys) == 0 || len(take.Keys) > takeKeysMax {
-		return nil, gears.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
+		return nil, gearsfs.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
 	}
 	for _, k := range take.Keys {
 		if err := k.Check(); err != nil {
@@ -158,13 +158,13 @@ func count(max int) (uint32, error) {
 	case max == 0:
 		return 1, nil
 	case max < 0:
-		return 0, gears.ErrInvalid.Because("a count must not be negative")
+		return 0, gearsfs.ErrInvalid.Because("a count must not be negative")
 	}
-	return uint32(min(max, gears.BatchRecordsMax)), nil
+	return uint32(min(max, gearsfs.BatchRecordsMax)), nil
 }
 
 // Peek implements Streams.
-func (a api) Peek(ctx context.Context, p Peek) ([]gears.Record, error) {
+func (a api) Peek(ctx context.Context, p Peek) ([]gearsfs.Record, error) {
 	t, path, err := target(p.File)
 	if err != nil {
 		return nil, err
@@ -188,8 +188,8 @@ func (a api) Peek(ctx context.Context, p Peek) ([]gears.Record, error) {
 
 // Settle implements Streams.
 func (a api) Settle(ctx context.Context, s Settle) error {
-	if len(s.Receipts) == 0 || len(s.Receipts) > gears.BatchRecordsMax {
-		return gears.ErrInvalid.Because("settle takes 1 to %d receipts", gears.BatchRecordsMax)
+	if len(s.Receipts) == 0 || len(s.Receipts) > gearsfs.BatchRecordsMax {
+		return gearsfs.ErrInvalid.Because("settle takes 1 to %d receipts", gearsfs.BatchRecordsMax)
 	}
 	block := make([]wire.Receipt, len(s.Receipts))
 	receipts := make([]*wire.Receipt, len(s.Receipts))
@@ -206,7 +206,7 @@ func (a api) Settle(ctx context.Context, s Settle) error {
 }
 
 // Configure implements Streams.
-func (a api) Configure(ctx context.Context, f gears.File, key gears.Key, c StreamChange) error {
+func (a api) Configure(ctx context.Context, f gearsfs.File, key gearsfs.Key, c StreamChange) error {
 	t, path, err := target(f)
 	if err != nil {
 		return err
@@ -223,26 +223,26 @@ func (a api) Configure(ctx context.Context, f gears.File, key gears.Key, c Strea
 }
 
 // ListStreams implements Streams.
-func (a api) ListStreams(ctx context.Context, f gears.File, after gears.Key, max int) ([]gears.StreamInfo, error) {
-	return a.listStreams(ctx, f, &wire.ListStreams{After: string(after), Max: uint32(min(max, gears.BatchRecordsMax))})
+func (a api) ListStreams(ctx context.Context, f gearsfs.File, after gearsfs.Key, max int) ([]gearsfs.StreamInfo, error) {
+	return a.listStreams(ctx, f, &wire.ListStreams{After: string(after), Max: uint32(min(max, gearsfs.BatchRecordsMax))})
 }
 
 // Stream implements Streams.
-func (a api) Stream(ctx context.Context, f gears.File, key gears.Key) (gears.StreamInfo, error) {
+func (a api) Stream(ctx context.Context, f gearsfs.File, key gearsfs.Key) (gearsfs.StreamInfo, error) {
 	if err := key.Check(); err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	infos, err := a.listStreams(ctx, f, &wire.ListStreams{After: string(key), Max: 1, Only: true})
 	if err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	if len(infos) == 0 {
-		return gears.StreamInfo{Key: key}, nil
+		return gearsfs.StreamInfo{Key: key}, nil
 	}
 	return infos[0], nil
 }
 
-func (a api) listStreams(ctx context.Context, f gears.File, l *wire.ListStreams) ([]gears.StreamInfo, error) {
+func (a api) listStreams(ctx context.Context, f gearsfs.File, l *wire.ListStreams) ([]gearsfs.StreamInfo, error) {
 	t, path, err := target(f)
 	if err != nil {
 		return nil, err
@@ -252,7 +252,7 @@ func (a api) listStreams(ctx context.Context, f gears.File, l *wire.ListStreams)
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]gears.StreamInfo, len(resp.Streams))
+	infos := make([]gearsfs.StreamInfo, len(resp.Streams))
 	for i, s := range resp.Streams {
 		infos[i] = streamFromWire(s)
 	}

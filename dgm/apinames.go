@@ -3,38 +3,38 @@ package dgm
 import (
 	"context"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-func (a api) queryAttr(ctx context.Context, q *wire.Query) (gears.Attr, error) {
+func (a api) queryAttr(ctx context.Context, q *wire.Query) (gearsfs.Attr, error) {
 	resp, err := a.fast(ctx, q)
 	if err != nil {
-		return gears.Attr{}, err
+		return gearsfs.Attr{}, err
 	}
 	return attrFromWire(resp.GetAnswer().GetAttr()), nil
 }
 
 // Lookup implements Names.
-func (a api) Lookup(ctx context.Context, dir gears.Ino, name string) (gears.Attr, error) {
+func (a api) Lookup(ctx context.Context, dir gearsfs.Ino, name string) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Lookup{Lookup: &wire.Lookup{Dir: uint64(dir), Name: name}}})
 }
 
 // Resolve implements Names.
-func (a api) Resolve(ctx context.Context, path string, follow bool) (gears.Attr, error) {
-	if len(path) > gears.PathBytesMax {
-		return gears.Attr{}, gears.ErrNameTooLong
+func (a api) Resolve(ctx context.Context, path string, follow bool) (gearsfs.Attr, error) {
+	if len(path) > gearsfs.PathBytesMax {
+		return gearsfs.Attr{}, gearsfs.ErrNameTooLong
 	}
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Resolve{Resolve: &wire.Resolve{Path: path, Follow: follow}}})
 }
 
 // GetAttr implements Names.
-func (a api) GetAttr(ctx context.Context, ino gears.Ino) (gears.Attr, error) {
+func (a api) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_GetAttr{GetAttr: uint64(ino)}})
 }
 
 // SetAttr implements Names.
-func (a api) SetAttr(ctx context.Context, ino gears.Ino, s SetAttr) (gears.Attr, error) {
+func (a api) SetAttr(ctx context.Context, ino gearsfs.Ino, s SetAttr) (gearsfs.Attr, error) {
 	op := &wire.SetAttr{
 		Ino: uint64(ino), Mode: s.Mode, Uid: s.UID, Gid: s.GID, Size: s.Size,
 		Atime: setTime(s.Atime), Mtime: setTime(s.Mtime), Ctime: setTime(s.Ctime),
@@ -47,9 +47,9 @@ func (a api) SetAttr(ctx context.Context, ino gears.Ino, s SetAttr) (gears.Attr,
 }
 
 // Make implements Names.
-func (a api) Make(ctx context.Context, dir gears.Ino, name string, m Make) (gears.Attr, error) {
-	if err := gears.CheckName(name); err != nil {
-		return gears.Attr{}, err
+func (a api) Make(ctx context.Context, dir gearsfs.Ino, name string, m Make) (gearsfs.Attr, error) {
+	if err := gearsfs.CheckName(name); err != nil {
+		return gearsfs.Attr{}, err
 	}
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
 		Dir: uint64(dir), Name: name, Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Open: m.Open, Uid: m.UID, Gid: m.GID,
@@ -57,9 +57,9 @@ func (a api) Make(ctx context.Context, dir gears.Ino, name string, m Make) (gear
 }
 
 // Link implements Names.
-func (a api) Link(ctx context.Context, ino, dir gears.Ino, name string) (gears.Attr, error) {
-	if err := gears.CheckName(name); err != nil {
-		return gears.Attr{}, err
+func (a api) Link(ctx context.Context, ino, dir gearsfs.Ino, name string) (gearsfs.Attr, error) {
+	if err := gearsfs.CheckName(name); err != nil {
+		return gearsfs.Attr{}, err
 	}
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Link{Link: &wire.Link{
 		Ino: uint64(ino), Dir: uint64(dir), Name: name,
@@ -67,12 +67,12 @@ func (a api) Link(ctx context.Context, ino, dir gears.Ino, name string) (gears.A
 }
 
 // Unlink implements Names.
-func (a api) Unlink(ctx context.Context, dir gears.Ino, name string) error {
+func (a api) Unlink(ctx context.Context, dir gearsfs.Ino, name string) error {
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Unlink{Unlink: &wire.Unlink{Dir: uint64(dir), Name: name}}})
 }
 
 // Rmdir implements Names.
-func (a api) Rmdir(ctx context.Context, dir gears.Ino, name string) error {
+func (a api) Rmdir(ctx context.Context, dir gearsfs.Ino, name string) error {
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Unlink{
 		Unlink: &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: true},
 	}})
@@ -80,7 +80,7 @@ func (a api) Rmdir(ctx context.Context, dir gears.Ino, name string) error {
 
 // Rename implements Names.
 func (a api) Rename(ctx context.Context, r Rename) error {
-	if err := gears.CheckName(r.NewName); err != nil {
+	if err := gearsfs.CheckName(r.NewName); err != nil {
 		return err
 	}
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Rename{Rename: &wire.Rename{
@@ -89,7 +89,7 @@ func (a api) Rename(ctx context.Context, r Rename) error {
 }
 
 // Readlink implements Names.
-func (a api) Readlink(ctx context.Context, ino gears.Ino) (string, error) {
+func (a api) Readlink(ctx context.Context, ino gearsfs.Ino) (string, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Readlink{Readlink: uint64(ino)}})
 	if err != nil {
 		return "", err
@@ -98,31 +98,31 @@ func (a api) Readlink(ctx context.Context, ino gears.Ino) (string, error) {
 }
 
 // ReadDir implements Names.
-func (a api) ReadDir(ctx context.Context, dir gears.Ino, after string, max int) ([]gears.Entry, error) {
+func (a api) ReadDir(ctx context.Context, dir gearsfs.Ino, after string, max int) ([]gearsfs.Entry, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_ReadDir{
-		ReadDir: &wire.ReadDir{Dir: uint64(dir), After: after, Max: uint32(min(max, gears.BatchRecordsMax))},
+		ReadDir: &wire.ReadDir{Dir: uint64(dir), After: after, Max: uint32(min(max, gearsfs.BatchRecordsMax))},
 	}})
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]gears.Entry, len(resp.Entries))
+	entries := make([]gearsfs.Entry, len(resp.Entries))
 	for i, e := range resp.Entries {
-		entries[i] = gears.Entry{Name: e.Name, Attr: attrFromWire(e.Attr)}
+		entries[i] = gearsfs.Entry{Name: e.Name, Attr: attrFromWire(e.Attr)}
 	}
 	return entries, nil
 }
 
 // Parent implements Names.
-func (a api) Parent(ctx context.Context, dir gears.Ino) (gears.Ino, error) {
+func (a api) Parent(ctx context.Context, dir gearsfs.Ino) (gearsfs.Ino, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Parent{Parent: uint64(dir)}})
 	if err != nil {
 		return 0, err
 	}
-	return gears.Ino(resp.Number), nil
+	return gearsfs.Ino(resp.Number), nil
 }
 
 // GetXattr implements Names.
-func (a api) GetXattr(ctx context.Context, ino gears.Ino, name string) ([]byte, error) {
+func (a api) GetXattr(ctx context.Context, ino gearsfs.Ino, name string) ([]byte, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_GetXattr{GetXattr: &wire.GetXattr{Ino: uint64(ino), Name: name}}})
 	if err != nil {
 		return nil, err
@@ -131,14 +131,14 @@ func (a api) GetXattr(ctx context.Context, ino gears.Ino, name string) ([]byte, 
 }
 
 // SetXattr implements Names.
-func (a api) SetXattr(ctx context.Context, ino gears.Ino, name string, value []byte, flags uint32) error {
+func (a api) SetXattr(ctx context.Context, ino gearsfs.Ino, name string, value []byte, flags uint32) error {
 	switch {
 	case name == "":
-		return gears.ErrRange
-	case len(name) > gears.XattrNameMax:
-		return gears.ErrRange.Because("an attribute's name has at most %d bytes", gears.XattrNameMax)
-	case len(value) > gears.XattrBytesMax:
-		return gears.ErrTooBig.Because("an attribute has at most %d bytes", gears.XattrBytesMax)
+		return gearsfs.ErrRange
+	case len(name) > gearsfs.XattrNameMax:
+		return gearsfs.ErrRange.Because("an attribute's name has at most %d bytes", gearsfs.XattrNameMax)
+	case len(value) > gearsfs.XattrBytesMax:
+		return gearsfs.ErrTooBig.Because("an attribute has at most %d bytes", gearsfs.XattrBytesMax)
 	}
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_SetXattr{SetXattr: &wire.SetXattr{
 		Ino: uint64(ino), Name: name, Value: value, Flags: flags,
@@ -146,7 +146,7 @@ func (a api) SetXattr(ctx context.Context, ino gears.Ino, name string, value []b
 }
 
 // ListXattr implements Names.
-func (a api) ListXattr(ctx context.Context, ino gears.Ino) ([]string, error) {
+func (a api) ListXattr(ctx context.Context, ino gearsfs.Ino) ([]string, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_ListXattr{ListXattr: uint64(ino)}})
 	if err != nil {
 		return nil, err
@@ -155,36 +155,36 @@ func (a api) ListXattr(ctx context.Context, ino gears.Ino) ([]string, error) {
 }
 
 // RemoveXattr implements Names.
-func (a api) RemoveXattr(ctx context.Context, ino gears.Ino, name string) error {
+func (a api) RemoveXattr(ctx context.Context, ino gearsfs.Ino, name string) error {
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_SetXattr{SetXattr: &wire.SetXattr{
 		Ino: uint64(ino), Name: name, Remove: true,
 	}}})
 }
 
 // StatFS implements Names.
-func (a api) StatFS(ctx context.Context) (gears.Usage, error) {
+func (a api) StatFS(ctx context.Context) (gearsfs.Usage, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_StatFs{StatFs: true}})
 	if err != nil {
-		return gears.Usage{}, err
+		return gearsfs.Usage{}, err
 	}
 	return usageFromWire(resp.Usage), nil
 }
 
 // Open implements Content.
-func (a api) Open(ctx context.Context, ino gears.Ino) (gears.Attr, error) {
+func (a api) Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Open{Open: uint64(ino)}})
 }
 
 // Release implements Content.
-func (a api) Release(ctx context.Context, ino gears.Ino) error {
+func (a api) Release(ctx context.Context, ino gearsfs.Ino) error {
 	_, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Release{Release: uint64(ino)}})
 	return err
 }
 
 // Read implements Content.
-func (a api) Read(ctx context.Context, ino gears.Ino, pos gears.Pos, n int) ([]byte, error) {
+func (a api) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error) {
 	if n < 0 || n > contentBytesMax {
-		return nil, gears.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
+		return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
 	}
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Read{
 		Read: &wire.Read{Ino: uint64(ino), Pos: uint64(pos), Length: uint32(n)},
@@ -196,9 +196,9 @@ func (a api) Read(ctx context.Context, ino gears.Ino, pos gears.Pos, n int) ([]b
 }
 
 // Write implements Content.
-func (a api) Write(ctx context.Context, ino gears.Ino, pos gears.Pos, data []byte) (gears.Attr, error) {
+func (a api) Write(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte) (gearsfs.Attr, error) {
 	if len(data) > contentBytesMax {
-		return gears.Attr{}, gears.ErrInvalid.Because("a write has at most %d bytes", contentBytesMax)
+		return gearsfs.Attr{}, gearsfs.ErrInvalid.Because("a write has at most %d bytes", contentBytesMax)
 	}
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Write{
 		Write: &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data},
@@ -206,36 +206,36 @@ func (a api) Write(ctx context.Context, ino gears.Ino, pos gears.Pos, data []byt
 }
 
 // Append implements Content.
-func (a api) Append(ctx context.Context, ino gears.Ino, data []byte) (gears.Attr, error) {
-	records, err := newRecords(gears.DataKey, []gears.NewRecord{{Data: data}})
+func (a api) Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.Attr, error) {
+	records, err := newRecords(gearsfs.DataKey, []gearsfs.NewRecord{{Data: data}})
 	if err != nil {
-		return gears.Attr{}, err
+		return gearsfs.Attr{}, err
 	}
 	answer, err := a.change(ctx, &wire.Change{Fast: true, Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{
-		Target: &wire.Target{Ino: uint64(ino)}, Key: string(gears.DataKey), Records: records, Append: true,
+		Target: &wire.Target{Ino: uint64(ino)}, Key: string(gearsfs.DataKey), Records: records, Append: true,
 	}}}})
 	if err != nil {
-		return gears.Attr{}, err
+		return gearsfs.Attr{}, err
 	}
 	return attrFromWire(answer.Attr), nil
 }
 
 // Allocate implements Content.
-func (a api) Allocate(ctx context.Context, ino gears.Ino, pos gears.Pos, n uint64, mode uint32) error {
+func (a api) Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error {
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Allocate{
 		Allocate: &wire.Allocate{Ino: uint64(ino), Pos: uint64(pos), Length: n, Mode: mode},
 	}})
 }
 
 // Seek implements Content.
-func (a api) Seek(ctx context.Context, ino gears.Ino, pos gears.Pos, hole bool) (gears.Pos, error) {
+func (a api) Seek(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, hole bool) (gearsfs.Pos, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Seek{
 		Seek: &wire.Seek{Ino: uint64(ino), Pos: uint64(pos), Hole: hole},
 	}})
 	if err != nil {
 		return 0, err
 	}
-	return gears.Pos(resp.Number), nil
+	return gearsfs.Pos(resp.Number), nil
 }
 
 // Sync implements Content.
@@ -245,21 +245,21 @@ func (a api) Sync(ctx context.Context) error {
 }
 
 // Status implements Node.
-func (a api) Status(ctx context.Context) (gears.NodeStatus, error) {
+func (a api) Status(ctx context.Context) (gearsfs.NodeStatus, error) {
 	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Status{Status: true}})
 	if err != nil {
-		return gears.NodeStatus{}, err
+		return gearsfs.NodeStatus{}, err
 	}
 	return statusFromWire(resp.Status), nil
 }
 
 // Waits implements Node.
-func (a api) Waits(ctx context.Context) ([]gears.Wait, error) {
+func (a api) Waits(ctx context.Context) ([]gearsfs.Wait, error) {
 	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Waits{Waits: true}})
 	if err != nil {
 		return nil, err
 	}
-	waits := make([]gears.Wait, len(resp.Waits))
+	waits := make([]gearsfs.Wait, len(resp.Waits))
 	for i, w := range resp.Waits {
 		waits[i] = waitFromWire(w)
 	}
@@ -291,7 +291,7 @@ func (a api) Remotes(ctx context.Context) (map[string]string, error) {
 }
 
 // Watch implements Node.
-func (a api) Watch(ctx context.Context, started func(), changed func([]gears.Change)) error {
+func (a api) Watch(ctx context.Context, started func(), changed func([]gearsfs.Change)) error {
 	var id uint64
 	for {
 		resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Watch{Watch: &wire.Watch{Id: id}}})

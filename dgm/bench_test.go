@@ -11,8 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -61,13 +61,13 @@ func benchClients(b *testing.B, n int, prepare func(ctx context.Context, m dgm.M
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
 }
 
-var benchRecord = []gears.NewRecord{{Data: make([]byte, 128)}}
+var benchRecord = []gearsfs.NewRecord{{Data: make([]byte, 128)}}
 
 func BenchmarkDurablePut(b *testing.B) {
 	for _, n := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("clients=%d", n), func(b *testing.B) {
 			benchClients(b, n, nil, func(ctx context.Context, m dgm.Manager) error {
-				_, err := m.Put(ctx, dgm.Put{File: gears.At("/q"), Key: "k", Records: benchRecord})
+				_, err := m.Put(ctx, dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: benchRecord})
 				return err
 			})
 		})
@@ -80,17 +80,17 @@ func BenchmarkDurableTake(b *testing.B) {
 			fill := func(ctx context.Context, m dgm.Manager, calls int) {
 				for calls > 0 {
 					n := min(calls, 1000)
-					rs := make([]gears.NewRecord, n)
+					rs := make([]gearsfs.NewRecord, n)
 					for i := range rs {
 						rs[i] = benchRecord[0]
 					}
-					_, err := m.Put(ctx, dgm.Put{File: gears.At("/q"), Key: "k", Records: rs})
+					_, err := m.Put(ctx, dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: rs})
 					require.NoError(b, err)
 					calls -= n
 				}
 			}
 			benchClients(b, n, fill, func(ctx context.Context, m dgm.Manager) error {
-				_, err := m.Take(ctx, dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"k"}})
+				_, err := m.Take(ctx, dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}})
 				return err
 			})
 		})

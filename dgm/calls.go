@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -163,7 +163,7 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
 	if err := ctx.Err(); err != nil || r.closed {
 		r.mu.Unlock()
 		if err == nil {
-			err = gears.ErrClosed
+			err = gearsfs.ErrClosed
 		}
 		return err
 	}
@@ -219,13 +219,13 @@ func (r *Remote) answered(c *remoteCall, l link, body []byte, err error) {
 	resp := new(wire.Response)
 	if err == nil {
 		if e := resp.UnmarshalVT(body); e != nil {
-			resp = failure(gears.ErrProtocol.Because("an answer can't be decoded: %v", e))
+			resp = failure(gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", e))
 		}
 	}
 	r.mu.Lock()
 	over, current, homeless := c.finished, c.link == l, c.homeless
 	r.mu.Unlock()
-	code := gears.Code(resp.GetAnswer().GetCode())
+	code := gearsfs.Code(resp.GetAnswer().GetCode())
 	switch {
 	case over:
 		if err == nil {
@@ -233,17 +233,17 @@ func (r *Remote) answered(c *remoteCall, l link, body []byte, err error) {
 		}
 	case !current: // the one that it is given to now will tell
 	case err != nil:
-		switch gears.CodeOf(err) {
-		case gears.ErrTooBig.Code, gears.ErrOverload.Code, gears.ErrInvalid.Code:
+		switch gearsfs.CodeOf(err) {
+		case gearsfs.ErrTooBig.Code, gearsfs.ErrOverload.Code, gearsfs.ErrInvalid.Code:
 			if !errors.Is(err, transport.ErrLost) {
 				r.finish(c, nil, err)
 			}
 		}
-	case code == gears.ErrNoNode.Code: // who passes it on has lost the node, or it is closing
+	case code == gearsfs.ErrNoNode.Code: // who passes it on has lost the node, or it is closing
 		l.lose()
-	case code == gears.ErrSession.Code && c.seq != 0 && homeless:
-		r.finish(c, nil, gears.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
-	case code == gears.ErrSession.Code && !homeless: // say hello again, which tells more
+	case code == gearsfs.ErrSession.Code && c.seq != 0 && homeless:
+		r.finish(c, nil, gearsfs.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
+	case code == gearsfs.ErrSession.Code && !homeless: // say hello again, which tells more
 		r.mu.Lock()
 		c.homeless = true
 		r.mu.Unlock()
@@ -310,9 +310,9 @@ func (r *Remote) countOpenLocked(c *remoteCall, resp *wire.Response) {
 	}
 	switch q := c.req.GetQuery().GetOp().(type) {
 	case *wire.Query_Open:
-		r.opens[gears.Ino(q.Open)]++
+		r.opens[gearsfs.Ino(q.Open)]++
 	case *wire.Query_Release:
-		ino := gears.Ino(q.Release)
+		ino := gearsfs.Ino(q.Release)
 		if r.opens[ino] > 1 {
 			r.opens[ino]--
 		} else {
@@ -353,14 +353,14 @@ func (r *Remote) abandon(ctx context.Context, c *remoteCall) (*wire.Response, er
 	case o := <-c.out:
 		return r.outcomeOr(ctx, c, o)
 	case <-patience.C:
-		r.finish(c, nil, gears.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
+		r.finish(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
 		return r.outcomeOr(ctx, c, <-c.out)
 	}
 }
 
 func (r *Remote) outcomeOr(ctx context.Context, c *remoteCall, o remoteOutcome) (*wire.Response, error) {
 	resp, err := r.outcome(c, o)
-	if errors.Is(err, gears.ErrCancelled) {
+	if errors.Is(err, gearsfs.ErrCancelled) {
 		return nil, ctx.Err()
 	}
 	return resp, err

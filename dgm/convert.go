@@ -3,7 +3,7 @@ package dgm
 import (
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -26,18 +26,18 @@ func setTime(t *time.Time) *uint64 {
 	return &n
 }
 
-func attrFromWire(a *wire.Attr) gears.Attr {
+func attrFromWire(a *wire.Attr) gearsfs.Attr {
 	if a == nil {
-		return gears.Attr{}
+		return gearsfs.Attr{}
 	}
-	return gears.Attr{
-		Ino: gears.Ino(a.Ino), Mode: a.Mode, Nlink: a.Nlink, UID: a.Uid, GID: a.Gid, Rdev: a.Rdev,
-		Size: a.Size, Blocks: a.Blocks, Head: gears.Pos(a.Head), Version: a.Version, Taken: a.Taken,
+	return gearsfs.Attr{
+		Ino: gearsfs.Ino(a.Ino), Mode: a.Mode, Nlink: a.Nlink, UID: a.Uid, GID: a.Gid, Rdev: a.Rdev,
+		Size: a.Size, Blocks: a.Blocks, Head: gearsfs.Pos(a.Head), Version: a.Version, Taken: a.Taken,
 		Atime: fromNanos(a.Atime), Mtime: fromNanos(a.Mtime), Ctime: fromNanos(a.Ctime),
 	}
 }
 
-func attrToWire(a gears.Attr) *wire.Attr {
+func attrToWire(a gearsfs.Attr) *wire.Attr {
 	return &wire.Attr{
 		Ino: uint64(a.Ino), Mode: a.Mode, Nlink: a.Nlink, Uid: a.UID, Gid: a.GID, Rdev: a.Rdev,
 		Size: a.Size, Blocks: a.Blocks, Head: uint64(a.Head), Version: a.Version, Taken: a.Taken,
@@ -45,26 +45,26 @@ func attrToWire(a gears.Attr) *wire.Attr {
 	}
 }
 
-func recordFromWire(t *wire.TakenRecord) gears.Record {
-	r := gears.Record{
-		Key: gears.Key(t.Key), Place: gears.Place{Pos: gears.Pos(t.Pos), Seq: gears.Seq(t.Seq)},
+func recordFromWire(t *wire.TakenRecord) gearsfs.Record {
+	r := gearsfs.Record{
+		Key: gearsfs.Key(t.Key), Place: gearsfs.Place{Pos: gearsfs.Pos(t.Pos), Seq: gearsfs.Seq(t.Seq)},
 		Data: t.Data, Type: t.Type, Time: fromNanos(t.Time), Deliveries: t.Deliveries,
 	}
 	if t.Fence != 0 {
-		r.Receipt = &gears.Receipt{Ino: gears.Ino(t.Ino), Key: r.Key, Place: r.Place, Fence: t.Fence}
+		r.Receipt = &gearsfs.Receipt{Ino: gearsfs.Ino(t.Ino), Key: r.Key, Place: r.Place, Fence: t.Fence}
 	}
 	return r
 }
 
-func recordsFromWire(ts []*wire.TakenRecord) []gears.Record {
-	rs := make([]gears.Record, len(ts))
+func recordsFromWire(ts []*wire.TakenRecord) []gearsfs.Record {
+	rs := make([]gearsfs.Record, len(ts))
 	for i, t := range ts {
 		rs[i] = recordFromWire(t)
 	}
 	return rs
 }
 
-func recordToWire(r gears.Record) *wire.TakenRecord {
+func recordToWire(r gearsfs.Record) *wire.TakenRecord {
 	t := &wire.TakenRecord{
 		Key: string(r.Key), Pos: uint64(r.Place.Pos), Seq: uint64(r.Place.Seq),
 		Data: r.Data, Type: r.Type, Time: nanos(r.Time), Deliveries: r.Deliveries,
@@ -75,17 +75,17 @@ func recordToWire(r gears.Record) *wire.TakenRecord {
 	return t
 }
 
-func streamFromWire(s *wire.Stream) gears.StreamInfo {
-	return gears.StreamInfo{
-		Key: gears.Key(s.Key), Records: s.Records, Leased: s.Leased, Bytes: s.Bytes,
-		Head:    gears.Place{Pos: gears.Pos(s.HeadPos), Seq: gears.Seq(s.HeadSeq)},
-		Tail:    gears.Place{Pos: gears.Pos(s.TailPos), Seq: gears.Seq(s.TailSeq)},
+func streamFromWire(s *wire.Stream) gearsfs.StreamInfo {
+	return gearsfs.StreamInfo{
+		Key: gearsfs.Key(s.Key), Records: s.Records, Leased: s.Leased, Bytes: s.Bytes,
+		Head:    gearsfs.Place{Pos: gearsfs.Pos(s.HeadPos), Seq: gearsfs.Seq(s.HeadSeq)},
+		Tail:    gearsfs.Place{Pos: gearsfs.Pos(s.TailPos), Seq: gearsfs.Seq(s.TailSeq)},
 		Version: s.Version, Waiting: s.Waiting, Sealed: s.Sealed,
-		Limits: gears.Limits{Records: s.LimitRecords, Bytes: s.LimitBytes},
+		Limits: gearsfs.Limits{Records: s.LimitRecords, Bytes: s.LimitBytes},
 	}
 }
 
-func streamToWire(s gears.StreamInfo) *wire.Stream {
+func streamToWire(s gearsfs.StreamInfo) *wire.Stream {
 	return &wire.Stream{
 		Key: string(s.Key), Records: s.Records, Leased: s.Leased, Bytes: s.Bytes,
 		HeadPos: uint64(s.Head.Pos), HeadSeq: uint64(s.Head.Seq),
@@ -95,30 +95,30 @@ func streamToWire(s gears.StreamInfo) *wire.Stream {
 	}
 }
 
-func usageFromWire(u *wire.Usage) gears.Usage {
+func usageFromWire(u *wire.Usage) gearsfs.Usage {
 	if u == nil {
-		return gears.Usage{}
+		return gearsfs.Usage{}
 	}
-	return gears.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
+	return gearsfs.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
 }
 
-func usageToWire(u gears.Usage) *wire.Usage {
+func usageToWire(u gearsfs.Usage) *wire.Usage {
 	return &wire.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
 }
 
-func statusFromWire(s *wire.NodeStatus) gears.NodeStatus {
+func statusFromWire(s *wire.NodeStatus) gearsfs.NodeStatus {
 	if s == nil {
-		return gears.NodeStatus{}
+		return gearsfs.NodeStatus{}
 	}
-	return gears.NodeStatus{
+	return gearsfs.NodeStatus{
 		Name: s.Name, Volume: s.Volume, Version: s.Version, Role: s.Role, Leader: s.Leader, Term: s.Term,
-		Commit: gears.Index(s.Commit), Applied: gears.Index(s.Applied), Durable: gears.Index(s.Durable),
+		Commit: gearsfs.Index(s.Commit), Applied: gearsfs.Index(s.Applied), Durable: gearsfs.Index(s.Durable),
 		LogBytes: s.LogBytes, StateBytes: s.StateBytes, Sessions: s.Sessions, Waits: s.Waits,
 		Usage: usageFromWire(s.Usage), Started: fromNanos(s.Started), Warnings: s.Warnings,
 	}
 }
 
-func statusToWire(s gears.NodeStatus) *wire.NodeStatus {
+func statusToWire(s gearsfs.NodeStatus) *wire.NodeStatus {
 	return &wire.NodeStatus{
 		Name: s.Name, Volume: s.Volume, Version: s.Version, Role: s.Role, Leader: s.Leader, Term: s.Term,
 		Commit: uint64(s.Commit), Applied: uint64(s.Applied), Durable: uint64(s.Durable),
@@ -127,15 +127,15 @@ func statusToWire(s gears.NodeStatus) *wire.NodeStatus {
 	}
 }
 
-func waitFromWire(w *wire.Wait) gears.Wait {
-	return gears.Wait{
-		Session: gears.SessionID{Minted: int64(w.SessionMinted), Salt: w.SessionSalt},
-		Client:  w.Client, Op: w.Op, Path: w.Path, Ino: gears.Ino(w.Ino), Keys: keysFromWire(w.Keys),
+func waitFromWire(w *wire.Wait) gearsfs.Wait {
+	return gearsfs.Wait{
+		Session: gearsfs.SessionID{Minted: int64(w.SessionMinted), Salt: w.SessionSalt},
+		Client:  w.Client, Op: w.Op, Path: w.Path, Ino: gearsfs.Ino(w.Ino), Keys: keysFromWire(w.Keys),
 		Since: fromNanos(w.Since), Passed: w.Passed, Near: keysFromWire(w.Near),
 	}
 }
 
-func waitToWire(w gears.Wait) *wire.Wait {
+func waitToWire(w gearsfs.Wait) *wire.Wait {
 	return &wire.Wait{
 		SessionMinted: uint64(w.Session.Minted), SessionSalt: w.Session.Salt,
 		Client: w.Client, Op: w.Op, Path: w.Path, Ino: uint64(w.Ino), Keys: keysToWire(w.Keys),
@@ -143,15 +143,15 @@ func waitToWire(w gears.Wait) *wire.Wait {
 	}
 }
 
-func keysFromWire(ss []string) []gears.Key {
-	ks := make([]gears.Key, len(ss))
+func keysFromWire(ss []string) []gearsfs.Key {
+	ks := make([]gearsfs.Key, len(ss))
 	for i, s := range ss {
-		ks[i] = gears.Key(s)
+		ks[i] = gearsfs.Key(s)
 	}
 	return ks
 }
 
-func keysToWire(ks []gears.Key) []string {
+func keysToWire(ks []gearsfs.Key) []string {
 	ss := make([]string, len(ks))
 	for i, k := range ks {
 		ss[i] = string(k)
@@ -159,21 +159,21 @@ func keysToWire(ks []gears.Key) []string {
 	return ss
 }
 
-func changedFromWire(cs []*wire.Changed) []gears.Change {
-	out := make([]gears.Change, len(cs))
+func changedFromWire(cs []*wire.Changed) []gearsfs.Change {
+	out := make([]gearsfs.Change, len(cs))
 	for i, c := range cs {
-		out[i] = gears.Change{Ino: gears.Ino(c.Ino), Name: c.Name, Data: c.Data}
+		out[i] = gearsfs.Change{Ino: gearsfs.Ino(c.Ino), Name: c.Name, Data: c.Data}
 	}
 	return out
 }
 
-func sessionID(minted, salt uint64) gears.SessionID {
-	return gears.SessionID{Minted: int64(minted), Salt: salt}
+func sessionID(minted, salt uint64) gearsfs.SessionID {
+	return gearsfs.SessionID{Minted: int64(minted), Salt: salt}
 }
 
 // failure is the response that carries err and nothing else.
 func failure(err error) *wire.Response {
-	return &wire.Response{Answer: &wire.Answer{Code: uint32(gears.CodeOf(err)), Reason: err.Error()}}
+	return &wire.Response{Answer: &wire.Answer{Code: uint32(gearsfs.CodeOf(err)), Reason: err.Error()}}
 }
 
 // errorOf is the error that a response carries, or nil.
@@ -181,5 +181,5 @@ func errorOf(r *wire.Response) error {
 	if r.Answer == nil {
 		return nil
 	}
-	return gears.FromCode(gears.Code(r.Answer.Code), r.Answer.Reason)
+	return gearsfs.FromCode(gearsfs.Code(r.Answer.Code), r.Answer.Reason)
 }

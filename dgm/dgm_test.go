@@ -8,9 +8,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/gearsfs/gearsfs/dgm/dgmtest"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -20,7 +20,7 @@ func openVolume(t *testing.T, dir string) *dgm.Volume {
 	data, err := persist.Open(dir, persist.Options{Create: true, Name: "test"})
 	require.NoError(t, err)
 	vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{
-		Data: data, Root: gears.Root, Insecure: true,
+		Data: data, Root: gearsfs.Root, Insecure: true,
 		Fatal: func(err error) { t.Errorf("fatal: %v", err) },
 	})
 	require.NoError(t, err)
@@ -28,7 +28,7 @@ func openVolume(t *testing.T, dir string) *dgm.Volume {
 	return vol
 }
 
-var client = dgm.Client{Caller: gears.Root, Host: "here", PID: 1, Process: "test"}
+var client = dgm.Client{Caller: gearsfs.Root, Host: "here", PID: 1, Process: "test"}
 
 func local(t *testing.T, vol *dgm.Volume) *dgm.Local {
 	t.Helper()

@@ -4,7 +4,7 @@ import (
 	"context"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -50,7 +50,7 @@ func (v *Volume) withdraw(p *peer) {
 // passage is a session whose requests this node passes on.
 type passage struct {
 	remote string
-	id     gears.SessionID
+	id     gearsfs.SessionID
 }
 
 // forward passes a request on to the remote that it names and its answer back,
@@ -70,12 +70,12 @@ func (p *peer) forward(req *wire.Request, call *transport.Call) {
 	}
 	body, err := req.MarshalVT()
 	if err != nil {
-		v.replies.push(call, failure(gears.ErrProtocol.Because("a request can't be passed on: %v", err)))
+		v.replies.push(call, failure(gearsfs.ErrProtocol.Because("a request can't be passed on: %v", err)))
 		return
 	}
 	v.pass(name, body, func(answer []byte, err error) {
 		if err != nil {
-			v.replies.push(call, failure(gears.ErrNoNode.Because("remote %q: %v", name, err)))
+			v.replies.push(call, failure(gearsfs.ErrNoNode.Because("remote %q: %v", name, err)))
 			return
 		}
 		if hello != nil {
@@ -146,7 +146,7 @@ func (v *Volume) sayDeparted(at passage) {
 // ends its wait.
 func (v *Volume) pass(name string, body []byte, done func([]byte, error), onCancel func(func())) {
 	if !v.enter() {
-		done(nil, gears.ErrClosed)
+		done(nil, gearsfs.ErrClosed)
 		return
 	}
 	defer v.leave()
@@ -174,7 +174,7 @@ func (v *Volume) remoteConn(name string) (*transport.Conn, error) {
 	}
 	addrs, ok := remotes[name]
 	if !ok {
-		return nil, gears.ErrNoNode.Because("no remote of this name is known or connected")
+		return nil, gearsfs.ErrNoNode.Because("no remote of this name is known or connected")
 	}
 	v.mu.Lock()
 	l := v.links[name]
@@ -198,7 +198,7 @@ func (v *Volume) remoteConn(name string) (*transport.Conn, error) {
 			}
 		}
 		if l == nil {
-			return nil, gears.ErrClosed
+			return nil, gearsfs.ErrClosed
 		}
 	}
 	ctx, cancel := context.WithTimeout(v.root, dialTimeout)
@@ -218,5 +218,5 @@ func Via(ctx context.Context, m Manager, name string) (*Remote, error) {
 		opts.Offer, opts.OfferName = nil, "" // that is m's
 		return newRemote(ctx, opts, remoteRoute{m, name})
 	}
-	return nil, gears.ErrUnsupported
+	return nil, gearsfs.ErrUnsupported
 }

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -52,7 +52,7 @@ func (v *Volume) submit(ops ...*op) {
 		ops = slices.DeleteFunc(slices.Clone(ops), func(o *op) bool { return slices.Contains(refused, o) })
 		defer func() {
 			for _, o := range refused {
-				o.outcome(nil, gears.ErrClosed)
+				o.outcome(nil, gearsfs.ErrClosed)
 			}
 		}()
 	}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -16,9 +16,9 @@ const nearKeysMax = 1000
 // look like misspellings of those waited for.
 func (v *Volume) listWaits() (*wire.Response, error) {
 	v.mu.Lock()
-	var waits []gears.Wait
+	var waits []gearsfs.Wait
 	for _, o := range v.waits.all() {
-		w := gears.Wait{
+		w := gearsfs.Wait{
 			Session: o.sess.id, Client: o.sess.client, Op: o.kind(), Path: o.path, Ino: o.ino,
 			Keys: slices.Clone(o.keys), Since: o.since,
 		}
@@ -31,9 +31,9 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 		waits = append(waits, w)
 	}
 	v.mu.Unlock()
-	slices.SortStableFunc(waits, func(a, b gears.Wait) int { return a.Since.Compare(b.Since) })
+	slices.SortStableFunc(waits, func(a, b gearsfs.Wait) int { return a.Since.Compare(b.Since) })
 	resp := &wire.Response{}
-	nearOf := make(map[string][]gears.Key) // many wait for the same
+	nearOf := make(map[string][]gearsfs.Key) // many wait for the same
 	for _, w := range waits {
 		if w.Ino != 0 && w.Op != "put" {
 			place := fmt.Sprint(w.Ino, w.Keys)
@@ -53,15 +53,15 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 }
 
 // nearKeys returns the keys of a file that look like misspellings of keys.
-func (v *Volume) nearKeys(ino gears.Ino, keys []gears.Key) ([]gears.Key, error) {
-	infos, err := v.machine.ListStreams(ino, "", nearKeysMax, gears.Root)
+func (v *Volume) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
+	infos, err := v.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
 	if err != nil {
-		if gears.CodeOf(err) == gears.ErrStale.Code || gears.CodeOf(err) == gears.ErrNotFound.Code {
+		if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code || gearsfs.CodeOf(err) == gearsfs.ErrNotFound.Code {
 			return nil, nil // removed meanwhile
 		}
 		return nil, err
 	}
-	var names []gears.Key
+	var names []gearsfs.Key
 	for _, info := range infos {
 		names = append(names, info.Key)
 	}
@@ -70,9 +70,9 @@ func (v *Volume) nearKeys(ino gears.Ino, keys []gears.Key) ([]gears.Key, error) 
 
 // nearest returns those of names that at most two typing errors, and less than
 // half of what was typed, turn into one of keys, nearest first.
-func nearest(keys, names []gears.Key) []gears.Key {
-	distances := make(map[gears.Key]int)
-	var near []gears.Key
+func nearest(keys, names []gearsfs.Key) []gearsfs.Key {
+	distances := make(map[gearsfs.Key]int)
+	var near []gearsfs.Key
 	for _, name := range names {
 		if slices.Contains(keys, name) {
 			continue
@@ -93,7 +93,7 @@ func nearest(keys, names []gears.Key) []gears.Key {
 			}
 		}
 	}
-	slices.SortStableFunc(near, func(a, b gears.Key) int { return cmp.Compare(distances[a], distances[b]) })
+	slices.SortStableFunc(near, func(a, b gearsfs.Key) int { return cmp.Compare(distances[a], distances[b]) })
 	return near
 }
 
@@ -122,7 +122,7 @@ func editDistance(a, b string) int {
 }
 
 // waitingOn counts the takes and peeks that wait at a stream.
-func (v *Volume) waitingOn(ino gears.Ino, key gears.Key) uint32 {
+func (v *Volume) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := v.waits.spot(ino, key)
@@ -132,11 +132,11 @@ func (v *Volume) waitingOn(ino gears.Ino, key gears.Key) uint32 {
 	return uint32(s.takes.Len() + s.peeks.Len())
 }
 
-// checkRemote returns gears.ErrInvalid where a remote can't be named so, or its
+// checkRemote returns gearsfs.ErrInvalid where a remote can't be named so, or its
 // addresses are none.
 func checkRemote(name, addrs string) error {
-	if gears.Key(name).Check() != nil || slices.ContainsFunc([]byte(name), func(b byte) bool { return b == ':' || b == ' ' }) {
-		return gears.ErrInvalid.Because("%q is not a remote's name: it is like a key, without ':' and spaces", name)
+	if gearsfs.Key(name).Check() != nil || slices.ContainsFunc([]byte(name), func(b byte) bool { return b == ':' || b == ' ' }) {
+		return gearsfs.ErrInvalid.Because("%q is not a remote's name: it is like a key, without ':' and spaces", name)
 	}
 	if addrs == "" {
 		return nil

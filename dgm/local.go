@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -29,7 +29,7 @@ func (v *Volume) Local(c Client) (*Local, error) {
 	v.mu.Lock()
 	if v.closed {
 		v.mu.Unlock()
-		return nil, gears.ErrClosed
+		return nil, gearsfs.ErrClosed
 	}
 	s := v.newSessionLocked(id, c, true)
 	v.mu.Unlock()
@@ -39,7 +39,7 @@ func (v *Volume) Local(c Client) (*Local, error) {
 }
 
 // Session implements Manager.
-func (l *Local) Session() gears.SessionID { return l.sess.id }
+func (l *Local) Session() gearsfs.SessionID { return l.sess.id }
 
 // Close implements Manager.
 func (l *Local) Close() error {
@@ -67,13 +67,13 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		select {
 		case resp = <-reply:
 		case <-ctx.Done():
-			c.cancel(gears.ErrCancelled)
+			c.cancel(gearsfs.ErrCancelled)
 			resp = <-reply
 		}
 	}
 	replyChans.Put(reply)
 	err := errorOf(resp)
-	if errors.Is(err, gears.ErrCancelled) && ctx.Err() != nil {
+	if errors.Is(err, gearsfs.ErrCancelled) && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {

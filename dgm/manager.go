@@ -5,7 +5,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Manager is a DataGearManager: the whole API to one volume, as one session
@@ -16,7 +16,7 @@ import (
 // its context ends; it then returns the context's error and has changed
 // nothing, unless the change was on its way already: then the true outcome is
 // waited for and returned, so a cancelled Take loses no record. Only where a
-// Remote can't learn the outcome it returns gears.ErrMaybe. Byte slices that
+// Remote can't learn the outcome it returns gearsfs.ErrMaybe. Byte slices that
 // are passed in are not kept; those that come out belong to the caller.
 //
 // What Streams' methods acknowledge is on disk, and what they show is too.
@@ -30,9 +30,9 @@ type Manager interface {
 
 	// Session is the id under which this Manager's leases and waiting
 	// operations stand.
-	Session() gears.SessionID
+	Session() gearsfs.SessionID
 
-	// Close ends the session: waiting operations end with gears.ErrClosed and
+	// Close ends the session: waiting operations end with gearsfs.ErrClosed and
 	// what is leased goes back. It is idempotent and waits.
 	io.Closer
 }
@@ -41,57 +41,57 @@ type Manager interface {
 type Streams interface {
 	// Put appends records to a stream, all or none, making the file and the
 	// stream where they are missing (not the directory). It waits while the
-	// stream is full, or returns gears.ErrFull. A sealed stream gives
-	// gears.ErrSealed; a full disk gears.ErrNoSpace.
+	// stream is full, or returns gearsfs.ErrFull. A sealed stream gives
+	// gearsfs.ErrSealed; a full disk gearsfs.ErrNoSpace.
 	Put(ctx context.Context, put Put) (PutResult, error)
 
 	// Take removes or leases records from the head of the first of the keys
 	// that has one, waiting for it, also for a file or key that is missing
-	// (its directory must exist). Errors: gears.ErrEmpty (NoWait),
-	// gears.ErrEnd (every key sealed and drained), gears.ErrRemoved.
-	Take(ctx context.Context, take Take) ([]gears.Record, error)
+	// (its directory must exist). Errors: gearsfs.ErrEmpty (NoWait),
+	// gearsfs.ErrEnd (every key sealed and drained), gearsfs.ErrRemoved.
+	Take(ctx context.Context, take Take) ([]gearsfs.Record, error)
 
 	// Peek reads records without removing them, waiting as Take does.
-	Peek(ctx context.Context, peek Peek) ([]gears.Record, error)
+	Peek(ctx context.Context, peek Peek) ([]gearsfs.Record, error)
 
 	// Settle ends leases: acknowledged records are removed, returned ones go
-	// back to their old places. All or none: gears.ErrGone where one of the
+	// back to their old places. All or none: gearsfs.ErrGone where one of the
 	// leases is not held any more; a repeated acknowledgement is ErrGone too.
 	Settle(ctx context.Context, settle Settle) error
 
 	// Configure seals, unseals, clears, drops or limits a stream.
-	Configure(ctx context.Context, file gears.File, key gears.Key, change StreamChange) error
+	Configure(ctx context.Context, file gearsfs.File, key gearsfs.Key, change StreamChange) error
 
 	// ListStreams returns up to max streams of a file in the order of their
 	// keys, beginning after the key `after`.
-	ListStreams(ctx context.Context, file gears.File, after gears.Key, max int) ([]gears.StreamInfo, error)
+	ListStreams(ctx context.Context, file gearsfs.File, after gearsfs.Key, max int) ([]gearsfs.StreamInfo, error)
 
 	// Stream describes one stream; a key that does not exist is described as
 	// an empty stream.
-	Stream(ctx context.Context, file gears.File, key gears.Key) (gears.StreamInfo, error)
+	Stream(ctx context.Context, file gearsfs.File, key gearsfs.Key) (gearsfs.StreamInfo, error)
 }
 
 // Put is the argument of Streams.Put.
 type Put struct {
-	File    gears.File
-	Key     gears.Key
-	Records []gears.NewRecord // 0 to BatchRecordsMax, at most BatchBytesMax
-	Mode    uint32            // of a new file; 0 is 0644
+	File    gearsfs.File
+	Key     gearsfs.Key
+	Records []gearsfs.NewRecord // 0 to BatchRecordsMax, at most BatchBytesMax
+	Mode    uint32              // of a new file; 0 is 0644
 	NoWait  bool
 	Seal    bool // seal the stream behind these records
 }
 
 // PutResult says where the records went.
 type PutResult struct {
-	Ino         gears.Ino
-	First, Last gears.Seq // 0 where nothing was put
+	Ino         gearsfs.Ino
+	First, Last gearsfs.Seq // 0 where nothing was put
 }
 
 // Take is the argument of Streams.Take.
 type Take struct {
-	File   gears.File
-	Keys   []gears.Key // 1 to 64, in order of preference
-	Max    int         // records at most; 0 is 1
+	File   gearsfs.File
+	Keys   []gearsfs.Key // 1 to 64, in order of preference
+	Max    int           // records at most; 0 is 1
 	NoWait bool
 	Lease  bool // hand out under a lease that ends with the session
 	Force  bool // also take from a data stream that was written as blocks
@@ -101,19 +101,19 @@ type Take struct {
 // head of what could be taken; with After, records with a greater seq whether
 // they are leased or not.
 type Peek struct {
-	File   gears.File
-	Key    gears.Key
+	File   gearsfs.File
+	Key    gearsfs.Key
 	Max    int // records at most; 0 is 1
 	NoWait bool
-	Follow bool      // show what is newer than After, also where After is 0
-	After  gears.Seq // with Follow
-	Last   bool      // the newest record
+	Follow bool        // show what is newer than After, also where After is 0
+	After  gearsfs.Seq // with Follow
+	Last   bool        // the newest record
 }
 
 // Settle is the argument of Streams.Settle.
 type Settle struct {
-	Receipts []gears.Receipt // of this session, 1 to BatchRecordsMax
-	Return   bool            // give the records back instead of acknowledging
+	Receipts []gearsfs.Receipt // of this session, 1 to BatchRecordsMax
+	Return   bool              // give the records back instead of acknowledging
 }
 
 // StreamChange is what Configure does; nil and false leave a thing as it is.
@@ -121,41 +121,41 @@ type StreamChange struct {
 	Seal   *bool
 	Clear  bool // remove all records, ending the leases on them
 	Drop   bool // remove the stream; not the data stream
-	Limits *gears.Limits
+	Limits *gearsfs.Limits
 }
 
 // Names are the operations on the tree. They have the meaning of the POSIX
 // calls that they are named for, the rules for permissions included, and
 // return the errors that stand for the errnos of those.
 type Names interface {
-	Lookup(ctx context.Context, dir gears.Ino, name string) (gears.Attr, error)
+	Lookup(ctx context.Context, dir gearsfs.Ino, name string) (gearsfs.Attr, error)
 	// Resolve follows a path from the root; the last component's symbolic
 	// link only where follow is set.
-	Resolve(ctx context.Context, path string, follow bool) (gears.Attr, error)
-	GetAttr(ctx context.Context, ino gears.Ino) (gears.Attr, error)
-	SetAttr(ctx context.Context, ino gears.Ino, set SetAttr) (gears.Attr, error)
+	Resolve(ctx context.Context, path string, follow bool) (gearsfs.Attr, error)
+	GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
+	SetAttr(ctx context.Context, ino gearsfs.Ino, set SetAttr) (gearsfs.Attr, error)
 	// Make makes a file, directory, symbolic link or special file, by the type
-	// in Mode. Where the name exists it returns gears.ErrExists, or, with Open
+	// in Mode. Where the name exists it returns gearsfs.ErrExists, or, with Open
 	// and a regular file there, that file.
-	Make(ctx context.Context, dir gears.Ino, name string, make Make) (gears.Attr, error)
-	Link(ctx context.Context, ino gears.Ino, dir gears.Ino, name string) (gears.Attr, error)
+	Make(ctx context.Context, dir gearsfs.Ino, name string, make Make) (gearsfs.Attr, error)
+	Link(ctx context.Context, ino gearsfs.Ino, dir gearsfs.Ino, name string) (gearsfs.Attr, error)
 	// Unlink removes a name of anything but a directory, Rmdir that of an
 	// empty directory. The inode stays while it is open (see Content.Open).
-	Unlink(ctx context.Context, dir gears.Ino, name string) error
-	Rmdir(ctx context.Context, dir gears.Ino, name string) error
+	Unlink(ctx context.Context, dir gearsfs.Ino, name string) error
+	Rmdir(ctx context.Context, dir gearsfs.Ino, name string) error
 	Rename(ctx context.Context, rename Rename) error
-	Readlink(ctx context.Context, ino gears.Ino) (string, error)
+	Readlink(ctx context.Context, ino gearsfs.Ino) (string, error)
 	// ReadDir returns up to max entries in the order of their names' bytes,
 	// beginning after the name `after`; "." and ".." are not among them.
-	ReadDir(ctx context.Context, dir gears.Ino, after string, max int) ([]gears.Entry, error)
+	ReadDir(ctx context.Context, dir gearsfs.Ino, after string, max int) ([]gearsfs.Entry, error)
 	// Parent returns the directory that a directory is in, the root's is itself.
-	Parent(ctx context.Context, dir gears.Ino) (gears.Ino, error)
-	GetXattr(ctx context.Context, ino gears.Ino, name string) ([]byte, error)
+	Parent(ctx context.Context, dir gearsfs.Ino) (gearsfs.Ino, error)
+	GetXattr(ctx context.Context, ino gearsfs.Ino, name string) ([]byte, error)
 	// SetXattr's flags are those of setxattr(2).
-	SetXattr(ctx context.Context, ino gears.Ino, name string, value []byte, flags uint32) error
-	ListXattr(ctx context.Context, ino gears.Ino) ([]string, error)
-	RemoveXattr(ctx context.Context, ino gears.Ino, name string) error
-	StatFS(ctx context.Context) (gears.Usage, error)
+	SetXattr(ctx context.Context, ino gearsfs.Ino, name string, value []byte, flags uint32) error
+	ListXattr(ctx context.Context, ino gearsfs.Ino) ([]string, error)
+	RemoveXattr(ctx context.Context, ino gearsfs.Ino, name string) error
+	StatFS(ctx context.Context) (gearsfs.Usage, error)
 }
 
 // SetAttr is the argument of Names.SetAttr; nil leaves a value as it is.
@@ -165,7 +165,7 @@ type SetAttr struct {
 	// Size truncates or extends; it counts from Base, the head as it was when
 	// the file was opened, or from the current head where Base is nil.
 	Size *uint64
-	Base *gears.Pos
+	Base *gearsfs.Pos
 	// Atime and Mtime; the zero Time means now.
 	Atime, Mtime *time.Time
 	// Ctime, where the kernel keeps it (write-back cache).
@@ -184,9 +184,9 @@ type Make struct {
 
 // Rename is the argument of Names.Rename. Flags are those of renameat2(2).
 type Rename struct {
-	Dir     gears.Ino
+	Dir     gearsfs.Ino
 	Name    string
-	NewDir  gears.Ino
+	NewDir  gearsfs.Ino
 	NewName string
 	Flags   uint32
 }
@@ -197,34 +197,34 @@ type Rename struct {
 type Content interface {
 	// Open keeps the inode while it is open, also when its last name goes; each
 	// Open needs one Release. It returns the attributes as of now.
-	Open(ctx context.Context, ino gears.Ino) (gears.Attr, error)
-	Release(ctx context.Context, ino gears.Ino) error
+	Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
+	Release(ctx context.Context, ino gearsfs.Ino) error
 	// Read returns up to n bytes (at most 1 MiB) from pos on; fewer only at
 	// the tail, none at or behind it. What was taken and gaps read as zeros.
-	Read(ctx context.Context, ino gears.Ino, pos gears.Pos, n int) ([]byte, error)
-	// Write replaces or adds bytes at pos; gears.ErrIO before the head.
-	Write(ctx context.Context, ino gears.Ino, pos gears.Pos, data []byte) (gears.Attr, error)
+	Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error)
+	// Write replaces or adds bytes at pos; gearsfs.ErrIO before the head.
+	Write(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte) (gearsfs.Attr, error)
 	// Append is a Put of one record on the data stream that does not wait for
 	// the disk, though for room in a limited stream.
-	Append(ctx context.Context, ino gears.Ino, data []byte) (gears.Attr, error)
+	Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.Attr, error)
 	// Allocate is fallocate(2), by its mode bits.
-	Allocate(ctx context.Context, ino gears.Ino, pos gears.Pos, n uint64, mode uint32) error
+	Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error
 	// Seek finds the next data (hole false) or hole at or behind pos;
-	// gears.ErrRange, for ENXIO, behind the tail.
-	Seek(ctx context.Context, ino gears.Ino, pos gears.Pos, hole bool) (gears.Pos, error)
+	// gearsfs.ErrRange, for ENXIO, behind the tail.
+	Seek(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, hole bool) (gearsfs.Pos, error)
 	// Sync returns when all that this volume answered before is on disk.
 	Sync(ctx context.Context) error
 }
 
 // Node are the operations on the node itself.
 type Node interface {
-	Status(ctx context.Context) (gears.NodeStatus, error)
-	Waits(ctx context.Context) ([]gears.Wait, error)
+	Status(ctx context.Context) (gearsfs.NodeStatus, error)
+	Waits(ctx context.Context) ([]gearsfs.Wait, error)
 	// SetRemote names another node's addresses; "" removes the name.
 	SetRemote(ctx context.Context, name, addrs string) error
 	Remotes(ctx context.Context) (map[string]string, error)
 	// Watch calls changed with what other sessions change, in order, until ctx
-	// ends. A watcher that falls behind gets gears.ErrOverload and must take
+	// ends. A watcher that falls behind gets gearsfs.ErrOverload and must take
 	// everything as changed. started is called once nothing is missed any more.
-	Watch(ctx context.Context, started func(), changed func([]gears.Change)) error
+	Watch(ctx context.Context, started func(), changed func([]gearsfs.Change)) error
 }

@@ -3,7 +3,7 @@ package dgm
 import (
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -36,10 +36,10 @@ type op struct {
 
 	// Guarded by Volume.mu.
 	state    opState
-	ended    error     // set by cancel: do not wait again
-	ino      gears.Ino // the file; 0 while it is missing
-	name     nameKey   // the missing file
-	keys     []gears.Key
+	ended    error       // set by cancel: do not wait again
+	ino      gearsfs.Ino // the file; 0 while it is missing
+	name     nameKey     // the missing file
+	keys     []gearsfs.Key
 	waiters  []*stream.Waiter[*op]
 	promised promise // records that a proposed take was counted for
 	turn     *spot   // where a put that waited for room tries again
@@ -56,7 +56,7 @@ const (
 
 // nameKey is a name in a directory.
 type nameKey struct {
-	dir  gears.Ino
+	dir  gearsfs.Ino
 	name string
 }
 
@@ -64,7 +64,7 @@ type nameKey struct {
 // many waiters as there are records.
 type promise struct {
 	line    *line
-	key     gears.Key
+	key     gearsfs.Key
 	records uint64
 }
 
@@ -145,14 +145,14 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		o.fail(err)
 		return
 	}
-	switch code := gears.Code(answer.Code); {
-	case code == gears.ErrStale.Code && o.byPath():
+	switch code := gearsfs.Code(answer.Code); {
+	case code == gearsfs.ErrStale.Code && o.byPath():
 		o.misled()
-	case code == gears.ErrEmpty.Code && o.isTake(), code == gears.ErrFull.Code && !o.isTake():
+	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && !o.isTake():
 		if o.vol.park(o) {
 			return
 		}
-		err := gears.FromCode(code, answer.Reason)
+		err := gearsfs.FromCode(code, answer.Reason)
 		if ended := o.endedBy(); ended != nil {
 			err = ended
 		}
@@ -170,7 +170,7 @@ func (o *op) misled() {
 	v := o.vol
 	if o.isTake() && len(o.waiters) > 0 {
 		o.settled()
-		o.done(failure(gears.ErrRemoved))
+		o.done(failure(gearsfs.ErrRemoved))
 		return
 	}
 	v.mu.Lock()
@@ -248,7 +248,7 @@ func (o *op) cancel(why error) {
 // before start returns. What it returns, where that is not nil, ends the wait.
 func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
 	if !v.enter() {
-		done(failure(gears.ErrClosed))
+		done(failure(gearsfs.ErrClosed))
 		return nil
 	}
 	defer v.leave()
@@ -260,7 +260,7 @@ func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response))
 	case *wire.Request_Goodbye:
 		v.end(s, true, func() { done(&wire.Response{}) })
 	default:
-		done(failure(gears.ErrUnknownOp))
+		done(failure(gearsfs.ErrUnknownOp))
 	}
 	return nil
 }
@@ -269,7 +269,7 @@ func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response))
 func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Response)) canceller {
 	cmd := ch.GetCommand()
 	if cmd == nil {
-		done(failure(gears.ErrUnknownOp))
+		done(failure(gearsfs.ErrUnknownOp))
 		return nil
 	}
 	cmd.SessionMinted, cmd.SessionSalt = uint64(s.id.Minted), s.id.Salt
@@ -305,7 +305,7 @@ func (v *Volume) begin(o *op) canceller {
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		v.submit(o)
 	default: // what only the node itself may propose, and what it does not know
-		o.fail(gears.ErrUnknownOp)
+		o.fail(gearsfs.ErrUnknownOp)
 	}
 	return nil
 }
@@ -314,7 +314,7 @@ func (v *Volume) begin(o *op) canceller {
 func (v *Volume) resolve(s *session, path string, t **wire.Target) error {
 	if path == "" {
 		if *t == nil {
-			return gears.ErrInvalid.Because("the request names no file")
+			return gearsfs.ErrInvalid.Because("the request names no file")
 		}
 		return nil
 	}
@@ -343,7 +343,7 @@ func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, 
 		if victim != 0 {
 			v.unlinked(victim)
 		}
-		if err == nil && gears.Code(answer.Code) == gears.ErrStale.Code && v.victim(dir, name) != victim {
+		if err == nil && gearsfs.Code(answer.Code) == gearsfs.ErrStale.Code && v.victim(dir, name) != victim {
 			v.proposeUnlink(o, dir, name, openIno, holders)
 			return
 		}
@@ -354,8 +354,8 @@ func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, 
 }
 
 // victim is the inode that a name leads to, 0 where it leads nowhere.
-func (v *Volume) victim(dir uint64, name string) gears.Ino {
-	attr, err := v.machine.Lookup(gears.Ino(dir), name, gears.Root)
+func (v *Volume) victim(dir uint64, name string) gearsfs.Ino {
+	attr, err := v.machine.Lookup(gearsfs.Ino(dir), name, gearsfs.Root)
 	if err != nil {
 		return 0 // the command will say why
 	}

@@ -1,7 +1,7 @@
 package dgm
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -17,13 +17,13 @@ func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 		v.answer(&wire.Response{}, nil, false, done)
 		return nil
 	case *wire.Query_Open:
-		ino := gears.Ino(kind.Open)
+		ino := gearsfs.Ino(kind.Open)
 		if !v.opened(s, ino, func() { v.finishOpen(s, ino, done) }) {
-			done(failure(gears.ErrClosed))
+			done(failure(gearsfs.ErrClosed))
 		}
 		return nil
 	case *wire.Query_Release:
-		v.released(s, gears.Ino(kind.Release))
+		v.released(s, gearsfs.Ino(kind.Release))
 		done(&wire.Response{})
 		return nil
 	}
@@ -71,16 +71,16 @@ func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wi
 	})
 }
 
-func (v *Volume) finishOpen(s *session, ino gears.Ino, done func(*wire.Response)) {
+func (v *Volume) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
 	if !v.enter() { // it has waited for an unlink
-		done(failure(gears.ErrClosed))
+		done(failure(gearsfs.ErrClosed))
 		return
 	}
 	defer v.leave()
 	attr, err := v.machine.GetAttr(ino)
 	if err != nil {
 		v.released(s, ino)
-		done(failure(gears.ErrStale))
+		done(failure(gearsfs.ErrStale))
 		return
 	}
 	done(attrResponse(attrToWire(attr)))
@@ -95,39 +95,39 @@ func (v *Volume) read(s *session, q *wire.Query) (*wire.Response, error) {
 	m, who := v.machine, s.caller
 	switch op := q.Op.(type) {
 	case *wire.Query_Lookup:
-		attr, err := m.Lookup(gears.Ino(op.Lookup.Dir), op.Lookup.Name, who)
+		attr, err := m.Lookup(gearsfs.Ino(op.Lookup.Dir), op.Lookup.Name, who)
 		return attrResponse(attrToWire(attr)), err
 	case *wire.Query_Resolve:
 		attr, err := m.Resolve(op.Resolve.Path, op.Resolve.Follow, who)
 		return attrResponse(attrToWire(attr)), err
 	case *wire.Query_GetAttr:
-		attr, err := m.GetAttr(gears.Ino(op.GetAttr))
+		attr, err := m.GetAttr(gearsfs.Ino(op.GetAttr))
 		return attrResponse(attrToWire(attr)), err
 	case *wire.Query_ReadDir:
 		return v.readDir(op.ReadDir, who)
 	case *wire.Query_Readlink:
-		text, err := m.Readlink(gears.Ino(op.Readlink))
+		text, err := m.Readlink(gearsfs.Ino(op.Readlink))
 		return &wire.Response{Text: text}, err
 	case *wire.Query_Parent:
-		parent, err := m.Parent(gears.Ino(op.Parent))
+		parent, err := m.Parent(gearsfs.Ino(op.Parent))
 		return &wire.Response{Number: uint64(parent)}, err
 	case *wire.Query_GetXattr:
-		data, err := m.GetXattr(gears.Ino(op.GetXattr.Ino), op.GetXattr.Name, who)
+		data, err := m.GetXattr(gearsfs.Ino(op.GetXattr.Ino), op.GetXattr.Name, who)
 		return &wire.Response{Data: data}, err
 	case *wire.Query_ListXattr:
-		names, err := m.ListXattr(gears.Ino(op.ListXattr), who)
+		names, err := m.ListXattr(gearsfs.Ino(op.ListXattr), who)
 		return &wire.Response{Names: names}, err
 	case *wire.Query_StatFs:
 		return &wire.Response{Usage: usageToWire(v.usage())}, nil
 	case *wire.Query_Read:
 		r := op.Read
 		if r.Length > contentBytesMax {
-			return nil, gears.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
+			return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
 		}
-		data, err := m.Read(gears.Ino(r.Ino), gears.Pos(r.Pos), int(r.Length), who)
+		data, err := m.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who)
 		return &wire.Response{Data: data}, err
 	case *wire.Query_Seek:
-		pos, err := m.Seek(gears.Ino(op.Seek.Ino), gears.Pos(op.Seek.Pos), op.Seek.Hole, who)
+		pos, err := m.Seek(gearsfs.Ino(op.Seek.Ino), gearsfs.Pos(op.Seek.Pos), op.Seek.Hole, who)
 		return &wire.Response{Number: uint64(pos)}, err
 	case *wire.Query_ListStreams:
 		return v.listStreams(s, op.ListStreams)
@@ -138,11 +138,11 @@ func (v *Volume) read(s *session, q *wire.Query) (*wire.Response, error) {
 	case *wire.Query_Remotes:
 		return v.remotes()
 	}
-	return nil, gears.ErrUnknownOp
+	return nil, gearsfs.ErrUnknownOp
 }
 
-func (v *Volume) readDir(r *wire.ReadDir, who gears.Caller) (*wire.Response, error) {
-	entries, err := v.machine.ReadDir(gears.Ino(r.Dir), r.After, int(min(r.Max, gears.BatchRecordsMax)), who)
+func (v *Volume) readDir(r *wire.ReadDir, who gearsfs.Caller) (*wire.Response, error) {
+	entries, err := v.machine.ReadDir(gearsfs.Ino(r.Dir), r.After, int(min(r.Max, gearsfs.BatchRecordsMax)), who)
 	if err != nil {
 		return nil, err
 	}
@@ -158,19 +158,19 @@ func (v *Volume) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 		return nil, err
 	}
 	if l.Target.Ino == 0 {
-		return nil, gears.ErrNotFound
+		return nil, gearsfs.ErrNotFound
 	}
-	ino := gears.Ino(l.Target.Ino)
-	var infos []gears.StreamInfo
+	ino := gearsfs.Ino(l.Target.Ino)
+	var infos []gearsfs.StreamInfo
 	if l.Only {
-		info, err := v.machine.Stream(ino, gears.Key(l.After), s.caller)
+		info, err := v.machine.Stream(ino, gearsfs.Key(l.After), s.caller)
 		if err != nil {
 			return nil, err
 		}
-		infos = []gears.StreamInfo{info}
+		infos = []gearsfs.StreamInfo{info}
 	} else {
 		var err error
-		infos, err = v.machine.ListStreams(ino, gears.Key(l.After), int(min(l.Max, gears.BatchRecordsMax)), s.caller)
+		infos, err = v.machine.ListStreams(ino, gearsfs.Key(l.After), int(min(l.Max, gearsfs.BatchRecordsMax)), s.caller)
 		if err != nil {
 			return nil, err
 		}

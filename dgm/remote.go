@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -38,7 +38,7 @@ type RemoteOptions struct {
 	ClaimCaller bool
 	TLS         *tls.Config
 	// GiveUp is how long calls wait for a lost node before they fail; 0 is
-	// gears.SessionTTL. The connection is tried again nevertheless.
+	// gearsfs.SessionTTL. The connection is tried again nevertheless.
 	GiveUp time.Duration
 	// OnRetry, where not nil, is told when the connection is lost and each time
 	// that it can't be made again. It must not block.
@@ -48,7 +48,7 @@ type RemoteOptions struct {
 	// node receives, over this connection; they count as OfferAs.
 	Offer     *Volume
 	OfferName string
-	OfferAs   gears.Caller
+	OfferAs   gearsfs.Caller
 }
 
 // Remote is the proxy of a volume on another node: a session there, which
@@ -76,12 +76,12 @@ type Remote struct {
 
 	mu      sync.Mutex // not held over I/O, nor while a call's done runs
 	room    sync.Cond  // signalled when a call ends, broadcast when the Remote closes
-	session gears.SessionID
+	session gearsfs.SessionID
 	link    link          // nil while the node is lost
 	linked  chan struct{} // closed when link is set; a new one when it is lost
 	lostAt  time.Time
 	calls   inflight
-	opens   map[gears.Ino]uint64
+	opens   map[gearsfs.Ino]uint64
 	closed  bool
 }
 
@@ -89,7 +89,7 @@ var _ Manager = (*Remote)(nil)
 
 // Dial connects to a node: addrs are its addresses, or those of the nodes of
 // one cluster, separated by commas. It waits at most 5 s. Errors:
-// gears.ErrNoNode, ErrVersion, ErrProtocol, ErrAccess and ErrInvalid for an
+// gearsfs.ErrNoNode, ErrVersion, ErrProtocol, ErrAccess and ErrInvalid for an
 // address that is none.
 func Dial(ctx context.Context, addrs string, opts RemoteOptions) (*Remote, error) {
 	route, err := newDialRoute(addrs, opts)
@@ -112,11 +112,11 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 		opts.Client.PID = os.Getpid()
 	}
 	if opts.GiveUp == 0 {
-		opts.GiveUp = gears.SessionTTL
+		opts.GiveUp = gearsfs.SessionTTL
 	}
 	r := &Remote{
 		opts: opts, route: route, stopped: make(chan struct{}),
-		linked: make(chan struct{}), opens: make(map[gears.Ino]uint64),
+		linked: make(chan struct{}), opens: make(map[gearsfs.Ino]uint64),
 	}
 	r.calls.nextSeq = 1
 	r.room.L = &r.mu
@@ -128,7 +128,7 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 	if err != nil {
 		r.stop()
 		if ctx.Err() == nil && first.Err() != nil {
-			err = gears.ErrNoNode.Because("no answer within %v: %v", dialTimeout, err)
+			err = gearsfs.ErrNoNode.Because("no answer within %v: %v", dialTimeout, err)
 		}
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 }
 
 // Session implements Manager.
-func (r *Remote) Session() gears.SessionID {
+func (r *Remote) Session() gearsfs.SessionID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.session
@@ -150,7 +150,7 @@ func (r *Remote) connect(ctx context.Context) (link, error) {
 		return nil, err
 	}
 	err = r.hello(ctx, l)
-	if errors.Is(err, gears.ErrSession) && r.renew() {
+	if errors.Is(err, gearsfs.ErrSession) && r.renew() {
 		err = r.hello(ctx, l)
 	}
 	if err != nil {
@@ -179,7 +179,7 @@ func (r *Remote) exchange(ctx context.Context, l link, req *wire.Request) (*wire
 		}
 		resp := new(wire.Response)
 		if err := resp.UnmarshalVT(o.body); err != nil {
-			return nil, gears.ErrProtocol.Because("an answer can't be decoded: %v", err)
+			return nil, gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", err)
 		}
 		return resp, errorOf(resp)
 	case <-ctx.Done():
@@ -192,13 +192,13 @@ func (r *Remote) encode(req *wire.Request) ([]byte, error) {
 	req.Remote = r.route.remote()
 	body, err := req.MarshalVT()
 	if err != nil {
-		return nil, gears.ErrInvalid.Because("the request can't be encoded: %v", err)
+		return nil, gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)
 	}
 	return body, nil
 }
 
 // hello attaches the session to a link, minting one where there is none, and
-// says what is open. gears.ErrSession: the node has forgotten the session.
+// says what is open. gearsfs.ErrSession: the node has forgotten the session.
 func (r *Remote) hello(ctx context.Context, l link) error {
 	r.mu.Lock()
 	id := r.session
@@ -220,7 +220,7 @@ func (r *Remote) hello(ctx context.Context, l link) error {
 	}
 	w := resp.Welcome
 	if w == nil {
-		return gears.ErrProtocol
+		return gearsfs.ErrProtocol
 	}
 	r.mu.Lock()
 	r.session = sessionID(w.SessionMinted, w.SessionSalt)
@@ -237,7 +237,7 @@ func (r *Remote) renew() bool {
 		r.mu.Unlock()
 		return false
 	}
-	r.session = gears.SessionID{}
+	r.session = gearsfs.SessionID{}
 	r.calls.told = 0
 	var over []*remoteCall
 	for _, c := range r.calls.all() {
@@ -247,7 +247,7 @@ func (r *Remote) renew() bool {
 	}
 	r.mu.Unlock()
 	for _, c := range over {
-		r.finish(c, nil, gears.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
+		r.finish(c, nil, gearsfs.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
 	}
 	return true
 }
@@ -323,7 +323,7 @@ func (r *Remote) detach(l link) {
 	}
 	r.mu.Unlock()
 	if r.opts.OnRetry != nil && r.ctx.Err() == nil {
-		r.opts.OnRetry(gears.ErrNoNode.Because("the connection is lost"))
+		r.opts.OnRetry(gearsfs.ErrNoNode.Because("the connection is lost"))
 	}
 }
 
@@ -345,9 +345,9 @@ func (r *Remote) unanswered(c *remoteCall, err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c.sent && c.seq != 0 {
-		return gears.ErrMaybe.Because("the node was lost before it answered: the change may have been made (%v)", err)
+		return gearsfs.ErrMaybe.Because("the node was lost before it answered: the change may have been made (%v)", err)
 	}
-	return gears.ErrNoNode.Because("%v", err)
+	return gearsfs.ErrNoNode.Because("%v", err)
 }
 
 // linkNow waits for a link.
@@ -358,22 +358,22 @@ func (r *Remote) linkNow(ctx context.Context) (link, error) {
 		r.mu.Unlock()
 		switch {
 		case closed:
-			return nil, gears.ErrClosed
+			return nil, gearsfs.ErrClosed
 		case l != nil:
 			return l, nil
 		}
 		select {
 		case <-linked:
 		case <-ctx.Done():
-			return nil, gears.ErrNoNode.Because("not connected")
+			return nil, gearsfs.ErrNoNode.Because("not connected")
 		case <-r.ctx.Done():
-			return nil, gears.ErrClosed
+			return nil, gearsfs.ErrClosed
 		}
 	}
 }
 
 // Close implements Manager. What was sent and has no answer when the node has
-// ended the session, or can't be reached to do so, ends with gears.ErrMaybe
+// ended the session, or can't be reached to do so, ends with gearsfs.ErrMaybe
 // where it is a change.
 func (r *Remote) Close() error {
 	r.mu.Lock()
@@ -395,9 +395,9 @@ func (r *Remote) Close() error {
 	calls := r.calls.all()
 	r.mu.Unlock()
 	for _, c := range calls {
-		err := gears.ErrClosed
+		err := gearsfs.ErrClosed
 		if c.seq != 0 && c.sent {
-			err = gears.ErrMaybe.Because("closed before the node answered: the change may have been made")
+			err = gearsfs.ErrMaybe.Because("closed before the node answered: the change may have been made")
 		}
 		r.finish(c, nil, err)
 	}
@@ -407,7 +407,7 @@ func (r *Remote) Close() error {
 // goodbye has the node end the session, which ends what waits there, and waits
 // for the answers of what is in flight. It is patient for goodbyeTimeout; the
 // node finds out by the connection then.
-func (r *Remote) goodbye(l link, id gears.SessionID) {
+func (r *Remote) goodbye(l link, id gearsfs.SessionID) {
 	ctx, cancel := context.WithTimeout(r.ctx, goodbyeTimeout)
 	defer cancel()
 	_, err := r.exchange(ctx, l, &wire.Request{

@@ -12,8 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -93,7 +93,7 @@ func TestCutConnectionsDoNothingTwice(t *testing.T) {
 		putting.Go(func() {
 			for n := range each {
 				_, err := p.Put(t.Context(), dgm.Put{
-					File: gears.At("/q"), Key: "k", Records: []gears.NewRecord{{Data: fmt.Appendf(nil, "%d %d", i, n)}},
+					File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{Data: fmt.Appendf(nil, "%d %d", i, n)}},
 				})
 				if err != nil {
 					t.Error(err)
@@ -103,7 +103,7 @@ func TestCutConnectionsDoNothingTwice(t *testing.T) {
 		})
 		taking.Go(func() {
 			for range each {
-				rs, err := q.Take(t.Context(), dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"k"}})
+				rs, err := q.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}})
 				if err != nil {
 					t.Error(err)
 					return
@@ -130,7 +130,7 @@ func TestRemoteSurvivesARestart(t *testing.T) {
 	start := func() (stop func()) {
 		data, err := persist.Open(dir, persist.Options{Create: true, Name: "test"})
 		require.NoError(t, err)
-		vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{Data: data, Root: gears.Root})
+		vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{Data: data, Root: gearsfs.Root})
 		require.NoError(t, err)
 		l, err := net.Listen("unix", path)
 		require.NoError(t, err)
@@ -145,13 +145,13 @@ func TestRemoteSurvivesARestart(t *testing.T) {
 	}
 	stop := start()
 	r := dial(t, "unix:"+path, dgm.RemoteOptions{})
-	attr, err := r.Make(t.Context(), gears.RootIno, "f", dgm.Make{Mode: 0o100644})
+	attr, err := r.Make(t.Context(), gearsfs.RootIno, "f", dgm.Make{Mode: 0o100644})
 	require.NoError(t, err)
 	_, err = r.Open(t.Context(), attr.Ino)
 	require.NoError(t, err)
 	taken := make(chan error, 1)
 	go func() {
-		_, err := r.Take(t.Context(), dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"k"}})
+		_, err := r.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}})
 		taken <- err
 	}()
 	for range 3 {
@@ -160,11 +160,11 @@ func TestRemoteSurvivesARestart(t *testing.T) {
 		_, err := r.Status(t.Context())
 		require.NoError(t, err)
 	}
-	_, err = r.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "k", Records: benchRecord})
+	_, err = r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: benchRecord})
 	require.NoError(t, err)
 	require.NoError(t, <-taken)
 	// The new node knows that the file is open.
-	require.NoError(t, r.Unlink(t.Context(), gears.RootIno, "f"))
+	require.NoError(t, r.Unlink(t.Context(), gearsfs.RootIno, "f"))
 	_, err = r.GetAttr(t.Context(), attr.Ino)
 	require.NoError(t, err)
 	require.NoError(t, r.Release(t.Context(), attr.Ino))
@@ -176,7 +176,7 @@ func TestViaReverse(t *testing.T) {
 	a, b := openVolume(t, t.TempDir()), openVolume(t, t.TempDir())
 	l := listenTCP(t)
 	serve(t, b, l)
-	offers := dgm.RemoteOptions{Offer: a, OfferName: "a", OfferAs: gears.Root}
+	offers := dgm.RemoteOptions{Offer: a, OfferName: "a", OfferAs: gearsfs.Root}
 	dial(t, l.Addr().String(), offers)
 	worker := dial(t, l.Addr().String(), dgm.RemoteOptions{})
 	for name, m := range map[string]dgm.Manager{"from b itself": local(t, b), "from a client of b": worker} {
@@ -187,16 +187,16 @@ func TestViaReverse(t *testing.T) {
 			mine := local(t, a)
 			out := make(chan error, 1)
 			go func() {
-				_, err := mine.Take(t.Context(), dgm.Take{File: gears.At("/acks"), Keys: []gears.Key{"k"}})
+				_, err := mine.Take(t.Context(), dgm.Take{File: gearsfs.At("/acks"), Keys: []gearsfs.Key{"k"}})
 				out <- err
 			}()
-			_, err = via.Put(t.Context(), dgm.Put{File: gears.At("/acks"), Key: "k", Records: benchRecord})
+			_, err = via.Put(t.Context(), dgm.Put{File: gearsfs.At("/acks"), Key: "k", Records: benchRecord})
 			require.NoError(t, err)
 			require.NoError(t, <-out)
 		})
 	}
 	_, err := dgm.Via(t.Context(), worker, "stranger")
-	require.ErrorIs(t, err, gears.ErrNoNode)
+	require.ErrorIs(t, err, gearsfs.ErrNoNode)
 }
 
 func TestViaNamedRemote(t *testing.T) {
@@ -211,8 +211,8 @@ func TestViaNamedRemote(t *testing.T) {
 	st, err := via.Status(t.Context())
 	require.NoError(t, err)
 	require.NotZero(t, st.Applied)
-	_, err = via.Peek(t.Context(), dgm.Peek{File: gears.At("/none"), Key: "k", NoWait: true})
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	_, err = via.Peek(t.Context(), dgm.Peek{File: gearsfs.At("/none"), Key: "k", NoWait: true})
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 }
 
 func TestDialNobody(t *testing.T) {
@@ -220,5 +220,5 @@ func TestDialNobody(t *testing.T) {
 	addr := l.Addr().String()
 	l.Close()
 	_, err := dgm.Dial(t.Context(), addr, dgm.RemoteOptions{})
-	require.ErrorIs(t, err, gears.ErrNoNode)
+	require.ErrorIs(t, err, gearsfs.ErrNoNode)
 }

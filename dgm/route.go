@@ -4,7 +4,7 @@ import (
 	"context"
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
 )
 
@@ -73,7 +73,7 @@ func (r *Remote) current(ctx context.Context) (*transport.Conn, error) {
 	}
 	c, ok := l.(connLink)
 	if !ok {
-		return nil, gears.ErrUnsupported.Because("a remote behind a remote")
+		return nil, gearsfs.ErrUnsupported.Because("a remote behind a remote")
 	}
 	return c.conn, nil
 }

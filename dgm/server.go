@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -96,9 +96,9 @@ func (v *Volume) serveConn(ctx context.Context, nc net.Conn, cfg transport.Confi
 
 // newPeer returns the maker of the handler for connections to this volume. as,
 // where it is not nil, is who the far side counts as.
-func (v *Volume) newPeer(as *gears.Caller) func(*transport.Conn) (transport.Handler, error) {
+func (v *Volume) newPeer(as *gearsfs.Caller) func(*transport.Conn) (transport.Handler, error) {
 	return func(conn *transport.Conn) (transport.Handler, error) {
-		p := &peer{vol: v, conn: conn, as: as, sessions: make(map[gears.SessionID]*session)}
+		p := &peer{vol: v, conn: conn, as: as, sessions: make(map[gearsfs.SessionID]*session)}
 		go p.run() // ends with the connection, which the acceptor or dialer waits for
 		return p, nil
 	}
@@ -112,23 +112,23 @@ const peerSessionsMax = 16 << 10
 type peer struct {
 	vol  *Volume
 	conn *transport.Conn
-	as   *gears.Caller
+	as   *gearsfs.Caller
 
 	// mu is taken after Volume.mu.
 	mu        sync.Mutex
-	sessions  map[gears.SessionID]*session
+	sessions  map[gearsfs.SessionID]*session
 	dismissed bool // this end closes the connection
 	gone      bool
 }
 
 // lose takes a session from the connection.
-func (p *peer) lose(id gears.SessionID) {
+func (p *peer) lose(id gearsfs.SessionID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.sessions, id)
 }
 
-func (p *peer) session(id gears.SessionID) *session {
+func (p *peer) session(id gearsfs.SessionID) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.sessions[id]
@@ -148,7 +148,7 @@ func (p *peer) dismiss() {
 		v.mu.Unlock()
 		v.watches.drop(watch)
 		for _, o := range waiting {
-			o.cancel(gears.ErrNoNode)
+			o.cancel(gearsfs.ErrNoNode)
 		}
 	}
 }
@@ -176,7 +176,7 @@ func (p *peer) run() {
 func (p *peer) Serve(call *transport.Call) {
 	req := new(wire.Request)
 	if err := req.UnmarshalVTUnsafe(call.Body()); err != nil {
-		p.reply(call, failure(gears.ErrProtocol.Because("a request can't be decoded: %v", err)))
+		p.reply(call, failure(gearsfs.ErrProtocol.Because("a request can't be decoded: %v", err)))
 		return
 	}
 	if req.Remote != "" {
@@ -190,7 +190,7 @@ func (p *peer) Serve(call *transport.Call) {
 	id := sessionID(req.SessionMinted, req.SessionSalt)
 	s := p.session(id)
 	if s == nil {
-		p.reply(call, failure(gears.ErrSession))
+		p.reply(call, failure(gearsfs.ErrSession))
 		return
 	}
 	if req.GetGoodbye().GetDeparted() {
@@ -203,7 +203,7 @@ func (p *peer) Serve(call *transport.Call) {
 	if c == nil {
 		return
 	}
-	call.OnCancel(func() { c.cancel(gears.ErrCancelled) })
+	call.OnCancel(func() { c.cancel(gearsfs.ErrCancelled) })
 	if why := p.unfit(id, s); why != nil {
 		c.cancel(why)
 	}
@@ -211,14 +211,14 @@ func (p *peer) Serve(call *transport.Call) {
 
 // unfit returns why an operation that s has just begun must not wait: its
 // client has said hello elsewhere meanwhile, or the connection is being closed.
-func (p *peer) unfit(id gears.SessionID, s *session) error {
+func (p *peer) unfit(id gearsfs.SessionID, s *session) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.sessions[id] != s:
-		return gears.ErrCancelled
+		return gearsfs.ErrCancelled
 	case p.dismissed:
-		return gears.ErrNoNode
+		return gearsfs.ErrNoNode
 	}
 	return nil
 }
@@ -226,10 +226,10 @@ func (p *peer) unfit(id gears.SessionID, s *session) error {
 // reply answers a call. Where the volume ends without having served it the
 // client is to ask again: what is sent again under its numbers happens once.
 func (p *peer) reply(call *transport.Call, resp *wire.Response) {
-	switch gears.Code(resp.GetAnswer().GetCode()) {
-	case gears.ErrClosed.Code, gears.ErrMaybe.Code:
+	switch gearsfs.Code(resp.GetAnswer().GetCode()) {
+	case gearsfs.ErrClosed.Code, gearsfs.ErrMaybe.Code:
 		if p.vol.broken.Load() || p.vol.isClosed() {
-			resp = failure(gears.ErrNoNode.Because("the node is closing"))
+			resp = failure(gearsfs.ErrNoNode.Because("the node is closing"))
 		}
 	}
 	p.vol.replies.push(call, resp)
@@ -239,7 +239,7 @@ func (p *peer) reply(call *transport.Call, resp *wire.Response) {
 func (p *peer) hello(call *transport.Call, h *wire.Hello) {
 	v := p.vol
 	if !v.enter() {
-		p.reply(call, failure(gears.ErrClosed))
+		p.reply(call, failure(gearsfs.ErrClosed))
 		return
 	}
 	defer v.leave()
@@ -257,7 +257,7 @@ func (p *peer) hello(call *transport.Call, h *wire.Hello) {
 	// The state may know it still, or not any more.
 	v.confirm(s, func(answer *wire.Answer, err error) {
 		if err == nil {
-			err = gears.FromCode(gears.Code(answer.Code), answer.Reason)
+			err = gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason)
 		}
 		if err != nil {
 			v.end(s, false, func() { p.reply(call, failure(err)) })
@@ -279,22 +279,22 @@ func (p *peer) welcome(call *transport.Call, s *session, offer string) {
 }
 
 // clip bounds what a client says of itself, which is only shown.
-func clip(s string) string { return s[:min(len(s), gears.NameBytesMax)] }
+func clip(s string) string { return s[:min(len(s), gearsfs.NameBytesMax)] }
 
 // caller says who a connection speaks for: over a unix socket whom the kernel
 // names, with TLS and with Insecure whom it claims to be, else nobody.
-func (p *peer) caller(h *wire.Hello) gears.Caller {
+func (p *peer) caller(h *wire.Hello) gearsfs.Caller {
 	if p.as != nil {
 		return *p.as
 	}
 	who := p.conn.Peer()
 	switch {
 	case who.Kind == transport.PeerUnix:
-		return gears.Caller{UID: who.UID, GIDs: who.GIDs}
+		return gearsfs.Caller{UID: who.UID, GIDs: who.GIDs}
 	case h.ClaimUid != nil && (who.Kind == transport.PeerTLS || p.vol.cfg.Insecure):
-		return gears.Caller{UID: *h.ClaimUid, GIDs: h.ClaimGids}
+		return gearsfs.Caller{UID: *h.ClaimUid, GIDs: h.ClaimGids}
 	}
-	return gears.Nobody
+	return gearsfs.Nobody
 }
 
 // replies answers calls on a goroutine of its own, so that those who apply and
@@ -385,7 +385,7 @@ func (r *replies) drain() {
 func (r reply) send() {
 	body, err := r.resp.MarshalVT()
 	if err != nil { // it can't be encoded
-		body, _ = failure(gears.ErrIO.Because("encode an answer: %v", err)).MarshalVT() //nolint:errcheck // plain text
+		body, _ = failure(gearsfs.ErrIO.Because("encode an answer: %v", err)).MarshalVT() //nolint:errcheck // plain text
 	}
 	r.call.Reply(body)
 }

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -37,8 +37,8 @@ const graceTCP = 2 * time.Second
 //     so nothing that it leased or that is remembered of it stays behind.
 //  3. It is in the sessions of at, and of no other peer.
 type session struct {
-	id     gears.SessionID
-	caller gears.Caller
+	id     gearsfs.SessionID
+	caller gearsfs.Caller
 	client string // "host pid process"
 	local  bool
 
@@ -48,7 +48,7 @@ type session struct {
 	// Guarded by Volume.mu.
 	at         *peer // the connection; nil for one that has departed and for a Local
 	departures int
-	opens      map[gears.Ino]int
+	opens      map[gearsfs.Ino]int
 	waits      int // its ops in lines
 	watch      *watch
 	ended      bool
@@ -58,7 +58,7 @@ type session struct {
 
 // Client says who a session belongs to, for permissions and for `waits`.
 type Client struct {
-	Caller  gears.Caller
+	Caller  gearsfs.Caller
 	Host    string
 	PID     int
 	Process string
@@ -67,8 +67,8 @@ type Client struct {
 func (c Client) String() string { return fmt.Sprintf("%s %d %s", c.Host, c.PID, c.Process) }
 
 // newSessionLocked makes a session of a client.
-func (v *Volume) newSessionLocked(id gears.SessionID, c Client, local bool) *session {
-	s := &session{id: id, caller: c.Caller, client: c.String(), local: local, opens: make(map[gears.Ino]int)}
+func (v *Volume) newSessionLocked(id gearsfs.SessionID, c Client, local bool) *session {
+	s := &session{id: id, caller: c.Caller, client: c.String(), local: local, opens: make(map[gearsfs.Ino]int)}
 	v.sessions[id] = s
 	return s
 }
@@ -76,7 +76,7 @@ func (v *Volume) newSessionLocked(id gears.SessionID, c Client, local bool) *ses
 // attach finds or makes the session of a client that says hello on a
 // connection, having open what opens lists. A zero id asks for a new one; back
 // says that the node does not know the id, or not any more.
-func (v *Volume) attach(id gears.SessionID, c Client, p *peer, opens []uint64) (s *session, back bool, err error) {
+func (v *Volume) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64) (s *session, back bool, err error) {
 	back = !id.IsZero()
 	if !back {
 		if id, err = v.mint(false); err != nil {
@@ -96,7 +96,7 @@ func (v *Volume) attach(id gears.SessionID, c Client, p *peer, opens []uint64) (
 	v.mu.Unlock()
 	v.watches.lose(watch)
 	for _, o := range waiting {
-		o.cancel(gears.ErrCancelled) // its client asks again
+		o.cancel(gearsfs.ErrCancelled) // its client asks again
 	}
 	for _, ino := range released {
 		v.letGo(s, ino)
@@ -105,20 +105,20 @@ func (v *Volume) attach(id gears.SessionID, c Client, p *peer, opens []uint64) (
 }
 
 // attachLocked gives a session, nil for a new one, its connection.
-func (v *Volume) attachLocked(s *session, id gears.SessionID, c Client, p *peer) (*session, error) {
+func (v *Volume) attachLocked(s *session, id gearsfs.SessionID, c Client, p *peer) (*session, error) {
 	if v.closed {
-		return nil, gears.ErrClosed
+		return nil, gearsfs.ErrClosed
 	}
 	if s != nil && (s.local || !sameCaller(s.caller, c.Caller)) {
-		return nil, gears.ErrAccess.Because("session %s belongs to another client", id)
+		return nil, gearsfs.ErrAccess.Because("session %s belongs to another client", id)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.gone:
-		return nil, gears.ErrClosed
+		return nil, gearsfs.ErrClosed
 	case len(p.sessions) >= peerSessionsMax:
-		return nil, gears.ErrOverload.Because("more than %d sessions on one connection", peerSessionsMax)
+		return nil, gearsfs.ErrOverload.Because("more than %d sessions on one connection", peerSessionsMax)
 	}
 	if s == nil {
 		s = v.newSessionLocked(id, c, false)
@@ -132,7 +132,7 @@ func (v *Volume) attachLocked(s *session, id gears.SessionID, c Client, p *peer)
 	return s, nil
 }
 
-func sameCaller(a, b gears.Caller) bool {
+func sameCaller(a, b gearsfs.Caller) bool {
 	return a.UID == b.UID && slices.Equal(a.GIDs, b.GIDs) && a.Checked == b.Checked
 }
 
@@ -196,7 +196,7 @@ func (v *Volume) endLocked(s *session, forget bool) (rest func()) {
 		v.mu.Unlock()
 		v.watches.drop(watch)
 		for _, o := range waiting {
-			o.cancel(gears.ErrClosed)
+			o.cancel(gearsfs.ErrClosed)
 		}
 		if s.door.shut() {
 			v.proposeEnd(s)
@@ -217,13 +217,13 @@ func (v *Volume) proposeEnd(s *session) {
 	})
 }
 
-func (v *Volume) noteEnd(id gears.SessionID, err error) {
+func (v *Volume) noteEnd(id gearsfs.SessionID, err error) {
 	if err != nil && !v.isClosed() {
 		v.log.Warn("a session's end was not recorded", "session", id, "error", err)
 	}
 }
 
-func endCommand(id gears.SessionID, forget bool) *wire.Command {
+func endCommand(id gearsfs.SessionID, forget bool) *wire.Command {
 	return &wire.Command{Checked: true, Op: &wire.Command_EndSession{EndSession: &wire.EndSession{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Forget: forget,
 	}}}
@@ -232,7 +232,7 @@ func endCommand(id gears.SessionID, forget bool) *wire.Command {
 // sweepLater lets an entry come when what ends now is to be forgotten: the
 // state machine does that by the time of entries.
 func (v *Volume) sweepLater() {
-	time.AfterFunc(gears.SessionTTL+time.Second, func() {
+	time.AfterFunc(gearsfs.SessionTTL+time.Second, func() {
 		if !v.isClosed() {
 			v.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}, nil)
 		}
@@ -240,7 +240,7 @@ func (v *Volume) sweepLater() {
 }
 
 // confirm keeps a session's row, making it where there is none. then gets
-// gears.ErrSession where the session is older than SessionTTL and unknown: what
+// gearsfs.ErrSession where the session is older than SessionTTL and unknown: what
 // it did is forgotten.
 func (v *Volume) confirm(s *session, then func(*wire.Answer, error)) {
 	v.order(s, &wire.Command{
@@ -253,7 +253,7 @@ func (v *Volume) confirm(s *session, then func(*wire.Answer, error)) {
 // keepOpen makes a new session's row after a while, so that a client may wait
 // longer than SessionTTL before its first change.
 func (v *Volume) keepOpen(s *session) {
-	time.AfterFunc(gears.SessionTTL/2, func() {
+	time.AfterFunc(gearsfs.SessionTTL/2, func() {
 		v.mu.Lock()
 		over := s.ended || v.closed
 		v.mu.Unlock()
@@ -277,7 +277,7 @@ func (v *Volume) adoptSessions() error {
 	if err != nil {
 		return err
 	}
-	ids := slices.SortedFunc(maps.Keys(known), func(a, b gears.SessionID) int {
+	ids := slices.SortedFunc(maps.Keys(known), func(a, b gearsfs.SessionID) int {
 		if a.Less(b) {
 			return -1
 		}
@@ -295,7 +295,7 @@ func (v *Volume) adoptSessions() error {
 }
 
 // disown ends a session of before the volume was opened that has not come back.
-func (v *Volume) disown(id gears.SessionID) {
+func (v *Volume) disown(id gearsfs.SessionID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.sessions[id] != nil || v.closed {
@@ -310,7 +310,7 @@ func (v *Volume) disown(id gears.SessionID) {
 // opened counts an open of ino and waits for an unlink that may not have seen
 // it; the caller then looks whether the inode is still there. It returns false,
 // and does nothing, where the session has ended.
-func (v *Volume) opened(s *session, ino gears.Ino, then func()) bool {
+func (v *Volume) opened(s *session, ino gearsfs.Ino, then func()) bool {
 	v.mu.Lock()
 	if s.ended {
 		v.mu.Unlock()
@@ -331,7 +331,7 @@ func (v *Volume) opened(s *session, ino gears.Ino, then func()) bool {
 
 // released takes one open back. The last one of an inode without a name lets
 // the inode go.
-func (v *Volume) released(s *session, ino gears.Ino) {
+func (v *Volume) released(s *session, ino gearsfs.Ino) {
 	v.mu.Lock()
 	n := s.opens[ino]
 	if n > 0 {
@@ -346,11 +346,11 @@ func (v *Volume) released(s *session, ino gears.Ino) {
 
 // declareLocked makes a session's opens what its client says that they are (an
 // inode and how often, in turn), and returns those that it has no more.
-func (v *Volume) declareLocked(s *session, opens []uint64) (released []gears.Ino) {
+func (v *Volume) declareLocked(s *session, opens []uint64) (released []gearsfs.Ino) {
 	before := s.opens
-	s.opens = make(map[gears.Ino]int, len(opens)/2)
+	s.opens = make(map[gearsfs.Ino]int, len(opens)/2)
 	for i := 0; i+1 < len(opens); i += 2 {
-		s.opens[gears.Ino(opens[i])] += int(min(opens[i+1], math.MaxInt32))
+		s.opens[gearsfs.Ino(opens[i])] += int(min(opens[i+1], math.MaxInt32))
 	}
 	for ino, n := range s.opens {
 		v.opens[ino] += n
@@ -366,7 +366,7 @@ func (v *Volume) declareLocked(s *session, opens []uint64) (released []gears.Ino
 
 // letGo tells the state that a session does not have an inode open any more,
 // where that has no name left.
-func (v *Volume) letGo(s *session, ino gears.Ino) {
+func (v *Volume) letGo(s *session, ino gearsfs.Ino) {
 	if v.machine.IsOrphan(ino) {
 		v.order(s, &wire.Command{
 			SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Checked: true,
@@ -375,7 +375,7 @@ func (v *Volume) letGo(s *session, ino gears.Ino) {
 	}
 }
 
-func decrement(counts map[gears.Ino]int, ino gears.Ino, by int) {
+func decrement(counts map[gearsfs.Ino]int, ino gearsfs.Ino, by int) {
 	if counts[ino] -= by; counts[ino] <= 0 {
 		delete(counts, ino)
 	}
@@ -390,7 +390,7 @@ type unlinking struct {
 
 // holders names the sessions that have ino open, for a command that may remove
 // its last name, and notes that the command is on its way; unlinked undoes that.
-func (v *Volume) holders(ino gears.Ino) []uint64 {
+func (v *Volume) holders(ino gearsfs.Ino) []uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	u := v.waits.unlinking[ino]
@@ -399,7 +399,7 @@ func (v *Volume) holders(ino gears.Ino) []uint64 {
 		v.waits.unlinking[ino] = u
 	}
 	u.count++
-	var ids []gears.SessionID
+	var ids []gearsfs.SessionID
 	if v.opens[ino] > 0 {
 		for id, s := range v.sessions {
 			if s.opens[ino] > 0 {
@@ -407,7 +407,7 @@ func (v *Volume) holders(ino gears.Ino) []uint64 {
 			}
 		}
 	}
-	slices.SortFunc(ids, func(a, b gears.SessionID) int {
+	slices.SortFunc(ids, func(a, b gearsfs.SessionID) int {
 		if a.Less(b) {
 			return -1
 		}
@@ -420,7 +420,7 @@ func (v *Volume) holders(ino gears.Ino) []uint64 {
 	return out
 }
 
-func (v *Volume) unlinked(ino gears.Ino) {
+func (v *Volume) unlinked(ino gearsfs.Ino) {
 	v.mu.Lock()
 	u := v.waits.unlinking[ino]
 	u.count--

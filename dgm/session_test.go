@@ -14,8 +14,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -161,20 +161,20 @@ func untilWaits(t *testing.T, m dgm.Manager, n int) {
 	}
 }
 
-var takeK = dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"k"}}
+var takeK = dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}}
 
-func put(t *testing.T, m dgm.Manager, key gears.Key, texts ...string) {
+func put(t *testing.T, m dgm.Manager, key gearsfs.Key, texts ...string) {
 	t.Helper()
-	var rs []gears.NewRecord
+	var rs []gearsfs.NewRecord
 	for _, text := range texts {
-		rs = append(rs, gears.NewRecord{Data: []byte(text)})
+		rs = append(rs, gearsfs.NewRecord{Data: []byte(text)})
 	}
-	_, err := m.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: key, Records: rs})
+	_, err := m.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: key, Records: rs})
 	require.NoError(t, err)
 }
 
 type taken struct {
-	records []gears.Record
+	records []gearsfs.Record
 	err     error
 }
 
@@ -208,7 +208,7 @@ func TestChangesBesideAWait(t *testing.T) {
 	for i := range 50 {
 		wg.Go(func() {
 			for range 400 {
-				if err := r.SetXattr(t.Context(), gears.RootIno, fmt.Sprintf("user.%d", i), []byte("x"), 0); err != nil {
+				if err := r.SetXattr(t.Context(), gearsfs.RootIno, fmt.Sprintf("user.%d", i), []byte("x"), 0); err != nil {
 					t.Error(err)
 					return
 				}
@@ -225,7 +225,7 @@ func TestSessionIsRenewed(t *testing.T) {
 	require.NoError(t, err)
 	var ahead atomic.Int64
 	vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{
-		Data: data, Root: gears.Root,
+		Data: data, Root: gearsfs.Root,
 		Clock: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
 	})
 	require.NoError(t, err)
@@ -234,30 +234,30 @@ func TestSessionIsRenewed(t *testing.T) {
 	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
 	first := r.Session()
 	put(t, r, "k", "a")
-	leased, err := r.Take(t.Context(), dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"k"}, Lease: true})
+	leased, err := r.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}, Lease: true})
 	require.NoError(t, err)
-	sent := takeLater(t.Context(), r, dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"later"}})
+	sent := takeLater(t.Context(), r, dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"later"}})
 	peeked := make(chan error, 1)
 	go func() {
-		_, err := r.Peek(t.Context(), dgm.Peek{File: gears.At("/q"), Key: "peeked"})
+		_, err := r.Peek(t.Context(), dgm.Peek{File: gearsfs.At("/q"), Key: "peeked"})
 		peeked <- err
 	}()
 	untilWaits(t, m, 2)
 	b.cut()
 	require.Len(t, receive(t, takeLater(t.Context(), m, takeK)).records, 1, "the lease went back")
-	ahead.Store(int64(2 * gears.SessionTTL))
+	ahead.Store(int64(2 * gearsfs.SessionTTL))
 	put(t, m, "tick", "x") // what is closed for so long is forgotten
 	unsent := make(chan error, 1)
 	go func() {
-		_, err := r.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "peeked", Records: benchRecord})
+		_, err := r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "peeked", Records: benchRecord})
 		unsent <- err
 	}()
 	b.mend()
-	require.ErrorIs(t, receive(t, sent).err, gears.ErrMaybe)
+	require.ErrorIs(t, receive(t, sent).err, gearsfs.ErrMaybe)
 	require.NoError(t, <-unsent)
 	require.NoError(t, <-peeked)
 	require.NotEqual(t, first, r.Session())
-	require.ErrorIs(t, r.Settle(t.Context(), dgm.Settle{Receipts: []gears.Receipt{*leased[0].Receipt}}), gears.ErrGone)
+	require.ErrorIs(t, r.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{*leased[0].Receipt}}), gearsfs.ErrGone)
 	put(t, r, "k", "b")
 }
 
@@ -268,7 +268,7 @@ func TestSessionComesBackToWait(t *testing.T) {
 	require.NoError(t, err)
 	var ahead atomic.Int64
 	vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{
-		Data: data, Root: gears.Root,
+		Data: data, Root: gearsfs.Root,
 		Clock: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
 	})
 	require.NoError(t, err)
@@ -283,7 +283,7 @@ func TestSessionComesBackToWait(t *testing.T) {
 	untilWaits(t, m, 0)
 	b.mend()
 	untilWaits(t, m, 1)
-	ahead.Store(int64(2 * gears.SessionTTL))
+	ahead.Store(int64(2 * gearsfs.SessionTTL))
 	put(t, m, "tick", "x")
 	put(t, m, "k", "x")
 	require.NoError(t, receive(t, out).err)
@@ -314,20 +314,20 @@ func TestOpensOverCuts(t *testing.T) {
 	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
 	for i := range 5 {
 		name := fmt.Sprint(i)
-		attr, err := m.Make(t.Context(), gears.RootIno, name, dgm.Make{Mode: 0o100644})
+		attr, err := m.Make(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: 0o100644})
 		require.NoError(t, err)
 		b.loseAnswer(func() {
 			if _, err := r.Open(t.Context(), attr.Ino); err != nil {
 				t.Error(err)
 			}
 		})
-		require.NoError(t, m.Unlink(t.Context(), gears.RootIno, name))
+		require.NoError(t, m.Unlink(t.Context(), gearsfs.RootIno, name))
 		_, err = m.GetAttr(t.Context(), attr.Ino)
 		require.NoError(t, err, "it is open")
 		require.NoError(t, r.Release(t.Context(), attr.Ino))
 		put(t, m, "tick", "x") // behind the release
 		_, err = m.GetAttr(t.Context(), attr.Ino)
-		require.ErrorIs(t, err, gears.ErrStale, "nobody has it open")
+		require.ErrorIs(t, err, gearsfs.ErrStale, "nobody has it open")
 	}
 }
 
@@ -338,12 +338,12 @@ func TestWatchOverACut(t *testing.T) {
 	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ended <- r.Watch(t.Context(), func() { close(started) }, func([]gears.Change) {})
+		ended <- r.Watch(t.Context(), func() { close(started) }, func([]gearsfs.Change) {})
 	}()
 	<-started
 	b.halfCut()
 	put(t, m, "data", "x")
-	require.ErrorIs(t, <-ended, gears.ErrOverload)
+	require.ErrorIs(t, <-ended, gearsfs.ErrOverload)
 }
 
 // Whatever a session had on its way when it ended, nothing stays leased.
@@ -368,11 +368,11 @@ func TestLeasesOfSessionsThatEnd(t *testing.T) {
 		one, two := takeLater(t.Context(), c, lease), takeLater(t.Context(), c, lease)
 		require.NoError(t, c.Close())
 		for _, out := range []<-chan taken{one, two} {
-			if err := receive(t, out).err; err != nil && !errors.Is(err, gears.ErrClosed) {
-				require.ErrorIs(t, err, gears.ErrMaybe)
+			if err := receive(t, out).err; err != nil && !errors.Is(err, gearsfs.ErrClosed) {
+				require.ErrorIs(t, err, gearsfs.ErrMaybe)
 			}
 		}
-		info, err := m.Stream(t.Context(), gears.At("/q"), "k")
+		info, err := m.Stream(t.Context(), gearsfs.At("/q"), "k")
 		require.NoError(t, err)
 		require.EqualValues(t, 3, info.Records, "round %d: %d are leased", i, info.Leased)
 	}
@@ -386,7 +386,7 @@ func TestCloseUnderClients(t *testing.T) {
 	open := func() *dgm.Volume {
 		data, err := persist.Open(dir, persist.Options{Create: true, Name: "test"})
 		require.NoError(t, err)
-		vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{Data: data, Root: gears.Root})
+		vol, err := dgm.OpenVolume(t.Context(), dgm.VolumeConfig{Data: data, Root: gearsfs.Root})
 		require.NoError(t, err)
 		return vol
 	}
@@ -410,9 +410,9 @@ func TestCloseUnderClients(t *testing.T) {
 	for i := range 4 {
 		busy.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				_, err := r.ReadDir(ctx, gears.RootIno, "", 10)
+				_, err := r.ReadDir(ctx, gearsfs.RootIno, "", 10)
 				if err == nil {
-					_, err = r.Put(ctx, dgm.Put{File: gears.At(fmt.Sprintf("/p%d", i)), Key: "k", Records: benchRecord})
+					_, err = r.Put(ctx, dgm.Put{File: gearsfs.At(fmt.Sprintf("/p%d", i)), Key: "k", Records: benchRecord})
 				}
 				if err != nil && ctx.Err() == nil {
 					t.Error(err)
@@ -426,13 +426,13 @@ func TestCloseUnderClients(t *testing.T) {
 		require.NoError(t, err)
 		untilWaits(t, l, 1)
 		started, ended := make(chan struct{}), make(chan error, 1)
-		go func() { ended <- l.Watch(t.Context(), func() { close(started) }, func([]gears.Change) {}) }()
+		go func() { ended <- l.Watch(t.Context(), func() { close(started) }, func([]gearsfs.Change) {}) }()
 		<-started
 		begun := time.Now()
 		require.NoError(t, vol.Close())
 		require.Error(t, <-ended)
-		_, err = l.GetAttr(t.Context(), gears.RootIno)
-		require.ErrorIs(t, err, gears.ErrClosed)
+		_, err = l.GetAttr(t.Context(), gearsfs.RootIno)
+		require.ErrorIs(t, err, gearsfs.ErrClosed)
 		require.NoError(t, l.Close())
 		wg.Wait()
 		require.Less(t, time.Since(begun), 1900*time.Millisecond, "nobody had to be cut off")
@@ -451,8 +451,8 @@ func TestCloseUnderClients(t *testing.T) {
 func TestOffersOfOneName(t *testing.T) {
 	node, a, b := openVolume(t, t.TempDir()), openVolume(t, t.TempDir()), openVolume(t, t.TempDir())
 	path := "unix:" + serveUnix(t, node)
-	dial(t, path, dgm.RemoteOptions{Offer: a, OfferName: "x", OfferAs: gears.Root})
-	second := dial(t, path, dgm.RemoteOptions{Offer: b, OfferName: "x", OfferAs: gears.Root})
+	dial(t, path, dgm.RemoteOptions{Offer: a, OfferName: "x", OfferAs: gearsfs.Root})
+	second := dial(t, path, dgm.RemoteOptions{Offer: b, OfferName: "x", OfferAs: gearsfs.Root})
 	worker := dial(t, path, dgm.RemoteOptions{})
 	check := func(serves *dgm.Volume, text string) {
 		via, err := dgm.Via(t.Context(), worker, "x")

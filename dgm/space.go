@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -63,7 +63,7 @@ func (s *space) admit(cmd *wire.Command) error {
 	switch cmd.Op.(type) {
 	case *wire.Command_Put, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link,
 		*wire.Command_SetXattr, *wire.Command_Allocate, *wire.Command_SetRemote:
-		return gears.ErrNoSpace
+		return gearsfs.ErrNoSpace
 	}
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
@@ -25,13 +25,13 @@ type VolumeConfig struct {
 	// Name of the volume; empty is "main". It is used when Data is new.
 	Name string
 	// Root owns the root directory of a new volume.
-	Root gears.Caller
+	Root gearsfs.Caller
 	// Clock is the node's clock; nil is time.Now.
 	Clock func() time.Time
 	// Version is the program's, for status.
 	Version string
 	// ReserveBytes is kept free on the disk: below it changes that need room
-	// are refused with gears.ErrNoSpace. 0 is 64 MiB.
+	// are refused with gearsfs.ErrNoSpace. 0 is 64 MiB.
 	ReserveBytes uint64
 	// Insecure believes whom a TCP client without TLS claims to be.
 	Insecure bool
@@ -65,8 +65,8 @@ type Volume struct {
 	// call into the replica that could wait; it is taken before the machine's
 	// own lock, never while that is held.
 	mu       sync.Mutex
-	sessions map[gears.SessionID]*session
-	opens    map[gears.Ino]int // over all sessions
+	sessions map[gearsfs.SessionID]*session
+	opens    map[gearsfs.Ino]int // over all sessions
 	waits    waits
 	offers   map[string][]*peer // the latest last
 	passages map[passage]*peer
@@ -98,8 +98,8 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 	}
 	v := &Volume{
 		cfg: cfg, log: cfg.Log, started: cfg.Clock(),
-		sessions: make(map[gears.SessionID]*session),
-		opens:    make(map[gears.Ino]int),
+		sessions: make(map[gearsfs.SessionID]*session),
+		opens:    make(map[gearsfs.Ino]int),
 		offers:   make(map[string][]*peer),
 		passages: make(map[passage]*peer),
 		links:    make(map[string]*Remote),
@@ -164,7 +164,7 @@ func (v *Volume) initialise(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make volume: %w", err)
 	}
-	if err := gears.FromCode(gears.Code(answer.Code), answer.Reason); err != nil {
+	if err := gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason); err != nil {
 		return fmt.Errorf("make volume: %w", err)
 	}
 	return nil
@@ -230,7 +230,7 @@ func (v *Volume) Close() error {
 	v.mu.Unlock()
 
 	for _, o := range waiting {
-		o.cancel(gears.ErrClosed)
+		o.cancel(gearsfs.ErrClosed)
 	}
 	v.watches.dropAll()
 	if v.door.shut() {
@@ -253,17 +253,17 @@ func (v *Volume) Close() error {
 func (v *Volume) ID() []byte { return v.machine.VolumeID() }
 
 // mint makes a session id of this volume's log time.
-func (v *Volume) mint(local bool) (gears.SessionID, error) {
+func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
-		return gears.SessionID{}, fmt.Errorf("mint a session: %w", err)
+		return gearsfs.SessionID{}, fmt.Errorf("mint a session: %w", err)
 	}
 	salt := binary.BigEndian.Uint64(b[:]) &^ localSession
 	if local {
 		salt |= localSession
 	}
 	now := max(v.cfg.Clock().UnixNano(), int64(v.machine.LogTime()))
-	return gears.SessionID{Minted: now, Salt: salt}, nil
+	return gearsfs.SessionID{Minted: now, Salt: salt}, nil
 }
 
 // localSession marks the ids of sessions that live in the node's own process:
@@ -271,25 +271,25 @@ func (v *Volume) mint(local bool) (gears.SessionID, error) {
 const localSession = 1 << 63
 
 // status gathers what Status shows.
-func (v *Volume) status() gears.NodeStatus {
+func (v *Volume) status() gearsfs.NodeStatus {
 	g := v.group.Status()
 	v.mu.Lock()
 	sessions, waits := len(v.sessions), v.waits.len()
 	v.mu.Unlock()
-	s := gears.NodeStatus{
+	s := gearsfs.NodeStatus{
 		Name: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), Version: v.cfg.Version,
 		Role: "leader", Leader: v.cfg.Data.Identity().Name, Term: g.Term,
-		Commit: gears.Index(g.Commit), Applied: gears.Index(g.Applied), Durable: gears.Index(g.Durable),
+		Commit: gearsfs.Index(g.Commit), Applied: gearsfs.Index(g.Applied), Durable: gearsfs.Index(g.Durable),
 		LogBytes: v.cfg.Data.Log.Bytes(), StateBytes: v.cfg.Data.State.Bytes(),
 		Sessions: uint32(sessions), Waits: uint32(waits), Usage: v.usage(), Started: v.started,
 	}
 	if v.space.full() {
-		s.Warnings = append(s.Warnings, gears.ErrNoSpace.Reason)
+		s.Warnings = append(s.Warnings, gearsfs.ErrNoSpace.Reason)
 	}
 	return s
 }
 
-func (v *Volume) usage() gears.Usage {
+func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
 	u.BytesFree, u.BytesTotal = v.space.figures()
 	return u

@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -26,12 +26,12 @@ func TestEditDistance(t *testing.T) {
 }
 
 func TestNearest(t *testing.T) {
-	for _, test := range []struct{ keys, names, want []gears.Key }{
-		{[]gears.Key{"counts"}, []gears.Key{"coutn", "count", "words", "counts"}, []gears.Key{"count", "coutn"}},
-		{[]gears.Key{"counts", "words"}, []gears.Key{"wrods", "county"}, []gears.Key{"wrods", "county"}},
-		{[]gears.Key{"ab"}, []gears.Key{"ac", "ba"}, nil}, // half of it would be typed wrong
-		{[]gears.Key{"abc"}, []gears.Key{"abd"}, []gears.Key{"abd"}},
-		{[]gears.Key{"result"}, []gears.Key{"result-long"}, nil},
+	for _, test := range []struct{ keys, names, want []gearsfs.Key }{
+		{[]gearsfs.Key{"counts"}, []gearsfs.Key{"coutn", "count", "words", "counts"}, []gearsfs.Key{"count", "coutn"}},
+		{[]gearsfs.Key{"counts", "words"}, []gearsfs.Key{"wrods", "county"}, []gearsfs.Key{"wrods", "county"}},
+		{[]gearsfs.Key{"ab"}, []gearsfs.Key{"ac", "ba"}, nil}, // half of it would be typed wrong
+		{[]gearsfs.Key{"abc"}, []gearsfs.Key{"abd"}, []gearsfs.Key{"abd"}},
+		{[]gearsfs.Key{"result"}, []gearsfs.Key{"result-long"}, nil},
 	} {
 		require.Equal(t, test.want, nearest(test.keys, test.names), "%v", test.keys)
 	}
@@ -54,7 +54,7 @@ func TestSpaceAdmission(t *testing.T) {
 		}
 		s.free.Store(0)
 		if wantErr {
-			require.ErrorIs(t, s.admit(cmd), gears.ErrNoSpace, "%T", cmd.Op)
+			require.ErrorIs(t, s.admit(cmd), gearsfs.ErrNoSpace, "%T", cmd.Op)
 		} else {
 			require.NoError(t, s.admit(cmd), "%T", cmd.Op)
 		}
@@ -134,7 +134,7 @@ func TestWatchOverflow(t *testing.T) {
 	v := &Volume{}
 	v.watches.init()
 	for _, waits := range []bool{true, false} {
-		s := &session{id: gears.SessionID{Salt: 1}}
+		s := &session{id: gearsfs.SessionID{Salt: 1}}
 		var id uint64
 		v.startWatch(s, 0, func(r *wire.Response) { id = r.Number })
 		var answers []*wire.Response
@@ -148,9 +148,9 @@ func TestWatchOverflow(t *testing.T) {
 			fetch()
 		}
 		require.Len(t, answers, 1)
-		require.ErrorIs(t, errorOf(answers[0]), gears.ErrOverload)
+		require.ErrorIs(t, errorOf(answers[0]), gearsfs.ErrOverload)
 		fetch()
-		require.ErrorIs(t, errorOf(answers[1]), gears.ErrOverload)
+		require.ErrorIs(t, errorOf(answers[1]), gearsfs.ErrOverload)
 		require.Empty(t, s.watch.pending)
 		v.watches.drop(s.watch)
 	}

@@ -1,7 +1,7 @@
 package dgm
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
 )
 
@@ -19,9 +19,9 @@ import (
 type waits struct {
 	tickets   stream.Tickets
 	count     int
-	files     map[gears.Ino]map[gears.Key]*spot
+	files     map[gearsfs.Ino]map[gearsfs.Key]*spot
 	names     map[nameKey]*line
-	unlinking map[gears.Ino]*unlinking
+	unlinking map[gearsfs.Ino]*unlinking
 }
 
 // spot is a stream at which something waits.
@@ -55,20 +55,20 @@ func (l *line) first() *op {
 func (l *line) idle() bool { return l.Len() == 0 && l.promised == 0 }
 
 func (w *waits) init() {
-	w.files = make(map[gears.Ino]map[gears.Key]*spot)
+	w.files = make(map[gearsfs.Ino]map[gearsfs.Key]*spot)
 	w.names = make(map[nameKey]*line)
-	w.unlinking = make(map[gears.Ino]*unlinking)
+	w.unlinking = make(map[gearsfs.Ino]*unlinking)
 }
 
 func (w *waits) len() int { return w.count }
 
 // spot returns the lines at a stream, nil where nothing waits there.
-func (w *waits) spot(ino gears.Ino, key gears.Key) *spot { return w.files[ino][key] }
+func (w *waits) spot(ino gearsfs.Ino, key gearsfs.Key) *spot { return w.files[ino][key] }
 
-func (w *waits) makeSpot(ino gears.Ino, key gears.Key) *spot {
+func (w *waits) makeSpot(ino gearsfs.Ino, key gearsfs.Key) *spot {
 	file := w.files[ino]
 	if file == nil {
-		file = make(map[gears.Key]*spot)
+		file = make(map[gearsfs.Key]*spot)
 		w.files[ino] = file
 	}
 	s := file[key]
@@ -80,7 +80,7 @@ func (w *waits) makeSpot(ino gears.Ino, key gears.Key) *spot {
 }
 
 // tidy drops the lines at a stream where nothing waits any more.
-func (w *waits) tidy(ino gears.Ino, key gears.Key) {
+func (w *waits) tidy(ino gearsfs.Ino, key gearsfs.Key) {
 	file := w.files[ino]
 	if s := file[key]; s != nil && !s.putting && s.takes.idle() && s.puts.idle() && s.peeks.idle() {
 		delete(file, key)
@@ -185,7 +185,7 @@ func (w *waits) of(s *session) []*op {
 }
 
 // at returns the ops that wait at a file, or for a name in a directory.
-func (w *waits) at(ino gears.Ino) []*op {
+func (w *waits) at(ino gearsfs.Ino) []*op {
 	var out []*op
 	for key, s := range w.files[ino] {
 		for _, l := range []*line{&s.takes, &s.puts, &s.peeks} {

@@ -4,8 +4,8 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -21,7 +21,7 @@ func (v *Volume) startTake(o *op, t *wire.Take) canceller {
 		o.failDurable(err)
 		return nil
 	}
-	t.Max = max(1, min(t.Max, gears.BatchRecordsMax))
+	t.Max = max(1, min(t.Max, gearsfs.BatchRecordsMax))
 	v.place(o, t.Target, keys)
 	v.mu.Lock()
 	now := o.change.Retry || v.runnableLocked(o)
@@ -40,13 +40,13 @@ func (v *Volume) startTake(o *op, t *wire.Take) canceller {
 }
 
 // takeKeys checks the keys of a take and drops repeated ones.
-func takeKeys(names []string) ([]gears.Key, error) {
+func takeKeys(names []string) ([]gearsfs.Key, error) {
 	if len(names) == 0 || len(names) > takeKeysMax {
-		return nil, gears.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
+		return nil, gearsfs.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
 	}
-	keys := make([]gears.Key, 0, len(names))
+	keys := make([]gearsfs.Key, 0, len(names))
 	for _, name := range names {
-		key := gears.Key(name)
+		key := gearsfs.Key(name)
 		if err := key.Check(); err != nil {
 			return nil, err
 		}
@@ -58,14 +58,14 @@ func takeKeys(names []string) ([]gears.Key, error) {
 }
 
 // place notes where an operation stands.
-func (v *Volume) place(o *op, t *wire.Target, keys []gears.Key) {
+func (v *Volume) place(o *op, t *wire.Target, keys []gearsfs.Key) {
 	if o.since.IsZero() {
 		o.since = v.cfg.Clock()
 	}
 	o.keys = keys
-	o.ino = gears.Ino(t.Ino)
+	o.ino = gearsfs.Ino(t.Ino)
 	if o.ino == 0 {
-		o.name = nameKey{gears.Ino(t.Dir), t.Name}
+		o.name = nameKey{gearsfs.Ino(t.Dir), t.Name}
 	}
 }
 
@@ -109,7 +109,7 @@ func (v *Volume) promiseLocked(o *op) {
 	}
 }
 
-func (v *Volume) promiseTo(o *op, l *line, key gears.Key, records uint64) {
+func (v *Volume) promiseTo(o *op, l *line, key gearsfs.Key, records uint64) {
 	l.promised += records
 	o.promised = promise{l, key, records}
 }
@@ -134,9 +134,9 @@ func (v *Volume) mayWaitLocked(o *op) bool {
 	switch {
 	case o.ended != nil, o.noWait():
 	case o.sess.ended || v.closed:
-		o.ended = gears.ErrClosed
+		o.ended = gearsfs.ErrClosed
 	case o.epoch != o.sess.epoch.Load():
-		o.ended = gears.ErrCancelled // its client has asked again
+		o.ended = gearsfs.ErrCancelled // its client has asked again
 	default:
 		return true
 	}
@@ -168,21 +168,21 @@ func (v *Volume) lookAgain(o *op) {
 
 // hopeless returns why an operation must not wait at a place: the file or the
 // directory is gone, is no file, or may not be used.
-func (v *Volume) hopeless(o *op, ino gears.Ino, name nameKey) error {
+func (v *Volume) hopeless(o *op, ino gearsfs.Ino, name nameKey) error {
 	if ino == 0 {
 		attr, err := v.machine.GetAttr(name.dir)
-		if gears.CodeOf(err) == gears.ErrStale.Code || err == nil && attr.Nlink == 0 {
-			return gears.ErrRemoved
+		if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code || err == nil && attr.Nlink == 0 {
+			return gearsfs.ErrRemoved
 		}
 		return err
 	}
 	put := o.peek == nil && !o.isTake()
 	err := v.machine.MayWait(ino, !put, o.peek == nil, o.sess.caller)
-	if put && gears.CodeOf(err) == gears.ErrAccess.Code {
+	if put && gearsfs.CodeOf(err) == gearsfs.ErrAccess.Code {
 		return nil // it was let in when it was applied
 	}
-	if gears.CodeOf(err) == gears.ErrStale.Code && o.path != "" {
-		return gears.ErrRemoved
+	if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code && o.path != "" {
+		return gearsfs.ErrRemoved
 	}
 	return err
 }
@@ -210,9 +210,9 @@ func (v *Volume) failEmpty(o *op) {
 	switch {
 	case err != nil:
 	case v.drained(o):
-		err = gears.ErrEnd
+		err = gearsfs.ErrEnd
 	default:
-		err = gears.ErrEmpty
+		err = gearsfs.ErrEmpty
 	}
 	o.failDurable(err)
 }
@@ -222,7 +222,7 @@ func (v *Volume) drained(o *op) bool {
 	if o.ino == 0 {
 		return false
 	}
-	return !slices.ContainsFunc(o.keys, func(key gears.Key) bool {
+	return !slices.ContainsFunc(o.keys, func(key gearsfs.Key) bool {
 		st := v.machine.StreamState(o.ino, key)
 		return !st.Drained()
 	})
@@ -236,8 +236,8 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 		return nil
 	}
 	p.Retry = false // is the node's to say
-	key := gears.Key(p.Key)
-	v.place(o, p.Target, []gears.Key{key})
+	key := gearsfs.Key(p.Key)
+	v.place(o, p.Target, []gearsfs.Key{key})
 	v.mu.Lock()
 	var behind bool
 	if s := v.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
@@ -257,7 +257,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 	case !v.park(o):
 		err := o.endedBy()
 		if err == nil {
-			err = gears.ErrFull
+			err = gearsfs.ErrFull
 		}
 		o.failDurable(err)
 	}
@@ -266,7 +266,7 @@ func (v *Volume) startPut(o *op, p *wire.Put) canceller {
 
 // withTakersLocked collects a put and the oldest takes that wait for its
 // records; nil where none does.
-func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*op {
+func (v *Volume) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op {
 	var takes []*op
 	if o.ino == 0 {
 		if l := v.waits.names[o.name]; l != nil {
@@ -299,7 +299,7 @@ func (v *Volume) withTakersLocked(o *op, key gears.Key, records uint64) []*op {
 
 // startPeek reads a stream, waiting for what it asks for.
 func (v *Volume) startPeek(o *op) canceller {
-	if err := gears.Key(o.peek.Key).Check(); err != nil {
+	if err := gearsfs.Key(o.peek.Key).Check(); err != nil {
 		o.fail(err)
 		return nil
 	}
@@ -307,8 +307,8 @@ func (v *Volume) startPeek(o *op) canceller {
 		o.failDurable(err)
 		return nil
 	}
-	o.peek.Max = max(1, min(o.peek.Max, gears.BatchRecordsMax))
-	v.place(o, o.peek.Target, []gears.Key{gears.Key(o.peek.Key)})
+	o.peek.Max = max(1, min(o.peek.Max, gearsfs.BatchRecordsMax))
+	v.place(o, o.peek.Target, []gearsfs.Key{gearsfs.Key(o.peek.Key)})
 	return v.runPeek(o)
 }
 
@@ -344,9 +344,9 @@ func (v *Volume) tryPeek(o *op) bool {
 		return false
 	}
 	records, err := v.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
-		Max: int(o.peek.Max), Follow: o.peek.Follow, After: gears.Seq(o.peek.After), Last: o.peek.Last,
+		Max: int(o.peek.Max), Follow: o.peek.Follow, After: gearsfs.Seq(o.peek.After), Last: o.peek.Last,
 	}, o.sess.caller)
-	if gears.CodeOf(err) == gears.ErrEmpty.Code {
+	if gearsfs.CodeOf(err) == gearsfs.ErrEmpty.Code {
 		return false
 	}
 	o.settled()
@@ -381,7 +381,7 @@ func (v *Volume) Applied(_ uint64, touched []file.Touched, changed []file.Change
 }
 
 // wake proposes the oldest of those that wait at a stream and can run now.
-func (v *Volume) wake(ino gears.Ino, key gears.Key) {
+func (v *Volume) wake(ino gearsfs.Ino, key gearsfs.Key) {
 	v.mu.Lock()
 	s := v.waits.spot(ino, key)
 	if s == nil || v.closed {
@@ -424,7 +424,7 @@ func (v *Volume) wake(ino gears.Ino, key gears.Key) {
 	v.mu.Unlock()
 	v.submit(run...)
 	for _, o := range over {
-		o.failDurable(gears.ErrEnd)
+		o.failDurable(gearsfs.ErrEnd)
 	}
 }
 
@@ -453,11 +453,11 @@ func putSize(o *op) (records, bytes uint64) {
 }
 
 // gone tells those that wait at a file which lost its last name.
-func (v *Volume) gone(ino gears.Ino) {
+func (v *Volume) gone(ino gearsfs.Ino) {
 	v.mu.Lock()
 	ops := v.waits.at(ino)
 	v.mu.Unlock()
-	v.giveUp(ops, gears.ErrRemoved)
+	v.giveUp(ops, gearsfs.ErrRemoved)
 }
 
 // appeared moves those that wait for a missing file to the file, where it is
@@ -469,7 +469,7 @@ func (v *Volume) appeared(name nameKey) {
 		v.mu.Unlock()
 		return
 	}
-	attr, err := v.machine.Lookup(name.dir, name.name, gears.Root)
+	attr, err := v.machine.Lookup(name.dir, name.name, gearsfs.Root)
 	if err != nil {
 		v.mu.Unlock()
 		return
@@ -477,7 +477,7 @@ func (v *Volume) appeared(name nameKey) {
 	link := attr.Mode&syscall.S_IFMT == syscall.S_IFLNK
 	var ops, again []*op
 	l.each(func(o *op) { ops = append(ops, o) })
-	keys := make(map[gears.Key]bool)
+	keys := make(map[gearsfs.Key]bool)
 	for _, o := range ops {
 		v.waits.leave(o)
 		if link && o.path != "" {

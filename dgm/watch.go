@@ -5,8 +5,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -25,7 +25,7 @@ type watches struct {
 // watch is one of them, guarded by watches.mu.
 type watch struct {
 	id      uint64
-	session gears.SessionID
+	session gearsfs.SessionID
 	pending []*wire.Changed
 	lost    bool
 	waiting func(*wire.Response) // of a request that waits for changes
@@ -54,7 +54,7 @@ func (v *Volume) startWatch(s *session, id uint64, done func(*wire.Response)) ca
 		v.mu.Unlock()
 		ws.drop(old)
 		if over {
-			done(failure(gears.ErrClosed))
+			done(failure(gearsfs.ErrClosed))
 			return nil
 		}
 		done(&wire.Response{Number: w.id})
@@ -97,7 +97,7 @@ func (ww watchWait) cancel(why error) {
 	}
 }
 
-var errMissed = gears.ErrOverload.Because("the watch has missed changes")
+var errMissed = gearsfs.ErrOverload.Because("the watch has missed changes")
 
 // lose makes a watch miss changes: an answer with some may be lost. nil is none.
 func (ws *watches) lose(w *watch) {
@@ -128,7 +128,7 @@ func (ws *watches) drop(w *watch) {
 	ws.mu.Lock()
 	delete(ws.all, w)
 	ws.mu.Unlock()
-	watchWait{ws, w}.cancel(gears.ErrClosed)
+	watchWait{ws, w}.cancel(gearsfs.ErrClosed)
 }
 
 // tell gives every watch what others changed.

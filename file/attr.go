@@ -3,7 +3,7 @@ package file
 import (
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -21,7 +21,7 @@ type dataStat struct {
 	version uint64
 
 	// What reading needs besides.
-	cursor gears.Place
+	cursor gearsfs.Place
 	outs   uint64 // records in front of cursor that live
 }
 
@@ -49,21 +49,21 @@ func (m *Machine) attr(n *node) (*wire.Attr, error) {
 // openData returns n's data stream where it is needed to know n.stat.
 func (m *Machine) openData(n *node) (*openStream, error) {
 	if n.streams != nil {
-		if s, ok := n.streams.Get(gears.DataKey); ok {
+		if s, ok := n.streams.Get(gearsfs.DataKey); ok {
 			return s, nil
 		}
 	}
 	if n.stat.known {
 		return nil, nil
 	}
-	s, err := m.stream(n, gears.DataKey)
+	s, err := m.stream(n, gearsfs.DataKey)
 	if err == nil && s == nil {
 		n.stat = dataStat{known: true}
 	}
 	return s, err
 }
 
-func attrOf(ino gears.Ino, row *wire.InodeRow, data *dataStat) *wire.Attr {
+func attrOf(ino gearsfs.Ino, row *wire.InodeRow, data *dataStat) *wire.Attr {
 	a := &wire.Attr{
 		Ino: uint64(ino), Mode: row.Mode, Nlink: row.Nlink, Uid: row.Uid, Gid: row.Gid, Rdev: row.Rdev,
 		Taken: row.Taken, Atime: row.Atime, Mtime: row.Mtime, Ctime: row.Ctime,
@@ -87,14 +87,14 @@ func sizeOf(row *wire.InodeRow, data *dataStat) (size, blocks uint64) {
 }
 
 // attributes is attrOf for readers.
-func attributes(ino gears.Ino, row *wire.InodeRow, data *dataStat) gears.Attr {
-	a := gears.Attr{
+func attributes(ino gearsfs.Ino, row *wire.InodeRow, data *dataStat) gearsfs.Attr {
+	a := gearsfs.Attr{
 		Ino: ino, Mode: row.Mode, Nlink: row.Nlink, UID: row.Uid, GID: row.Gid, Rdev: row.Rdev, Taken: row.Taken,
 		Atime: timeOf(row.Atime), Mtime: timeOf(row.Mtime), Ctime: timeOf(row.Ctime),
 	}
 	a.Size, a.Blocks = sizeOf(row, data)
 	if isFile(row.Mode) {
-		a.Head, a.Version = gears.Pos(data.head), data.version
+		a.Head, a.Version = gearsfs.Pos(data.head), data.version
 	}
 	return a
 }
@@ -104,9 +104,9 @@ func attributes(ino gears.Ino, row *wire.InodeRow, data *dataStat) gears.Attr {
 func timeOf(ns uint64) time.Time { return time.Unix(0, int64(ns)) }
 
 func (m *Machine) applySetAttr(c *context, op *wire.SetAttr) *wire.Answer {
-	n, err := m.node(gears.Ino(op.Ino))
+	n, err := m.node(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
-		err = gears.ErrStale
+		err = gearsfs.ErrStale
 	}
 	if err == nil {
 		err = m.checkSetAttr(c, n, op)
@@ -128,31 +128,31 @@ func (m *Machine) checkSetAttr(c *context, n *node, op *wire.SetAttr) error {
 	if op.Size != nil {
 		switch {
 		case isDir(n.row.Mode):
-			return gears.ErrIsDir
+			return gearsfs.ErrIsDir
 		case !isFile(n.row.Mode):
-			return gears.ErrInvalid
+			return gearsfs.ErrInvalid
 		}
 		if err := m.access(c, n, mayWrite); err != nil {
 			return err
 		}
 	}
 	if op.Mode != nil && !c.owns(n) {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	if op.Uid != nil && !c.privileged() && (*op.Uid != n.row.Uid || !c.owns(n)) {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	if op.Gid != nil && (!c.owns(n) || *op.Gid != n.row.Gid && !c.belongs(*op.Gid)) {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	if op.Ctime != nil && !c.caller.Checked {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	if op.Atime == nil && op.Mtime == nil || c.owns(n) {
 		return nil
 	}
 	if op.GetAtime() != 0 || op.GetMtime() != 0 || op.Atime == nil || op.Mtime == nil {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	return m.access(c, n, mayWrite)
 }
@@ -202,9 +202,9 @@ const (
 const xattrsBytesMax = 64 << 10
 
 func (m *Machine) applySetXattr(c *context, op *wire.SetXattr) *wire.Answer {
-	n, err := m.node(gears.Ino(op.Ino))
+	n, err := m.node(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
-		err = gears.ErrStale
+		err = gearsfs.ErrStale
 	}
 	if err == nil {
 		err = m.setXattr(c, n, op)
@@ -223,7 +223,7 @@ func (m *Machine) setXattr(c *context, n *node, op *wire.SetXattr) error {
 		return err
 	}
 	if op.Flags&^(xattrCreate|xattrReplace) != 0 || op.Flags == xattrCreate|xattrReplace {
-		return gears.ErrInvalid
+		return gearsfs.ErrInvalid
 	}
 	key := persist.XattrKey(n.ino, op.Name)
 	_, exists, err := m.get(key)
@@ -231,15 +231,15 @@ func (m *Machine) setXattr(c *context, n *node, op *wire.SetXattr) error {
 	case err != nil:
 		return err
 	case !exists && (op.Remove || op.Flags == xattrReplace):
-		return gears.ErrNoAttr
+		return gearsfs.ErrNoAttr
 	case exists && op.Flags == xattrCreate:
-		return gears.ErrExists
+		return gearsfs.ErrExists
 	case op.Remove:
 		m.store.Delete(key)
 		n.row.Xattrs--
 		return nil
-	case len(op.Value) > gears.XattrBytesMax:
-		return gears.ErrTooBig
+	case len(op.Value) > gearsfs.XattrBytesMax:
+		return gearsfs.ErrTooBig
 	}
 	if !exists {
 		if err := m.roomForXattr(n, op.Name); err != nil {
@@ -251,10 +251,10 @@ func (m *Machine) setXattr(c *context, n *node, op *wire.SetXattr) error {
 	return nil
 }
 
-// roomForXattr returns gears.ErrNoSpace where one more name would make the
+// roomForXattr returns gearsfs.ErrNoSpace where one more name would make the
 // list of names longer than can be shown.
 func (m *Machine) roomForXattr(n *node, name string) error {
-	if (n.row.Xattrs+1)*(gears.XattrNameMax+1) <= xattrsBytesMax {
+	if (n.row.Xattrs+1)*(gearsfs.XattrNameMax+1) <= xattrsBytesMax {
 		return nil
 	}
 	names, err := xattrNames(m.store, n.ino)
@@ -266,12 +266,12 @@ func (m *Machine) roomForXattr(n *node, name string) error {
 		bytes += len(other) + 1
 	}
 	if bytes > xattrsBytesMax {
-		return gears.ErrNoSpace.Because("too many extended attributes")
+		return gearsfs.ErrNoSpace.Because("too many extended attributes")
 	}
 	return nil
 }
 
-func xattrNames(r Reader, ino gears.Ino) ([]string, error) {
+func xattrNames(r Reader, ino gearsfs.Ino) ([]string, error) {
 	var names []string
 	lo, hi := persist.FileRange(persist.TableXattr, ino)
 	err := scan(r, lo, hi, func(key, _ []byte) error {

@@ -8,7 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -110,7 +110,7 @@ func BenchmarkRead(b *testing.B) {
 	}
 	b.SetBytes(128 * k)
 	b.ReportAllocs()
-	pos := gears.Pos(0)
+	pos := gearsfs.Pos(0)
 	for b.Loop() {
 		if _, err := r.m.Read(f, pos, 128*k, root); err != nil {
 			b.Fatal(err)

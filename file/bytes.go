@@ -3,7 +3,7 @@ package file
 import (
 	"math"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -27,49 +27,49 @@ import (
 //     its length.
 const blockBytes = 16 << 10
 
-func blockStart(pos gears.Pos) gears.Pos { return pos - pos%blockBytes }
+func blockStart(pos gearsfs.Pos) gearsfs.Pos { return pos - pos%blockBytes }
 
 // piece is a record that lives and overlaps a range of bytes, or the last one
 // in front of it.
 type piece struct {
-	at   gears.Place
+	at   gearsfs.Place
 	size int
 	rec  stream.Record // Data only where the range covers it in part
 }
 
-func (p *piece) end() gears.Pos { return p.at.Pos + gears.Pos(p.size) }
+func (p *piece) end() gearsfs.Pos { return p.at.Pos + gearsfs.Pos(p.size) }
 
 // content returns the file whose bytes a command changes and its data stream,
 // nil where there is none yet.
 func (m *Machine) content(c *context, ino uint64) (*node, *openStream, error) {
-	n, err := m.node(gears.Ino(ino))
+	n, err := m.node(gearsfs.Ino(ino))
 	switch {
 	case err != nil:
 		return nil, nil, err
 	case n == nil:
-		return nil, nil, gears.ErrStale
+		return nil, nil, gearsfs.ErrStale
 	case isDir(n.row.Mode):
-		return nil, nil, gears.ErrIsDir
+		return nil, nil, gearsfs.ErrIsDir
 	case !isFile(n.row.Mode):
-		return nil, nil, gears.ErrInvalid.Because("not a regular file")
+		return nil, nil, gearsfs.ErrInvalid.Because("not a regular file")
 	}
 	if err := m.access(c, n, mayWrite); err != nil {
 		return nil, nil, err
 	}
-	s, err := m.stream(n, gears.DataKey)
+	s, err := m.stream(n, gearsfs.DataKey)
 	if err == nil && s != nil && s.queue.State().Sealed {
-		err = gears.ErrSealed
+		err = gearsfs.ErrSealed
 	}
 	return n, s, err
 }
 
 // changedBytes notes that a command changed n's bytes; next was the sequence
 // number of the stream's next record before.
-func (m *Machine) changedBytes(c *context, n *node, s *openStream, next gears.Seq, room bool) {
+func (m *Machine) changedBytes(c *context, n *node, s *openStream, next gearsfs.Seq, room bool) {
 	m.dirtyStream(s)
 	m.wrote(c, n)
 	m.change(c, n.ino, true)
-	t := m.touch(n.ino, gears.DataKey)
+	t := m.touch(n.ino, gearsfs.DataKey)
 	t.Appended = t.Appended || s.queue.State().NextSeq != next
 	t.Ready = s.queue.State().Ready > 0
 	t.Room = t.Room || room
@@ -77,14 +77,14 @@ func (m *Machine) changedBytes(c *context, n *node, s *openStream, next gears.Se
 
 func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 	n, s, err := m.content(c, op.Ino)
-	if err == nil && len(op.Data) > gears.RecordBytesMax {
-		err = gears.ErrTooBig
+	if err == nil && len(op.Data) > gearsfs.RecordBytesMax {
+		err = gearsfs.ErrTooBig
 	}
-	if err == nil && op.Pos > gears.FileBytesMax-uint64(len(op.Data)) {
-		err = gears.ErrTooBig
+	if err == nil && op.Pos > gearsfs.FileBytesMax-uint64(len(op.Data)) {
+		err = gearsfs.ErrTooBig
 	}
 	if err == nil && len(op.Data) > 0 {
-		err = m.write(c, n, s, gears.Pos(op.Pos), op.Data)
+		err = m.write(c, n, s, gearsfs.Pos(op.Pos), op.Data)
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -93,22 +93,22 @@ func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 }
 
 // write puts data at pos, all of it or, with an error, none.
-func (m *Machine) write(c *context, n *node, s *openStream, pos gears.Pos, data []byte) error {
+func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, data []byte) error {
 	var pieces []piece
-	end := pos + gears.Pos(len(data))
+	end := pos + gearsfs.Pos(len(data))
 	if s != nil {
 		if pos < s.queue.State().Head.Pos {
-			return gears.ErrIO.Because("these bytes were taken")
+			return gearsfs.ErrIO.Because("these bytes were taken")
 		}
 		var err error
 		if pieces, err = m.pieces(s, pos, end); err != nil {
 			return err
 		}
 		if gapBefore(pieces, pos, min(end, s.queue.State().Cursor.Pos)) {
-			return gears.ErrIO.Because("these bytes were taken")
+			return gearsfs.ErrIO.Because("these bytes were taken")
 		}
 	} else {
-		s = m.makeStream(n, gears.DataKey)
+		s = m.makeStream(n, gearsfs.DataKey)
 	}
 	next := s.queue.State().NextSeq
 	w := writing{queue: s.queue, now: c.now, buf: m.scratch.block}
@@ -119,7 +119,7 @@ func (m *Machine) write(c *context, n *node, s *openStream, pos gears.Pos, data 
 }
 
 // gapBefore says whether the pieces leave a gap in [pos, end).
-func gapBefore(pieces []piece, pos, end gears.Pos) bool {
+func gapBefore(pieces []piece, pos, end gearsfs.Pos) bool {
 	for i := range pieces {
 		if pos >= end || pieces[i].at.Pos > pos {
 			break
@@ -132,13 +132,13 @@ func gapBefore(pieces []piece, pos, end gears.Pos) bool {
 // pieces returns the records that live and overlap [pos, end), in order, and
 // in front of them the last one before pos, where its block row could grow.
 // They are valid until the next call.
-func (m *Machine) pieces(s *openStream, pos, end gears.Pos) ([]piece, error) {
+func (m *Machine) pieces(s *openStream, pos, end gearsfs.Pos) ([]piece, error) {
 	m.scratch.pieces = m.scratch.pieces[:0]
 	if blockStart(pos) >= s.queue.State().Tail {
 		return nil, nil // nothing is there: the way of files that are written from front to back
 	}
 	rows := m.rowsOf(s)
-	it, err := m.store.Scan(rows.recordRange(gears.Place{}, gears.Place{Pos: end}))
+	it, err := m.store.Scan(rows.recordRange(gearsfs.Place{}, gearsfs.Place{Pos: end}))
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func (m *Machine) pieces(s *openStream, pos, end gears.Pos) ([]piece, error) {
 
 // addPiece adds a record that lives to the pieces of [pos, end), in place of
 // one that is not the last in front of pos any more.
-func (m *Machine) addPiece(at gears.Place, rec stream.Record, pos, end gears.Pos) {
+func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs.Pos) {
 	p := piece{at: at, size: len(rec.Data), rec: rec}
 	p.rec.Data = nil
 	pieces, data := m.scratch.pieces, m.scratch.data
@@ -177,18 +177,18 @@ func (m *Machine) addPiece(at gears.Place, rec stream.Record, pos, end gears.Pos
 // seekRecord positions it, which ranges over a file's data stream, on a row
 // from which on it meets all records that reach over pos. It looks forward
 // first, since going backwards copies a whole value.
-func seekRecord(it Iterator, key *[]byte, ino gears.Ino, pos gears.Pos) bool {
-	*key = persist.AppendRecordKey((*key)[:0], ino, gears.DataKey, gears.Place{Pos: blockStart(pos)})
+func seekRecord(it Iterator, key *[]byte, ino gearsfs.Ino, pos gearsfs.Pos) bool {
+	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: blockStart(pos)})
 	if it.SeekGE(*key) {
 		if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == blockStart(pos) {
 			return true // with an error the caller finds it, too
 		}
 	}
-	*key = persist.AppendRecordKey((*key)[:0], ino, gears.DataKey, gears.Place{Pos: pos, Seq: math.MaxUint64})
+	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: pos, Seq: math.MaxUint64})
 	return it.SeekLT(*key) || it.First()
 }
 
-func parseRecord(it Iterator) (at gears.Place, rec stream.Record, err error) {
+func parseRecord(it Iterator) (at gearsfs.Place, rec stream.Record, err error) {
 	if at, err = persist.ParsePlace(it.Key()); err != nil {
 		return at, rec, err
 	}
@@ -211,14 +211,14 @@ type writing struct {
 	buf   []byte // the bytes of the row in hand
 
 	held    bool
-	at      gears.Place // of the row in hand, where it exists
+	at      gearsfs.Place // of the row in hand, where it exists
 	oldSize int
 	rec     stream.Record
 }
 
-func (w *writing) write(pieces []piece, pos gears.Pos, data []byte) {
-	end := pos + gears.Pos(len(data))
-	from := gears.Pos(0) // the end of the record in front
+func (w *writing) write(pieces []piece, pos gearsfs.Pos, data []byte) {
+	end := pos + gearsfs.Pos(len(data))
+	from := gearsfs.Pos(0) // the end of the record in front
 	for i := range pieces {
 		p := &pieces[i]
 		if p.at.Pos > pos {
@@ -228,7 +228,7 @@ func (w *writing) write(pieces []piece, pos gears.Pos, data []byte) {
 		}
 		from = p.end()
 		w.take(p, pos, end, &data)
-		pos = end - gears.Pos(len(data))
+		pos = end - gearsfs.Pos(len(data))
 	}
 	if len(data) > 0 {
 		w.fill(from, pos, data)
@@ -238,7 +238,7 @@ func (w *writing) write(pieces []piece, pos gears.Pos, data []byte) {
 
 // take overwrites what data has for a piece. One that may grow, or was changed
 // in part, stays in hand.
-func (w *writing) take(p *piece, pos, end gears.Pos, data *[]byte) {
+func (w *writing) take(p *piece, pos, end gearsfs.Pos, data *[]byte) {
 	w.store()
 	n := int(max(min(p.end(), end), pos) - pos)
 	mine := (*data)[:n]
@@ -269,7 +269,7 @@ func (w *writing) take(p *piece, pos, end gears.Pos, data *[]byte) {
 // fill writes data into the gap at pos, which begins at from or, where more was
 // handed out, at the cursor, or at the head: that passes a gap at the tail when
 // the last record is taken.
-func (w *writing) fill(from, pos gears.Pos, data []byte) {
+func (w *writing) fill(from, pos gearsfs.Pos, data []byte) {
 	from = max(from, w.queue.State().Cursor.Pos, w.queue.State().Head.Pos)
 	for len(data) > 0 {
 		start := blockStart(pos)
@@ -279,22 +279,22 @@ func (w *writing) fill(from, pos gears.Pos, data []byte) {
 			at := max(start, from)
 			if at == pos { // the common case copies nothing
 				w.queue.Insert(at, &stream.Record{Data: data[:n], Time: w.now, Block: true})
-				pos, data = pos+gears.Pos(n), data[n:]
+				pos, data = pos+gearsfs.Pos(n), data[n:]
 				continue
 			}
-			w.held, w.at, w.oldSize = true, gears.Place{Pos: at}, -1
+			w.held, w.at, w.oldSize = true, gearsfs.Place{Pos: at}, -1
 			w.rec = stream.Record{Data: w.buf[:0], Time: w.now, Block: true}
 		}
 		w.rec.Data = appendZeros(w.rec.Data, int(pos-w.at.Pos)-len(w.rec.Data))
 		w.rec.Data = append(w.rec.Data, data[:n]...)
 		w.buf = w.rec.Data
-		pos, data = pos+gears.Pos(n), data[n:]
+		pos, data = pos+gearsfs.Pos(n), data[n:]
 	}
 }
 
 // grows says whether the row in hand is of the block that begins at start and
 // may grow.
-func (w *writing) grows(start gears.Pos) bool {
+func (w *writing) grows(start gearsfs.Pos) bool {
 	return w.held && w.rec.Block && blockStart(w.at.Pos) == start &&
 		(w.oldSize < 0 || !w.at.Less(w.queue.State().Cursor))
 }

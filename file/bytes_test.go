@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -17,11 +17,11 @@ type rowOf struct {
 	block     bool
 }
 
-func (r *rig) rows(ino gears.Ino) []rowOf {
+func (r *rig) rows(ino gearsfs.Ino) []rowOf {
 	var rows []rowOf
 	view := r.data.State.View()
 	defer view.Close()
-	lo, hi := persist.StreamRange(persist.TableRecord, ino, gears.DataKey)
+	lo, hi := persist.StreamRange(persist.TableRecord, ino, gearsfs.DataKey)
 	require.NoError(r.t, scan(view, lo, hi, func(key, value []byte) error {
 		at, err := persist.ParsePlace(key)
 		require.NoError(r.t, err)
@@ -33,12 +33,12 @@ func (r *rig) rows(ino gears.Ino) []rowOf {
 	return rows
 }
 
-func (r *rig) write(ino gears.Ino, pos uint64, data string) error {
+func (r *rig) write(ino gearsfs.Ino, pos uint64, data string) error {
 	_, err := r.try(root, &wire.Write{Ino: uint64(ino), Pos: pos, Data: []byte(data)})
 	return err
 }
 
-func (r *rig) put(ino gears.Ino, data ...string) {
+func (r *rig) put(ino gearsfs.Ino, data ...string) {
 	r.t.Helper()
 	op := &wire.Put{Target: &wire.Target{Ino: uint64(ino)}, Key: "data"}
 	for _, d := range data {
@@ -47,7 +47,7 @@ func (r *rig) put(ino gears.Ino, data ...string) {
 	r.do(op)
 }
 
-func (r *rig) take(ino gears.Ino, n uint32) {
+func (r *rig) take(ino gearsfs.Ino, n uint32) {
 	r.t.Helper()
 	r.do(&wire.Take{Target: &wire.Target{Ino: uint64(ino)}, Keys: []string{"data"}, Max: n, Force: true})
 }
@@ -60,34 +60,34 @@ func TestBlockRows(t *testing.T) {
 	zeros := func(n int) string { return string(make([]byte, n)) }
 	for _, c := range []struct {
 		name string
-		do   func(r *rig, f gears.Ino)
+		do   func(r *rig, f gearsfs.Ino)
 		want []rowOf
 	}{
-		{"aligned blocks", func(r *rig, f gears.Ino) {
+		{"aligned blocks", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, zeros(100*k)))
 		}, []rowOf{{0, 32 * k, true}, {32 * k, 32 * k, true}, {64 * k, 32 * k, true}, {96 * k, 4 * k, true}}},
-		{"small writes grow a row", func(r *rig, f gears.Ino) {
+		{"small writes grow a row", func(r *rig, f gearsfs.Ino) {
 			for i := range 9 {
 				require.NoError(t, r.write(f, uint64(i*4*k), zeros(4*k)))
 			}
 		}, []rowOf{{0, 32 * k, true}, {32 * k, 4 * k, true}}},
-		{"a gap begins at the block's start", func(r *rig, f gears.Ino) {
+		{"a gap begins at the block's start", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 70*k, "x"))
 		}, []rowOf{{64 * k, 6*k + 1, true}}},
-		{"a gap in the last block is filled", func(r *rig, f gears.Ino) {
+		{"a gap in the last block is filled", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, "x"))
 			require.NoError(t, r.write(f, 10, "x"))
 		}, []rowOf{{0, 11, true}}},
-		{"behind a put record", func(r *rig, f gears.Ino) {
+		{"behind a put record", func(r *rig, f gearsfs.Ino) {
 			r.put(f, "hello")
 			require.NoError(t, r.write(f, 8, "x"))
 			require.NoError(t, r.write(f, 9, "x"))
 		}, []rowOf{{0, 5, false}, {5, 5, true}}},
-		{"across records keeps their boundaries", func(r *rig, f gears.Ino) {
+		{"across records keeps their boundaries", func(r *rig, f gearsfs.Ino) {
 			r.put(f, "hello", "", "world")
 			require.NoError(t, r.write(f, 3, "LOWORLD+"))
 		}, []rowOf{{0, 5, false}, {5, 0, false}, {5, 5, false}, {10, 1, true}}},
-		{"between records", func(r *rig, f gears.Ino) {
+		{"between records", func(r *rig, f gearsfs.Ino) {
 			r.put(f, "hello")
 			size := uint64(20)
 			r.do(&wire.SetAttr{Ino: uint64(f), Size: &size})
@@ -95,27 +95,27 @@ func TestBlockRows(t *testing.T) {
 			require.NoError(t, r.write(f, 10, "x"))
 			require.NoError(t, r.write(f, 12, zeros(10)))
 		}, []rowOf{{0, 5, false}, {5, 15, true}, {20, 5, false}}},
-		{"an empty record stops growth", func(r *rig, f gears.Ino) {
+		{"an empty record stops growth", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, "12345"))
 			r.put(f, "")
 			require.NoError(t, r.write(f, 5, "67890"))
 		}, []rowOf{{0, 5, true}, {5, 0, false}, {5, 5, true}}},
-		{"begins at the cursor", func(r *rig, f gears.Ino) {
+		{"begins at the cursor", func(r *rig, f gearsfs.Ino) {
 			r.put(f, "hello")
 			r.take(f, 1)
 			require.NoError(t, r.write(f, 10, "x"))
 		}, []rowOf{{0, 5, false}, {5, 6, true}}},
-		{"what was handed out does not grow", func(r *rig, f gears.Ino) {
+		{"what was handed out does not grow", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, "12345"))
-			r.entry(by(gears.SessionID{Minted: rigStart}, as(root, &wire.Take{
+			r.entry(by(gearsfs.SessionID{Minted: rigStart}, as(root, &wire.Take{
 				Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Lease: true, Force: true})))
 			require.NoError(t, r.write(f, 3, "4567"))
 		}, []rowOf{{0, 5, true}, {5, 2, true}}},
-		{"punching removes whole blocks", func(r *rig, f gears.Ino) {
+		{"punching removes whole blocks", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, zeros(128*k)))
 			r.do(&wire.Allocate{Ino: uint64(f), Pos: 10 * k, Length: 100 * k, Mode: allocPunchHole | allocKeepSize})
 		}, []rowOf{{0, 32 * k, true}, {96 * k, 32 * k, true}}},
-		{"truncating cuts", func(r *rig, f gears.Ino) {
+		{"truncating cuts", func(r *rig, f gearsfs.Ino) {
 			require.NoError(t, r.write(f, 0, zeros(128*k)))
 			size := uint64(40 * k)
 			r.do(&wire.SetAttr{Ino: uint64(f), Size: &size})
@@ -136,7 +136,7 @@ func TestWhatWasTakenIsGone(t *testing.T) {
 	r := newRig(t)
 	f := r.create(1, "f", 0o644)
 	r.put(f, "aaaa", "bbbb", "cccc", "dddd")
-	lease := gears.SessionID{Minted: rigStart}
+	lease := gearsfs.SessionID{Minted: rigStart}
 	r.take(f, 1)
 	a := r.entry(by(lease, as(root, &wire.Take{Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Lease: true})))[0]
 	r.take(f, 1)
@@ -145,8 +145,8 @@ func TestWhatWasTakenIsGone(t *testing.T) {
 	require.True(t, r.attr(f).Taken)
 	require.Equal(t, "\x00\x00\x00\x00bbbb\x00\x00\x00\x00dddd", string(r.read(f, 0, 99)))
 
-	require.ErrorIs(t, r.write(f, 0, "x"), gears.ErrIO, "before the head")
-	require.ErrorIs(t, r.write(f, 6, "xxx"), gears.ErrIO, "into a taken record")
+	require.ErrorIs(t, r.write(f, 0, "x"), gearsfs.ErrIO, "before the head")
+	require.ErrorIs(t, r.write(f, 6, "xxx"), gearsfs.ErrIO, "into a taken record")
 	require.NoError(t, r.write(f, 6, "BB"), "into a leased one")
 	require.NoError(t, r.write(f, 12, "DDDDEE"))
 	require.Equal(t, "bbBB\x00\x00\x00\x00DDDDEE", string(r.read(f, 4, 99)))
@@ -165,7 +165,7 @@ func TestWhatWasTakenIsGone(t *testing.T) {
 	rec := a.Records[0]
 	settled := r.entry(by(lease, as(root, &wire.Settle{Receipts: []*wire.Receipt{
 		{Ino: uint64(f), Key: "data", Pos: rec.Pos, Seq: rec.Seq, Fence: rec.Fence}}})))[0]
-	require.ErrorIs(t, answerError(settled), gears.ErrGone)
+	require.ErrorIs(t, answerError(settled), gearsfs.ErrGone)
 	r.check()
 }
 
@@ -181,7 +181,7 @@ func TestSealedBytesStay(t *testing.T) {
 		&wire.Allocate{Ino: uint64(f), Length: 10},
 	} {
 		_, err := r.try(root, op)
-		require.ErrorIs(t, err, gears.ErrSealed)
+		require.ErrorIs(t, err, gearsfs.ErrSealed)
 	}
 	require.Equal(t, "aaaa", string(r.read(f, 0, 10)))
 }
@@ -189,10 +189,10 @@ func TestSealedBytesStay(t *testing.T) {
 func TestSeekAndSparse(t *testing.T) {
 	r := newRig(t)
 	f := r.create(1, "f", 0o644)
-	seek := func(pos gears.Pos, hole bool) any {
+	seek := func(pos gearsfs.Pos, hole bool) any {
 		at, err := r.m.Seek(f, pos, hole, root)
 		if err != nil {
-			require.ErrorIs(t, err, gears.ErrRange)
+			require.ErrorIs(t, err, gearsfs.ErrRange)
 			return "ENXIO"
 		}
 		return int(at)
@@ -238,16 +238,16 @@ func TestBytesWakeTakers(t *testing.T) {
 	require.NoError(t, r.write(f, 0, "y"))
 	require.Equal(t, []Touched{{Ino: f, Key: "data", Ready: true}}, r.seen.touched)
 	require.Greater(t, r.attr(f).Version, v)
-	require.Contains(t, r.seen.changed, Changed{Change: gears.Change{Ino: f, Data: true}})
+	require.Contains(t, r.seen.changed, Changed{Change: gearsfs.Change{Ino: f, Data: true}})
 	size := uint64(0)
 	r.do(&wire.SetAttr{Ino: uint64(f), Size: &size})
 	require.Equal(t, []Touched{{Ino: f, Key: "data", Room: true}}, r.seen.touched)
 
 	_, err := r.try(root, &wire.Take{Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Max: 1})
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 	require.NoError(t, r.write(f, 0, "x"))
 	_, err = r.try(root, &wire.Take{Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Max: 1})
-	require.ErrorIs(t, err, gears.ErrBlocks)
+	require.ErrorIs(t, err, gearsfs.ErrBlocks)
 	r.do(&wire.SetAttr{Ino: uint64(f), Size: &size})
 	r.put(f, "z")
 	r.do(&wire.Take{Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Max: 1})

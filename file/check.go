@@ -3,7 +3,7 @@ package file
 import (
 	"fmt"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -19,7 +19,7 @@ func (m *Machine) Check() []error {
 	defer view.Close()
 	c := check{
 		view:    view,
-		inodes:  make(map[gears.Ino]*checkedInode),
+		inodes:  make(map[gearsfs.Ino]*checkedInode),
 		streams: make(map[streamKey]*checkedStream),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
@@ -39,8 +39,8 @@ type check struct {
 	view    View
 	found   []error
 	volume  wire.VolumeRow
-	inodes  map[gears.Ino]*checkedInode
-	order   []gears.Ino // of inodes, so that findings come in order
+	inodes  map[gearsfs.Ino]*checkedInode
+	order   []gearsfs.Ino // of inodes, so that findings come in order
 	streams map[streamKey]*checkedStream
 	keys    []streamKey // of streams
 }
@@ -49,7 +49,7 @@ type check struct {
 type checkedInode struct {
 	row     wire.InodeRow
 	links   uint32
-	parent  gears.Ino // of the last name found
+	parent  gearsfs.Ino // of the last name found
 	subdirs uint32
 	entries uint64
 	xattrs  uint64
@@ -63,13 +63,13 @@ type checkedStream struct {
 	bytes    uint64
 	leased   uint64
 	returned uint64
-	last     gears.Pos              // where the last record that lives ends
-	outs     map[gears.Place]uint64 // bytes by their marks
+	last     gearsfs.Pos              // where the last record that lives ends
+	outs     map[gearsfs.Place]uint64 // bytes by their marks
 }
 
 func (c *check) bad(format string, args ...any) {
 	if len(c.found) < checkErrorsMax {
-		c.found = append(c.found, gears.ErrDamaged.Because(format, args...))
+		c.found = append(c.found, gearsfs.ErrDamaged.Because(format, args...))
 	}
 }
 
@@ -84,7 +84,7 @@ func (c *check) readVolume() error {
 		return err
 	}
 	if !ok {
-		return gears.ErrDamaged.Because("the volume is not initialised")
+		return gearsfs.ErrDamaged.Because("the volume is not initialised")
 	}
 	return c.volume.UnmarshalVT(value)
 }
@@ -137,7 +137,7 @@ func (c *check) readDirents() error {
 		if isDir(n.row.Mode) {
 			dir.subdirs++
 		}
-		return gears.CheckName(name)
+		return gearsfs.CheckName(name)
 	})
 }
 
@@ -157,7 +157,7 @@ func (c *check) readXattrs() error {
 }
 
 func (c *check) readOrphans() error {
-	return scanOrphans(c.view, func(ino gears.Ino, holders []gears.SessionID) {
+	return scanOrphans(c.view, func(ino gearsfs.Ino, holders []gearsfs.SessionID) {
 		switch n := c.inodes[ino]; {
 		case n == nil:
 			c.bad("orphan %d does not exist", ino)
@@ -186,7 +186,7 @@ func (c *check) readStreams() error {
 		}
 		n.streams++
 		id := streamKey{ino, name}
-		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gears.Place]uint64)}
+		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gearsfs.Place]uint64)}
 		c.keys = append(c.keys, id)
 		return nil
 	})
@@ -194,7 +194,7 @@ func (c *check) readStreams() error {
 
 func (c *check) readOuts() error {
 	lo, hi := persist.TableRange(persist.TableOut)
-	return scanOuts(c.view, lo, hi, func(rowKey []byte, at gears.Place, out stream.Out) error {
+	return scanOuts(c.view, lo, hi, func(rowKey []byte, at gearsfs.Place, out stream.Out) error {
 		ino, key, _, err := persist.ParseOutKey(rowKey)
 		if err != nil {
 			return err
@@ -243,7 +243,7 @@ func (c *check) readRecords() error {
 }
 
 // record counts a record's row and says what is wrong with it.
-func (s *checkedStream) record(at gears.Place, row *wire.RecordRow) string {
+func (s *checkedStream) record(at gearsfs.Place, row *wire.RecordRow) string {
 	size := uint64(len(row.Data))
 	if at.Less(s.state.Cursor) {
 		out, ok := s.outs[at]
@@ -258,7 +258,7 @@ func (s *checkedStream) record(at gears.Place, row *wire.RecordRow) string {
 		s.fresh++
 	}
 	s.bytes += size
-	end := at.Pos + gears.Pos(size)
+	end := at.Pos + gearsfs.Pos(size)
 	defer func() { s.last = end }()
 	switch {
 	case at.Less(s.state.Head):
@@ -305,7 +305,7 @@ func (c *check) compareInodes() {
 		links := n.links
 		if isDir(row.Mode) {
 			c.directory(ino, n)
-			if links > 0 || ino == gears.RootIno {
+			if links > 0 || ino == gearsfs.RootIno {
 				links = 2 + n.subdirs
 			}
 		}
@@ -321,8 +321,8 @@ func (c *check) compareInodes() {
 
 // directory checks that a directory has one name, where it says, and that its
 // parents lead to the root.
-func (c *check) directory(ino gears.Ino, n *checkedInode) {
-	if ino == gears.RootIno {
+func (c *check) directory(ino gearsfs.Ino, n *checkedInode) {
+	if ino == gearsfs.RootIno {
 		if n.links > 0 || n.row.Parent != uint64(ino) {
 			c.bad("the root directory has %d names and parent %d", n.links, n.row.Parent)
 		}
@@ -335,13 +335,13 @@ func (c *check) directory(ino gears.Ino, n *checkedInode) {
 		c.bad("directory %d has %d names, one in %d; its parent is %d", ino, n.links, n.parent, n.row.Parent)
 	}
 	for up, steps := n, 0; up != nil; steps++ {
-		if up.row.Parent == uint64(gears.RootIno) {
+		if up.row.Parent == uint64(gearsfs.RootIno) {
 			return
 		}
 		if steps > len(c.order) {
 			break
 		}
-		up = c.inodes[gears.Ino(up.row.Parent)]
+		up = c.inodes[gearsfs.Ino(up.row.Parent)]
 	}
 	c.bad("directory %d can't be reached from the root", ino)
 }

@@ -19,7 +19,7 @@
 // written, in the order of the commands, so what the caches held makes no
 // difference to what is written.
 //
-// An error of a command is a *gears.Error and its answer. Any other error is
+// An error of a command is a *gearsfs.Error and its answer. Any other error is
 // the store's: refuse notes it, and the Machine is broken from then on.
 //
 // # Readers

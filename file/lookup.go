@@ -5,17 +5,17 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // inode is what a reader sees of an inode.
 type inode struct {
-	attr   gears.Attr
+	attr   gearsfs.Attr
 	data   dataStat
 	target string
-	parent gears.Ino
+	parent gearsfs.Ino
 	xattrs uint64
 }
 
@@ -23,13 +23,13 @@ func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID
 
 func inodeOf(n *node) inode {
 	return inode{
-		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gears.Ino(n.row.Parent),
+		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gearsfs.Ino(n.row.Parent),
 		xattrs: n.row.Xattrs,
 	}
 }
 
 // cachedInode returns an inode from the cache. The caller holds m.mu.
-func (m *Machine) cachedInode(ino gears.Ino) (inode, bool) {
+func (m *Machine) cachedInode(ino gearsfs.Ino) (inode, bool) {
 	n, ok := m.nodes.get(ino)
 	if !ok || isFile(n.row.Mode) && !n.stat.known {
 		return inode{}, false
@@ -89,7 +89,7 @@ func (r *reading) close() {
 
 // cached returns an inode from the cache, where that is still of this
 // reading's state.
-func (r *reading) cached(ino gears.Ino) (inode, bool) {
+func (r *reading) cached(ino gearsfs.Ino) (inode, bool) {
 	r.m.mu.RLock()
 	defer r.m.mu.RUnlock()
 	if r.m.volume.AppliedIndex != r.applied {
@@ -98,8 +98,8 @@ func (r *reading) cached(ino gears.Ino) (inode, bool) {
 	return r.m.cachedInode(ino)
 }
 
-// inode returns an inode; gears.ErrStale where there is none.
-func (r *reading) inode(ino gears.Ino) (inode, error) {
+// inode returns an inode; gearsfs.ErrStale where there is none.
+func (r *reading) inode(ino gearsfs.Ino) (inode, error) {
 	if n, ok := r.cached(ino); ok {
 		return n, nil
 	}
@@ -111,14 +111,14 @@ func (r *reading) inode(ino gears.Ino) (inode, error) {
 	return inodeOf(n), nil
 }
 
-func (r *reading) loadInode(ino gears.Ino) (*node, error) {
+func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 	var key [64]byte
 	value, ok, err := r.view.Get(persist.AppendInodeKey(key[:0], ino), r.buf[:0])
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		return nil, gears.ErrStale
+		return nil, gearsfs.ErrStale
 	}
 	r.buf = value
 	n := &node{ino: ino, stat: dataStat{known: true}}
@@ -128,7 +128,7 @@ func (r *reading) loadInode(ino gears.Ino) (*node, error) {
 	if !isFile(n.row.Mode) || n.row.Streams == 0 {
 		return n, nil
 	}
-	value, ok, err = r.view.Get(persist.AppendStreamKey(key[:0], ino, gears.DataKey), r.buf[:0])
+	value, ok, err = r.view.Get(persist.AppendStreamKey(key[:0], ino, gearsfs.DataKey), r.buf[:0])
 	if err != nil || !ok {
 		return n, err
 	}
@@ -143,8 +143,8 @@ func (r *reading) loadInode(ino gears.Ino) (*node, error) {
 }
 
 // directory returns a directory that the caller may use as want says. Errors:
-// gears.ErrStale, ErrNotDir, ErrAccess.
-func (r *reading) directory(dir gears.Ino, caller gears.Caller, want uint32) (inode, error) {
+// gearsfs.ErrStale, ErrNotDir, ErrAccess.
+func (r *reading) directory(dir gearsfs.Ino, caller gearsfs.Caller, want uint32) (inode, error) {
 	n, err := r.inode(dir)
 	if err == nil {
 		err = n.checkDirectory(caller, want)
@@ -152,23 +152,23 @@ func (r *reading) directory(dir gears.Ino, caller gears.Caller, want uint32) (in
 	return n, err
 }
 
-func (n *inode) checkDirectory(caller gears.Caller, want uint32) error {
+func (n *inode) checkDirectory(caller gearsfs.Caller, want uint32) error {
 	if !isDir(n.attr.Mode) {
-		return gears.ErrNotDir
+		return gearsfs.ErrNotDir
 	}
 	if !n.guard().permits(caller, want) {
-		return gears.ErrAccess
+		return gearsfs.ErrAccess
 	}
 	return nil
 }
 
-// GetAttr returns an inode's attributes; gears.ErrStale where there is none.
-func (m *Machine) GetAttr(ino gears.Ino) (gears.Attr, error) {
+// GetAttr returns an inode's attributes; gearsfs.ErrStale where there is none.
+func (m *Machine) GetAttr(ino gearsfs.Ino) (gearsfs.Attr, error) {
 	n, err := m.inode(ino)
 	return n.attr, err
 }
 
-func (m *Machine) inode(ino gears.Ino) (inode, error) {
+func (m *Machine) inode(ino gearsfs.Ino) (inode, error) {
 	m.mu.RLock()
 	n, ok := m.cachedInode(ino)
 	if ok {
@@ -181,16 +181,16 @@ func (m *Machine) inode(ino gears.Ino) (inode, error) {
 	return r.inode(ino)
 }
 
-// Lookup returns what name in dir leads to. Errors: gears.ErrNotFound,
+// Lookup returns what name in dir leads to. Errors: gearsfs.ErrNotFound,
 // ErrNotDir, ErrAccess, ErrNameTooLong, ErrInvalid (no name), ErrStale (no
 // such directory).
-func (m *Machine) Lookup(dir gears.Ino, name string, caller gears.Caller) (gears.Attr, error) {
+func (m *Machine) Lookup(dir gearsfs.Ino, name string, caller gearsfs.Caller) (gearsfs.Attr, error) {
 	n, err := m.lookupInode(dir, name, caller)
 	return n.attr, err
 }
 
-func (m *Machine) lookupInode(dir gears.Ino, name string, caller gears.Caller) (inode, error) {
-	if err := gears.CheckName(name); err != nil {
+func (m *Machine) lookupInode(dir gearsfs.Ino, name string, caller gearsfs.Caller) (inode, error) {
+	if err := gearsfs.CheckName(name); err != nil {
 		return inode{}, err
 	}
 	m.mu.RLock()
@@ -207,7 +207,7 @@ func (m *Machine) lookupInode(dir gears.Ino, name string, caller gears.Caller) (
 
 // lookupCached looks a name up in the caches; ok is false where they don't
 // know. The caller holds m.mu.
-func (m *Machine) lookupCached(dirIno gears.Ino, name string, caller gears.Caller) (n inode, err error, ok bool) {
+func (m *Machine) lookupCached(dirIno gearsfs.Ino, name string, caller gearsfs.Caller) (n inode, err error, ok bool) {
 	dir, ok := m.cachedInode(dirIno)
 	if !ok {
 		return n, nil, false
@@ -220,13 +220,13 @@ func (m *Machine) lookupCached(dirIno gears.Ino, name string, caller gears.Calle
 		return n, nil, false
 	}
 	if d.ino == 0 {
-		return n, gears.ErrNotFound, true
+		return n, gearsfs.ErrNotFound, true
 	}
 	n, ok = m.cachedInode(d.ino)
 	return n, nil, ok
 }
 
-func (r *reading) lookup(dir gears.Ino, name string, caller gears.Caller) (inode, error) {
+func (r *reading) lookup(dir gearsfs.Ino, name string, caller gearsfs.Caller) (inode, error) {
 	if _, err := r.directory(dir, caller, mayExec); err != nil {
 		return inode{}, err
 	}
@@ -244,16 +244,16 @@ func (r *reading) lookup(dir gears.Ino, name string, caller gears.Caller) (inode
 	}
 	r.learnedName, r.learnedTo = dentryKey{dir, name}, d
 	if !ok {
-		return inode{}, gears.ErrNotFound
+		return inode{}, gearsfs.ErrNotFound
 	}
 	return r.named(dir, name, d.ino)
 }
 
 // named returns the inode that a name leads to.
-func (r *reading) named(dir gears.Ino, name string, ino gears.Ino) (inode, error) {
+func (r *reading) named(dir gearsfs.Ino, name string, ino gearsfs.Ino) (inode, error) {
 	n, err := r.inode(ino)
-	if errors.Is(err, gears.ErrStale) {
-		err = gears.ErrDamaged.Because("name %q in inode %d leads to inode %d, which does not exist", name, dir, ino)
+	if errors.Is(err, gearsfs.ErrStale) {
+		err = gearsfs.ErrDamaged.Because("name %q in inode %d leads to inode %d, which does not exist", name, dir, ino)
 	}
 	return n, err
 }
@@ -261,7 +261,7 @@ func (r *reading) named(dir gears.Ino, name string, ino gears.Ino) (inode, error
 // ReadDir returns up to count entries of a directory in the order of their
 // names' bytes, beginning after the name `after`, and calls them complete with
 // fewer. Errors as Lookup.
-func (m *Machine) ReadDir(dir gears.Ino, after string, count int, caller gears.Caller) ([]gears.Entry, error) {
+func (m *Machine) ReadDir(dir gearsfs.Ino, after string, count int, caller gearsfs.Caller) ([]gearsfs.Entry, error) {
 	r := m.read()
 	defer r.close()
 	if _, err := r.directory(dir, caller, mayRead); err != nil {
@@ -271,19 +271,19 @@ func (m *Machine) ReadDir(dir gears.Ino, after string, count int, caller gears.C
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]gears.Entry, len(names))
+	entries := make([]gearsfs.Entry, len(names))
 	for i, name := range names {
 		n, err := r.named(dir, name, inos[i])
 		if err != nil {
 			return nil, err
 		}
-		entries[i] = gears.Entry{Name: name, Attr: n.attr}
+		entries[i] = gearsfs.Entry{Name: name, Attr: n.attr}
 	}
 	return entries, nil
 }
 
 // dirents returns up to count names of a directory and where they lead.
-func (r *reading) dirents(dir gears.Ino, after string, count int) (names []string, inos []gears.Ino, err error) {
+func (r *reading) dirents(dir gearsfs.Ino, after string, count int) (names []string, inos []gearsfs.Ino, err error) {
 	lo, hi := persist.FileRange(persist.TableDirent, dir)
 	if after != "" {
 		lo = append(persist.DirentKey(dir, after), 0) // right behind it
@@ -309,35 +309,35 @@ func (r *reading) dirents(dir gears.Ino, after string, count int) (names []strin
 	return names, inos, err
 }
 
-// Readlink returns where a symbolic link leads. Errors: gears.ErrStale,
+// Readlink returns where a symbolic link leads. Errors: gearsfs.ErrStale,
 // ErrInvalid (not a link).
-func (m *Machine) Readlink(ino gears.Ino) (string, error) {
+func (m *Machine) Readlink(ino gearsfs.Ino) (string, error) {
 	n, err := m.inode(ino)
 	if err == nil && n.attr.Mode&modeType != modeLink {
-		err = gears.ErrInvalid.Because("not a symbolic link")
+		err = gearsfs.ErrInvalid.Because("not a symbolic link")
 	}
 	return n.target, err
 }
 
 // Parent returns the directory that a directory is in, the root's is itself.
-// Errors: gears.ErrStale, ErrNotDir.
-func (m *Machine) Parent(dir gears.Ino) (gears.Ino, error) {
+// Errors: gearsfs.ErrStale, ErrNotDir.
+func (m *Machine) Parent(dir gearsfs.Ino) (gearsfs.Ino, error) {
 	n, err := m.inode(dir)
 	if err == nil && !isDir(n.attr.Mode) {
-		err = gears.ErrNotDir
+		err = gearsfs.ErrNotDir
 	}
 	return n.parent, err
 }
 
-// GetXattr returns the value of an extended attribute. Errors: gears.ErrNoAttr,
+// GetXattr returns the value of an extended attribute. Errors: gearsfs.ErrNoAttr,
 // ErrStale, ErrAccess, and those of names as in setxattr(2).
-func (m *Machine) GetXattr(ino gears.Ino, name string, caller gears.Caller) ([]byte, error) {
+func (m *Machine) GetXattr(ino gearsfs.Ino, name string, caller gearsfs.Caller) ([]byte, error) {
 	n, err := m.inode(ino)
 	if err == nil {
 		err = checkXattr(caller, n.guard(), name, mayRead)
 	}
 	if err == nil && n.xattrs == 0 {
-		err = gears.ErrNoAttr
+		err = gearsfs.ErrNoAttr
 	}
 	if err != nil {
 		return nil, err
@@ -346,14 +346,14 @@ func (m *Machine) GetXattr(ino gears.Ino, name string, caller gears.Caller) ([]b
 	defer r.close()
 	value, ok, err := r.view.Get(persist.XattrKey(ino, name), []byte{})
 	if err == nil && !ok {
-		err = gears.ErrNoAttr
+		err = gearsfs.ErrNoAttr
 	}
 	return value, err
 }
 
 // ListXattr returns the names of an inode's extended attributes that the
-// caller may know, in the order of their bytes. Errors: gears.ErrStale.
-func (m *Machine) ListXattr(ino gears.Ino, caller gears.Caller) ([]string, error) {
+// caller may know, in the order of their bytes. Errors: gearsfs.ErrStale.
+func (m *Machine) ListXattr(ino gearsfs.Ino, caller gearsfs.Caller) ([]string, error) {
 	n, err := m.inode(ino)
 	if err != nil || n.xattrs == 0 {
 		return nil, err

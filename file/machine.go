@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -23,8 +23,8 @@ type Observer interface {
 
 // Touched says what happened to one stream, or to a whole file where Key is "".
 type Touched struct {
-	Ino      gears.Ino
-	Key      gears.Key
+	Ino      gearsfs.Ino
+	Key      gearsfs.Key
 	Ready    bool // records can be taken
 	Room     bool // room was made, or the limits changed
 	Appended bool
@@ -34,8 +34,8 @@ type Touched struct {
 
 // Changed is a change for watchers and the session that made it.
 type Changed struct {
-	gears.Change
-	By gears.SessionID
+	gearsfs.Change
+	By gearsfs.SessionID
 }
 
 // Machine is a volume's deterministic state machine. Two Machines that applied
@@ -62,7 +62,7 @@ type Machine struct {
 	mu     sync.RWMutex
 	volume wire.VolumeRow
 
-	nodes        cache[gears.Ino, *node]
+	nodes        cache[gearsfs.Ino, *node]
 	dentries     cache[dentryKey, dentry]
 	streams      cache[streamKey, *openStream] // also found in their node's tree
 	dirtyNodes   []*node                       // in the order in which they became dirty
@@ -80,7 +80,7 @@ type Machine struct {
 
 // New returns the Machine whose state is in store; an empty store is a volume
 // that waits for its Init command. The Machine owns the store's batch, not the
-// store. Errors: gears.ErrFormat, gears.ErrDamaged and the store's own.
+// store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
 	m := &Machine{store: store, obs: obs, windows: stream.NewPool(windowBytesMax)}
 	m.nodes.init(nodesMax)
@@ -106,8 +106,8 @@ func (m *Machine) Applied() (index, term uint64) {
 // context is what applying one command may depend on besides the tables.
 type context struct {
 	now     uint64 // the entry's log time
-	session gears.SessionID
-	caller  gears.Caller
+	session gearsfs.SessionID
+	caller  gearsfs.Caller
 }
 
 // Apply applies one entry of the log and commits it, without waiting for the
@@ -163,14 +163,14 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 func (m *Machine) applyCommand(cmd *wire.Command) *wire.Answer {
 	c := &context{
 		now:     m.volume.LogTime,
-		session: gears.SessionID{Minted: int64(cmd.SessionMinted), Salt: cmd.SessionSalt},
-		caller:  gears.Caller{UID: cmd.Uid, GIDs: cmd.Gids, Checked: cmd.Checked},
+		session: gearsfs.SessionID{Minted: int64(cmd.SessionMinted), Salt: cmd.SessionSalt},
+		caller:  gearsfs.Caller{UID: cmd.Uid, GIDs: cmd.Gids, Checked: cmd.Checked},
 	}
 	if m.volume.Format == 0 {
 		if op, ok := cmd.Op.(*wire.Command_Init); ok {
 			return m.applyInit(c, op.Init)
 		}
-		return m.refuse(gears.ErrIO.Because("the volume is not initialised"))
+		return m.refuse(gearsfs.ErrIO.Because("the volume is not initialised"))
 	}
 	if answer := m.beginCommand(c, cmd); answer != nil {
 		return answer
@@ -215,9 +215,9 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 	case *wire.Command_SetRemote:
 		return m.applySetRemote(c, op.SetRemote)
 	case *wire.Command_Init:
-		return m.refuse(gears.ErrExists.Because("the volume is initialised already"))
+		return m.refuse(gearsfs.ErrExists.Because("the volume is initialised already"))
 	}
-	return m.refuse(gears.ErrUnknownOp)
+	return m.refuse(gearsfs.ErrUnknownOp)
 }
 
 // refuse makes err the answer of a command that has changed nothing. An error
@@ -229,12 +229,12 @@ func (m *Machine) refuse(err error) *wire.Answer {
 	if m.broken == nil {
 		m.broken = err
 	}
-	return &wire.Answer{Code: uint32(gears.ErrIO.Code), Reason: err.Error()}
+	return &wire.Answer{Code: uint32(gearsfs.ErrIO.Code), Reason: err.Error()}
 }
 
 // touch returns the entry's note about a stream, or with key "" about a whole
 // file, to be filled in. It is valid until the next call.
-func (m *Machine) touch(ino gears.Ino, key gears.Key) *Touched {
+func (m *Machine) touch(ino gearsfs.Ino, key gearsfs.Key) *Touched {
 	// Entries that touch many streams touch the same ones in bursts, so the
 	// search from the end is short; a second note for a stream does no harm.
 	for i := len(m.touched) - 1; i >= max(0, len(m.touched)-8); i-- {
@@ -248,13 +248,13 @@ func (m *Machine) touch(ino gears.Ino, key gears.Key) *Touched {
 
 // change notes a change for watchers: of ino's attributes, with data also of
 // its bytes.
-func (m *Machine) change(c *context, ino gears.Ino, data bool) {
-	m.changed = append(m.changed, Changed{Change: gears.Change{Ino: ino, Data: data}, By: c.session})
+func (m *Machine) change(c *context, ino gearsfs.Ino, data bool) {
+	m.changed = append(m.changed, Changed{Change: gearsfs.Change{Ino: ino, Data: data}, By: c.session})
 }
 
 // changeName notes that what name in dir leads to has changed.
-func (m *Machine) changeName(c *context, dir gears.Ino, name string) {
-	m.changed = append(m.changed, Changed{Change: gears.Change{Ino: dir, Name: name}, By: c.session})
+func (m *Machine) changeName(c *context, dir gearsfs.Ino, name string) {
+	m.changed = append(m.changed, Changed{Change: gearsfs.Change{Ino: dir, Name: name}, By: c.session})
 }
 
 // flush puts everything that is dirty into the open batch.

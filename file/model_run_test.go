@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -24,7 +24,7 @@ var (
 func (p *player) step() {
 	o := p.next()
 	p.log = append(p.log, fmt.Sprintf("%d: %T %.120v -> %v", p.index+1, o.op, o.op, o.want))
-	cmd := by(o.by, as(gears.Root, o.op))
+	cmd := by(o.by, as(gearsfs.Root, o.op))
 	p.index++
 	answers, err := p.m.Apply(p.index, 1, &wire.Entry{Time: p.now, Commands: []*wire.Command{cmd}})
 	require.NoError(p.t, err)
@@ -34,7 +34,7 @@ func (p *player) step() {
 	if p.rng.IntN(3) == 0 {
 		defer p.catchUp()
 	}
-	if _, isTake := o.op.(*wire.Take); isTake && a.Code == uint32(gears.ErrEmpty.Code) {
+	if _, isTake := o.op.(*wire.Take); isTake && a.Code == uint32(gearsfs.ErrEmpty.Code) {
 		return
 	}
 	if o.want != nil {
@@ -66,7 +66,7 @@ func (p *player) compareTwin() {
 	require.Equal(p.t, string(p.dump()), string(p.twin.dump()), "two machines differ")
 }
 
-func (p *player) compare(ino gears.Ino, n *modelInode) {
+func (p *player) compare(ino gearsfs.Ino, n *modelInode) {
 	a := p.attr(ino)
 	require.Equal(p.t, []uint32{n.mode, n.nlink, n.uid, n.gid}, []uint32{a.Mode, a.Nlink, a.UID, a.GID}, "inode %d", ino)
 	require.Equal(p.t, []int64{int64(n.mtime), int64(n.ctime)}, []int64{a.Mtime.UnixNano(), a.Ctime.UnixNano()}, "inode %d", ino)
@@ -114,7 +114,7 @@ func TestModel(t *testing.T) {
 	p := &player{rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 0))}
 	p.model = newModel(p.now)
 	for i := range 3 {
-		p.sessions = append(p.sessions, gears.SessionID{Minted: rigStart, Salt: uint64(i)})
+		p.sessions = append(p.sessions, gearsfs.SessionID{Minted: rigStart, Salt: uint64(i)})
 	}
 	defer func() {
 		if t.Failed() {

@@ -8,13 +8,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // model is a volume as plain maps and slices.
 type model struct {
-	inodes map[gears.Ino]*modelInode
+	inodes map[gearsfs.Ino]*modelInode
 }
 
 type modelInode struct {
@@ -22,10 +22,10 @@ type modelInode struct {
 	uid, gid     uint32
 	mtime, ctime uint64
 	target       string
-	parent       gears.Ino
-	children     map[string]gears.Ino
+	parent       gearsfs.Ino
+	children     map[string]gearsfs.Ino
 	xattrs       map[string]string
-	holders      []gears.SessionID
+	holders      []gearsfs.SessionID
 	content
 }
 
@@ -40,14 +40,14 @@ type content struct {
 }
 
 func newModel(now uint64) *model {
-	return &model{inodes: map[gears.Ino]*modelInode{
-		1: {mode: modeDir | 0o755, nlink: 2, mtime: now, ctime: now, parent: 1, children: map[string]gears.Ino{}},
+	return &model{inodes: map[gearsfs.Ino]*modelInode{
+		1: {mode: modeDir | 0o755, nlink: 2, mtime: now, ctime: now, parent: 1, children: map[string]gearsfs.Ino{}},
 	}}
 }
 
 // inos returns the inodes that a test says yes to, in order.
-func (m *model) inos(yes func(*modelInode) bool) []gears.Ino {
-	var list []gears.Ino
+func (m *model) inos(yes func(*modelInode) bool) []gearsfs.Ino {
+	var list []gearsfs.Ino
 	for ino, n := range m.inodes {
 		if yes(n) {
 			list = append(list, ino)
@@ -57,14 +57,14 @@ func (m *model) inos(yes func(*modelInode) bool) []gears.Ino {
 	return list
 }
 
-func (m *model) inside(dir, top gears.Ino) bool {
+func (m *model) inside(dir, top gearsfs.Ino) bool {
 	for dir != 1 && dir != top {
 		dir = m.inodes[dir].parent
 	}
 	return dir == top
 }
 
-func (m *model) attach(dir gears.Ino, name string, ino gears.Ino, now uint64) {
+func (m *model) attach(dir gearsfs.Ino, name string, ino gearsfs.Ino, now uint64) {
 	d, n := m.inodes[dir], m.inodes[ino]
 	d.children[name] = ino
 	d.mtime, d.ctime, n.ctime = now, now, now
@@ -76,7 +76,7 @@ func (m *model) attach(dir gears.Ino, name string, ino gears.Ino, now uint64) {
 	}
 }
 
-func (m *model) detach(dir gears.Ino, name string, now uint64) gears.Ino {
+func (m *model) detach(dir gearsfs.Ino, name string, now uint64) gearsfs.Ino {
 	d := m.inodes[dir]
 	ino := d.children[name]
 	delete(d.children, name)
@@ -87,7 +87,7 @@ func (m *model) detach(dir gears.Ino, name string, now uint64) gears.Ino {
 	return ino
 }
 
-func (m *model) unlinked(ino gears.Ino, holders []gears.SessionID, now uint64) {
+func (m *model) unlinked(ino gearsfs.Ino, holders []gearsfs.SessionID, now uint64) {
 	n := m.inodes[ino]
 	n.ctime = now
 	n.nlink--
@@ -137,7 +137,7 @@ type player struct {
 	twin     *rig
 	model    *model
 	rng      *rand.Rand
-	sessions []gears.SessionID
+	sessions []gearsfs.SessionID
 	waiting  []*wire.Command // that the twin was not given yet
 	answers  []*wire.Answer  // of waiting
 	log      []string
@@ -146,7 +146,7 @@ type player struct {
 // op is an operation, the error that it must give, and what it does to the
 // model where it gives none.
 type op struct {
-	by   gears.SessionID
+	by   gearsfs.SessionID
 	op   any
 	want error
 	done func(a *wire.Answer)
@@ -154,11 +154,11 @@ type op struct {
 
 func pick[T any](rng *rand.Rand, list []T) T { return list[rng.IntN(len(list))] }
 
-func (p *player) dir() gears.Ino {
+func (p *player) dir() gearsfs.Ino {
 	return pick(p.rng, p.model.inos(func(n *modelInode) bool { return isDir(n.mode) && n.nlink > 0 }))
 }
 
-func (p *player) file() (gears.Ino, *modelInode) {
+func (p *player) file() (gearsfs.Ino, *modelInode) {
 	inos := p.model.inos(func(n *modelInode) bool { return isFile(n.mode) })
 	if len(inos) == 0 {
 		return 0, nil
@@ -167,7 +167,7 @@ func (p *player) file() (gears.Ino, *modelInode) {
 	return ino, p.model.inodes[ino]
 }
 
-func (p *player) name(dir gears.Ino) string {
+func (p *player) name(dir gearsfs.Ino) string {
 	children := p.model.inodes[dir].children
 	if len(children) > 0 && p.rng.IntN(3) > 0 {
 		names := make([]string, 0, len(children))
@@ -180,7 +180,7 @@ func (p *player) name(dir gears.Ino) string {
 	return fmt.Sprintf("n%d", p.rng.IntN(12))
 }
 
-func (p *player) holders() []gears.SessionID {
+func (p *player) holders() []gearsfs.SessionID {
 	if p.rng.IntN(3) > 0 {
 		return nil
 	}
@@ -197,15 +197,15 @@ func (p *player) make() op {
 		o.Mode |= 0o777
 	}
 	if _, exists := p.model.inodes[dir].children[name]; exists {
-		return op{op: o, want: gears.ErrExists}
+		return op{op: o, want: gearsfs.ErrExists}
 	}
 	return op{op: o, done: func(a *wire.Answer) {
 		n := &modelInode{mode: o.Mode, mtime: p.now, target: o.Target, xattrs: map[string]string{}}
 		if isDir(mode) {
-			n.children, n.nlink = map[string]gears.Ino{}, 2
+			n.children, n.nlink = map[string]gearsfs.Ino{}, 2
 		}
-		p.model.inodes[gears.Ino(a.Ino)] = n
-		p.model.attach(dir, name, gears.Ino(a.Ino), p.now)
+		p.model.inodes[gearsfs.Ino(a.Ino)] = n
+		p.model.attach(dir, name, gearsfs.Ino(a.Ino), p.now)
 	}}
 }
 
@@ -217,9 +217,9 @@ func (p *player) link() op {
 	_, exists := p.model.inodes[dir].children[name]
 	switch {
 	case exists:
-		return op{op: o, want: gears.ErrExists}
+		return op{op: o, want: gearsfs.ErrExists}
 	case isDir(p.model.inodes[ino].mode):
-		return op{op: o, want: gears.ErrPermission}
+		return op{op: o, want: gearsfs.ErrPermission}
 	}
 	return op{op: o, done: func(*wire.Answer) { p.model.attach(dir, name, ino, p.now) }}
 }
@@ -230,18 +230,18 @@ func (p *player) unlinkName() op {
 	o := &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: p.rng.IntN(2) == 0}
 	ino, exists := p.model.inodes[dir].children[name]
 	if !exists {
-		return op{op: o, want: gears.ErrNotFound}
+		return op{op: o, want: gearsfs.ErrNotFound}
 	}
 	n := p.model.inodes[ino]
 	holders := p.holders()
 	o.OpenIno, o.Holders = uint64(ino), idList(holders)
 	switch {
 	case o.IsDir && !isDir(n.mode):
-		return op{op: o, want: gears.ErrNotDir}
+		return op{op: o, want: gearsfs.ErrNotDir}
 	case !o.IsDir && isDir(n.mode):
-		return op{op: o, want: gears.ErrIsDir}
+		return op{op: o, want: gearsfs.ErrIsDir}
 	case len(n.children) > 0:
-		return op{op: o, want: gears.ErrNotEmpty}
+		return op{op: o, want: gearsfs.ErrNotEmpty}
 	}
 	return op{op: o, done: func(*wire.Answer) {
 		p.model.detach(dir, name, p.now)
@@ -259,26 +259,26 @@ func (p *player) renameName() op {
 	old, taken := p.model.inodes[newDir].children[newName]
 	o.OpenIno = uint64(old)
 	if !exists || flags == renameExchange && !taken {
-		return op{op: o, want: gears.ErrNotFound}
+		return op{op: o, want: gearsfs.ErrNotFound}
 	}
 	if taken && flags == renameNoReplace {
-		return op{op: o, want: gears.ErrExists}
+		return op{op: o, want: gearsfs.ErrExists}
 	}
 	n, v := p.model.inodes[ino], p.model.inodes[old]
 	switch {
 	case isDir(n.mode) && p.model.inside(newDir, ino):
-		return op{op: o, want: gears.ErrInvalid}
+		return op{op: o, want: gearsfs.ErrInvalid}
 	case !taken || old == ino:
 	case flags == renameExchange:
 		if isDir(v.mode) && p.model.inside(dir, old) {
-			return op{op: o, want: gears.ErrInvalid}
+			return op{op: o, want: gearsfs.ErrInvalid}
 		}
 	case isDir(n.mode) && !isDir(v.mode):
-		return op{op: o, want: gears.ErrNotDir}
+		return op{op: o, want: gearsfs.ErrNotDir}
 	case !isDir(n.mode) && isDir(v.mode):
-		return op{op: o, want: gears.ErrIsDir}
+		return op{op: o, want: gearsfs.ErrIsDir}
 	case len(v.children) > 0:
-		return op{op: o, want: gears.ErrNotEmpty}
+		return op{op: o, want: gearsfs.ErrNotEmpty}
 	}
 	return op{op: o, done: func(*wire.Answer) {
 		if ino == old {
@@ -288,7 +288,7 @@ func (p *player) renameName() op {
 		if taken {
 			p.model.detach(newDir, newName, p.now)
 		}
-		for _, moved := range []gears.Ino{ino, old} {
+		for _, moved := range []gearsfs.Ino{ino, old} {
 			if n := p.model.inodes[moved]; n != nil && !isDir(n.mode) && (moved == ino || flags == renameExchange) {
 				n.nlink-- // attach counts the new name
 			}
@@ -340,9 +340,9 @@ func (p *player) setXattr() op {
 	_, exists := n.xattrs[o.Name]
 	switch {
 	case exists && o.Flags == xattrCreate:
-		return op{op: o, want: gears.ErrExists}
+		return op{op: o, want: gearsfs.ErrExists}
 	case !exists && (o.Remove || o.Flags == xattrReplace):
-		return op{op: o, want: gears.ErrNoAttr}
+		return op{op: o, want: gearsfs.ErrNoAttr}
 	}
 	return op{op: o, done: func(*wire.Answer) {
 		n.ctime = p.now
@@ -377,7 +377,7 @@ func (p *player) writeBytes() op {
 	pos, data := p.place(n), p.bytes()
 	o := &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data}
 	if !n.writable(pos, pos+len(data)) {
-		return op{op: o, want: gears.ErrIO}
+		return op{op: o, want: gearsfs.ErrIO}
 	}
 	return op{op: o, done: func(*wire.Answer) {
 		n.resize(max(len(n.val), pos+len(data)))
@@ -466,7 +466,7 @@ func (p *player) takeRecords() op {
 
 // learnHead takes over where the machine says that a file begins, and its
 // times, after records were taken.
-func (p *player) learnHead(ino gears.Ino, n *modelInode) {
+func (p *player) learnHead(ino gearsfs.Ino, n *modelInode) {
 	a := p.attr(ino)
 	n.head, n.mtime, n.ctime = int(a.Head), uint64(a.Mtime.UnixNano()), uint64(a.Ctime.UnixNano())
 	require.False(p.t, slices.Contains(n.held[:n.head], true), "inode %d: the head passed a record that lives", ino)
@@ -500,7 +500,7 @@ func (p *player) release() op {
 	n := p.model.inodes[ino]
 	id := pick(p.rng, n.holders)
 	return op{by: id, op: &wire.Release{Ino: uint64(ino)}, done: func(*wire.Answer) {
-		n.holders = slices.DeleteFunc(slices.Clone(n.holders), func(h gears.SessionID) bool { return h == id })
+		n.holders = slices.DeleteFunc(slices.Clone(n.holders), func(h gearsfs.SessionID) bool { return h == id })
 		if len(n.holders) == 0 {
 			delete(p.model.inodes, ino)
 		}

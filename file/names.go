@@ -1,23 +1,23 @@
 package file
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // directory returns a directory that names can be looked up in. Errors:
-// gears.ErrNotFound (also for one that was removed and is only open),
+// gearsfs.ErrNotFound (also for one that was removed and is only open),
 // ErrNotDir, ErrAccess.
 func (m *Machine) directory(c *context, ino uint64) (*node, error) {
-	n, err := m.node(gears.Ino(ino))
+	n, err := m.node(gearsfs.Ino(ino))
 	switch {
 	case err != nil:
 		return nil, err
 	case n == nil || n.row.Nlink == 0:
-		return nil, gears.ErrNotFound
+		return nil, gearsfs.ErrNotFound
 	case !isDir(n.row.Mode):
-		return nil, gears.ErrNotDir
+		return nil, gearsfs.ErrNotDir
 	}
 	return n, m.access(c, n, mayExec)
 }
@@ -48,7 +48,7 @@ func parseDirent(value []byte) (dentry, error) {
 	if err := row.UnmarshalVT(value); err != nil {
 		return dentry{}, damaged("dirent", err)
 	}
-	return dentry{ino: gears.Ino(row.Ino), mode: row.Type}, nil
+	return dentry{ino: gearsfs.Ino(row.Ino), mode: row.Type}, nil
 }
 
 // named is a name in a directory and what it leads to; n nil is nothing.
@@ -64,7 +64,7 @@ func (m *Machine) find(c *context, dirIno uint64, name string) (named, error) {
 	if err != nil {
 		return named{}, err
 	}
-	if err := gears.CheckName(name); err != nil {
+	if err := gearsfs.CheckName(name); err != nil {
 		return named{}, err
 	}
 	d, err := m.lookup(dir, name)
@@ -73,13 +73,13 @@ func (m *Machine) find(c *context, dirIno uint64, name string) (named, error) {
 	}
 	n, err := m.node(d.ino)
 	if err == nil && n == nil {
-		err = gears.ErrDamaged.Because("name %q in inode %d leads to inode %d, which does not exist", name, dir.ino, d.ino)
+		err = gearsfs.ErrDamaged.Because("name %q in inode %d leads to inode %d, which does not exist", name, dir.ino, d.ino)
 	}
 	return named{dir: dir, name: name, n: n}, err
 }
 
 // findTarget returns the inode that a command is about: nil where the name
-// leads nowhere in an existing directory. Errors: gears.ErrStale (no such
+// leads nowhere in an existing directory. Errors: gearsfs.ErrStale (no such
 // inode), ErrNotFound (no such directory), ErrNotDir, ErrAccess (directory may
 // not be searched), ErrNameTooLong, ErrInvalid.
 func (m *Machine) findTarget(c *context, t *wire.Target) (*node, error) {
@@ -87,9 +87,9 @@ func (m *Machine) findTarget(c *context, t *wire.Target) (*node, error) {
 		at, err := m.find(c, t.GetDir(), t.GetName())
 		return at.n, err
 	}
-	n, err := m.node(gears.Ino(t.Ino))
+	n, err := m.node(gearsfs.Ino(t.Ino))
 	if err == nil && n == nil {
-		err = gears.ErrStale
+		err = gearsfs.ErrStale
 	}
 	return n, err
 }
@@ -125,9 +125,9 @@ func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
 			return m.answerAttr(at.n)
 		}
 		if op.Open && isDir(at.n.row.Mode) {
-			return m.refuse(gears.ErrIsDir)
+			return m.refuse(gearsfs.ErrIsDir)
 		}
-		return m.refuse(gears.ErrExists)
+		return m.refuse(gearsfs.ErrExists)
 	}
 	row, err := m.checkMake(c, at.dir, op)
 	if err != nil {
@@ -149,27 +149,27 @@ func (m *Machine) checkMake(c *context, dir *node, op *wire.Make) (*wire.InodeRo
 	case modeFile, modeFifo, modeSocket:
 	case modeDir:
 		if dir.row.Nlink >= linksMax {
-			return nil, gears.ErrLinks
+			return nil, gearsfs.ErrLinks
 		}
 	case modeChar, modeBlock:
 		if !c.privileged() {
-			return nil, gears.ErrPermission
+			return nil, gearsfs.ErrPermission
 		}
 		row.Rdev = op.Rdev
 	case modeLink:
 		switch {
 		case op.Target == "":
-			return nil, gears.ErrNotFound
-		case len(op.Target) > gears.SymlinkBytesMax:
-			return nil, gears.ErrNameTooLong
+			return nil, gearsfs.ErrNotFound
+		case len(op.Target) > gearsfs.SymlinkBytesMax:
+			return nil, gearsfs.ErrNameTooLong
 		}
 		row.Mode, row.Target = modeLink|0o777, op.Target
 	default:
-		return nil, gears.ErrInvalid
+		return nil, gearsfs.ErrInvalid
 	}
 	foreign := op.Uid != nil && *op.Uid != row.Uid || op.Gid != nil && !c.belongs(*op.Gid)
 	if foreign && !c.privileged() {
-		return nil, gears.ErrPermission
+		return nil, gearsfs.ErrPermission
 	}
 	if op.Uid != nil {
 		row.Uid = *op.Uid
@@ -190,7 +190,7 @@ func (m *Machine) make(c *context, dir *node, name string, row *wire.InodeRow) *
 // newNode makes an inode without a name. A directory that is made in one with
 // the set-group-id bit gets its group and the bit, anything else the group.
 func (m *Machine) newNode(c *context, dir *node, row *wire.InodeRow) *node {
-	n := &node{ino: gears.Ino(m.volume.NextIno)}
+	n := &node{ino: gearsfs.Ino(m.volume.NextIno)}
 	m.volume.NextIno++
 	m.volume.Inodes++
 	n.row = wire.InodeRow{
@@ -216,9 +216,9 @@ func (m *Machine) newNode(c *context, dir *node, row *wire.InodeRow) *node {
 }
 
 func (m *Machine) applyLink(c *context, op *wire.Link) *wire.Answer {
-	n, err := m.node(gears.Ino(op.Ino))
+	n, err := m.node(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
-		err = gears.ErrNotFound
+		err = gearsfs.ErrNotFound
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -227,11 +227,11 @@ func (m *Machine) applyLink(c *context, op *wire.Link) *wire.Answer {
 	switch {
 	case err != nil:
 	case at.n != nil:
-		err = gears.ErrExists
+		err = gearsfs.ErrExists
 	case isDir(n.row.Mode):
-		err = gears.ErrPermission
+		err = gearsfs.ErrPermission
 	case n.row.Nlink >= linksMax:
-		err = gears.ErrLinks
+		err = gearsfs.ErrLinks
 	default:
 		err = m.access(c, at.dir, mayWrite|mayExec)
 	}
@@ -262,18 +262,18 @@ func (m *Machine) applyUnlink(c *context, op *wire.Unlink) *wire.Answer {
 
 func (m *Machine) checkUnlink(c *context, at named, op *wire.Unlink) error {
 	if at.n == nil {
-		return gears.ErrNotFound
+		return gearsfs.ErrNotFound
 	}
 	if err := m.mayRemove(c, at.dir, at.n); err != nil {
 		return err
 	}
 	switch {
 	case op.IsDir && !isDir(at.n.row.Mode):
-		return gears.ErrNotDir
+		return gearsfs.ErrNotDir
 	case !op.IsDir && isDir(at.n.row.Mode):
-		return gears.ErrIsDir
+		return gearsfs.ErrIsDir
 	case at.n.row.Entries > 0:
-		return gears.ErrNotEmpty
+		return gearsfs.ErrNotEmpty
 	}
 	return checkHeld(at.n, op.OpenIno)
 }
@@ -282,8 +282,8 @@ func (m *Machine) checkUnlink(c *context, at named, op *wire.Unlink) error {
 // that whose holders it lists: they could lose what they have open. The caller
 // looks the name up again.
 func checkHeld(n *node, openIno uint64) error {
-	if gears.Ino(openIno) != n.ino {
-		return gears.ErrStale.Because("the name leads elsewhere now")
+	if gearsfs.Ino(openIno) != n.ino {
+		return gearsfs.ErrStale.Because("the name leads elsewhere now")
 	}
 	return nil
 }
@@ -332,7 +332,7 @@ func (m *Machine) detach(c *context, at named) {
 
 // unlinked counts one name less. The last one's inode goes, unless sessions
 // have it open.
-func (m *Machine) unlinked(c *context, n *node, holders []gears.SessionID) error {
+func (m *Machine) unlinked(c *context, n *node, holders []gearsfs.SessionID) error {
 	n.row.Ctime = c.now
 	if isDir(n.row.Mode) {
 		n.row.Nlink = 0

@@ -6,17 +6,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 var (
-	alice = gears.Caller{UID: 1000, GIDs: []uint32{1000, 50}}
-	bob   = gears.Caller{UID: 1001, GIDs: []uint32{1001}}
-	root  = gears.Root
+	alice = gearsfs.Caller{UID: 1000, GIDs: []uint32{1000, 50}}
+	bob   = gearsfs.Caller{UID: 1001, GIDs: []uint32{1001}}
+	root  = gearsfs.Root
 )
 
-const rootDir = uint64(gears.RootIno)
+const rootDir = uint64(gearsfs.RootIno)
 
 // TestErrnos: each operation that POSIX forbids gives its error and changes
 // nothing.
@@ -38,104 +38,104 @@ func TestErrnos(t *testing.T) {
 	require.NoError(t, err)
 	_, err = r.try(alice, &wire.Make{Dir: uint64(open), Name: "alicedir", Mode: modeDir | 0o755})
 	require.NoError(t, err)
-	link := gears.Ino(r.do(&wire.Make{Dir: rootDir, Name: "link", Mode: modeLink, Target: "file"}).Ino)
-	fifo := gears.Ino(r.do(&wire.Make{Dir: rootDir, Name: "fifo", Mode: modeFifo | 0o644}).Ino)
+	link := gearsfs.Ino(r.do(&wire.Make{Dir: rootDir, Name: "link", Mode: modeLink, Target: "file"}).Ino)
+	fifo := gearsfs.Ino(r.do(&wire.Make{Dir: rootDir, Name: "fifo", Mode: modeFifo | 0o644}).Ino)
 	long := strings.Repeat("n", 256)
 	u32 := func(n uint32) *uint32 { return &n }
 	u64 := func(n uint64) *uint64 { return &n }
 
 	for _, c := range []struct {
 		name   string
-		caller gears.Caller
+		caller gearsfs.Caller
 		op     any
 		want   error
 	}{
-		{"make existing", root, &wire.Make{Dir: rootDir, Name: "file", Mode: modeFile}, gears.ErrExists},
-		{"make over directory", root, &wire.Make{Dir: rootDir, Name: "dir", Mode: modeFile}, gears.ErrExists},
-		{"open directory to write", root, &wire.Make{Dir: rootDir, Name: "dir", Mode: modeFile, Open: true}, gears.ErrIsDir},
-		{"open link exclusively", root, &wire.Make{Dir: rootDir, Name: "link", Mode: modeFile, Open: true}, gears.ErrExists},
-		{"make in missing", root, &wire.Make{Dir: 999, Name: "x", Mode: modeFile}, gears.ErrNotFound},
-		{"make in file", root, &wire.Make{Dir: uint64(file), Name: "x", Mode: modeFile}, gears.ErrNotDir},
-		{"make long name", root, &wire.Make{Dir: rootDir, Name: long, Mode: modeFile}, gears.ErrNameTooLong},
-		{"make slash", root, &wire.Make{Dir: rootDir, Name: "a/b", Mode: modeFile}, gears.ErrInvalid},
-		{"make dot", root, &wire.Make{Dir: rootDir, Name: ".", Mode: modeDir}, gears.ErrInvalid},
-		{"make unknown type", root, &wire.Make{Dir: rootDir, Name: "x", Mode: 0o030000}, gears.ErrInvalid},
-		{"make without write", alice, &wire.Make{Dir: uint64(dir), Name: "x", Mode: modeFile}, gears.ErrAccess},
-		{"make without search", alice, &wire.Make{Dir: uint64(private), Name: "hidden", Mode: modeFile}, gears.ErrAccess},
-		{"make device", alice, &wire.Make{Dir: uint64(open), Name: "x", Mode: modeChar}, gears.ErrPermission},
-		{"make as another", alice, &wire.Make{Dir: uint64(open), Name: "x", Mode: modeFile, Uid: u32(5)}, gears.ErrPermission},
-		{"make long link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink, Target: strings.Repeat("t", 4096)}, gears.ErrNameTooLong},
-		{"make empty link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink}, gears.ErrNotFound},
-		{"make without a name", root, &wire.Make{Dir: rootDir, Mode: modeFile}, gears.ErrInvalid},
+		{"make existing", root, &wire.Make{Dir: rootDir, Name: "file", Mode: modeFile}, gearsfs.ErrExists},
+		{"make over directory", root, &wire.Make{Dir: rootDir, Name: "dir", Mode: modeFile}, gearsfs.ErrExists},
+		{"open directory to write", root, &wire.Make{Dir: rootDir, Name: "dir", Mode: modeFile, Open: true}, gearsfs.ErrIsDir},
+		{"open link exclusively", root, &wire.Make{Dir: rootDir, Name: "link", Mode: modeFile, Open: true}, gearsfs.ErrExists},
+		{"make in missing", root, &wire.Make{Dir: 999, Name: "x", Mode: modeFile}, gearsfs.ErrNotFound},
+		{"make in file", root, &wire.Make{Dir: uint64(file), Name: "x", Mode: modeFile}, gearsfs.ErrNotDir},
+		{"make long name", root, &wire.Make{Dir: rootDir, Name: long, Mode: modeFile}, gearsfs.ErrNameTooLong},
+		{"make slash", root, &wire.Make{Dir: rootDir, Name: "a/b", Mode: modeFile}, gearsfs.ErrInvalid},
+		{"make dot", root, &wire.Make{Dir: rootDir, Name: ".", Mode: modeDir}, gearsfs.ErrInvalid},
+		{"make unknown type", root, &wire.Make{Dir: rootDir, Name: "x", Mode: 0o030000}, gearsfs.ErrInvalid},
+		{"make without write", alice, &wire.Make{Dir: uint64(dir), Name: "x", Mode: modeFile}, gearsfs.ErrAccess},
+		{"make without search", alice, &wire.Make{Dir: uint64(private), Name: "hidden", Mode: modeFile}, gearsfs.ErrAccess},
+		{"make device", alice, &wire.Make{Dir: uint64(open), Name: "x", Mode: modeChar}, gearsfs.ErrPermission},
+		{"make as another", alice, &wire.Make{Dir: uint64(open), Name: "x", Mode: modeFile, Uid: u32(5)}, gearsfs.ErrPermission},
+		{"make long link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink, Target: strings.Repeat("t", 4096)}, gearsfs.ErrNameTooLong},
+		{"make empty link", root, &wire.Make{Dir: rootDir, Name: "x", Mode: modeLink}, gearsfs.ErrNotFound},
+		{"make without a name", root, &wire.Make{Dir: rootDir, Mode: modeFile}, gearsfs.ErrInvalid},
 
-		{"link missing", root, &wire.Link{Ino: 999, Dir: rootDir, Name: "x"}, gears.ErrNotFound},
-		{"link directory", root, &wire.Link{Ino: uint64(dir), Dir: rootDir, Name: "x"}, gears.ErrPermission},
-		{"link existing", root, &wire.Link{Ino: uint64(file), Dir: rootDir, Name: "dir"}, gears.ErrExists},
-		{"link without write", alice, &wire.Link{Ino: uint64(file), Dir: uint64(dir), Name: "x"}, gears.ErrAccess},
+		{"link missing", root, &wire.Link{Ino: 999, Dir: rootDir, Name: "x"}, gearsfs.ErrNotFound},
+		{"link directory", root, &wire.Link{Ino: uint64(dir), Dir: rootDir, Name: "x"}, gearsfs.ErrPermission},
+		{"link existing", root, &wire.Link{Ino: uint64(file), Dir: rootDir, Name: "dir"}, gearsfs.ErrExists},
+		{"link without write", alice, &wire.Link{Ino: uint64(file), Dir: uint64(dir), Name: "x"}, gearsfs.ErrAccess},
 
-		{"unlink missing", root, r.unlink(1, "x", false), gears.ErrNotFound},
-		{"unlink directory", root, r.unlink(1, "dir", false), gears.ErrIsDir},
-		{"unlink without write", alice, r.unlink(1, "file", false), gears.ErrAccess},
-		{"unlink another's in sticky", alice, r.unlink(sticky, "rootfile", false), gears.ErrPermission},
-		{"unlink long name", root, r.unlink(1, long, false), gears.ErrNameTooLong},
-		{"unlink what was replaced", root, &wire.Unlink{Dir: rootDir, Name: "file", OpenIno: 2}, gears.ErrStale},
-		{"rmdir file", root, r.unlink(1, "file", true), gears.ErrNotDir},
-		{"rmdir full", root, r.unlink(1, "dir", true), gears.ErrNotEmpty},
-		{"rmdir dot", root, r.unlink(1, ".", true), gears.ErrInvalid},
+		{"unlink missing", root, r.unlink(1, "x", false), gearsfs.ErrNotFound},
+		{"unlink directory", root, r.unlink(1, "dir", false), gearsfs.ErrIsDir},
+		{"unlink without write", alice, r.unlink(1, "file", false), gearsfs.ErrAccess},
+		{"unlink another's in sticky", alice, r.unlink(sticky, "rootfile", false), gearsfs.ErrPermission},
+		{"unlink long name", root, r.unlink(1, long, false), gearsfs.ErrNameTooLong},
+		{"unlink what was replaced", root, &wire.Unlink{Dir: rootDir, Name: "file", OpenIno: 2}, gearsfs.ErrStale},
+		{"rmdir file", root, r.unlink(1, "file", true), gearsfs.ErrNotDir},
+		{"rmdir full", root, r.unlink(1, "dir", true), gearsfs.ErrNotEmpty},
+		{"rmdir dot", root, r.unlink(1, ".", true), gearsfs.ErrInvalid},
 
-		{"rename missing", root, r.rename(1, "x", 1, "y", 0), gears.ErrNotFound},
-		{"rename into itself", root, r.rename(1, "dir", dir, "x", 0), gears.ErrInvalid},
-		{"rename to missing directory", root, r.rename(1, "file", 999, "x", 0), gears.ErrNotFound},
-		{"rename directory over file", root, r.rename(1, "dir", 1, "file", 0), gears.ErrNotDir},
-		{"rename file over directory", root, r.rename(1, "file", 1, "empty", 0), gears.ErrIsDir},
-		{"rename over full directory", root, r.rename(1, "empty", 1, "dir", 0), gears.ErrNotEmpty},
-		{"rename over parent", root, r.rename(dir, "sub", 1, "dir", 0), gears.ErrNotEmpty},
-		{"rename no-replace", root, r.rename(1, "file", 1, "fifo", 1), gears.ErrExists},
-		{"rename no-replace to itself", root, r.rename(1, "file", 1, "file", 1), gears.ErrExists},
-		{"exchange with missing", root, r.rename(1, "file", 1, "x", 2), gears.ErrNotFound},
-		{"exchange with own child", root, r.rename(1, "dir", dir, "sub", 2), gears.ErrInvalid},
-		{"exchange with own parent", root, r.rename(dir, "sub", 1, "dir", 2), gears.ErrInvalid},
-		{"rename unknown flag", root, r.rename(1, "file", 1, "x", 4), gears.ErrInvalid},
-		{"rename both flags", root, r.rename(1, "file", 1, "x", 3), gears.ErrInvalid},
-		{"rename out without write", alice, r.rename(1, "file", open, "x", 0), gears.ErrAccess},
-		{"rename in without write", alice, r.rename(open, "alicefile", 1, "x", 0), gears.ErrAccess},
-		{"rename from sticky", alice, r.rename(sticky, "rootfile", open, "x", 0), gears.ErrPermission},
-		{"rename over in sticky", alice, r.rename(open, "alicefile", sticky, "rootfile", 0), gears.ErrPermission},
-		{"rename another's directory away", bob, r.rename(open, "alicedir", sticky, "x", 0), gears.ErrAccess},
-		{"rename over what was replaced", root, &wire.Rename{Dir: rootDir, Name: "file", NewDir: rootDir, NewName: "fifo", OpenIno: 2}, gears.ErrStale},
+		{"rename missing", root, r.rename(1, "x", 1, "y", 0), gearsfs.ErrNotFound},
+		{"rename into itself", root, r.rename(1, "dir", dir, "x", 0), gearsfs.ErrInvalid},
+		{"rename to missing directory", root, r.rename(1, "file", 999, "x", 0), gearsfs.ErrNotFound},
+		{"rename directory over file", root, r.rename(1, "dir", 1, "file", 0), gearsfs.ErrNotDir},
+		{"rename file over directory", root, r.rename(1, "file", 1, "empty", 0), gearsfs.ErrIsDir},
+		{"rename over full directory", root, r.rename(1, "empty", 1, "dir", 0), gearsfs.ErrNotEmpty},
+		{"rename over parent", root, r.rename(dir, "sub", 1, "dir", 0), gearsfs.ErrNotEmpty},
+		{"rename no-replace", root, r.rename(1, "file", 1, "fifo", 1), gearsfs.ErrExists},
+		{"rename no-replace to itself", root, r.rename(1, "file", 1, "file", 1), gearsfs.ErrExists},
+		{"exchange with missing", root, r.rename(1, "file", 1, "x", 2), gearsfs.ErrNotFound},
+		{"exchange with own child", root, r.rename(1, "dir", dir, "sub", 2), gearsfs.ErrInvalid},
+		{"exchange with own parent", root, r.rename(dir, "sub", 1, "dir", 2), gearsfs.ErrInvalid},
+		{"rename unknown flag", root, r.rename(1, "file", 1, "x", 4), gearsfs.ErrInvalid},
+		{"rename both flags", root, r.rename(1, "file", 1, "x", 3), gearsfs.ErrInvalid},
+		{"rename out without write", alice, r.rename(1, "file", open, "x", 0), gearsfs.ErrAccess},
+		{"rename in without write", alice, r.rename(open, "alicefile", 1, "x", 0), gearsfs.ErrAccess},
+		{"rename from sticky", alice, r.rename(sticky, "rootfile", open, "x", 0), gearsfs.ErrPermission},
+		{"rename over in sticky", alice, r.rename(open, "alicefile", sticky, "rootfile", 0), gearsfs.ErrPermission},
+		{"rename another's directory away", bob, r.rename(open, "alicedir", sticky, "x", 0), gearsfs.ErrAccess},
+		{"rename over what was replaced", root, &wire.Rename{Dir: rootDir, Name: "file", NewDir: rootDir, NewName: "fifo", OpenIno: 2}, gearsfs.ErrStale},
 
-		{"chmod another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mode: u32(0o777)}, gears.ErrPermission},
-		{"chown by owner", alice, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Uid: u32(1001)}, gears.ErrPermission},
-		{"chgrp to foreign group", alice, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Gid: u32(1001)}, gears.ErrPermission},
-		{"truncate directory", root, &wire.SetAttr{Ino: uint64(dir), Size: u64(0)}, gears.ErrIsDir},
-		{"truncate fifo", root, &wire.SetAttr{Ino: uint64(fifo), Size: u64(0)}, gears.ErrInvalid},
-		{"truncate without write", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Size: u64(0)}, gears.ErrAccess},
-		{"truncate too far", root, &wire.SetAttr{Ino: uint64(file), Size: u64(1 << 63)}, gears.ErrTooBig},
-		{"set time of another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mtime: u64(5), Atime: u64(5)}, gears.ErrPermission},
-		{"touch another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mtime: u64(0), Atime: u64(0)}, gears.ErrAccess},
-		{"attributes of missing", root, &wire.SetAttr{Ino: 999}, gears.ErrStale},
+		{"chmod another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mode: u32(0o777)}, gearsfs.ErrPermission},
+		{"chown by owner", alice, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Uid: u32(1001)}, gearsfs.ErrPermission},
+		{"chgrp to foreign group", alice, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Gid: u32(1001)}, gearsfs.ErrPermission},
+		{"truncate directory", root, &wire.SetAttr{Ino: uint64(dir), Size: u64(0)}, gearsfs.ErrIsDir},
+		{"truncate fifo", root, &wire.SetAttr{Ino: uint64(fifo), Size: u64(0)}, gearsfs.ErrInvalid},
+		{"truncate without write", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Size: u64(0)}, gearsfs.ErrAccess},
+		{"truncate too far", root, &wire.SetAttr{Ino: uint64(file), Size: u64(1 << 63)}, gearsfs.ErrTooBig},
+		{"set time of another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mtime: u64(5), Atime: u64(5)}, gearsfs.ErrPermission},
+		{"touch another's", bob, &wire.SetAttr{Ino: uint64(aliceFile.Ino), Mtime: u64(0), Atime: u64(0)}, gearsfs.ErrAccess},
+		{"attributes of missing", root, &wire.SetAttr{Ino: 999}, gearsfs.ErrStale},
 
-		{"xattr replace missing", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Flags: xattrReplace}, gears.ErrNoAttr},
-		{"xattr remove missing", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Remove: true}, gears.ErrNoAttr},
-		{"xattr both flags", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Flags: 3}, gears.ErrInvalid},
-		{"xattr without namespace", root, &wire.SetXattr{Ino: uint64(file), Name: "x"}, gears.ErrUnsupported},
-		{"xattr of unknown namespace", root, &wire.SetXattr{Ino: uint64(file), Name: "what.x"}, gears.ErrUnsupported},
-		{"xattr long name", root, &wire.SetXattr{Ino: uint64(file), Name: "user." + long}, gears.ErrRange},
-		{"xattr long value", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Value: make([]byte, 65537)}, gears.ErrTooBig},
-		{"xattr user on link", root, &wire.SetXattr{Ino: uint64(link), Name: "user.x"}, gears.ErrPermission},
-		{"xattr trusted by user", alice, &wire.SetXattr{Ino: uint64(aliceFile.Ino), Name: "trusted.x"}, gears.ErrPermission},
-		{"xattr on another's", bob, &wire.SetXattr{Ino: uint64(aliceFile.Ino), Name: "user.x"}, gears.ErrAccess},
+		{"xattr replace missing", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Flags: xattrReplace}, gearsfs.ErrNoAttr},
+		{"xattr remove missing", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Remove: true}, gearsfs.ErrNoAttr},
+		{"xattr both flags", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Flags: 3}, gearsfs.ErrInvalid},
+		{"xattr without namespace", root, &wire.SetXattr{Ino: uint64(file), Name: "x"}, gearsfs.ErrUnsupported},
+		{"xattr of unknown namespace", root, &wire.SetXattr{Ino: uint64(file), Name: "what.x"}, gearsfs.ErrUnsupported},
+		{"xattr long name", root, &wire.SetXattr{Ino: uint64(file), Name: "user." + long}, gearsfs.ErrRange},
+		{"xattr long value", root, &wire.SetXattr{Ino: uint64(file), Name: "user.x", Value: make([]byte, 65537)}, gearsfs.ErrTooBig},
+		{"xattr user on link", root, &wire.SetXattr{Ino: uint64(link), Name: "user.x"}, gearsfs.ErrPermission},
+		{"xattr trusted by user", alice, &wire.SetXattr{Ino: uint64(aliceFile.Ino), Name: "trusted.x"}, gearsfs.ErrPermission},
+		{"xattr on another's", bob, &wire.SetXattr{Ino: uint64(aliceFile.Ino), Name: "user.x"}, gearsfs.ErrAccess},
 
-		{"write directory", root, &wire.Write{Ino: uint64(dir), Data: []byte("x")}, gears.ErrIsDir},
-		{"write missing", root, &wire.Write{Ino: 999, Data: []byte("x")}, gears.ErrStale},
-		{"write without permission", bob, &wire.Write{Ino: uint64(aliceFile.Ino), Data: []byte("x")}, gears.ErrAccess},
-		{"write too far", root, &wire.Write{Ino: uint64(file), Pos: 1<<63 - 1, Data: []byte("x")}, gears.ErrTooBig},
-		{"allocate nothing", root, &wire.Allocate{Ino: uint64(file)}, gears.ErrInvalid},
-		{"allocate collapse", root, &wire.Allocate{Ino: uint64(file), Length: 1, Mode: 8}, gears.ErrUnsupported},
-		{"allocate too far", root, &wire.Allocate{Ino: uint64(file), Pos: 1, Length: 1<<63 - 1}, gears.ErrTooBig},
+		{"write directory", root, &wire.Write{Ino: uint64(dir), Data: []byte("x")}, gearsfs.ErrIsDir},
+		{"write missing", root, &wire.Write{Ino: 999, Data: []byte("x")}, gearsfs.ErrStale},
+		{"write without permission", bob, &wire.Write{Ino: uint64(aliceFile.Ino), Data: []byte("x")}, gearsfs.ErrAccess},
+		{"write too far", root, &wire.Write{Ino: uint64(file), Pos: 1<<63 - 1, Data: []byte("x")}, gearsfs.ErrTooBig},
+		{"allocate nothing", root, &wire.Allocate{Ino: uint64(file)}, gearsfs.ErrInvalid},
+		{"allocate collapse", root, &wire.Allocate{Ino: uint64(file), Length: 1, Mode: 8}, gearsfs.ErrUnsupported},
+		{"allocate too far", root, &wire.Allocate{Ino: uint64(file), Pos: 1, Length: 1<<63 - 1}, gearsfs.ErrTooBig},
 
-		{"remote by user", alice, &wire.SetRemote{Name: "b", Addrs: "x:1"}, gears.ErrPermission},
-		{"remote with colon", root, &wire.SetRemote{Name: "b:", Addrs: "x:1"}, gears.ErrInvalid},
+		{"remote by user", alice, &wire.SetRemote{Name: "b", Addrs: "x:1"}, gearsfs.ErrPermission},
+		{"remote with colon", root, &wire.SetRemote{Name: "b:", Addrs: "x:1"}, gearsfs.ErrInvalid},
 	} {
 		before := r.dump()
 		_, err := r.try(c.caller, c.op)
@@ -199,7 +199,7 @@ func TestLinkCountsAndTimes(t *testing.T) {
 
 	r.do(r.unlink(other, "moved", false))
 	_, err = r.m.GetAttr(f)
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 	r.check()
 
 	before := r.attr(1)
@@ -215,10 +215,10 @@ func TestModes(t *testing.T) {
 	r.do(&wire.SetAttr{Ino: uint64(shared), Gid: &gid})
 	r.do(&wire.SetAttr{Ino: uint64(shared), Mode: &mode})
 
-	made := func(caller gears.Caller, name string, mode uint32) gears.Attr {
+	made := func(caller gearsfs.Caller, name string, mode uint32) gearsfs.Attr {
 		a, err := r.try(caller, &wire.Make{Dir: uint64(shared), Name: name, Mode: mode})
 		require.NoError(t, err)
-		return r.attr(gears.Ino(a.Ino))
+		return r.attr(gearsfs.Ino(a.Ino))
 	}
 	a := made(alice, "f", modeFile|0o644)
 	require.EqualValues(t, 77, a.GID)
@@ -229,7 +229,7 @@ func TestModes(t *testing.T) {
 	a = made(alice, "s", modeFile|0o2755)
 	require.EqualValues(t, modeFile|0o755, a.Mode, "set-group-id of a foreign group is stripped")
 
-	set := func(caller gears.Caller, ino gears.Ino, op *wire.SetAttr) uint32 {
+	set := func(caller gearsfs.Caller, ino gearsfs.Ino, op *wire.SetAttr) uint32 {
 		op.Ino = uint64(ino)
 		_, err := r.try(caller, op)
 		require.NoError(t, err)
@@ -241,7 +241,7 @@ func TestModes(t *testing.T) {
 	require.EqualValues(t, 0o755, set(alice, f, &wire.SetAttr{Gid: &own}), "chown drops set-user-id")
 	require.EqualValues(t, 0o6755, set(alice, f, &wire.SetAttr{Mode: &all}))
 
-	write := func(caller gears.Caller) uint32 {
+	write := func(caller gearsfs.Caller) uint32 {
 		_, err := r.try(caller, &wire.Write{Ino: uint64(f), Data: []byte("x")})
 		require.NoError(t, err)
 		return r.attr(f).Mode & modePerm
@@ -281,7 +281,7 @@ func TestResolve(t *testing.T) {
 	dir := r.mkdir(1, "dir", 0o755)
 	sub := r.mkdir(dir, "sub", 0o755)
 	file := r.create(sub, "file", 0o644)
-	link := func(dir gears.Ino, name, target string) {
+	link := func(dir gearsfs.Ino, name, target string) {
 		r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeLink, Target: target})
 	}
 	link(1, "abs", "/dir/sub")
@@ -298,7 +298,7 @@ func TestResolve(t *testing.T) {
 	for _, c := range []struct {
 		path   string
 		follow bool
-		want   gears.Ino
+		want   gearsfs.Ino
 		err    error
 	}{
 		{"/", true, 1, nil},
@@ -311,16 +311,16 @@ func TestResolve(t *testing.T) {
 		{"/abs", true, sub, nil},
 		{"/abs/", false, sub, nil},
 		{"/dir/rel", true, file, nil},
-		{"/dir/sub/file/", true, 0, gears.ErrNotDir},
-		{"/dir/sub/file/x", true, 0, gears.ErrNotDir},
-		{"/dir/none/x", true, 0, gears.ErrNotFound},
-		{"/none", true, 0, gears.ErrNotFound},
-		{"/dangling", true, 0, gears.ErrNotFound},
-		{"/loop", true, 0, gears.ErrLoop},
+		{"/dir/sub/file/", true, 0, gearsfs.ErrNotDir},
+		{"/dir/sub/file/x", true, 0, gearsfs.ErrNotDir},
+		{"/dir/none/x", true, 0, gearsfs.ErrNotFound},
+		{"/none", true, 0, gearsfs.ErrNotFound},
+		{"/dangling", true, 0, gearsfs.ErrNotFound},
+		{"/loop", true, 0, gearsfs.ErrLoop},
 		{"/hop" + string(rune('A'+38)), true, dir, nil},
-		{"/hop" + string(rune('A'+39)), true, 0, gears.ErrLoop},
-		{"/" + strings.Repeat("a/", 2050), true, 0, gears.ErrNameTooLong},
-		{"/a\x00", true, 0, gears.ErrInvalid},
+		{"/hop" + string(rune('A'+39)), true, 0, gearsfs.ErrLoop},
+		{"/" + strings.Repeat("a/", 2050), true, 0, gearsfs.ErrNameTooLong},
+		{"/a\x00", true, 0, gearsfs.ErrInvalid},
 	} {
 		a, err := r.m.Resolve(c.path, c.follow, root)
 		if c.err != nil {
@@ -331,7 +331,7 @@ func TestResolve(t *testing.T) {
 		require.Equal(t, c.want, a.Ino, c.path)
 	}
 	_, err := r.m.Resolve("/closed/f", true, alice)
-	require.ErrorIs(t, err, gears.ErrAccess)
+	require.ErrorIs(t, err, gearsfs.ErrAccess)
 
 	at, name, ino, err := r.m.ResolveTarget("/dangling", root)
 	require.NoError(t, err)
@@ -342,7 +342,7 @@ func TestResolve(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, file, ino)
 	_, _, _, err = r.m.ResolveTarget("/none/", root)
-	require.ErrorIs(t, err, gears.ErrNotFound)
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 }
 
 func TestXattrs(t *testing.T) {
@@ -353,7 +353,7 @@ func TestXattrs(t *testing.T) {
 		return err
 	}
 	require.NoError(t, set("user.b", "1", xattrCreate))
-	require.ErrorIs(t, set("user.b", "1", xattrCreate), gears.ErrExists)
+	require.ErrorIs(t, set("user.b", "1", xattrCreate), gearsfs.ErrExists)
 	require.NoError(t, set("user.b", "2", xattrReplace))
 	require.NoError(t, set("user.a", "", 0))
 	require.NoError(t, set("trusted.t", "x", 0))
@@ -373,16 +373,16 @@ func TestXattrs(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, v)
 	_, err = r.m.GetXattr(f, "trusted.t", alice)
-	require.ErrorIs(t, err, gears.ErrNoAttr)
+	require.ErrorIs(t, err, gearsfs.ErrNoAttr)
 	_, err = r.m.GetXattr(f, "user.none", root)
-	require.ErrorIs(t, err, gears.ErrNoAttr)
+	require.ErrorIs(t, err, gearsfs.ErrNoAttr)
 
 	for i := 0; err == nil || i < 300; i++ {
 		if err = set("user."+strings.Repeat("n", 240)+string(rune('a'+i%26))+string(rune('a'+i/26)), "", 0); err != nil && i > 200 {
 			break
 		}
 	}
-	require.ErrorIs(t, err, gears.ErrNoSpace)
+	require.ErrorIs(t, err, gearsfs.ErrNoSpace)
 	names, err = r.m.ListXattr(f, root)
 	require.NoError(t, err)
 	require.LessOrEqual(t, len(strings.Join(names, "\x00"))+1, xattrsBytesMax)
@@ -393,8 +393,8 @@ func TestXattrs(t *testing.T) {
 
 func TestOrphans(t *testing.T) {
 	r := newRig(t)
-	a := gears.SessionID{Minted: rigStart, Salt: 1}
-	b := gears.SessionID{Minted: rigStart, Salt: 2}
+	a := gearsfs.SessionID{Minted: rigStart, Salt: 1}
+	b := gearsfs.SessionID{Minted: rigStart, Salt: 2}
 	f := r.create(1, "f", 0o644)
 	r.do(&wire.Write{Ino: uint64(f), Data: []byte("hello")})
 	r.do(r.unlink(1, "f", false, a, b))
@@ -406,7 +406,7 @@ func TestOrphans(t *testing.T) {
 	r.check()
 	require.True(t, r.m.IsOrphan(f))
 
-	release := func(id gears.SessionID, ino gears.Ino) {
+	release := func(id gearsfs.SessionID, ino gearsfs.Ino) {
 		answers := r.entry(by(id, as(root, &wire.Release{Ino: uint64(ino)})))
 		require.Zero(t, answers[0].Code)
 	}
@@ -415,7 +415,7 @@ func TestOrphans(t *testing.T) {
 	require.True(t, r.m.IsOrphan(f))
 	r.do(&wire.EndSession{SessionMinted: uint64(b.Minted), SessionSalt: b.Salt})
 	_, err := r.m.GetAttr(f)
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 	r.check()
 
 	// What has no name may get one again.
@@ -431,7 +431,7 @@ func TestOrphans(t *testing.T) {
 	d := r.mkdir(1, "d", 0o755)
 	r.do(r.unlink(1, "d", true, a))
 	_, err = r.try(root, &wire.Make{Dir: uint64(d), Name: "x", Mode: modeFile})
-	require.ErrorIs(t, err, gears.ErrNotFound)
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 	entries, err := r.m.ReadDir(d, "", 10, root)
 	require.NoError(t, err)
 	require.Empty(t, entries)
@@ -468,9 +468,9 @@ func TestReadDir(t *testing.T) {
 	}
 	private := r.mkdir(1, "p", 0o711)
 	_, err := r.m.ReadDir(private, "", 1, alice)
-	require.ErrorIs(t, err, gears.ErrAccess)
+	require.ErrorIs(t, err, gearsfs.ErrAccess)
 	_, err = r.m.ReadDir(999, "", 1, alice)
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 }
 
 // TestLinkLimits: counts that can't rise are refused.
@@ -478,7 +478,7 @@ func TestLinkLimits(t *testing.T) {
 	r := newRig(t)
 	f, d := r.create(1, "f", 0o644), r.mkdir(1, "d", 0o755)
 	sub := r.mkdir(1, "sub", 0o755)
-	for _, ino := range []gears.Ino{f, d} {
+	for _, ino := range []gearsfs.Ino{f, d} {
 		n, err := r.m.node(ino)
 		require.NoError(t, err)
 		n.row.Nlink = linksMax
@@ -489,7 +489,7 @@ func TestLinkLimits(t *testing.T) {
 		r.rename(1, "sub", d, "x", 0),
 	} {
 		_, err := r.try(root, op)
-		require.ErrorIs(t, err, gears.ErrLinks)
+		require.ErrorIs(t, err, gearsfs.ErrLinks)
 	}
 	r.do(&wire.Make{Dir: uint64(d), Name: "x", Mode: modeFile})
 	parent, err := r.m.Parent(sub)

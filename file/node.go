@@ -6,7 +6,7 @@ import (
 
 	"github.com/emirpasic/gods/v2/trees/redblacktree"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -16,19 +16,19 @@ import (
 // of those of its streams that are in use. A node that is in the cache is the
 // truth about its inode; there is never a second one for the same.
 type node struct {
-	ino     gears.Ino
+	ino     gearsfs.Ino
 	row     wire.InodeRow
-	stat    dataStat                                   // as of the last flush, where known
-	streams *redblacktree.Tree[gears.Key, *openStream] // nil: none in use
-	dirty   bool                                       // in Machine.dirtyNodes
-	gone    bool                                       // its rows are deleted
+	stat    dataStat                                     // as of the last flush, where known
+	streams *redblacktree.Tree[gearsfs.Key, *openStream] // nil: none in use
+	dirty   bool                                         // in Machine.dirtyNodes
+	gone    bool                                         // its rows are deleted
 }
 
 // openStream is a stream in use. Its queue is the truth while it is open; its
 // row is written back once per entry where dirty is set.
 type openStream struct {
 	node    *node
-	key     gears.Key
+	key     gearsfs.Key
 	queue   *stream.Queue
 	counted uint64 // bytes of it that are in the volume's sum
 	dirty   bool   // in Machine.dirtyStreams
@@ -36,18 +36,18 @@ type openStream struct {
 }
 
 type streamKey struct {
-	ino gears.Ino
-	key gears.Key
+	ino gearsfs.Ino
+	key gearsfs.Key
 }
 
 type dentryKey struct {
-	dir  gears.Ino
+	dir  gearsfs.Ino
 	name string
 }
 
 // dentry is what a name leads to; ino 0: it leads nowhere.
 type dentry struct {
-	ino  gears.Ino
+	ino  gearsfs.Ino
 	mode uint32 // type bits
 }
 
@@ -68,9 +68,9 @@ type scratch struct {
 }
 
 // callersError tells an error that is an answer from one of the store.
-func callersError(err error) (*gears.Error, bool) {
-	e, ok := errors.AsType[*gears.Error](err)
-	if !ok || e.Code == gears.ErrDamaged.Code || e.Code == gears.ErrFormat.Code {
+func callersError(err error) (*gearsfs.Error, bool) {
+	e, ok := errors.AsType[*gearsfs.Error](err)
+	if !ok || e.Code == gearsfs.ErrDamaged.Code || e.Code == gearsfs.ErrFormat.Code {
 		return nil, false
 	}
 	return e, true
@@ -103,11 +103,11 @@ func (m *Machine) set(key []byte, row interface {
 }
 
 func damaged(table string, err error) error {
-	return gears.ErrDamaged.Because("%s row: %v", table, err)
+	return gearsfs.ErrDamaged.Because("%s row: %v", table, err)
 }
 
 // node returns the inode ino; nil where there is none.
-func (m *Machine) node(ino gears.Ino) (*node, error) {
+func (m *Machine) node(ino gearsfs.Ino) (*node, error) {
 	if n, ok := m.nodes.get(ino); ok {
 		return n, nil
 	}
@@ -143,7 +143,7 @@ func (m *Machine) flushNode(n *node) {
 
 // stream returns n's stream key; nil where it does not exist. n must be a
 // regular file.
-func (m *Machine) stream(n *node, key gears.Key) (*openStream, error) {
+func (m *Machine) stream(n *node, key gearsfs.Key) (*openStream, error) {
 	if n.streams != nil {
 		if s, ok := n.streams.Get(key); ok {
 			m.streams.get(streamKey{n.ino, key}) // keeps it in the cache
@@ -171,7 +171,7 @@ func (m *Machine) stream(n *node, key gears.Key) (*openStream, error) {
 }
 
 // makeStream adds an empty stream, which must not exist, to n.
-func (m *Machine) makeStream(n *node, key gears.Key) *openStream {
+func (m *Machine) makeStream(n *node, key gearsfs.Key) *openStream {
 	s := &openStream{node: n, key: key}
 	queue, err := stream.NewQueue(stream.NewState(), m.rowsOf(s), m.windows)
 	if err != nil {
@@ -187,7 +187,7 @@ func (m *Machine) makeStream(n *node, key gears.Key) *openStream {
 
 func (m *Machine) open(s *openStream) {
 	if s.node.streams == nil {
-		s.node.streams = redblacktree.NewWith[gears.Key, *openStream](cmp.Compare[gears.Key])
+		s.node.streams = redblacktree.NewWith[gearsfs.Key, *openStream](cmp.Compare[gearsfs.Key])
 	}
 	s.node.streams.Put(s.key, s)
 	m.streams.put(streamKey{s.node.ino, s.key}, s)
@@ -218,7 +218,7 @@ func (m *Machine) flushStream(s *openStream) {
 	state := s.queue.State()
 	m.volume.Bytes += state.Bytes - s.counted
 	s.counted = state.Bytes
-	if s.key == gears.DataKey {
+	if s.key == gearsfs.DataKey {
 		s.node.stat = statOf(state)
 	}
 	fillRow(&m.scratch.stream, state)

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -13,15 +13,15 @@ import (
 // orphan table lists them; when the last lets go, the inode is deleted.
 
 // sessionIDs reads the ids that a command or row lists, minted and salt in turn.
-func sessionIDs(list []uint64) []gears.SessionID {
-	ids := make([]gears.SessionID, 0, len(list)/2)
+func sessionIDs(list []uint64) []gearsfs.SessionID {
+	ids := make([]gearsfs.SessionID, 0, len(list)/2)
 	for i := 0; i+1 < len(list); i += 2 {
-		ids = append(ids, gears.SessionID{Minted: int64(list[i]), Salt: list[i+1]})
+		ids = append(ids, gearsfs.SessionID{Minted: int64(list[i]), Salt: list[i+1]})
 	}
 	return ids
 }
 
-func (m *Machine) setOrphan(n *node, holders []gears.SessionID) {
+func (m *Machine) setOrphan(n *node, holders []gearsfs.SessionID) {
 	row := wire.OrphanRow{Holders: make([]uint64, 0, 2*len(holders))}
 	for _, id := range holders {
 		row.Holders = append(row.Holders, uint64(id.Minted), id.Salt)
@@ -41,7 +41,7 @@ func (m *Machine) clearOrphan(n *node) {
 }
 
 // letGo takes one holder from an orphan, and deletes it with the last.
-func (m *Machine) letGo(n *node, id gears.SessionID) error {
+func (m *Machine) letGo(n *node, id gearsfs.SessionID) error {
 	value, ok, err := m.get(persist.OrphanKey(n.ino))
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func (m *Machine) letGo(n *node, id gears.SessionID) error {
 		}
 	}
 	holders := sessionIDs(row.Holders)
-	left := slices.DeleteFunc(slices.Clone(holders), func(h gears.SessionID) bool { return h == id })
+	left := slices.DeleteFunc(slices.Clone(holders), func(h gearsfs.SessionID) bool { return h == id })
 	switch len(left) {
 	case 0:
 		return m.deleteNode(n)
@@ -65,7 +65,7 @@ func (m *Machine) letGo(n *node, id gears.SessionID) error {
 }
 
 func (m *Machine) applyRelease(c *context, op *wire.Release) *wire.Answer {
-	n, err := m.node(gears.Ino(op.Ino))
+	n, err := m.node(gearsfs.Ino(op.Ino))
 	if err == nil && n != nil && n.row.Orphan {
 		err = m.letGo(n, c.session)
 	}
@@ -76,9 +76,9 @@ func (m *Machine) applyRelease(c *context, op *wire.Release) *wire.Answer {
 }
 
 // releaseOrphans lets go of every orphan that a session has open.
-func (m *Machine) releaseOrphans(id gears.SessionID) error {
-	var held []gears.Ino
-	err := scanOrphans(m.store, func(ino gears.Ino, holders []gears.SessionID) {
+func (m *Machine) releaseOrphans(id gearsfs.SessionID) error {
+	var held []gearsfs.Ino
+	err := scanOrphans(m.store, func(ino gearsfs.Ino, holders []gearsfs.SessionID) {
 		if slices.Contains(holders, id) {
 			held = append(held, ino)
 		}
@@ -89,7 +89,7 @@ func (m *Machine) releaseOrphans(id gears.SessionID) error {
 	for _, ino := range held {
 		n, err := m.node(ino)
 		if err == nil && n == nil {
-			err = gears.ErrDamaged.Because("orphan %d does not exist", ino)
+			err = gearsfs.ErrDamaged.Because("orphan %d does not exist", ino)
 		}
 		if err == nil {
 			err = m.letGo(n, id)
@@ -102,7 +102,7 @@ func (m *Machine) releaseOrphans(id gears.SessionID) error {
 }
 
 // scanOrphans calls visit with every orphan and the sessions that hold it.
-func scanOrphans(r Reader, visit func(ino gears.Ino, holders []gears.SessionID)) error {
+func scanOrphans(r Reader, visit func(ino gearsfs.Ino, holders []gearsfs.SessionID)) error {
 	lo, hi := persist.TableRange(persist.TableOrphan)
 	return scan(r, lo, hi, func(key, value []byte) error {
 		ino, err := persist.ParseOrphanKey(key)

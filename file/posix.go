@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -44,7 +44,7 @@ func guardOf(row *wire.InodeRow) guard { return guard{row.Mode, row.Uid, row.Gid
 // permits says whether a caller may do what want says, a sum of mayRead,
 // mayWrite and mayExec: POSIX file access permissions, with uid 0 privileged.
 // A caller whose kernel has checked may everything.
-func (g guard) permits(caller gears.Caller, want uint32) bool {
+func (g guard) permits(caller gearsfs.Caller, want uint32) bool {
 	if caller.Checked {
 		return true
 	}
@@ -61,10 +61,10 @@ func (g guard) permits(caller gears.Caller, want uint32) bool {
 	return granted&want == want
 }
 
-// access returns gears.ErrAccess where the caller may not use n as want says.
+// access returns gearsfs.ErrAccess where the caller may not use n as want says.
 func (m *Machine) access(c *context, n *node, want uint32) error {
 	if !guardOf(&n.row).permits(c.caller, want) {
-		return gears.ErrAccess
+		return gearsfs.ErrAccess
 	}
 	return nil
 }
@@ -85,7 +85,7 @@ func (c *context) belongs(gid uint32) bool {
 // gid is the group of the files that the caller makes.
 func (c *context) gid() uint32 {
 	if len(c.caller.GIDs) == 0 {
-		return gears.Nobody.GIDs[0]
+		return gearsfs.Nobody.GIDs[0]
 	}
 	return c.caller.GIDs[0]
 }
@@ -96,7 +96,7 @@ func (m *Machine) mayRemove(c *context, dir, n *node) error {
 		return err
 	}
 	if dir.row.Mode&modeSticky != 0 && !c.owns(dir) && !c.owns(n) {
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
 	return nil
 }
@@ -129,30 +129,30 @@ func isFile(mode uint32) bool { return mode&modeType == modeFile }
 
 // checkXattr checks an attribute's name, and whether an inode may have and the caller
 // use it so: the rules of xattr(7).
-func checkXattr(caller gears.Caller, g guard, name string, want uint32) error {
+func checkXattr(caller gearsfs.Caller, g guard, name string, want uint32) error {
 	space, rest, dotted := strings.Cut(name, ".")
 	switch {
-	case len(name) > gears.XattrNameMax:
-		return gears.ErrRange.Because("an attribute's name has at most 255 bytes")
+	case len(name) > gearsfs.XattrNameMax:
+		return gearsfs.ErrRange.Because("an attribute's name has at most 255 bytes")
 	case name == "" || strings.ContainsRune(name, 0):
-		return gears.ErrInvalid
+		return gearsfs.ErrInvalid
 	case !dotted || rest == "":
-		return gears.ErrUnsupported
+		return gearsfs.ErrUnsupported
 	}
 	privileged := caller.Checked || caller.UID == 0
 	switch space {
 	case "user":
 		if !isDir(g.mode) && !isFile(g.mode) {
 			if want == mayRead {
-				return gears.ErrNoAttr
+				return gearsfs.ErrNoAttr
 			}
-			return gears.ErrPermission
+			return gearsfs.ErrPermission
 		}
 		if want == mayWrite && isDir(g.mode) && g.mode&modeSticky != 0 && !privileged && caller.UID != g.uid {
-			return gears.ErrPermission
+			return gearsfs.ErrPermission
 		}
 		if !g.permits(caller, want) {
-			return gears.ErrAccess
+			return gearsfs.ErrAccess
 		}
 		return nil
 	case "trusted":
@@ -160,14 +160,14 @@ func checkXattr(caller gears.Caller, g guard, name string, want uint32) error {
 			return nil
 		}
 		if want == mayRead {
-			return gears.ErrNoAttr
+			return gearsfs.ErrNoAttr
 		}
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	case "security":
 		if want == mayRead || privileged {
 			return nil
 		}
-		return gears.ErrPermission
+		return gearsfs.ErrPermission
 	}
-	return gears.ErrUnsupported
+	return gearsfs.ErrUnsupported
 }

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -17,7 +17,7 @@ const (
 // streamOf returns the stream that a command is about, where it exists, and
 // its file. Both are nil where the file does not. want is what the caller must
 // be permitted to do with the file.
-func (m *Machine) streamOf(c *context, t *wire.Target, key gears.Key, want uint32) (*node, *openStream, error) {
+func (m *Machine) streamOf(c *context, t *wire.Target, key gearsfs.Key, want uint32) (*node, *openStream, error) {
 	if err := key.Check(); err != nil {
 		return nil, nil, err
 	}
@@ -48,14 +48,14 @@ func hasStreams(mode uint32) error {
 	case isFile(mode):
 		return nil
 	case isDir(mode):
-		return gears.ErrIsDir
+		return gearsfs.ErrIsDir
 	}
-	return gears.ErrInvalid.Because("not a regular file: it has no streams")
+	return gearsfs.ErrInvalid.Because("not a regular file: it has no streams")
 }
 
 // dataChanged notes that the bytes that POSIX sees of a file have changed.
 func (m *Machine) dataChanged(c *context, s *openStream) {
-	if s.key != gears.DataKey {
+	if s.key != gearsfs.DataKey {
 		return
 	}
 	m.wrote(c, s.node)
@@ -68,7 +68,7 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 	if err != nil {
 		return m.refuse(err)
 	}
-	n, s, err := m.streamOf(c, op.Target, gears.Key(op.Key), mayWrite)
+	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
 	if err == nil && n == nil {
 		err = m.mayMakeFile(c, op.Target)
 	}
@@ -88,7 +88,7 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 		}
 	}
 	if s == nil {
-		s = m.makeStream(n, gears.Key(strings.Clone(op.Key)))
+		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
 	}
 	answer := &wire.Answer{Ino: uint64(n.ino)}
 	m.appendRecords(c, s, op, answer)
@@ -122,20 +122,20 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer 
 
 // checkRecords checks what is to be put and returns its length.
 func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
-	if len(records) > gears.BatchRecordsMax {
-		return 0, gears.ErrTooBig.Because("a put has at most %d records", gears.BatchRecordsMax)
+	if len(records) > gearsfs.BatchRecordsMax {
+		return 0, gearsfs.ErrTooBig.Because("a put has at most %d records", gearsfs.BatchRecordsMax)
 	}
 	for _, r := range records {
-		if len(r.Data) > gears.RecordBytesMax {
-			return 0, gears.ErrTooBig.Because("a record has at most %d bytes", gears.RecordBytesMax)
+		if len(r.Data) > gearsfs.RecordBytesMax {
+			return 0, gearsfs.ErrTooBig.Because("a record has at most %d bytes", gearsfs.RecordBytesMax)
 		}
-		if len(r.Type) > gears.KeyBytesMax {
-			return 0, gears.ErrInvalid.Because("a record's type has at most %d bytes", gears.KeyBytesMax)
+		if len(r.Type) > gearsfs.KeyBytesMax {
+			return 0, gearsfs.ErrInvalid.Because("a record's type has at most %d bytes", gearsfs.KeyBytesMax)
 		}
 		bytes += uint64(len(r.Data))
 	}
-	if bytes > gears.BatchBytesMax {
-		return 0, gears.ErrTooBig.Because("a put has at most %d bytes", gears.BatchBytesMax)
+	if bytes > gearsfs.BatchBytesMax {
+		return 0, gearsfs.ErrTooBig.Because("a put has at most %d bytes", gearsfs.BatchBytesMax)
 	}
 	return bytes, nil
 }
@@ -148,16 +148,16 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if s != nil && len(op.Records) > 0 {
 		state := s.queue.State()
 		if state.Sealed {
-			return gears.ErrSealed
+			return gearsfs.ErrSealed
 		}
-		if uint64(state.Tail)+bytes > gears.FileBytesMax {
-			return gears.ErrTooBig.Because("a stream ends at offset %d", gears.FileBytesMax)
+		if uint64(state.Tail)+bytes > gearsfs.FileBytesMax {
+			return gearsfs.ErrTooBig.Because("a stream ends at offset %d", gearsfs.FileBytesMax)
 		}
 		full = !state.Fits(uint64(len(op.Records)), bytes)
 	}
 	if !recognised(c, cmd) {
 		if full {
-			return gears.ErrFull
+			return gearsfs.ErrFull
 		}
 		return nil
 	}
@@ -195,7 +195,7 @@ func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *nod
 	return behind
 }
 
-// block remembers that a put found no room and returns gears.ErrFull.
+// block remembers that a put found no room and returns gearsfs.ErrFull.
 func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) error {
 	known, err := m.openSession(c, cmd)
 	if err != nil {
@@ -204,14 +204,14 @@ func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) er
 	known.row.Blocked = append(known.row.Blocked, &wire.BlockedPut{
 		Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: cmd.Seq,
 	})
-	return gears.ErrFull
+	return gearsfs.ErrFull
 }
 
 // applyTake hands out records of the first key that has some.
 func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.Answer {
-	limit := int(min(max(op.Max, 1), gears.BatchRecordsMax))
+	limit := int(min(max(op.Max, 1), gearsfs.BatchRecordsMax))
 	if op.Lease && c.session.IsZero() {
-		return m.refuse(gears.ErrInvalid.Because("a lease needs a session"))
+		return m.refuse(gearsfs.ErrInvalid.Because("a lease needs a session"))
 	}
 	s, err := m.ready(c, op)
 	if err != nil {
@@ -220,10 +220,10 @@ func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.
 	m.sessions.taken = m.sessions.taken[:0]
 	if op.Lease {
 		fence := m.volume.NextFence
-		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gears.BatchBytesMax, c.session, fence)
+		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, c.session, fence)
 		m.volume.NextFence += uint64(len(m.sessions.taken))
 	} else {
-		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gears.BatchBytesMax, recognised(c, cmd))
+		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, recognised(c, cmd))
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -254,10 +254,10 @@ func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
 // ready returns the stream that a take is served from.
 func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 	if len(op.Keys) == 0 || len(op.Keys) > takeKeysMax {
-		return nil, gears.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
+		return nil, gearsfs.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
 	}
 	for _, k := range op.Keys {
-		if err := gears.Key(k).Check(); err != nil {
+		if err := gearsfs.Key(k).Check(); err != nil {
 			return nil, err
 		}
 	}
@@ -266,12 +266,12 @@ func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 		return nil, err
 	}
 	if n == nil {
-		return nil, gears.ErrEmpty
+		return nil, gearsfs.ErrEmpty
 	}
 	var found *openStream
 	ended := true
 	for _, k := range op.Keys {
-		s, err := m.stream(n, gears.Key(k))
+		s, err := m.stream(n, gearsfs.Key(k))
 		if err != nil {
 			return nil, err
 		}
@@ -280,8 +280,8 @@ func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 			continue
 		}
 		state := s.queue.State()
-		if s.key == gears.DataKey && state.Blocks && !op.Force {
-			return nil, gears.ErrBlocks
+		if s.key == gearsfs.DataKey && state.Blocks && !op.Force {
+			return nil, gearsfs.ErrBlocks
 		}
 		if found == nil && state.Ready > 0 {
 			found = s
@@ -292,9 +292,9 @@ func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 	case found != nil:
 		return found, nil
 	case ended:
-		return nil, gears.ErrEnd
+		return nil, gearsfs.ErrEnd
 	}
-	return nil, gears.ErrEmpty
+	return nil, gearsfs.ErrEmpty
 }
 
 // consumed notes that records of a stream are gone.
@@ -304,7 +304,7 @@ func (m *Machine) consumed(c *context, s *openStream) {
 	if state := s.queue.State(); state.Sealed && state.Drained() {
 		touched.Sealed = true // whoever waits for a record learns that none comes
 	}
-	if s.key == gears.DataKey {
+	if s.key == gearsfs.DataKey {
 		s.node.row.Taken = true
 		m.dataChanged(c, s)
 	}
@@ -312,15 +312,15 @@ func (m *Machine) consumed(c *context, s *openStream) {
 
 // applySettle ends leases of the command's session, all or none.
 func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
-	if len(op.Receipts) == 0 || len(op.Receipts) > gears.BatchRecordsMax {
-		return m.refuse(gears.ErrInvalid.Because("1 to %d receipts are settled at once", gears.BatchRecordsMax))
+	if len(op.Receipts) == 0 || len(op.Receipts) > gearsfs.BatchRecordsMax {
+		return m.refuse(gearsfs.ErrInvalid.Because("1 to %d receipts are settled at once", gearsfs.BatchRecordsMax))
 	}
 	streams, err := m.checkReceipts(c, op.Receipts)
 	if err != nil {
 		return m.refuse(err)
 	}
 	for i, r := range op.Receipts {
-		s, at := streams[i], gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+		s, at := streams[i], gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 		m.dirtyStream(s)
 		if op.Return {
 			s.queue.Return(at)
@@ -349,22 +349,22 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 		if i > 0 && r.Ino == receipts[i-1].Ino && r.Key == receipts[i-1].Key {
 			streams[i] = streams[i-1]
 		} else {
-			n, err := m.node(gears.Ino(r.Ino))
+			n, err := m.node(gearsfs.Ino(r.Ino))
 			if err != nil {
 				return nil, err
 			}
 			if n != nil && isFile(n.row.Mode) {
-				if streams[i], err = m.stream(n, gears.Key(r.Key)); err != nil {
+				if streams[i], err = m.stream(n, gearsfs.Key(r.Key)); err != nil {
 					return nil, err
 				}
 			}
 		}
-		at := gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+		at := gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 		if streams[i] == nil || !streams[i].queue.Held(at, c.session, r.Fence) {
-			return nil, gears.ErrGone
+			return nil, gearsfs.ErrGone
 		}
 		if _, twice := seen[r.Fence]; twice {
-			return nil, gears.ErrGone.Because("a receipt is there twice")
+			return nil, gearsfs.ErrGone.Because("a receipt is there twice")
 		}
 		if seen != nil {
 			seen[r.Fence] = struct{}{}
@@ -375,18 +375,18 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 
 // applyConfigure seals, unseals, clears, drops or limits a stream.
 func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
-	if op.Drop && gears.Key(op.Key) == gears.DataKey {
-		return m.refuse(gears.ErrInvalid.Because("the data stream can't be dropped"))
+	if op.Drop && gearsfs.Key(op.Key) == gearsfs.DataKey {
+		return m.refuse(gearsfs.ErrInvalid.Because("the data stream can't be dropped"))
 	}
-	n, s, err := m.streamOf(c, op.Target, gears.Key(op.Key), mayWrite)
+	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
 	switch {
 	case err != nil:
 	case n == nil:
-		err = gears.ErrNotFound
+		err = gearsfs.ErrNotFound
 	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits:
 		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
 	case s == nil:
-		s = m.makeStream(n, gears.Key(strings.Clone(op.Key)))
+		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -405,7 +405,7 @@ func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error
 		return m.dropStream(s)
 	}
 	if op.SetLimits {
-		s.queue.SetLimits(gears.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes})
+		s.queue.SetLimits(gearsfs.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes})
 		m.touch(s.node.ino, s.key).Room = true
 	}
 	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {

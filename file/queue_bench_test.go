@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -60,7 +60,7 @@ func BenchmarkApply(b *testing.B) {
 			for range 4096 {
 				batch.Records = append(batch.Records, &wire.NewRecord{Data: r.data})
 			}
-			ino := gears.Ino(r.do(batch).Ino)
+			ino := gearsfs.Ino(r.do(batch).Ino)
 			b.ReportAllocs()
 			for b.Loop() {
 				if r.m.StreamState(ino, "jobs").Ready < uint64(n) {

@@ -10,7 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -23,14 +23,14 @@ type queueModel struct {
 
 type blockedModel struct {
 	key string
-	id  gears.SessionID
+	id  gearsfs.SessionID
 }
 
 type streamModel struct {
 	recs   []*recModel // what lives, in order
 	next   uint64      // seq
 	sealed bool
-	limits gears.Limits
+	limits gearsfs.Limits
 }
 
 type recModel struct {
@@ -42,7 +42,7 @@ type recModel struct {
 }
 
 type sessionModel struct {
-	id        gears.SessionID
+	id        gearsfs.SessionID
 	seq       uint64
 	confirmed uint64
 	known     bool // it has a row
@@ -89,7 +89,7 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wir
 			known = nil // it needs no room, but waits for its turn
 		}
 		if known != nil && known.sealed {
-			return nil, gears.ErrSealed
+			return nil, gearsfs.ErrSealed
 		}
 		var bytes uint64
 		for _, r := range op.Records {
@@ -109,7 +109,7 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wir
 		}
 		m.blocked[at] = waits
 		if full {
-			return nil, gears.ErrFull
+			return nil, gearsfs.ErrFull
 		}
 	}
 	st := m.stream(op.Key)
@@ -160,9 +160,9 @@ func (m *queueModel) take(s *sessionModel, op *wire.Take) (*wire.Answer, error) 
 		return a, nil
 	}
 	if ended {
-		return nil, gears.ErrEnd
+		return nil, gearsfs.ErrEnd
 	}
-	return nil, gears.ErrEmpty
+	return nil, gearsfs.ErrEmpty
 }
 
 func (m *queueModel) find(s *sessionModel, key string, fence uint64) *recModel {
@@ -180,7 +180,7 @@ func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, err
 	seen := make(map[uint64]bool)
 	for _, r := range op.Receipts {
 		if m.find(s, r.Key, r.Fence) == nil || seen[r.Fence] {
-			return nil, gears.ErrGone
+			return nil, gearsfs.ErrGone
 		}
 		seen[r.Fence] = true
 	}
@@ -203,7 +203,7 @@ func (m *queueModel) configure(op *wire.Configure) (*wire.Answer, error) {
 			st.recs = nil
 		}
 	case op.SetLimits:
-		m.stream(op.Key).limits = gears.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes}
+		m.stream(op.Key).limits = gearsfs.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes}
 	case op.Seal != nil:
 		m.stream(op.Key).sealed = *op.Seal
 	}
@@ -246,7 +246,7 @@ var modelKeys = []string{"a", "b", "data"}
 
 func (p *queuePlayer) newSession() *sessionModel {
 	p.salt++
-	return &sessionModel{id: gears.SessionID{Minted: int64(p.now), Salt: p.salt}}
+	return &sessionModel{id: gearsfs.SessionID{Minted: int64(p.now), Salt: p.salt}}
 }
 
 func (p *queuePlayer) op(s *sessionModel) any {
@@ -349,7 +349,7 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 	}
 	if cmd.Seq < s.confirmed {
 		if s.known {
-			require.ErrorIs(p.t, answerError(p.apply(cmd)), gears.ErrSession)
+			require.ErrorIs(p.t, answerError(p.apply(cmd)), gearsfs.ErrSession)
 		}
 		return
 	}
@@ -357,7 +357,7 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 	got := p.apply(cmd)
 	if wantErr != nil {
 		require.ErrorIs(p.t, answerError(got), wantErr, "%v", cmd)
-		if wantErr == error(gears.ErrFull) {
+		if wantErr == error(gearsfs.ErrFull) {
 			p.failed = append(p.failed, cmd)
 		}
 		return
@@ -390,7 +390,7 @@ func (p *queuePlayer) held(s *sessionModel, a *wire.Answer) bool {
 
 func (p *queuePlayer) end(s *sessionModel, forget bool) {
 	p.model.end(s)
-	require.Zero(p.t, p.apply(as(gears.Root, &wire.EndSession{
+	require.Zero(p.t, p.apply(as(gearsfs.Root, &wire.EndSession{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Forget: forget})).Code)
 }
 
@@ -424,14 +424,14 @@ func (p *queuePlayer) step() {
 			p.end(s, p.rng.IntN(2) == 0)
 			p.sessions[i] = nil
 		}
-		p.now += uint64(gears.SessionTTL)
+		p.now += uint64(gearsfs.SessionTTL)
 		for i := range p.sessions {
 			p.sessions[i] = p.newSession()
 		}
 		p.failed = nil
 	case n < 28:
 		s.seq++
-		cmd := by(s.id, as(gears.Root, &wire.Confirm{}))
+		cmd := by(s.id, as(gearsfs.Root, &wire.Confirm{}))
 		cmd.Seq, cmd.Confirmed, cmd.Close = s.seq, s.seq, true
 		require.Zero(p.t, p.apply(cmd).Code)
 		p.model.end(s)
@@ -440,7 +440,7 @@ func (p *queuePlayer) step() {
 		p.sessions[i] = p.newSession()
 	default:
 		s.seq++
-		cmd := by(s.id, as(gears.Root, p.op(s)))
+		cmd := by(s.id, as(gearsfs.Root, p.op(s)))
 		cmd.Seq = s.seq
 		p.run(s, cmd)
 	}
@@ -448,13 +448,13 @@ func (p *queuePlayer) step() {
 
 // compare compares what the machine shows of the streams with the model.
 func (p *queuePlayer) compare() {
-	a, err := p.m.Lookup(gears.RootIno, "f", gears.Root)
+	a, err := p.m.Lookup(gearsfs.RootIno, "f", gearsfs.Root)
 	if err != nil {
 		return
 	}
 	for _, key := range modelKeys {
 		st := p.model.streams[key]
-		info := p.info(uint64(a.Ino), gears.Key(key))
+		info := p.info(uint64(a.Ino), gearsfs.Key(key))
 		if st == nil {
 			require.Zero(p.t, info.Version, "stream %q", key)
 			continue
@@ -465,7 +465,7 @@ func (p *queuePlayer) compare() {
 		if len(st.recs) > 0 {
 			require.EqualValues(p.t, st.recs[0].seq, info.Head.Seq, "stream %q", key)
 		}
-		records, _ := p.m.Peek(a.Ino, gears.Key(key), PeekWhat{Max: 1000}, gears.Root)
+		records, _ := p.m.Peek(a.Ino, gearsfs.Key(key), PeekWhat{Max: 1000}, gearsfs.Root)
 		var want []string
 		for _, r := range st.recs {
 			if r.fence == 0 {
@@ -474,7 +474,7 @@ func (p *queuePlayer) compare() {
 		}
 		require.True(p.t, slices.Equal(want, datas(records)), "stream %q: %q, not %q", key, datas(records), want)
 		after := p.rng.Uint64N(st.next)
-		records, _ = p.m.Peek(a.Ino, gears.Key(key), PeekWhat{Max: 1000, Follow: true, After: gears.Seq(after)}, gears.Root)
+		records, _ = p.m.Peek(a.Ino, gearsfs.Key(key), PeekWhat{Max: 1000, Follow: true, After: gearsfs.Seq(after)}, gearsfs.Root)
 		var wantSeqs, seqs []uint64
 		for _, r := range st.recs {
 			if r.seq > after {
@@ -501,7 +501,7 @@ func newQueuePlayer(t *testing.T) *queuePlayer {
 	for range 4 {
 		p.sessions = append(p.sessions, p.newSession())
 	}
-	require.Zero(t, p.apply(as(gears.Root, putOp("data"))).Code)
+	require.Zero(t, p.apply(as(gearsfs.Root, putOp("data"))).Code)
 	p.model.stream("data")
 	return p
 }

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -31,7 +31,7 @@ func (s *StreamState) Fits(n, bytes uint64) bool { return s.state.Fits(n, bytes)
 
 // StreamState returns the state of a stream after the last applied entry. It
 // checks no permission.
-func (m *Machine) StreamState(ino gears.Ino, key gears.Key) StreamState {
+func (m *Machine) StreamState(ino gearsfs.Ino, key gearsfs.Key) StreamState {
 	m.mu.RLock()
 	s, ok := m.streams.get(streamKey{ino, key})
 	if ok {
@@ -55,7 +55,7 @@ func stateForWaiting(s stream.State) StreamState {
 
 // streamState returns the state of a stream; ok is false where it does not
 // exist.
-func (r *reading) streamState(ino gears.Ino, key gears.Key) (s stream.State, ok bool, err error) {
+func (r *reading) streamState(ino gearsfs.Ino, key gearsfs.Key) (s stream.State, ok bool, err error) {
 	if r.buf, ok, err = r.view.Get(persist.StreamKey(ino, key), r.buf[:0]); err != nil || !ok {
 		return s, false, err
 	}
@@ -67,7 +67,7 @@ func (r *reading) streamState(ino gears.Ino, key gears.Key) (s stream.State, ok 
 }
 
 // readableFile checks that an inode is a file whose streams a caller may read.
-func (r *reading) readableFile(caller gears.Caller, ino gears.Ino) error {
+func (r *reading) readableFile(caller gearsfs.Caller, ino gearsfs.Ino) error {
 	n, err := r.inode(ino)
 	if err != nil {
 		return err
@@ -76,21 +76,21 @@ func (r *reading) readableFile(caller gears.Caller, ino gears.Ino) error {
 		return err
 	}
 	if !n.guard().permits(caller, mayRead) {
-		return gears.ErrAccess
+		return gearsfs.ErrAccess
 	}
 	return nil
 }
 
 // MayWait returns why a caller can't wait at the streams of a file to read
-// them, to write to them, or both: gears.ErrStale, ErrRemoved where the file has
+// them, to write to them, or both: gearsfs.ErrStale, ErrRemoved where the file has
 // no name left, ErrIsDir, ErrInvalid, ErrAccess.
-func (m *Machine) MayWait(ino gears.Ino, read, write bool, caller gears.Caller) error {
+func (m *Machine) MayWait(ino gearsfs.Ino, read, write bool, caller gearsfs.Caller) error {
 	n, err := m.inode(ino)
 	if err != nil {
 		return err
 	}
 	if n.attr.Nlink == 0 {
-		return gears.ErrRemoved
+		return gearsfs.ErrRemoved
 	}
 	if err := hasStreams(n.attr.Mode); err != nil {
 		return err
@@ -103,25 +103,25 @@ func (m *Machine) MayWait(ino gears.Ino, read, write bool, caller gears.Caller) 
 		want |= mayWrite
 	}
 	if !n.guard().permits(caller, want) {
-		return gears.ErrAccess
+		return gearsfs.ErrAccess
 	}
 	return nil
 }
 
 // Stream describes one stream; a key that does not exist is described as an
-// empty stream. Errors: gears.ErrKey, ErrStale, ErrIsDir, ErrInvalid, ErrAccess.
-func (m *Machine) Stream(ino gears.Ino, key gears.Key, caller gears.Caller) (gears.StreamInfo, error) {
+// empty stream. Errors: gearsfs.ErrKey, ErrStale, ErrIsDir, ErrInvalid, ErrAccess.
+func (m *Machine) Stream(ino gearsfs.Ino, key gearsfs.Key, caller gearsfs.Caller) (gearsfs.StreamInfo, error) {
 	if err := key.Check(); err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	r := m.read()
 	defer r.close()
 	if err := r.readableFile(caller, ino); err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	state, ok, err := r.streamState(ino, key)
 	if err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	if !ok {
 		state = stream.NewState()
@@ -129,8 +129,8 @@ func (m *Machine) Stream(ino gears.Ino, key gears.Key, caller gears.Caller) (gea
 	return streamInfo(key, &state), nil
 }
 
-func streamInfo(key gears.Key, s *stream.State) gears.StreamInfo {
-	return gears.StreamInfo{
+func streamInfo(key gearsfs.Key, s *stream.State) gearsfs.StreamInfo {
+	return gearsfs.StreamInfo{
 		Key: key, Records: s.Ready, Leased: s.Leased, Bytes: s.Bytes, Head: s.Head, Tail: s.End(),
 		Version: s.Version, Sealed: s.Sealed, Limits: s.Limits,
 	}
@@ -138,7 +138,7 @@ func streamInfo(key gears.Key, s *stream.State) gears.StreamInfo {
 
 // ListStreams describes up to limit streams of a file, in the order of their
 // keys, beginning behind the key after. Errors as Stream.
-func (m *Machine) ListStreams(ino gears.Ino, after gears.Key, limit int, caller gears.Caller) ([]gears.StreamInfo, error) {
+func (m *Machine) ListStreams(ino gearsfs.Ino, after gearsfs.Key, limit int, caller gearsfs.Caller) ([]gearsfs.StreamInfo, error) {
 	r := m.read()
 	defer r.close()
 	if err := r.readableFile(caller, ino); err != nil {
@@ -148,7 +148,7 @@ func (m *Machine) ListStreams(ino gears.Ino, after gears.Key, limit int, caller 
 	if after != "" {
 		lo = append(persist.StreamKey(ino, after), 0)
 	}
-	var infos []gears.StreamInfo
+	var infos []gearsfs.StreamInfo
 	err := scan(r.view, lo, hi, func(k, value []byte) error {
 		if len(infos) >= limit {
 			return errStop
@@ -174,14 +174,14 @@ func (m *Machine) ListStreams(ino gears.Ino, after gears.Key, limit int, caller 
 type PeekWhat struct {
 	Max    int
 	Follow bool
-	After  gears.Seq
+	After  gearsfs.Seq
 	Last   bool
 }
 
-// Peek shows up to Max records, of at most gears.BatchBytesMax bytes but for
-// the first, which belong to the caller. Errors: gears.ErrEmpty, gears.ErrEnd
+// Peek shows up to Max records, of at most gearsfs.BatchBytesMax bytes but for
+// the first, which belong to the caller. Errors: gearsfs.ErrEmpty, gearsfs.ErrEnd
 // where none can come any more, and those of Stream.
-func (m *Machine) Peek(ino gears.Ino, key gears.Key, what PeekWhat, caller gears.Caller) ([]*wire.TakenRecord, error) {
+func (m *Machine) Peek(ino gearsfs.Ino, key gearsfs.Key, what PeekWhat, caller gearsfs.Caller) ([]*wire.TakenRecord, error) {
 	if err := key.Check(); err != nil {
 		return nil, err
 	}
@@ -195,9 +195,9 @@ func (m *Machine) Peek(ino gears.Ino, key gears.Key, what PeekWhat, caller gears
 		return nil, err
 	}
 	if !ok {
-		return nil, gears.ErrEmpty
+		return nil, gearsfs.ErrEmpty
 	}
-	p := peeking{r: r, ino: ino, key: key, state: &state, left: max(what.Max, 1), bytesLeft: gears.BatchBytesMax}
+	p := peeking{r: r, ino: ino, key: key, state: &state, left: max(what.Max, 1), bytesLeft: gearsfs.BatchBytesMax}
 	switch {
 	case what.Last:
 		err = p.last()
@@ -212,16 +212,16 @@ func (m *Machine) Peek(ino gears.Ino, key gears.Key, what PeekWhat, caller gears
 	case len(p.found) > 0:
 		return p.found, nil
 	case state.Sealed && (what.Follow || state.Drained()):
-		return nil, gears.ErrEnd
+		return nil, gearsfs.ErrEnd
 	}
-	return nil, gears.ErrEmpty
+	return nil, gearsfs.ErrEmpty
 }
 
 // peeking is one Peek.
 type peeking struct {
 	r         *reading
-	ino       gears.Ino
-	key       gears.Key
+	ino       gearsfs.Ino
+	key       gearsfs.Key
 	state     *stream.State
 	left      int
 	bytesLeft int
@@ -230,7 +230,7 @@ type peeking struct {
 
 // add shows a record; false where that was the last one that may be shown, or
 // where it is one too many.
-func (p *peeking) add(at gears.Place, rec *stream.Record, deliveries uint32) bool {
+func (p *peeking) add(at gearsfs.Place, rec *stream.Record, deliveries uint32) bool {
 	if len(p.found) > 0 && len(rec.Data) > p.bytesLeft {
 		return false
 	}
@@ -244,14 +244,14 @@ func (p *peeking) add(at gears.Place, rec *stream.Record, deliveries uint32) boo
 }
 
 // scan adds the records from a place on that live.
-func (p *peeking) scan(from gears.Place) error {
+func (p *peeking) scan(from gearsfs.Place) error {
 	outs := p.state.Leased + p.state.Returned
 	if outs == 0 && from.Less(p.state.Cursor) {
 		from = p.state.Cursor
 	}
 	lo, hi := persist.RecordRange(p.ino, p.key, from, p.state.End())
 	var failed error
-	err := scanRecords(p.r.view, lo, hi, func(at gears.Place, rec *stream.Record) bool {
+	err := scanRecords(p.r.view, lo, hi, func(at gearsfs.Place, rec *stream.Record) bool {
 		var deliveries uint32
 		if at.Less(p.state.Cursor) {
 			out, ok, err := p.out(at)
@@ -268,7 +268,7 @@ func (p *peeking) scan(from gears.Place) error {
 	return cmp.Or(failed, err)
 }
 
-func (p *peeking) out(at gears.Place) (out stream.Out, ok bool, err error) {
+func (p *peeking) out(at gearsfs.Place) (out stream.Out, ok bool, err error) {
 	if p.r.buf, ok, err = p.r.view.Get(persist.OutKey(p.ino, p.key, at), p.r.buf[:0]); err == nil && ok {
 		out, err = parseOut(p.r.buf)
 	}
@@ -280,7 +280,7 @@ func (p *peeking) ready() error {
 	if p.state.Returned > 0 {
 		lo, hi := persist.StreamRange(persist.TableOut, p.ino, p.key)
 		more := true
-		err := scanOuts(p.r.view, lo, hi, func(_ []byte, at gears.Place, out stream.Out) error {
+		err := scanOuts(p.r.view, lo, hi, func(_ []byte, at gearsfs.Place, out stream.Out) error {
 			if out.Leased {
 				return nil
 			}
@@ -303,14 +303,14 @@ func (p *peeking) ready() error {
 	return p.scan(p.state.Cursor)
 }
 
-func (p *peeking) record(at gears.Place) (stream.Record, error) {
+func (p *peeking) record(at gearsfs.Place) (stream.Record, error) {
 	value, ok, err := p.r.view.Get(persist.RecordKey(p.ino, p.key, at), nil)
 	if err != nil {
 		return stream.Record{}, err
 	}
 	var row wire.RecordRow
 	if err = row.UnmarshalVTUnsafe(value); err != nil || !ok {
-		return stream.Record{}, gears.ErrDamaged.Because("inode %d, stream %q: the record at %v can't be read", p.ino, p.key, at)
+		return stream.Record{}, gearsfs.ErrDamaged.Because("inode %d, stream %q: the record at %v can't be read", p.ino, p.key, at)
 	}
 	return recordOf(&row), nil
 }
@@ -328,7 +328,7 @@ func (p *peeking) last() error {
 	if err != nil {
 		return err
 	}
-	var at gears.Place
+	var at gearsfs.Place
 	ok := it.Last()
 	if ok {
 		at, err = persist.ParsePlace(it.Key())
@@ -350,7 +350,7 @@ func (p *peeking) last() error {
 
 // newerThan adds the records with a greater seq than after, the lowest seq
 // first.
-func (p *peeking) newerThan(after gears.Seq) error {
+func (p *peeking) newerThan(after gearsfs.Seq) error {
 	if after >= p.state.NextSeq-1 || p.state.Drained() {
 		return nil
 	}
@@ -369,9 +369,9 @@ func (p *peeking) newerThan(after gears.Seq) error {
 
 // newerBlocks is newerThan for a stream in which seqs don't rise with places:
 // it looks at every record's key.
-func (p *peeking) newerBlocks(after gears.Seq) error {
+func (p *peeking) newerBlocks(after gearsfs.Seq) error {
 	lo, hi := persist.RecordRange(p.ino, p.key, p.state.Head, p.state.End())
-	var newer []gears.Place
+	var newer []gearsfs.Place
 	err := scan(p.r.view, lo, hi, func(key, _ []byte) error {
 		at, err := persist.ParsePlace(key)
 		if err == nil && at.Seq > after {
@@ -382,7 +382,7 @@ func (p *peeking) newerBlocks(after gears.Seq) error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(newer, func(a, b gears.Place) int { return cmp.Compare(a.Seq, b.Seq) })
+	slices.SortFunc(newer, func(a, b gearsfs.Place) int { return cmp.Compare(a.Seq, b.Seq) })
 	for _, at := range newer {
 		var deliveries uint32
 		if at.Less(p.state.Cursor) {
@@ -409,10 +409,10 @@ const followStepsMax = 32
 
 // firstNewer finds the place of the first row with a greater seq than after,
 // in a stream whose seqs rise with its places.
-func (p *peeking) firstNewer(after gears.Seq) (gears.Place, error) {
-	it, err := p.r.view.Scan(persist.RecordRange(p.ino, p.key, gears.Place{}, p.state.End()))
+func (p *peeking) firstNewer(after gearsfs.Seq) (gearsfs.Place, error) {
+	it, err := p.r.view.Scan(persist.RecordRange(p.ino, p.key, gearsfs.Place{}, p.state.End()))
 	if err != nil {
-		return gears.Place{}, err
+		return gearsfs.Place{}, err
 	}
 	found, near, err := stepBack(it, after)
 	if err == nil && !near {
@@ -426,7 +426,7 @@ func (p *peeking) firstNewer(after gears.Seq) (gears.Place, error) {
 
 // stepBack looks for the first newer row from the end; near is false where it
 // gave up.
-func stepBack(it Iterator, after gears.Seq) (found gears.Place, near bool, err error) {
+func stepBack(it Iterator, after gearsfs.Seq) (found gearsfs.Place, near bool, err error) {
 	ok := it.Last()
 	for range followStepsMax {
 		if !ok {
@@ -443,12 +443,12 @@ func stepBack(it Iterator, after gears.Seq) (found gears.Place, near bool, err e
 }
 
 // search finds by halving the least position whose first row is newer.
-func (p *peeking) search(it Iterator, after gears.Seq) (gears.Place, error) {
+func (p *peeking) search(it Iterator, after gearsfs.Seq) (gearsfs.Place, error) {
 	var failed error
 	var key []byte
 	head, n := p.state.Head.Pos, p.state.Tail-p.state.Head.Pos
 	i := sort.Search(int(min(n, math.MaxInt)), func(i int) bool {
-		key = persist.AppendRecordKey(key[:0], p.ino, p.key, gears.Place{Pos: head + gears.Pos(i)})
+		key = persist.AppendRecordKey(key[:0], p.ino, p.key, gearsfs.Place{Pos: head + gearsfs.Pos(i)})
 		if failed != nil || !it.SeekGE(key) {
 			return true
 		}
@@ -458,12 +458,12 @@ func (p *peeking) search(it Iterator, after gears.Seq) (gears.Place, error) {
 	})
 	// Empty records share their position with what follows them: the row in
 	// front of the found ones may be followed by newer ones at its position.
-	at := gears.Place{Pos: head + gears.Pos(i)}
+	at := gearsfs.Place{Pos: head + gearsfs.Pos(i)}
 	key = persist.AppendRecordKey(key[:0], p.ino, p.key, at)
 	if failed == nil && it.SeekLT(key) {
-		var before gears.Place
+		var before gearsfs.Place
 		if before, failed = persist.ParsePlace(it.Key()); failed == nil {
-			at = gears.Place{Pos: before.Pos, Seq: after + 1}
+			at = gearsfs.Place{Pos: before.Pos, Seq: after + 1}
 		}
 	}
 	return at, failed

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -20,10 +20,10 @@ const pointDeletesMax = 16
 // stateOf and fillRow turn a stream's row into its queue's state and back.
 func stateOf(r *wire.StreamRow) stream.State {
 	return stream.State{
-		NextSeq:  gears.Seq(r.NextSeq),
-		Head:     gears.Place{Pos: gears.Pos(r.HeadPos), Seq: gears.Seq(r.HeadSeq)},
-		Cursor:   gears.Place{Pos: gears.Pos(r.CursorPos), Seq: gears.Seq(r.CursorSeq)},
-		Tail:     gears.Pos(r.TailPos),
+		NextSeq:  gearsfs.Seq(r.NextSeq),
+		Head:     gearsfs.Place{Pos: gearsfs.Pos(r.HeadPos), Seq: gearsfs.Seq(r.HeadSeq)},
+		Cursor:   gearsfs.Place{Pos: gearsfs.Pos(r.CursorPos), Seq: gearsfs.Seq(r.CursorSeq)},
+		Tail:     gearsfs.Pos(r.TailPos),
 		Ready:    r.Ready,
 		Leased:   r.Leased,
 		Returned: r.Returned,
@@ -31,8 +31,8 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Version:  r.Version,
 		Sealed:   r.Sealed,
 		Blocks:   r.Blocks,
-		Limits:   gears.Limits{Records: r.LimitRecords, Bytes: r.LimitBytes},
-		Cleaned:  gears.Place{Pos: gears.Pos(r.CleanedPos), Seq: gears.Seq(r.CleanedSeq)},
+		Limits:   gearsfs.Limits{Records: r.LimitRecords, Bytes: r.LimitBytes},
+		Cleaned:  gearsfs.Place{Pos: gearsfs.Pos(r.CleanedPos), Seq: gearsfs.Seq(r.CleanedSeq)},
 		Dead:     r.Dead,
 	}
 }
@@ -53,8 +53,8 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 // streamRows are the rows of one open stream in the Machine's store.
 type streamRows struct {
 	m   *Machine
-	ino gears.Ino
-	key gears.Key
+	ino gearsfs.Ino
+	key gearsfs.Key
 }
 
 var _ stream.Records = (*streamRows)(nil)
@@ -64,24 +64,24 @@ func (m *Machine) rowsOf(s *openStream) *streamRows {
 }
 
 // recordKey makes the key of a record in the first scratch buffer.
-func (r *streamRows) recordKey(at gears.Place) []byte {
+func (r *streamRows) recordKey(at gearsfs.Place) []byte {
 	r.m.scratch.key = persist.AppendRecordKey(r.m.scratch.key[:0], r.ino, r.key, at)
 	return r.m.scratch.key
 }
 
 // recordRange makes the keys of a range of records in both scratch buffers.
-func (r *streamRows) recordRange(from, to gears.Place) (lo, hi []byte) {
+func (r *streamRows) recordRange(from, to gearsfs.Place) (lo, hi []byte) {
 	r.m.scratch.key2 = persist.AppendRecordKey(r.m.scratch.key2[:0], r.ino, r.key, to)
 	return r.recordKey(from), r.m.scratch.key2
 }
 
-func (r *streamRows) outKey(at gears.Place) []byte {
+func (r *streamRows) outKey(at gearsfs.Place) []byte {
 	r.m.scratch.key = persist.AppendOutKey(r.m.scratch.key[:0], r.ino, r.key, at)
 	return r.m.scratch.key
 }
 
 // Set implements stream.Rows.
-func (r *streamRows) Set(at gears.Place, rec *stream.Record) {
+func (r *streamRows) Set(at gearsfs.Place, rec *stream.Record) {
 	row := &r.m.scratch.record
 	row.Data, row.Type, row.Time, row.Block = rec.Data, rec.Type, rec.Time, rec.Block
 	r.m.set(r.recordKey(at), row)
@@ -89,13 +89,13 @@ func (r *streamRows) Set(at gears.Place, rec *stream.Record) {
 }
 
 // Get implements stream.Rows.
-func (r *streamRows) Get(at gears.Place) (stream.Record, error) {
+func (r *streamRows) Get(at gearsfs.Place) (stream.Record, error) {
 	value, ok, err := r.m.store.Get(r.recordKey(at), nil)
 	if err != nil {
 		return stream.Record{}, err
 	}
 	if !ok {
-		return stream.Record{}, gears.ErrDamaged.Because("inode %d, stream %q: the row of the record at %v is missing", r.ino, r.key, at)
+		return stream.Record{}, gearsfs.ErrDamaged.Because("inode %d, stream %q: the row of the record at %v is missing", r.ino, r.key, at)
 	}
 	var row wire.RecordRow
 	if err := row.UnmarshalVTUnsafe(value); err != nil {
@@ -109,13 +109,13 @@ func recordOf(row *wire.RecordRow) stream.Record {
 }
 
 // Scan implements stream.Rows.
-func (r *streamRows) Scan(from, to gears.Place, yield func(at gears.Place, rec *stream.Record) bool) error {
+func (r *streamRows) Scan(from, to gearsfs.Place, yield func(at gearsfs.Place, rec *stream.Record) bool) error {
 	lo, hi := r.recordRange(from, to)
 	return scanRecords(r.m.store, lo, hi, yield)
 }
 
 // scanRecords calls yield with the records in [lo, hi) until it returns false.
-func scanRecords(r Reader, lo, hi []byte, yield func(at gears.Place, rec *stream.Record) bool) error {
+func scanRecords(r Reader, lo, hi []byte, yield func(at gearsfs.Place, rec *stream.Record) bool) error {
 	var row wire.RecordRow
 	return scan(r, lo, hi, func(key, value []byte) error {
 		at, err := persist.ParsePlace(key)
@@ -135,8 +135,8 @@ func scanRecords(r Reader, lo, hi []byte, yield func(at gears.Place, rec *stream
 }
 
 // Before implements stream.Rows.
-func (r *streamRows) Before(at gears.Place) (found gears.Place, ok bool, err error) {
-	lo, hi := r.recordRange(gears.Place{}, at)
+func (r *streamRows) Before(at gearsfs.Place) (found gearsfs.Place, ok bool, err error) {
+	lo, hi := r.recordRange(gearsfs.Place{}, at)
 	it, err := r.m.store.Scan(lo, hi)
 	if err != nil {
 		return found, false, err
@@ -152,14 +152,14 @@ func (r *streamRows) Before(at gears.Place) (found gears.Place, ok bool, err err
 
 // Delete implements stream.Rows. Rows that an answer refers to are copied into
 // the answer first.
-func (r *streamRows) Delete(from, to gears.Place) error {
+func (r *streamRows) Delete(from, to gearsfs.Place) error {
 	if !from.Less(to) {
 		return nil
 	}
 	if err := r.m.keepPinned(r, from, to); err != nil {
 		return err
 	}
-	if to == (gears.Place{Pos: from.Pos, Seq: from.Seq + 1}) {
+	if to == (gearsfs.Place{Pos: from.Pos, Seq: from.Seq + 1}) {
 		r.m.store.Delete(r.recordKey(from))
 		return nil
 	}
@@ -168,7 +168,7 @@ func (r *streamRows) Delete(from, to gears.Place) error {
 }
 
 // Discard implements stream.Rows. Rows that an answer refers to stay.
-func (r *streamRows) Discard(from, to gears.Place) {
+func (r *streamRows) Discard(from, to gearsfs.Place) {
 	for _, p := range r.m.sessions.pins.pinned(streamKey{r.ino, r.key}, from, to) {
 		r.discard(from, p.from)
 		from = p.to
@@ -176,10 +176,10 @@ func (r *streamRows) Discard(from, to gears.Place) {
 	r.discard(from, to)
 }
 
-func (r *streamRows) discard(from, to gears.Place) {
+func (r *streamRows) discard(from, to gearsfs.Place) {
 	switch {
 	case !from.Less(to):
-	case to == gears.Place{Pos: from.Pos, Seq: from.Seq + 1}:
+	case to == gearsfs.Place{Pos: from.Pos, Seq: from.Seq + 1}:
 		r.m.store.Delete(r.recordKey(from))
 	default:
 		r.m.store.DeleteRange(r.recordRange(from, to))
@@ -187,7 +187,7 @@ func (r *streamRows) discard(from, to gears.Place) {
 }
 
 // SetOut implements stream.Outs, and keeps the index of leases.
-func (r *streamRows) SetOut(at gears.Place, was, out stream.Out) {
+func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	row := &r.m.scratch.out
 	row.Leased, row.SessionMinted, row.SessionSalt = out.Leased, uint64(out.Holder.Minted), out.Holder.Salt
 	row.Fence, row.Deliveries, row.Bytes = out.Fence, out.Deliveries, out.Bytes
@@ -201,7 +201,7 @@ func (r *streamRows) SetOut(at gears.Place, was, out stream.Out) {
 }
 
 // DeleteOut implements stream.Outs.
-func (r *streamRows) DeleteOut(at gears.Place, was stream.Out) {
+func (r *streamRows) DeleteOut(at gearsfs.Place, was stream.Out) {
 	r.m.store.Delete(r.outKey(at))
 	if was.Leased {
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
@@ -209,16 +209,16 @@ func (r *streamRows) DeleteOut(at gears.Place, was stream.Out) {
 }
 
 // ScanOuts implements stream.Outs.
-func (r *streamRows) ScanOuts(yield func(at gears.Place, out stream.Out)) error {
+func (r *streamRows) ScanOuts(yield func(at gearsfs.Place, out stream.Out)) error {
 	lo, hi := persist.StreamRange(persist.TableOut, r.ino, r.key)
-	return scanOuts(r.m.store, lo, hi, func(_ []byte, at gears.Place, out stream.Out) error {
+	return scanOuts(r.m.store, lo, hi, func(_ []byte, at gearsfs.Place, out stream.Out) error {
 		yield(at, out)
 		return nil
 	})
 }
 
 // scanOuts calls visit with the out marks in [lo, hi), as scan does.
-func scanOuts(r Reader, lo, hi []byte, visit func(key []byte, at gears.Place, out stream.Out) error) error {
+func scanOuts(r Reader, lo, hi []byte, visit func(key []byte, at gearsfs.Place, out stream.Out) error) error {
 	return scan(r, lo, hi, func(key, value []byte) error {
 		at, err := persist.ParsePlace(key)
 		if err != nil {
@@ -239,7 +239,7 @@ func parseOut(value []byte) (stream.Out, error) {
 	}
 	return stream.Out{
 		Leased:     row.Leased,
-		Holder:     gears.SessionID{Minted: int64(row.SessionMinted), Salt: row.SessionSalt},
+		Holder:     gearsfs.SessionID{Minted: int64(row.SessionMinted), Salt: row.SessionSalt},
 		Fence:      row.Fence,
 		Deliveries: row.Deliveries,
 		Bytes:      row.Bytes,
@@ -277,7 +277,7 @@ func (m *Machine) dropStream(s *openStream) error {
 	}
 	s.queue.DropWindow()
 	// In front of head are rows not cleaned yet, or kept for answers.
-	if err := m.rowsOf(s).Delete(gears.Place{}, gears.Place{Pos: head}); err != nil {
+	if err := m.rowsOf(s).Delete(gearsfs.Place{}, gearsfs.Place{Pos: head}); err != nil {
 		return err
 	}
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
@@ -308,8 +308,8 @@ func (m *Machine) dropStreams(n *node) error {
 }
 
 // firstKey returns the least key of n's streams, of which there must be one.
-func (m *Machine) firstKey(n *node) (gears.Key, error) {
-	var first gears.Key
+func (m *Machine) firstKey(n *node) (gearsfs.Key, error) {
+	var first gearsfs.Key
 	if n.streams != nil { // one that is new has no row yet
 		first = n.streams.Left().Key
 		if uint64(n.streams.Size()) == n.row.Streams {
@@ -325,7 +325,7 @@ func (m *Machine) firstKey(n *node) (gears.Key, error) {
 		return cmp.Or(err, errStop)
 	})
 	if err == nil && first == "" {
-		err = gears.ErrDamaged.Because("inode %d counts %d streams and has none", n.ino, n.row.Streams)
+		err = gearsfs.ErrDamaged.Because("inode %d counts %d streams and has none", n.ino, n.row.Streams)
 	}
 	return first, err
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -17,18 +17,18 @@ import (
 // client sends the commands of one session.
 type client struct {
 	*rig
-	id  gears.SessionID
+	id  gearsfs.SessionID
 	seq uint64
 }
 
 func (r *rig) client(salt uint64) *client {
-	return &client{rig: r, id: gears.SessionID{Minted: int64(r.now), Salt: salt}}
+	return &client{rig: r, id: gearsfs.SessionID{Minted: int64(r.now), Salt: salt}}
 }
 
 // command makes the session's next command.
 func (c *client) command(op any) *wire.Command {
 	c.seq++
-	cmd := by(c.id, as(gears.Root, op))
+	cmd := by(c.id, as(gearsfs.Root, op))
 	cmd.Seq = c.seq
 	return cmd
 }
@@ -47,7 +47,7 @@ func (c *client) must(op any) *wire.Answer {
 	return a
 }
 
-var inRoot = &wire.Target{Dir: uint64(gears.RootIno), Name: "f"}
+var inRoot = &wire.Target{Dir: uint64(gearsfs.RootIno), Name: "f"}
 
 func putOp(key string, data ...string) *wire.Put {
 	op := &wire.Put{Target: inRoot, Key: key}
@@ -95,18 +95,18 @@ func datas(records []*wire.TakenRecord) (list []string) {
 	return list
 }
 
-func (r *rig) info(ino uint64, key gears.Key) gears.StreamInfo {
+func (r *rig) info(ino uint64, key gearsfs.Key) gearsfs.StreamInfo {
 	r.t.Helper()
-	info, err := r.m.Stream(gears.Ino(ino), key, gears.Root)
+	info, err := r.m.Stream(gearsfs.Ino(ino), key, gearsfs.Root)
 	require.NoError(r.t, err)
 	return info
 }
 
 // records counts the rows of a stream's records, those of gone ones included.
-func (r *rig) recordRows(ino uint64, key gears.Key) (n int) {
+func (r *rig) recordRows(ino uint64, key gearsfs.Key) (n int) {
 	view := r.data.State.View()
 	defer view.Close()
-	lo, hi := persist.StreamRange(persist.TableRecord, gears.Ino(ino), key)
+	lo, hi := persist.StreamRange(persist.TableRecord, gearsfs.Ino(ino), key)
 	require.NoError(r.t, scan(view, lo, hi, func(_, _ []byte) error { n++; return nil }))
 	return n
 }
@@ -116,8 +116,8 @@ func TestPutMakesFileAndStream(t *testing.T) {
 	c := r.client(1)
 	a := c.must(putOp("jobs", "one", "two"))
 	require.Equal(t, []uint64{1, 2}, []uint64{a.FirstSeq, a.LastSeq})
-	require.Contains(t, r.seen.touched, Touched{Ino: gears.Ino(a.Ino), Key: "jobs", Ready: true, Appended: true})
-	attr := r.attr(gears.Ino(a.Ino))
+	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(a.Ino), Key: "jobs", Ready: true, Appended: true})
+	attr := r.attr(gearsfs.Ino(a.Ino))
 	require.EqualValues(t, modeFile|0o644, attr.Mode)
 	require.Zero(t, attr.Size, "only the data stream counts")
 
@@ -125,14 +125,14 @@ func TestPutMakesFileAndStream(t *testing.T) {
 	op.Append = true
 	a = c.must(op)
 	require.EqualValues(t, 5, a.Attr.Size)
-	require.Equal(t, "hello", string(r.read(gears.Ino(a.Ino), 0, 10)))
-	infos, err := r.m.ListStreams(gears.Ino(a.Ino), "", 10, gears.Root)
+	require.Equal(t, "hello", string(r.read(gearsfs.Ino(a.Ino), 0, 10)))
+	infos, err := r.m.ListStreams(gearsfs.Ino(a.Ino), "", 10, gearsfs.Root)
 	require.NoError(t, err)
-	require.Equal(t, []gears.Key{"data", "jobs"}, []gears.Key{infos[0].Key, infos[1].Key})
-	infos, err = r.m.ListStreams(gears.Ino(a.Ino), "data", 1, gears.Root)
+	require.Equal(t, []gearsfs.Key{"data", "jobs"}, []gearsfs.Key{infos[0].Key, infos[1].Key})
+	infos, err = r.m.ListStreams(gearsfs.Ino(a.Ino), "data", 1, gearsfs.Root)
 	require.NoError(t, err)
 	require.Len(t, infos, 1)
-	require.Equal(t, gears.Place{Pos: 6, Seq: 3}, infos[0].Tail)
+	require.Equal(t, gearsfs.Place{Pos: 6, Seq: 3}, infos[0].Tail)
 	r.check()
 }
 
@@ -140,10 +140,10 @@ func TestQueueErrors(t *testing.T) {
 	r := newRig(t)
 	c := r.client(1)
 	ino := c.must(putOp("jobs", "x")).Ino
-	dir := uint64(r.mkdir(gears.RootIno, "d", 0o755))
+	dir := uint64(r.mkdir(gearsfs.RootIno, "d", 0o755))
 	r.do(&wire.Make{Dir: 1, Name: "pipe", Mode: 0o010644})
-	big := make([]byte, gears.RecordBytesMax+1)
-	many := &wire.Put{Target: inRoot, Key: "jobs", Records: make([]*wire.NewRecord, gears.BatchRecordsMax+1)}
+	big := make([]byte, gearsfs.RecordBytesMax+1)
+	many := &wire.Put{Target: inRoot, Key: "jobs", Records: make([]*wire.NewRecord, gearsfs.BatchRecordsMax+1)}
 	for i := range many.Records {
 		many.Records[i] = &wire.NewRecord{}
 	}
@@ -153,42 +153,42 @@ func TestQueueErrors(t *testing.T) {
 		op   any
 		want error
 	}{
-		{"empty key", putOp(""), gears.ErrKey},
-		{"bad key", putOp("a/b"), gears.ErrKey},
-		{"too large", putOp("jobs", "ok", string(big)), gears.ErrTooBig},
-		{"too many", many, gears.ErrTooBig},
-		{"put into a directory", &wire.Put{Target: &wire.Target{Ino: dir}, Key: "k"}, gears.ErrIsDir},
-		{"put into a pipe", &wire.Put{Target: &wire.Target{Dir: 1, Name: "pipe"}, Key: "k"}, gears.ErrInvalid},
-		{"put without directory", &wire.Put{Target: &wire.Target{Dir: 99, Name: "x"}, Key: "k"}, gears.ErrNotFound},
-		{"put to a removed inode", &wire.Put{Target: &wire.Target{Ino: 99}, Key: "k"}, gears.ErrStale},
-		{"take from a directory", &wire.Take{Target: &wire.Target{Ino: dir}, Keys: []string{"k"}}, gears.ErrIsDir},
-		{"take without directory", &wire.Take{Target: &wire.Target{Dir: 99, Name: "x"}, Keys: []string{"k"}}, gears.ErrNotFound},
-		{"take from a missing file", &wire.Take{Target: &wire.Target{Dir: 1, Name: "x"}, Keys: []string{"k"}}, gears.ErrEmpty},
-		{"take from a missing key", takeOp(1, "none"), gears.ErrEmpty},
-		{"take of no key", takeOp(1), gears.ErrInvalid},
-		{"take of a bad key", takeOp(1, "jobs", "."), gears.ErrKey},
-		{"drop data", configure("data", func(c *wire.Configure) { c.Drop = true }), gears.ErrInvalid},
-		{"configure a missing file", &wire.Configure{Target: &wire.Target{Dir: 1, Name: "x"}, Key: "k", Clear: true}, gears.ErrNotFound},
-		{"settle nothing", &wire.Settle{}, gears.ErrInvalid},
-		{"settle what is not leased", &wire.Settle{Receipts: []*wire.Receipt{{Ino: ino, Key: "jobs", Seq: 1, Fence: 1}}}, gears.ErrGone},
-		{"settle in a missing file", &wire.Settle{Receipts: []*wire.Receipt{{Ino: 99, Key: "jobs", Seq: 1, Fence: 1}}}, gears.ErrGone},
+		{"empty key", putOp(""), gearsfs.ErrKey},
+		{"bad key", putOp("a/b"), gearsfs.ErrKey},
+		{"too large", putOp("jobs", "ok", string(big)), gearsfs.ErrTooBig},
+		{"too many", many, gearsfs.ErrTooBig},
+		{"put into a directory", &wire.Put{Target: &wire.Target{Ino: dir}, Key: "k"}, gearsfs.ErrIsDir},
+		{"put into a pipe", &wire.Put{Target: &wire.Target{Dir: 1, Name: "pipe"}, Key: "k"}, gearsfs.ErrInvalid},
+		{"put without directory", &wire.Put{Target: &wire.Target{Dir: 99, Name: "x"}, Key: "k"}, gearsfs.ErrNotFound},
+		{"put to a removed inode", &wire.Put{Target: &wire.Target{Ino: 99}, Key: "k"}, gearsfs.ErrStale},
+		{"take from a directory", &wire.Take{Target: &wire.Target{Ino: dir}, Keys: []string{"k"}}, gearsfs.ErrIsDir},
+		{"take without directory", &wire.Take{Target: &wire.Target{Dir: 99, Name: "x"}, Keys: []string{"k"}}, gearsfs.ErrNotFound},
+		{"take from a missing file", &wire.Take{Target: &wire.Target{Dir: 1, Name: "x"}, Keys: []string{"k"}}, gearsfs.ErrEmpty},
+		{"take from a missing key", takeOp(1, "none"), gearsfs.ErrEmpty},
+		{"take of no key", takeOp(1), gearsfs.ErrInvalid},
+		{"take of a bad key", takeOp(1, "jobs", "."), gearsfs.ErrKey},
+		{"drop data", configure("data", func(c *wire.Configure) { c.Drop = true }), gearsfs.ErrInvalid},
+		{"configure a missing file", &wire.Configure{Target: &wire.Target{Dir: 1, Name: "x"}, Key: "k", Clear: true}, gearsfs.ErrNotFound},
+		{"settle nothing", &wire.Settle{}, gearsfs.ErrInvalid},
+		{"settle what is not leased", &wire.Settle{Receipts: []*wire.Receipt{{Ino: ino, Key: "jobs", Seq: 1, Fence: 1}}}, gearsfs.ErrGone},
+		{"settle in a missing file", &wire.Settle{Receipts: []*wire.Receipt{{Ino: 99, Key: "jobs", Seq: 1, Fence: 1}}}, gearsfs.ErrGone},
 	} {
 		_, err := c.ask(tt.op)
 		require.ErrorIs(t, err, tt.want, tt.name)
 		require.Equal(t, before, r.info(ino, "jobs"), tt.name)
 	}
-	_, err := r.try(gears.Root, leaseOp(1, "jobs"))
-	require.ErrorIs(t, err, gears.ErrInvalid, "a lease without a session")
-	for _, want := range []error{gears.ErrStale, gears.ErrIsDir} {
-		where := gears.Ino(dir)
-		if want == gears.ErrStale {
+	_, err := r.try(gearsfs.Root, leaseOp(1, "jobs"))
+	require.ErrorIs(t, err, gearsfs.ErrInvalid, "a lease without a session")
+	for _, want := range []error{gearsfs.ErrStale, gearsfs.ErrIsDir} {
+		where := gearsfs.Ino(dir)
+		if want == gearsfs.ErrStale {
 			where = 99
 		}
-		_, err := r.m.Peek(where, "k", PeekWhat{}, gears.Root)
+		_, err := r.m.Peek(where, "k", PeekWhat{}, gearsfs.Root)
 		require.ErrorIs(t, err, want)
-		_, err = r.m.Stream(where, "k", gears.Root)
+		_, err = r.m.Stream(where, "k", gearsfs.Root)
 		require.ErrorIs(t, err, want)
-		_, err = r.m.ListStreams(where, "", 1, gears.Root)
+		_, err = r.m.ListStreams(where, "", 1, gearsfs.Root)
 		require.ErrorIs(t, err, want)
 	}
 	r.check()
@@ -197,23 +197,23 @@ func TestQueueErrors(t *testing.T) {
 func TestQueuePermissions(t *testing.T) {
 	r := newRig(t)
 	r.do(&wire.SetAttr{Ino: 1, Mode: new(uint32(0o777))})
-	owner, other := gears.Caller{UID: 5, GIDs: []uint32{6}}, gears.Caller{UID: 7, GIDs: []uint32{8}}
+	owner, other := gearsfs.Caller{UID: 5, GIDs: []uint32{6}}, gearsfs.Caller{UID: 7, GIDs: []uint32{8}}
 	op := putOp("jobs", "x")
 	op.Mode = 0o644
 	a, err := r.try(owner, op)
 	require.NoError(t, err)
-	attr := r.attr(gears.Ino(a.Ino))
+	attr := r.attr(gearsfs.Ino(a.Ino))
 	require.Equal(t, []uint32{5, 6}, []uint32{attr.UID, attr.GID})
 	for _, tt := range []struct {
 		mode uint32
 		op   any
 		want error
 	}{
-		{0o644, putOp("jobs", "y"), gears.ErrAccess},
-		{0o644, takeOp(1, "jobs"), gears.ErrAccess},
-		{0o642, takeOp(1, "jobs"), gears.ErrAccess},
+		{0o644, putOp("jobs", "y"), gearsfs.ErrAccess},
+		{0o644, takeOp(1, "jobs"), gearsfs.ErrAccess},
+		{0o642, takeOp(1, "jobs"), gearsfs.ErrAccess},
 		{0o642, putOp("jobs", "y"), nil},
-		{0o644, sealOp("jobs", true), gears.ErrAccess},
+		{0o644, sealOp("jobs", true), gearsfs.ErrAccess},
 		{0o646, takeOp(1, "jobs"), nil},
 	} {
 		r.do(&wire.SetAttr{Ino: a.Ino, Mode: new(tt.mode)})
@@ -221,15 +221,15 @@ func TestQueuePermissions(t *testing.T) {
 		require.ErrorIs(t, err, tt.want, "%o %T", tt.mode, tt.op)
 	}
 	r.do(&wire.SetAttr{Ino: a.Ino, Mode: new(uint32(0o600))})
-	_, err = r.m.Peek(gears.Ino(a.Ino), "jobs", PeekWhat{}, other)
-	require.ErrorIs(t, err, gears.ErrAccess)
+	_, err = r.m.Peek(gearsfs.Ino(a.Ino), "jobs", PeekWhat{}, other)
+	require.ErrorIs(t, err, gearsfs.ErrAccess)
 	checked := other
 	checked.Checked = true
 	_, err = r.try(checked, putOp("jobs", "z"))
 	require.NoError(t, err)
 	r.do(&wire.SetAttr{Ino: 1, Mode: new(uint32(0o755))})
 	_, err = r.try(other, &wire.Put{Target: &wire.Target{Dir: 1, Name: "new"}, Key: "k"})
-	require.ErrorIs(t, err, gears.ErrAccess)
+	require.ErrorIs(t, err, gearsfs.ErrAccess)
 }
 
 func TestTakePrefersTheFirstKey(t *testing.T) {
@@ -241,14 +241,14 @@ func TestTakePrefersTheFirstKey(t *testing.T) {
 	require.Equal(t, []string{"l1", "l2"}, datas(c.must(takeOp(5, "high", "low")).Records))
 	c.must(sealOp("high", true))
 	_, err := c.ask(takeOp(1, "high", "low"))
-	require.ErrorIs(t, err, gears.ErrEmpty, "low may get some")
+	require.ErrorIs(t, err, gearsfs.ErrEmpty, "low may get some")
 	c.must(sealOp("low", true))
 	_, err = c.ask(takeOp(1, "high", "low"))
-	require.ErrorIs(t, err, gears.ErrEnd)
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
 	_, err = c.ask(takeOp(1, "high", "none"))
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 	_, err = c.ask(putOp("low", "x"))
-	require.ErrorIs(t, err, gears.ErrSealed)
+	require.ErrorIs(t, err, gearsfs.ErrSealed)
 	c.must(sealOp("low", false))
 	c.must(putOp("low", "x"))
 }
@@ -263,15 +263,15 @@ func TestSettle(t *testing.T) {
 	require.Equal(t, uint64(3), r.info(ino, "jobs").Leased)
 
 	_, err := other.ask(&wire.Settle{Receipts: held[:1]})
-	require.ErrorIs(t, err, gears.ErrGone, "another session's")
+	require.ErrorIs(t, err, gearsfs.ErrGone, "another session's")
 	_, err = c.ask(&wire.Settle{Receipts: []*wire.Receipt{held[0], held[1], held[0]}})
-	require.ErrorIs(t, err, gears.ErrGone, "one is there twice")
+	require.ErrorIs(t, err, gearsfs.ErrGone, "one is there twice")
 	require.Equal(t, uint64(3), r.info(ino, "jobs").Leased, "all or none")
 
 	c.must(&wire.Settle{Receipts: held[1:2], Return: true})
-	require.Contains(t, r.seen.touched, Touched{Ino: gears.Ino(ino), Key: "jobs", Ready: true})
+	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "jobs", Ready: true})
 	_, err = c.ask(&wire.Settle{Receipts: held})
-	require.ErrorIs(t, err, gears.ErrGone)
+	require.ErrorIs(t, err, gearsfs.ErrGone)
 	again := other.must(leaseOp(1, "jobs"))
 	require.EqualValues(t, 2, again.Records[0].Deliveries)
 	require.NotEqual(t, held[1].Fence, again.Records[0].Fence)
@@ -279,12 +279,12 @@ func TestSettle(t *testing.T) {
 	c.must(sealOp("jobs", true))
 	c.must(&wire.Settle{Receipts: []*wire.Receipt{held[0], held[2]}})
 	_, err = c.ask(takeOp(1, "jobs"))
-	require.ErrorIs(t, err, gears.ErrEmpty, "the other session's may come back")
+	require.ErrorIs(t, err, gearsfs.ErrEmpty, "the other session's may come back")
 	other.must(&wire.Settle{Receipts: receipts(again)})
 	require.True(t, r.seen.touched[0].Sealed, "takers learn that none comes")
 	_, err = c.ask(takeOp(1, "jobs"))
-	require.ErrorIs(t, err, gears.ErrEnd)
-	require.True(t, new(r.m.StreamState(gears.Ino(ino), "jobs")).Drained())
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
+	require.True(t, new(r.m.StreamState(gearsfs.Ino(ino), "jobs")).Drained())
 	r.check()
 }
 
@@ -303,7 +303,7 @@ func TestWhatRemovesRecordsEndsLeases(t *testing.T) {
 			held := receipts(c.must(leaseOp(1, "jobs")))
 			remove(r, ino)
 			_, err := c.ask(&wire.Settle{Receipts: held})
-			require.ErrorIs(t, err, gears.ErrGone)
+			require.ErrorIs(t, err, gearsfs.ErrGone)
 			sessions, err := r.m.Sessions()
 			require.NoError(t, err)
 			require.Contains(t, sessions, c.id)
@@ -324,22 +324,22 @@ func TestFullStreamsKeepTheOrderOfPuts(t *testing.T) {
 	c.must(limitOp("jobs", 2, 0))
 	big, small := c.command(putOp("jobs", "b1", "b2")), c.command(putOp("jobs", "c"))
 	for _, cmd := range []*wire.Command{big, small, big} {
-		require.ErrorIs(t, answerError(r.entry(cmd)[0]), gears.ErrFull)
+		require.ErrorIs(t, answerError(r.entry(cmd)[0]), gearsfs.ErrFull)
 	}
 	other.must(putOp("jobs", "x"))
 	r.do(takeOp(2, "jobs"))
 	require.True(t, r.seen.touched[0].Room)
-	require.ErrorIs(t, answerError(r.entry(small)[0]), gears.ErrFull, "an earlier one waits")
-	require.ErrorIs(t, answerError(r.entry(c.command(putOp("jobs", "d")))[0]), gears.ErrFull)
+	require.ErrorIs(t, answerError(r.entry(small)[0]), gearsfs.ErrFull, "an earlier one waits")
+	require.ErrorIs(t, answerError(r.entry(c.command(putOp("jobs", "d")))[0]), gearsfs.ErrFull)
 	r.reopen()
-	require.ErrorIs(t, answerError(r.entry(small)[0]), gears.ErrFull)
+	require.ErrorIs(t, answerError(r.entry(small)[0]), gearsfs.ErrFull)
 	require.NoError(t, answerError(r.entry(big)[0]))
 	r.do(takeOp(2, "jobs"))
 	late := c.command(putOp("jobs", "late"))
-	require.ErrorIs(t, answerError(r.entry(late)[0]), gears.ErrFull, "c and d wait")
+	require.ErrorIs(t, answerError(r.entry(late)[0]), gearsfs.ErrFull, "c and d wait")
 	small.GetPut().Retry = true
 	require.NoError(t, answerError(r.entry(small)[0]))
-	require.ErrorIs(t, answerError(r.entry(late)[0]), gears.ErrFull, "d waits")
+	require.ErrorIs(t, answerError(r.entry(late)[0]), gearsfs.ErrFull, "d waits")
 	late.Confirmed = late.Seq // d was given up
 	require.NoError(t, answerError(r.entry(late)[0]))
 	require.Equal(t, []string{"c", "late"}, datas(r.do(takeOp(2, "jobs")).Records))
@@ -351,10 +351,10 @@ func TestFullStreamsKeepTheOrderOfPuts(t *testing.T) {
 
 func TestBlockFilesAreTakenByForce(t *testing.T) {
 	r := newRig(t)
-	f := r.create(gears.RootIno, "f", 0o644)
+	f := r.create(gearsfs.RootIno, "f", 0o644)
 	r.do(&wire.Write{Ino: uint64(f), Data: []byte("hello")})
-	_, err := r.try(gears.Root, takeOp(1, "data"))
-	require.ErrorIs(t, err, gears.ErrBlocks)
+	_, err := r.try(gearsfs.Root, takeOp(1, "data"))
+	require.ErrorIs(t, err, gearsfs.ErrBlocks)
 	op := takeOp(1, "data")
 	op.Force = true
 	require.Equal(t, []string{"hello"}, datas(r.do(op).Records))
@@ -368,13 +368,13 @@ func TestBlockFilesAreTakenByForce(t *testing.T) {
 func TestPeek(t *testing.T) {
 	r := newRig(t)
 	c := r.client(1)
-	ino := gears.Ino(c.must(putOp("jobs", "1", "", "", "4", "5")).Ino)
+	ino := gearsfs.Ino(c.must(putOp("jobs", "1", "", "", "4", "5")).Ino)
 	for i := range 100 {
 		c.must(putOp("jobs", fmt.Sprint(6+i)))
 	}
 	peek := func(what PeekWhat) []string {
 		t.Helper()
-		records, err := r.m.Peek(ino, "jobs", what, gears.Root)
+		records, err := r.m.Peek(ino, "jobs", what, gearsfs.Root)
 		require.NoError(t, err)
 		return datas(records)
 	}
@@ -386,24 +386,24 @@ func TestPeek(t *testing.T) {
 		require.Equal(t, []string{"1", "", "4"}, peek(PeekWhat{Max: 3, Follow: true}), "leased ones too, not what is gone")
 		require.Equal(t, []string{"", "4"}, peek(PeekWhat{Max: 2, Follow: true, After: 1}))
 		require.Equal(t, []string{"4", "5"}, peek(PeekWhat{Max: 2, Follow: true, After: 3}))
-		for _, after := range []gears.Seq{4, 10, 60, 103, 104} {
+		for _, after := range []gearsfs.Seq{4, 10, 60, 103, 104} {
 			require.Equal(t, []string{fmt.Sprint(after + 1)}, peek(PeekWhat{Follow: true, After: after}))
 		}
 		require.Equal(t, []string{"105"}, peek(PeekWhat{Last: true}))
-		_, err := r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gears.Root)
-		require.ErrorIs(t, err, gears.ErrEmpty)
+		_, err := r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gearsfs.Root)
+		require.ErrorIs(t, err, gearsfs.ErrEmpty)
 		r.reopen()
 	}
 	c.must(takeOp(2, "jobs"))
-	_, err := r.m.Peek(ino, "none", PeekWhat{}, gears.Root)
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	_, err := r.m.Peek(ino, "none", PeekWhat{}, gearsfs.Root)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 	c.must(sealOp("jobs", true))
-	_, err = r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gears.Root)
-	require.ErrorIs(t, err, gears.ErrEnd)
+	_, err = r.m.Peek(ino, "jobs", PeekWhat{Follow: true, After: 105}, gearsfs.Root)
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
 	c.must(takeOp(1000, "jobs"))
 	require.Equal(t, []string{""}, peek(PeekWhat{Last: true}), "what is leased is the newest left")
-	_, err = r.m.Peek(ino, "jobs", PeekWhat{}, gears.Root)
-	require.ErrorIs(t, err, gears.ErrEmpty, "leased records may come back")
+	_, err = r.m.Peek(ino, "jobs", PeekWhat{}, gearsfs.Root)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty, "leased records may come back")
 }
 
 func TestRowsOfTakenRecordsAreCleaned(t *testing.T) {
@@ -433,18 +433,18 @@ func TestRowsOfTakenRecordsAreCleaned(t *testing.T) {
 // Readers beside Apply see whole entries: pairs are put and taken in one.
 func TestQueueReadersSeeWholeEntries(t *testing.T) {
 	r := newRig(t)
-	ino := gears.Ino(r.do(putOp("jobs", "a", "b")).Ino)
+	ino := gearsfs.Ino(r.do(putOp("jobs", "a", "b")).Ino)
 	var readers sync.WaitGroup
 	var stop atomic.Bool
 	for range 3 {
 		readers.Go(func() {
 			for !stop.Load() {
-				info, err := r.m.Stream(ino, "jobs", gears.Root)
+				info, err := r.m.Stream(ino, "jobs", gearsfs.Root)
 				assert.NoError(t, err)
 				assert.Zero(t, info.Records%2, "records")
 				assert.Zero(t, r.m.StreamState(ino, "jobs").Ready%2, "ready")
-				records, err := r.m.Peek(ino, "jobs", PeekWhat{Max: 100}, gears.Root)
-				if gears.CodeOf(err) != gears.ErrEmpty.Code {
+				records, err := r.m.Peek(ino, "jobs", PeekWhat{Max: 100}, gearsfs.Root)
+				if gearsfs.CodeOf(err) != gearsfs.ErrEmpty.Code {
 					assert.NoError(t, err)
 				}
 				assert.Zero(t, len(records)%2, "peeked")

@@ -1,30 +1,30 @@
 package file
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
 // readable returns a file's data stream for a reader that may read it.
-func (r *reading) readable(ino gears.Ino, caller gears.Caller) (dataStat, error) {
+func (r *reading) readable(ino gearsfs.Ino, caller gearsfs.Caller) (dataStat, error) {
 	n, err := r.inode(ino)
 	switch {
 	case err != nil:
 		return dataStat{}, err
 	case isDir(n.attr.Mode):
-		return dataStat{}, gears.ErrIsDir
+		return dataStat{}, gearsfs.ErrIsDir
 	case !isFile(n.attr.Mode):
-		return dataStat{}, gears.ErrInvalid.Because("not a regular file")
+		return dataStat{}, gearsfs.ErrInvalid.Because("not a regular file")
 	case !n.guard().permits(caller, mayRead):
-		return dataStat{}, gears.ErrAccess
+		return dataStat{}, gearsfs.ErrAccess
 	}
 	return n.data, nil
 }
 
 // Read returns the n bytes from pos on: fewer only at the tail, none at or
-// behind it. What was taken and gaps read as zeros. Errors: gears.ErrStale,
+// behind it. What was taken and gaps read as zeros. Errors: gearsfs.ErrStale,
 // ErrIsDir, ErrInvalid (not a regular file), ErrAccess.
-func (m *Machine) Read(ino gears.Ino, pos gears.Pos, n int, caller gears.Caller) ([]byte, error) {
+func (m *Machine) Read(ino gearsfs.Ino, pos gearsfs.Pos, n int, caller gearsfs.Caller) ([]byte, error) {
 	r := m.read()
 	defer r.close()
 	data, err := r.readable(ino, caller)
@@ -32,7 +32,7 @@ func (m *Machine) Read(ino gears.Ino, pos gears.Pos, n int, caller gears.Caller)
 		return nil, err
 	}
 	dst := make([]byte, min(uint64(n), data.tail-uint64(pos)))
-	end := pos + gears.Pos(len(dst))
+	end := pos + gearsfs.Pos(len(dst))
 	err = r.records(ino, &data, pos, end, func(p *piece) bool {
 		if from, to := max(p.at.Pos, pos), min(p.end(), end); from < to {
 			copy(dst[from-pos:to-pos], p.rec.Data[from-p.at.Pos:])
@@ -43,18 +43,18 @@ func (m *Machine) Read(ino gears.Ino, pos gears.Pos, n int, caller gears.Caller)
 }
 
 // Seek finds the next data, or with hole the next hole, at or behind pos; the
-// tail counts as a hole. gears.ErrRange, for ENXIO, at or behind the tail and
+// tail counts as a hole. gearsfs.ErrRange, for ENXIO, at or behind the tail and
 // where no data follows. Other errors as Read.
-func (m *Machine) Seek(ino gears.Ino, pos gears.Pos, hole bool, caller gears.Caller) (gears.Pos, error) {
+func (m *Machine) Seek(ino gearsfs.Ino, pos gearsfs.Pos, hole bool, caller gearsfs.Caller) (gearsfs.Pos, error) {
 	r := m.read()
 	defer r.close()
 	data, err := r.readable(ino, caller)
 	if err != nil {
 		return 0, err
 	}
-	tail := gears.Pos(data.tail)
+	tail := gearsfs.Pos(data.tail)
 	if pos >= tail {
-		return 0, gears.ErrRange
+		return 0, gearsfs.ErrRange
 	}
 	if data.bytes == data.tail-data.head && uint64(pos) >= data.head { // it has no hole
 		if hole {
@@ -79,7 +79,7 @@ func (m *Machine) Seek(ino gears.Ino, pos gears.Pos, hole bool, caller gears.Cal
 		return false
 	})
 	if err == nil && !found {
-		err = gears.ErrRange.Because("no data follows")
+		err = gearsfs.ErrRange.Because("no data follows")
 	}
 	return at, err
 }
@@ -87,8 +87,8 @@ func (m *Machine) Seek(ino gears.Ino, pos gears.Pos, hole bool, caller gears.Cal
 // records calls visit with the records of a data stream that live and overlap
 // [pos, end), and may call it with some in front, until it returns false.
 // What it is given is valid during the call.
-func (r *reading) records(ino gears.Ino, data *dataStat, pos, end gears.Pos, visit func(*piece) bool) error {
-	lo, hi := persist.RecordRange(ino, gears.DataKey, gears.Place{}, gears.Place{Pos: end})
+func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos, visit func(*piece) bool) error {
+	lo, hi := persist.RecordRange(ino, gearsfs.DataKey, gearsfs.Place{}, gearsfs.Place{Pos: end})
 	it, err := r.view.Scan(lo, hi)
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func (r *reading) records(ino gears.Ino, data *dataStat, pos, end gears.Pos, vis
 		if p.at.Less(data.cursor) {
 			out := false
 			if data.outs > 0 {
-				key = persist.AppendOutKey(key[:0], ino, gears.DataKey, p.at)
+				key = persist.AppendOutKey(key[:0], ino, gearsfs.DataKey, p.at)
 				if r.buf, out, err = r.view.Get(key, r.buf[:0]); err != nil {
 					break
 				}

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -64,7 +64,7 @@ func TestReadersSeeWholeEntries(t *testing.T) {
 	})
 	reader(func() bool {
 		_, err := r.m.Lookup(a, "moved", alice)
-		if err != nil && !assert.ErrorIs(t, err, gears.ErrNotFound) {
+		if err != nil && !assert.ErrorIs(t, err, gearsfs.ErrNotFound) {
 			return false
 		}
 		_, err = r.m.Resolve("/f", true, alice)

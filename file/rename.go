@@ -1,7 +1,7 @@
 package file
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -39,13 +39,13 @@ func (m *Machine) checkRename(c *context, from, to named, op *wire.Rename) error
 	switch op.Flags {
 	case 0, renameNoReplace, renameExchange:
 	default:
-		return gears.ErrInvalid
+		return gearsfs.ErrInvalid
 	}
 	if from.n == nil || op.Flags == renameExchange && to.n == nil {
-		return gears.ErrNotFound
+		return gearsfs.ErrNotFound
 	}
 	if to.n != nil && op.Flags == renameNoReplace {
-		return gears.ErrExists
+		return gearsfs.ErrExists
 	}
 	if err := m.checkMove(c, from, to); err != nil {
 		return err
@@ -61,11 +61,11 @@ func (m *Machine) checkRename(c *context, from, to named, op *wire.Rename) error
 	}
 	switch fromDir, toDir := isDir(from.n.row.Mode), isDir(to.n.row.Mode); {
 	case fromDir && !toDir:
-		return gears.ErrNotDir
+		return gearsfs.ErrNotDir
 	case !fromDir && toDir:
-		return gears.ErrIsDir
+		return gearsfs.ErrIsDir
 	case to.n.row.Entries > 0:
-		return gears.ErrNotEmpty
+		return gearsfs.ErrNotEmpty
 	}
 	return checkHeld(to.n, op.OpenIno)
 }
@@ -83,7 +83,7 @@ func (m *Machine) checkMove(c *context, from, to named) error {
 	}
 	if inside, err := m.isInside(to.dir, from.n); err != nil || inside {
 		if inside {
-			return gears.ErrInvalid.Because("a directory can't be moved into itself")
+			return gearsfs.ErrInvalid.Because("a directory can't be moved into itself")
 		}
 		return err
 	}
@@ -91,7 +91,7 @@ func (m *Machine) checkMove(c *context, from, to named) error {
 		return nil
 	}
 	if to.dir.row.Nlink >= linksMax && (to.n == nil || !isDir(to.n.row.Mode)) {
-		return gears.ErrLinks
+		return gearsfs.ErrLinks
 	}
 	return m.access(c, from.n, mayWrite) // its ".." changes
 }
@@ -99,15 +99,15 @@ func (m *Machine) checkMove(c *context, from, to named) error {
 // isInside says whether dir is top or somewhere below it.
 func (m *Machine) isInside(dir, top *node) (bool, error) {
 	for dir != top {
-		if dir.ino == gears.RootIno {
+		if dir.ino == gearsfs.RootIno {
 			return false, nil
 		}
-		up, err := m.node(gears.Ino(dir.row.Parent))
+		up, err := m.node(gearsfs.Ino(dir.row.Parent))
 		if err != nil {
 			return false, err
 		}
 		if up == nil {
-			return false, gears.ErrDamaged.Because("the parent of inode %d does not exist", dir.ino)
+			return false, gearsfs.ErrDamaged.Because("the parent of inode %d does not exist", dir.ino)
 		}
 		dir = up
 	}
@@ -115,7 +115,7 @@ func (m *Machine) isInside(dir, top *node) (bool, error) {
 }
 
 // move gives from's inode to's name, taking it from what has it.
-func (m *Machine) move(c *context, from, to named, holders []gears.SessionID) error {
+func (m *Machine) move(c *context, from, to named, holders []gearsfs.SessionID) error {
 	m.detach(c, from)
 	if to.n != nil {
 		m.detach(c, to)

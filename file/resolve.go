@@ -4,18 +4,18 @@ import (
 	"errors"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // linksFollowedMax is how many symbolic links one path may lead through.
 const linksFollowedMax = 40
 
 // Resolve follows a path from the root; the last component's symbolic link
-// only where follow is set. Errors as Lookup and gears.ErrLoop.
-func (m *Machine) Resolve(path string, follow bool, caller gears.Caller) (gears.Attr, error) {
+// only where follow is set. Errors as Lookup and gearsfs.ErrLoop.
+func (m *Machine) Resolve(path string, follow bool, caller gearsfs.Caller) (gearsfs.Attr, error) {
 	w, err := m.walk(path, follow, caller)
 	if err == nil && w.at.attr.Ino == 0 {
-		err = gears.ErrNotFound
+		err = gearsfs.ErrNotFound
 	}
 	return w.at.attr, err
 }
@@ -24,20 +24,20 @@ func (m *Machine) Resolve(path string, follow bool, caller gears.Caller) (gears.
 // it names: a last name that does not exist is no error. Then ino is 0, and
 // name in dir is what the path and the links at its end lead to. dir is 0
 // where the path ends in no name, as "/" or "a/..".
-func (m *Machine) ResolveTarget(path string, caller gears.Caller) (dir gears.Ino, name string, ino gears.Ino, err error) {
+func (m *Machine) ResolveTarget(path string, caller gearsfs.Caller) (dir gearsfs.Ino, name string, ino gearsfs.Ino, err error) {
 	w, err := m.walk(path, true, caller)
 	return w.dir, w.name, w.at.attr.Ino, err
 }
 
-func (m *Machine) walk(path string, follow bool, caller gears.Caller) (walk, error) {
+func (m *Machine) walk(path string, follow bool, caller gearsfs.Caller) (walk, error) {
 	w := walk{m: m, caller: caller}
-	if len(path) > gears.PathBytesMax {
-		return w, gears.ErrNameTooLong
+	if len(path) > gearsfs.PathBytesMax {
+		return w, gearsfs.ErrNameTooLong
 	}
 	if strings.ContainsRune(path, 0) {
-		return w, gears.ErrInvalid.Because("a path must not contain NUL")
+		return w, gearsfs.ErrInvalid.Because("a path must not contain NUL")
 	}
-	err := w.enter(gears.RootIno)
+	err := w.enter(gearsfs.RootIno)
 	if err == nil {
 		err = w.follow(path, follow)
 	}
@@ -47,9 +47,9 @@ func (m *Machine) walk(path string, follow bool, caller gears.Caller) (walk, err
 // walk is a path being followed.
 type walk struct {
 	m      *Machine
-	caller gears.Caller
+	caller gearsfs.Caller
 	at     inode // where it stands; attr.Ino 0: at a name that does not exist
-	dir    gears.Ino
+	dir    gearsfs.Ino
 	name   string
 	links  int
 }
@@ -57,7 +57,7 @@ type walk struct {
 // follow goes on from w.at, a directory.
 func (w *walk) follow(path string, last bool) error {
 	if strings.HasPrefix(path, "/") {
-		if err := w.enter(gears.RootIno); err != nil {
+		if err := w.enter(gearsfs.RootIno); err != nil {
 			return err
 		}
 	}
@@ -72,18 +72,18 @@ func (w *walk) follow(path string, last bool) error {
 		}
 		switch {
 		case w.at.attr.Ino == 0 && path != "":
-			return gears.ErrNotFound
+			return gearsfs.ErrNotFound
 		case more && w.at.attr.Ino != 0 && !isDir(w.at.attr.Mode):
-			return gears.ErrNotDir
+			return gearsfs.ErrNotDir
 		case more && w.at.attr.Ino == 0: // "name/" can't be made as a file
-			return gears.ErrNotFound
+			return gearsfs.ErrNotFound
 		}
 	}
 	return nil
 }
 
 // enter makes the walk stand in a directory that it did not come to by a name.
-func (w *walk) enter(ino gears.Ino) (err error) {
+func (w *walk) enter(ino gearsfs.Ino) (err error) {
 	w.dir, w.name = 0, ""
 	w.at, err = w.m.inode(ino)
 	return err
@@ -103,7 +103,7 @@ func (w *walk) step(name string, follow bool) error {
 		return w.enter(dir.parent)
 	}
 	n, err := w.m.lookupInode(dir.attr.Ino, name, w.caller)
-	if errors.Is(err, gears.ErrNotFound) {
+	if errors.Is(err, gearsfs.ErrNotFound) {
 		w.at, w.dir, w.name = inode{}, dir.attr.Ino, name
 		return nil
 	}
@@ -115,7 +115,7 @@ func (w *walk) step(name string, follow bool) error {
 		return nil
 	}
 	if w.links++; w.links > linksFollowedMax {
-		return gears.ErrLoop
+		return gearsfs.ErrLoop
 	}
 	return w.follow(n.target, true)
 }

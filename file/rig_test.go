@@ -9,7 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -74,7 +74,7 @@ func (r *rig) entry(commands ...*wire.Command) []*wire.Answer {
 }
 
 // as makes a command of an operation that a caller asks for.
-func as(caller gears.Caller, op any) *wire.Command {
+func as(caller gearsfs.Caller, op any) *wire.Command {
 	c := &wire.Command{Uid: caller.UID, Gids: caller.GIDs, Checked: caller.Checked}
 	switch op := op.(type) {
 	case *wire.Put:
@@ -116,57 +116,57 @@ func as(caller gears.Caller, op any) *wire.Command {
 }
 
 // by puts a session on a command.
-func by(id gears.SessionID, c *wire.Command) *wire.Command {
+func by(id gearsfs.SessionID, c *wire.Command) *wire.Command {
 	c.SessionMinted, c.SessionSalt = uint64(id.Minted), id.Salt
 	return c
 }
 
 // try applies one operation and returns its answer and error.
-func (r *rig) try(caller gears.Caller, op any) (*wire.Answer, error) {
+func (r *rig) try(caller gearsfs.Caller, op any) (*wire.Answer, error) {
 	r.t.Helper()
 	a := r.entry(as(caller, op))[0]
 	return a, answerError(a)
 }
 
-func answerError(a *wire.Answer) error { return gears.FromCode(gears.Code(a.Code), a.Reason) }
+func answerError(a *wire.Answer) error { return gearsfs.FromCode(gearsfs.Code(a.Code), a.Reason) }
 
 // do is try for root where it must succeed.
 func (r *rig) do(op any) *wire.Answer {
 	r.t.Helper()
-	a, err := r.try(gears.Root, op)
+	a, err := r.try(gearsfs.Root, op)
 	require.NoError(r.t, err, "%T %v", op, op)
 	return a
 }
 
-func (r *rig) mkdir(dir gears.Ino, name string, mode uint32) gears.Ino {
+func (r *rig) mkdir(dir gearsfs.Ino, name string, mode uint32) gearsfs.Ino {
 	r.t.Helper()
-	return gears.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeDir | mode}).Ino)
+	return gearsfs.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeDir | mode}).Ino)
 }
 
-func (r *rig) create(dir gears.Ino, name string, mode uint32) gears.Ino {
+func (r *rig) create(dir gearsfs.Ino, name string, mode uint32) gearsfs.Ino {
 	r.t.Helper()
-	return gears.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeFile | mode}).Ino)
+	return gearsfs.Ino(r.do(&wire.Make{Dir: uint64(dir), Name: name, Mode: modeFile | mode}).Ino)
 }
 
 // unlink makes the operation that removes a name, whatever it leads to now.
-func (r *rig) unlink(dir gears.Ino, name string, isDir bool, holders ...gears.SessionID) *wire.Unlink {
+func (r *rig) unlink(dir gearsfs.Ino, name string, isDir bool, holders ...gearsfs.SessionID) *wire.Unlink {
 	op := &wire.Unlink{Dir: uint64(dir), Name: name, IsDir: isDir, Holders: idList(holders)}
-	if a, err := r.m.Lookup(dir, name, gears.Root); err == nil {
+	if a, err := r.m.Lookup(dir, name, gearsfs.Root); err == nil {
 		op.OpenIno = uint64(a.Ino)
 	}
 	return op
 }
 
 // rename makes the operation that moves a name, whatever is there now.
-func (r *rig) rename(dir gears.Ino, name string, newDir gears.Ino, newName string, flags uint32, holders ...gears.SessionID) *wire.Rename {
+func (r *rig) rename(dir gearsfs.Ino, name string, newDir gearsfs.Ino, newName string, flags uint32, holders ...gearsfs.SessionID) *wire.Rename {
 	op := &wire.Rename{Dir: uint64(dir), Name: name, NewDir: uint64(newDir), NewName: newName, Flags: flags, Holders: idList(holders)}
-	if a, err := r.m.Lookup(newDir, newName, gears.Root); err == nil {
+	if a, err := r.m.Lookup(newDir, newName, gearsfs.Root); err == nil {
 		op.OpenIno = uint64(a.Ino)
 	}
 	return op
 }
 
-func idList(ids []gears.SessionID) []uint64 {
+func idList(ids []gearsfs.SessionID) []uint64 {
 	var list []uint64
 	for _, id := range ids {
 		list = append(list, uint64(id.Minted), id.Salt)
@@ -174,16 +174,16 @@ func idList(ids []gears.SessionID) []uint64 {
 	return list
 }
 
-func (r *rig) attr(ino gears.Ino) gears.Attr {
+func (r *rig) attr(ino gearsfs.Ino) gearsfs.Attr {
 	r.t.Helper()
 	a, err := r.m.GetAttr(ino)
 	require.NoError(r.t, err)
 	return a
 }
 
-func (r *rig) read(ino gears.Ino, pos gears.Pos, n int) []byte {
+func (r *rig) read(ino gearsfs.Ino, pos gearsfs.Pos, n int) []byte {
 	r.t.Helper()
-	b, err := r.m.Read(ino, pos, n, gears.Root)
+	b, err := r.m.Read(ino, pos, n, gearsfs.Root)
 	require.NoError(r.t, err)
 	return b
 }

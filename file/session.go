@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -24,7 +24,7 @@ const (
 // sessions are the sessions in use and what is known about all of them. All
 // but the rows is rebuilt from the tables when the Machine begins.
 type sessions struct {
-	rows   cache[gears.SessionID, *session]
+	rows   cache[gearsfs.SessionID, *session]
 	dirty  []*session
 	closed []closedSession // in order; some have been opened again since
 	leases leases
@@ -34,7 +34,7 @@ type sessions struct {
 
 // session is a session in use. A session without a row is not kept.
 type session struct {
-	id        gears.SessionID
+	id        gearsfs.SessionID
 	row       wire.SessionRow
 	dirty     bool // in sessions.dirty
 	forgotten bool // its row is to be deleted
@@ -43,7 +43,7 @@ type session struct {
 // closedSession is due to be forgotten SessionTTL after at.
 type closedSession struct {
 	at uint64
-	id gears.SessionID
+	id gearsfs.SessionID
 }
 
 func (a closedSession) compare(b closedSession) int {
@@ -55,7 +55,7 @@ func (m *Machine) loadSessions() error {
 	m.sessions.rows.init(sessionsMax)
 	m.sessions.leases = make(leases)
 	m.sessions.pins = make(pins)
-	err := scanSessions(m.store, func(id gears.SessionID, row *wire.SessionRow) {
+	err := scanSessions(m.store, func(id gearsfs.SessionID, row *wire.SessionRow) {
 		if row.Closed != 0 {
 			m.sessions.closed = append(m.sessions.closed, closedSession{row.Closed, id})
 		}
@@ -72,7 +72,7 @@ func (m *Machine) loadSessions() error {
 
 // session returns a session that has a row, or has been given one in the open
 // batch; nil where there is none.
-func (m *Machine) session(id gears.SessionID) (*session, error) {
+func (m *Machine) session(id gearsfs.SessionID) (*session, error) {
 	if s, ok := m.sessions.rows.get(id); ok {
 		if s.forgotten {
 			return nil, nil
@@ -135,8 +135,8 @@ func (m *Machine) beginCommand(c *context, cmd *wire.Command) *wire.Answer {
 		return m.refuse(err)
 	}
 	if s == nil {
-		if c.session.Minted < int64(c.now)-int64(gears.SessionTTL) {
-			return m.refuse(gears.ErrSession.Because("the session is unknown and older than %v", gears.SessionTTL))
+		if c.session.Minted < int64(c.now)-int64(gearsfs.SessionTTL) {
+			return m.refuse(gearsfs.ErrSession.Because("the session is unknown and older than %v", gearsfs.SessionTTL))
 		}
 		return nil
 	}
@@ -146,7 +146,7 @@ func (m *Machine) beginCommand(c *context, cmd *wire.Command) *wire.Answer {
 		}
 	}
 	if isConfirmed(&s.row, cmd.Seq) {
-		return m.refuse(gears.ErrSession.Because("command %d was confirmed before", cmd.Seq))
+		return m.refuse(gearsfs.ErrSession.Because("command %d was confirmed before", cmd.Seq))
 	}
 	i, known := findAnswer(&s.row, cmd.Seq)
 	if known {
@@ -161,7 +161,7 @@ func (m *Machine) beginCommand(c *context, cmd *wire.Command) *wire.Answer {
 		m.dirtySession(s)
 	}
 	if len(s.row.Answers) >= answersMax || len(s.row.Blocked) >= answersMax {
-		return m.refuse(gears.ErrOverload.Because("%d commands of the session are not confirmed", answersMax))
+		return m.refuse(gearsfs.ErrOverload.Because("%d commands of the session are not confirmed", answersMax))
 	}
 	return nil
 }
@@ -263,7 +263,7 @@ func (m *Machine) sweepSessions() {
 	swept, n := 0, 0
 	for ; n < len(m.sessions.closed) && swept < sweepMax; n++ {
 		due := m.sessions.closed[n]
-		if due.at+uint64(gears.SessionTTL/time.Nanosecond) > m.volume.LogTime {
+		if due.at+uint64(gearsfs.SessionTTL/time.Nanosecond) > m.volume.LogTime {
 			break
 		}
 		s, err := m.session(due.id)
@@ -316,7 +316,7 @@ func (m *Machine) flushSessions() {
 // applyEndSession returns a session's leases and releases its orphans. With
 // forget its answers go at once, else SessionTTL later unless it comes back.
 func (m *Machine) applyEndSession(c *context, op *wire.EndSession) *wire.Answer {
-	id := gears.SessionID{Minted: int64(op.SessionMinted), Salt: op.SessionSalt}
+	id := gearsfs.SessionID{Minted: int64(op.SessionMinted), Salt: op.SessionSalt}
 	s, err := m.session(id)
 	switch {
 	case err != nil:

@@ -5,7 +5,7 @@ import (
 
 	"github.com/emirpasic/gods/v2/trees/redblacktree"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -16,25 +16,25 @@ import (
 // (truncation, drop, the end of the file), they are copied into the answer.
 
 // pins are the rows that answers refer to, by stream and first place.
-type pins map[streamKey]*redblacktree.Tree[gears.Place, pin]
+type pins map[streamKey]*redblacktree.Tree[gearsfs.Place, pin]
 
 // pin holds back the rows in [from, to) for command seq of a session.
 type pin struct {
-	from, to gears.Place
-	session  gears.SessionID
+	from, to gearsfs.Place
+	session  gearsfs.SessionID
 	seq      uint64
 }
 
 func (p pins) add(key streamKey, at pin) {
 	tree := p[key]
 	if tree == nil {
-		tree = redblacktree.NewWith[gears.Place, pin](comparePlaces)
+		tree = redblacktree.NewWith[gearsfs.Place, pin](comparePlaces)
 		p[key] = tree
 	}
 	tree.Put(at.from, at)
 }
 
-func (p pins) remove(key streamKey, from gears.Place) {
+func (p pins) remove(key streamKey, from gearsfs.Place) {
 	tree := p[key]
 	if tree == nil {
 		return
@@ -45,7 +45,7 @@ func (p pins) remove(key streamKey, from gears.Place) {
 	}
 }
 
-func comparePlaces(a, b gears.Place) int {
+func comparePlaces(a, b gearsfs.Place) int {
 	switch {
 	case a.Less(b):
 		return -1
@@ -57,7 +57,7 @@ func comparePlaces(a, b gears.Place) int {
 
 // pinned returns the pins that overlap [from, to), in order. Pins of one
 // stream never overlap each other.
-func (p pins) pinned(key streamKey, from, to gears.Place) []pin {
+func (p pins) pinned(key streamKey, from, to gearsfs.Place) []pin {
 	tree := p[key]
 	if tree == nil {
 		return nil
@@ -82,15 +82,15 @@ func (p pins) pinned(key streamKey, from, to gears.Place) []pin {
 }
 
 // places returns the first and last place that a reference is about.
-func places(r *wire.Reference) (first, last gears.Place) {
-	first = gears.Place{Pos: gears.Pos(r.Pos), Seq: gears.Seq(r.Seq)}
+func places(r *wire.Reference) (first, last gearsfs.Place) {
+	first = gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 	if r.LastSeq == 0 {
 		return first, first
 	}
-	return first, gears.Place{Pos: gears.Pos(r.LastPos), Seq: gears.Seq(r.LastSeq)}
+	return first, gearsfs.Place{Pos: gearsfs.Pos(r.LastPos), Seq: gearsfs.Seq(r.LastSeq)}
 }
 
-func after(at gears.Place) gears.Place { return gears.Place{Pos: at.Pos, Seq: at.Seq + 1} }
+func after(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, Seq: at.Seq + 1} }
 
 // storeAnswer keeps what a retry of command seq will be answered with.
 func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
@@ -114,11 +114,11 @@ func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
 
 // pinAnswer holds back the rows that an answer refers to and that are gone
 // from their stream.
-func (m *Machine) pinAnswer(id gears.SessionID, a *wire.StoredAnswer) {
+func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
 	for _, r := range a.Taken {
 		if r.Fence == 0 && len(r.Kept) == 0 {
 			first, last := places(r)
-			key := streamKey{gears.Ino(r.Ino), gears.Key(r.Key)}
+			key := streamKey{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}
 			m.sessions.pins.add(key, pin{from: first, to: after(last), session: id, seq: a.Seq})
 		}
 	}
@@ -131,15 +131,15 @@ func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
 			continue
 		}
 		first, last := places(r)
-		m.sessions.pins.remove(streamKey{gears.Ino(r.Ino), gears.Key(r.Key)}, first)
-		n, err := m.node(gears.Ino(r.Ino))
+		m.sessions.pins.remove(streamKey{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}, first)
+		n, err := m.node(gearsfs.Ino(r.Ino))
 		if err != nil {
 			return err
 		}
 		if n == nil {
 			continue
 		}
-		s, err := m.stream(n, gears.Key(r.Key))
+		s, err := m.stream(n, gearsfs.Key(r.Key))
 		if err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
 
 // keepPinned copies the rows in [from, to) that answers refer to into those
 // answers, as the rows are about to be removed.
-func (m *Machine) keepPinned(rows *streamRows, from, to gears.Place) error {
+func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 	key := streamKey{rows.ino, rows.key}
 	for _, p := range m.sessions.pins.pinned(key, from, to) {
 		m.sessions.pins.remove(key, p.from)
@@ -161,17 +161,17 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gears.Place) error {
 			return err
 		}
 		if s == nil {
-			return gears.ErrDamaged.Because("session %v has an answer but no row", p.session)
+			return gearsfs.ErrDamaged.Because("session %v has an answer but no row", p.session)
 		}
 		i, ok := findAnswer(&s.row, p.seq)
 		if !ok {
-			return gears.ErrDamaged.Because("session %v has no answer %d", p.session, p.seq)
+			return gearsfs.ErrDamaged.Because("session %v has no answer %d", p.session, p.seq)
 		}
 		for _, r := range s.row.Answers[i].Taken {
 			if first, _ := places(r); first != p.from {
 				continue
 			}
-			err := rows.Scan(p.from, p.to, func(at gears.Place, rec *stream.Record) bool {
+			err := rows.Scan(p.from, p.to, func(at gearsfs.Place, rec *stream.Record) bool {
 				r.Kept = append(r.Kept, &wire.KeptRecord{Pos: uint64(at.Pos), Seq: uint64(at.Seq), Row: &wire.RecordRow{
 					Data: slices.Clone(rec.Data), Type: string([]byte(rec.Type)), Time: rec.Time,
 				}})
@@ -207,7 +207,7 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 	if a.Ino == 0 {
 		return answer, nil
 	}
-	n, err := m.node(gears.Ino(a.Ino))
+	n, err := m.node(gearsfs.Ino(a.Ino))
 	if err == nil && n != nil {
 		answer.Attr, err = m.attr(n) // as it is now
 	}
@@ -234,23 +234,23 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference)
 		return true, nil
 	}
 	var s *openStream
-	n, err := m.node(gears.Ino(r.Ino))
+	n, err := m.node(gearsfs.Ino(r.Ino))
 	if err == nil && n != nil {
-		s, err = m.stream(n, gears.Key(r.Key))
+		s, err = m.stream(n, gearsfs.Key(r.Key))
 	}
 	if err != nil {
 		return false, err
 	}
 	if s == nil {
 		if r.Fence == 0 {
-			return false, gears.ErrDamaged.Because("inode %d, stream %q: gone, and so are records that an answer refers to", r.Ino, r.Key)
+			return false, gearsfs.ErrDamaged.Because("inode %d, stream %q: gone, and so are records that an answer refers to", r.Ino, r.Key)
 		}
 		return false, nil
 	}
 	first, last := places(r)
 	held = true
-	end := gears.Place{}
-	err = m.rowsOf(s).Scan(first, after(last), func(at gears.Place, rec *stream.Record) bool {
+	end := gearsfs.Place{}
+	err = m.rowsOf(s).Scan(first, after(last), func(at gearsfs.Place, rec *stream.Record) bool {
 		if fence != 0 && !s.queue.Held(at, c.session, fence) {
 			held = false
 			return false
@@ -265,5 +265,5 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference)
 	if r.Fence != 0 {
 		return false, nil // the last of them were removed
 	}
-	return false, gears.ErrDamaged.Because("inode %d, stream %q: records that an answer refers to are missing", r.Ino, r.Key)
+	return false, gearsfs.ErrDamaged.Because("inode %d, stream %q: records that an answer refers to are missing", r.Ino, r.Key)
 }

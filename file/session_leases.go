@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
@@ -12,19 +12,19 @@ import (
 
 // leases is the index of the out table by session. Whoever holds many leases
 // pays for them in memory, the records do not.
-type leases map[gears.SessionID]map[leaseKey]struct{}
+type leases map[gearsfs.SessionID]map[leaseKey]struct{}
 
 type leaseKey struct {
-	ino gears.Ino
-	key gears.Key
-	at  gears.Place
+	ino gearsfs.Ino
+	key gearsfs.Key
+	at  gearsfs.Place
 }
 
 func (a leaseKey) compare(b leaseKey) int {
 	return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.key, b.key), comparePlaces(a.at, b.at))
 }
 
-func (s *sessions) addLease(holder gears.SessionID, l leaseKey) {
+func (s *sessions) addLease(holder gearsfs.SessionID, l leaseKey) {
 	held := s.leases[holder]
 	if held == nil {
 		held = make(map[leaseKey]struct{})
@@ -33,7 +33,7 @@ func (s *sessions) addLease(holder gears.SessionID, l leaseKey) {
 	held[l] = struct{}{}
 }
 
-func (s *sessions) removeLease(holder gears.SessionID, l leaseKey) {
+func (s *sessions) removeLease(holder gearsfs.SessionID, l leaseKey) {
 	held := s.leases[holder]
 	delete(held, l)
 	if len(held) == 0 {
@@ -44,7 +44,7 @@ func (s *sessions) removeLease(holder gears.SessionID, l leaseKey) {
 // loadLeases rebuilds the index.
 func (m *Machine) loadLeases() error {
 	lo, hi := persist.TableRange(persist.TableOut)
-	return scanOuts(m.store, lo, hi, func(k []byte, at gears.Place, out stream.Out) error {
+	return scanOuts(m.store, lo, hi, func(k []byte, at gearsfs.Place, out stream.Out) error {
 		if !out.Leased {
 			return nil
 		}
@@ -58,7 +58,7 @@ func (m *Machine) loadLeases() error {
 
 // returnLeases gives back all records that a session has leased, in the order
 // of inode, key and place.
-func (m *Machine) returnLeases(c *context, id gears.SessionID) error {
+func (m *Machine) returnLeases(c *context, id gearsfs.SessionID) error {
 	held := make([]leaseKey, 0, len(m.sessions.leases[id]))
 	for l := range m.sessions.leases[id] {
 		held = append(held, l)
@@ -76,7 +76,7 @@ func (m *Machine) returnLeases(c *context, id gears.SessionID) error {
 			}
 		}
 		if s == nil {
-			return gears.ErrDamaged.Because("inode %d, stream %q: records are leased but the stream is missing", l.ino, l.key)
+			return gearsfs.ErrDamaged.Because("inode %d, stream %q: records are leased but the stream is missing", l.ino, l.key)
 		}
 		s.queue.Return(l.at)
 		m.dirtyStream(s)
@@ -87,16 +87,16 @@ func (m *Machine) returnLeases(c *context, id gears.SessionID) error {
 
 // Sessions returns the sessions that the volume remembers and that are not
 // closed, and those that hold a lease or an inode without a name.
-func (m *Machine) Sessions() (map[gears.SessionID]struct{}, error) {
+func (m *Machine) Sessions() (map[gearsfs.SessionID]struct{}, error) {
 	m.mu.RLock()
-	found := make(map[gears.SessionID]struct{}, len(m.sessions.leases))
+	found := make(map[gearsfs.SessionID]struct{}, len(m.sessions.leases))
 	for id := range m.sessions.leases {
 		found[id] = struct{}{}
 	}
 	view := m.store.View()
 	m.mu.RUnlock()
 	defer view.Close()
-	err := scanOrphans(view, func(_ gears.Ino, holders []gears.SessionID) {
+	err := scanOrphans(view, func(_ gearsfs.Ino, holders []gearsfs.SessionID) {
 		for _, id := range holders {
 			found[id] = struct{}{}
 		}
@@ -104,7 +104,7 @@ func (m *Machine) Sessions() (map[gears.SessionID]struct{}, error) {
 	if err != nil {
 		return nil, err
 	}
-	return found, scanSessions(view, func(id gears.SessionID, row *wire.SessionRow) {
+	return found, scanSessions(view, func(id gearsfs.SessionID, row *wire.SessionRow) {
 		if row.Closed == 0 {
 			found[id] = struct{}{}
 		}
@@ -112,7 +112,7 @@ func (m *Machine) Sessions() (map[gears.SessionID]struct{}, error) {
 }
 
 // scanSessions calls visit with every session's row, in order.
-func scanSessions(r Reader, visit func(id gears.SessionID, row *wire.SessionRow)) error {
+func scanSessions(r Reader, visit func(id gearsfs.SessionID, row *wire.SessionRow)) error {
 	lo, hi := persist.TableRange(persist.TableSession)
 	return scan(r, lo, hi, func(key, value []byte) error {
 		id, err := persist.ParseSessionKey(key)

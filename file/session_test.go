@@ -5,7 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -20,7 +20,7 @@ func (r *rig) again(cmd *wire.Command) (*wire.Answer, error) {
 func (r *rig) sessionRows() (n int) {
 	view := r.data.State.View()
 	defer view.Close()
-	require.NoError(r.t, scanSessions(view, func(gears.SessionID, *wire.SessionRow) { n++ }))
+	require.NoError(r.t, scanSessions(view, func(gearsfs.SessionID, *wire.SessionRow) { n++ }))
 	return n
 }
 
@@ -70,7 +70,7 @@ func TestARetriedTakeWhoseLeaseIsGoneRunsAnew(t *testing.T) {
 	first, err := r.again(lease)
 	require.NoError(t, err)
 	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
-	require.Equal(t, []Touched{{Ino: gears.Ino(first.Ino), Key: "jobs", Ready: true}}, r.seen.touched)
+	require.Equal(t, []Touched{{Ino: gearsfs.Ino(first.Ino), Key: "jobs", Ready: true}}, r.seen.touched)
 	second, err := r.again(lease)
 	require.NoError(t, err)
 	require.Equal(t, datas(first.Records), datas(second.Records))
@@ -87,7 +87,7 @@ func TestFailuresAreNotRemembered(t *testing.T) {
 	c := r.client(1)
 	take := c.command(takeOp(1, "jobs"))
 	_, err := r.again(take)
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 	require.Zero(t, r.sessionRows())
 	r.do(putOp("jobs", "a"))
 	a, err := r.again(take)
@@ -106,7 +106,7 @@ func TestConfirmedAnswersAreForgotten(t *testing.T) {
 	_, err = r.again(next)
 	require.NoError(t, err)
 	_, err = r.again(put)
-	require.ErrorIs(t, err, gears.ErrSession)
+	require.ErrorIs(t, err, gearsfs.ErrSession)
 	_, err = r.again(next)
 	require.NoError(t, err)
 	s, err := r.m.session(c.id)
@@ -133,7 +133,7 @@ func TestClosedSessionsAreForgotten(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, open)
 	r.reopen()
-	r.now += uint64(gears.SessionTTL)
+	r.now += uint64(gearsfs.SessionTTL)
 	for range sessions/sweepMax + 1 {
 		before := r.sessionRows()
 		r.do(putOp("other"))
@@ -141,7 +141,7 @@ func TestClosedSessionsAreForgotten(t *testing.T) {
 	}
 	require.Zero(t, r.sessionRows())
 	_, err = r.again(last)
-	require.ErrorIs(t, err, gears.ErrSession, "a stranger this late is not let in")
+	require.ErrorIs(t, err, gearsfs.ErrSession, "a stranger this late is not let in")
 	require.EqualValues(t, sessions, r.info(r.do(putOp("jobs")).Ino, "jobs").Records)
 	r.check()
 }
@@ -150,10 +150,10 @@ func TestConfirmOpensASession(t *testing.T) {
 	r := newRig(t)
 	c, idle := r.client(1), r.client(2)
 	c.must(&wire.Confirm{})
-	r.now += 2 * uint64(gears.SessionTTL)
+	r.now += 2 * uint64(gearsfs.SessionTTL)
 	c.must(putOp("jobs", "a"))
 	_, err := idle.ask(putOp("jobs", "b"))
-	require.ErrorIs(t, err, gears.ErrSession)
+	require.ErrorIs(t, err, gearsfs.ErrSession)
 	end := idle.command(&wire.Confirm{})
 	end.Close = true
 	end.SessionMinted = r.now
@@ -168,15 +168,15 @@ func TestASessionThatComesBackStays(t *testing.T) {
 	_, err := r.again(put)
 	require.NoError(t, err)
 	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
-	r.now += uint64(gears.SessionTTL) / 2
+	r.now += uint64(gearsfs.SessionTTL) / 2
 	c.must(putOp("jobs", "b"))
-	r.now += uint64(gears.SessionTTL)
+	r.now += uint64(gearsfs.SessionTTL)
 	_, err = r.again(put)
 	require.NoError(t, err)
 	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt, Forget: true})
 	require.Zero(t, r.sessionRows())
 	_, err = r.again(put)
-	require.ErrorIs(t, err, gears.ErrSession)
+	require.ErrorIs(t, err, gearsfs.ErrSession)
 }
 
 func TestClosingReturnsLeases(t *testing.T) {
@@ -189,7 +189,7 @@ func TestClosingReturnsLeases(t *testing.T) {
 	_, err := r.again(end)
 	require.NoError(t, err)
 	require.Equal(t, uint64(2), r.info(ino, "jobs").Records)
-	require.Equal(t, gears.Seq(1), r.info(ino, "jobs").Head.Seq)
+	require.Equal(t, gearsfs.Seq(1), r.info(ino, "jobs").Head.Seq)
 	r.check()
 }
 
@@ -245,13 +245,13 @@ func TestEndOfSessionReleasesOrphans(t *testing.T) {
 	c := r.client(1)
 	ino := c.must(putOp("data", "x")).Ino
 	r.do(r.unlink(1, "f", false, c.id))
-	require.True(t, r.m.IsOrphan(gears.Ino(ino)))
+	require.True(t, r.m.IsOrphan(gearsfs.Ino(ino)))
 	open, err := r.m.Sessions()
 	require.NoError(t, err)
 	require.Contains(t, open, c.id)
 	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
-	_, err = r.m.GetAttr(gears.Ino(ino))
-	require.ErrorIs(t, err, gears.ErrStale)
+	_, err = r.m.GetAttr(gearsfs.Ino(ino))
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 	open, err = r.m.Sessions()
 	require.NoError(t, err)
 	require.NotContains(t, open, c.id)
@@ -271,7 +271,7 @@ func TestASessionHasABoundOfAnswers(t *testing.T) {
 	}
 	more := c.command(putOp("k", "x"))
 	_, err := r.again(more)
-	require.ErrorIs(t, err, gears.ErrOverload)
+	require.ErrorIs(t, err, gearsfs.ErrOverload)
 	more.Confirmed = 2
 	_, err = r.again(more)
 	require.NoError(t, err)
@@ -291,14 +291,14 @@ func TestAnswersAreConfirmedAroundAWait(t *testing.T) {
 		puts = append(puts, cmd)
 	}
 	_, err := r.again(waiting)
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 
 	next := c.command(putOp("later", "y"))
 	next.Confirmed, next.Unconfirmed = next.Seq, []uint64{waiting.Seq, puts[3].Seq}
 	_, err = r.again(next)
 	require.NoError(t, err)
 	r.reopen()
-	s, err := r.m.session(gears.SessionID{Minted: int64(next.SessionMinted), Salt: next.SessionSalt})
+	s, err := r.m.session(gearsfs.SessionID{Minted: int64(next.SessionMinted), Salt: next.SessionSalt})
 	require.NoError(t, err)
 	require.Len(t, s.row.Answers, 2, "of the put that has no answer yet and the last one")
 	for i, cmd := range puts {
@@ -308,7 +308,7 @@ func TestAnswersAreConfirmedAroundAWait(t *testing.T) {
 			require.EqualValues(t, 4, a.FirstSeq)
 			continue
 		}
-		require.ErrorIs(t, err, gears.ErrSession)
+		require.ErrorIs(t, err, gearsfs.ErrSession)
 	}
 	for range 2 {
 		a, err := r.again(waiting)
@@ -320,5 +320,5 @@ func TestAnswersAreConfirmedAroundAWait(t *testing.T) {
 	_, err = r.again(last)
 	require.NoError(t, err)
 	_, err = r.again(waiting)
-	require.ErrorIs(t, err, gears.ErrSession)
+	require.ErrorIs(t, err, gearsfs.ErrSession)
 }

@@ -1,7 +1,7 @@
 package file
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -27,21 +27,21 @@ func (m *Machine) truncate(c *context, n *node, size uint64, base *uint64) error
 	if base != nil {
 		from = *base
 	}
-	if from > gears.FileBytesMax || size > gears.FileBytesMax-from {
-		return gears.ErrTooBig
+	if from > gearsfs.FileBytesMax || size > gearsfs.FileBytesMax-from {
+		return gearsfs.ErrTooBig
 	}
 	if s == nil && from+size == 0 {
 		m.wrote(c, n)
 		return nil
 	}
 	if s == nil {
-		s = m.makeStream(n, gears.DataKey)
+		s = m.makeStream(n, gearsfs.DataKey)
 	}
-	return m.setTail(c, n, s, gears.Pos(from+size))
+	return m.setTail(c, n, s, gearsfs.Pos(from+size))
 }
 
 // setTail moves the end of a file's bytes.
-func (m *Machine) setTail(c *context, n *node, s *openStream, tail gears.Pos) error {
+func (m *Machine) setTail(c *context, n *node, s *openStream, tail gearsfs.Pos) error {
 	state := s.queue.State()
 	empty := state.Drained() && state.Tail == state.Head.Pos
 	if tail == state.Tail && tail > state.Head.Pos || empty && tail <= state.Head.Pos {
@@ -81,13 +81,13 @@ func checkAllocate(op *wire.Allocate) error {
 	switch op.Mode {
 	case 0, allocKeepSize, allocPunchHole | allocKeepSize, allocZeroRange, allocZeroRange | allocKeepSize:
 	default:
-		return gears.ErrUnsupported
+		return gearsfs.ErrUnsupported
 	}
 	switch {
 	case op.Length == 0:
-		return gears.ErrInvalid
-	case op.Pos > gears.FileBytesMax || op.Length > gears.FileBytesMax-op.Pos:
-		return gears.ErrTooBig
+		return gearsfs.ErrInvalid
+	case op.Pos > gearsfs.FileBytesMax || op.Length > gearsfs.FileBytesMax-op.Pos:
+		return gearsfs.ErrTooBig
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func checkAllocate(op *wire.Allocate) error {
 // allocate is fallocate(2). Space is not reserved: what is promised is the
 // size, and that what is zeroed reads as zeros.
 func (m *Machine) allocate(c *context, n *node, s *openStream, op *wire.Allocate) error {
-	pos, end := gears.Pos(op.Pos), gears.Pos(op.Pos+op.Length)
+	pos, end := gearsfs.Pos(op.Pos), gearsfs.Pos(op.Pos+op.Length)
 	if s != nil && op.Mode&(allocPunchHole|allocZeroRange) != 0 {
 		if err := m.zero(c, n, s, pos, min(end, s.queue.State().Tail)); err != nil {
 			return err
@@ -105,7 +105,7 @@ func (m *Machine) allocate(c *context, n *node, s *openStream, op *wire.Allocate
 		return nil
 	}
 	if s == nil {
-		s = m.makeStream(n, gears.DataKey)
+		s = m.makeStream(n, gearsfs.DataKey)
 	}
 	if end <= s.queue.State().Tail {
 		return nil
@@ -115,7 +115,7 @@ func (m *Machine) allocate(c *context, n *node, s *openStream, op *wire.Allocate
 
 // zero makes [pos, end) read as zeros: block rows that lie in it and were not
 // handed out go, other records keep their boundaries.
-func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gears.Pos) error {
+func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos) error {
 	if pos >= end {
 		return nil
 	}

@@ -3,7 +3,7 @@ package file
 import (
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -18,7 +18,7 @@ func (m *Machine) loadVolume() error {
 		return damaged("volume", err)
 	}
 	if f := m.volume.Format; f != 0 && f != formatVersion {
-		return gears.ErrFormat.Because("the state has format version %d, this program knows %d", f, formatVersion)
+		return gearsfs.ErrFormat.Because("the state has format version %d, this program knows %d", f, formatVersion)
 	}
 	return nil
 }
@@ -30,12 +30,12 @@ func (m *Machine) applyInit(c *context, op *wire.Init) *wire.Answer {
 	m.volume.Format = formatVersion
 	m.volume.Id = op.Id
 	m.volume.Name = op.Name
-	m.volume.NextIno = uint64(gears.RootIno) + 1
+	m.volume.NextIno = uint64(gearsfs.RootIno) + 1
 	m.volume.Inodes = 1
 	m.volume.NextFence = 1
-	root := &node{ino: gears.RootIno, row: wire.InodeRow{
+	root := &node{ino: gearsfs.RootIno, row: wire.InodeRow{
 		Mode: modeDir | 0o755, Nlink: 2, Uid: op.Uid, Gid: op.Gid,
-		Atime: c.now, Mtime: c.now, Ctime: c.now, Parent: uint64(gears.RootIno),
+		Atime: c.now, Mtime: c.now, Ctime: c.now, Parent: uint64(gearsfs.RootIno),
 	}}
 	m.nodes.put(root.ino, root)
 	m.dirtyNode(root)
@@ -44,24 +44,24 @@ func (m *Machine) applyInit(c *context, op *wire.Init) *wire.Answer {
 
 // Bounds of what a named remote may be.
 const (
-	remoteNameMax  = gears.NameBytesMax
+	remoteNameMax  = gearsfs.NameBytesMax
 	remoteAddrsMax = 4 << 10
 )
 
 // applySetRemote names another node's addresses; "" removes the name. Only the
 // volume's owner may, who is the root directory's.
 func (m *Machine) applySetRemote(c *context, op *wire.SetRemote) *wire.Answer {
-	root, err := m.node(gears.RootIno)
+	root, err := m.node(gearsfs.RootIno)
 	switch {
 	case err != nil:
 	case op.Name == "" || strings.ContainsAny(op.Name, "/:\x00"):
-		err = gears.ErrInvalid.Because("%q is not a name for a remote", op.Name)
+		err = gearsfs.ErrInvalid.Because("%q is not a name for a remote", op.Name)
 	case len(op.Name) > remoteNameMax:
-		err = gears.ErrNameTooLong
+		err = gearsfs.ErrNameTooLong
 	case len(op.Addrs) > remoteAddrsMax:
-		err = gears.ErrTooBig.Because("a remote's addresses have at most %d bytes", remoteAddrsMax)
+		err = gearsfs.ErrTooBig.Because("a remote's addresses have at most %d bytes", remoteAddrsMax)
 	case c.caller.UID != 0 && c.caller.UID != root.row.Uid:
-		err = gears.ErrPermission
+		err = gearsfs.ErrPermission
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -96,10 +96,10 @@ func (m *Machine) Remotes() (map[string]string, error) {
 }
 
 // Usage returns how many inodes there are; the bytes are the disk's to tell.
-func (m *Machine) Usage() gears.Usage {
+func (m *Machine) Usage() gearsfs.Usage {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return gears.Usage{Inodes: m.volume.Inodes}
+	return gearsfs.Usage{Inodes: m.volume.Inodes}
 }
 
 // Initialised reports whether the volume exists: Init was applied.
@@ -125,7 +125,7 @@ func (m *Machine) VolumeName() string {
 
 // IsOrphan reports whether an inode is only there because it is open. It
 // checks no permission; an inode that does not exist is none.
-func (m *Machine) IsOrphan(ino gears.Ino) bool {
+func (m *Machine) IsOrphan(ino gearsfs.Ino) bool {
 	m.mu.RLock()
 	n, ok := m.nodes.get(ino)
 	if ok {

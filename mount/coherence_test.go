@@ -11,12 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // write replaces a file's content as another session.
-func (f fixture) write(t *testing.T, path, content string) gears.Attr {
+func (f fixture) write(t *testing.T, path, content string) gearsfs.Attr {
 	t.Helper()
 	attr, err := f.other.Resolve(t.Context(), path, true)
 	require.NoError(t, err)
@@ -77,8 +77,8 @@ func TestAppendElsewhereShowsNoZeros(t *testing.T) {
 
 func TestNamesThatOthersChange(t *testing.T) {
 	f := newFixture(t)
-	make := func(name string) gears.Attr {
-		attr, err := f.other.Make(t.Context(), gears.RootIno, name, dgm.Make{Mode: unix.S_IFREG | 0o644})
+	make := func(name string) gearsfs.Attr {
+		attr, err := f.other.Make(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: unix.S_IFREG | 0o644})
 		require.NoError(t, err)
 		return attr
 	}
@@ -91,9 +91,9 @@ func TestNamesThatOthersChange(t *testing.T) {
 		require.False(t, exists(a))
 		make(a)
 		eventually(t, "a new name is seen though it was missing before", func() bool { return exists(a) })
-		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gears.RootIno, Name: a, NewDir: gears.RootIno, NewName: b}))
+		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gearsfs.RootIno, Name: a, NewDir: gearsfs.RootIno, NewName: b}))
 		eventually(t, "a rename is seen", func() bool { return exists(b) && !exists(a) })
-		require.NoError(t, f.other.Unlink(t.Context(), gears.RootIno, b))
+		require.NoError(t, f.other.Unlink(t.Context(), gearsfs.RootIno, b))
 		eventually(t, "a removal is seen", func() bool { return !exists(b) })
 	}
 	attr := make("f")
@@ -114,12 +114,12 @@ func TestOpenOfReplacedFile(t *testing.T) {
 	f := newFixture(t)
 	for i := range 100 {
 		require.NoError(t, os.WriteFile(f.path("f"), []byte("old"), 0o644))
-		attr, err := f.other.Make(t.Context(), gears.RootIno, "g", dgm.Make{Mode: unix.S_IFREG | 0o644})
+		attr, err := f.other.Make(t.Context(), gearsfs.RootIno, "g", dgm.Make{Mode: unix.S_IFREG | 0o644})
 		require.NoError(t, err)
 		want := fmt.Sprint("new ", i)
 		_, err = f.other.Write(t.Context(), attr.Ino, 0, []byte(want))
 		require.NoError(t, err)
-		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gears.RootIno, Name: "g", NewDir: gears.RootIno, NewName: "f"}))
+		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gearsfs.RootIno, Name: "g", NewDir: gearsfs.RootIno, NewName: "f"}))
 		data, err := os.ReadFile(f.path("f"))
 		require.NoError(t, err)
 		require.Equal(t, want, string(data))
@@ -173,7 +173,7 @@ func TestTwoMounts(t *testing.T) {
 // taken from its front.
 func TestOffsetsDoNotMove(t *testing.T) {
 	f := newFixture(t)
-	f.put(t, "/q", gears.DataKey, "aaaa", "bbbb", "cccc")
+	f.put(t, "/q", gearsfs.DataKey, "aaaa", "bbbb", "cccc")
 	old, err := os.OpenFile(f.path("q"), os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer old.Close()

@@ -11,7 +11,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // The tree below a directory's `.gears`. Its inodes exist here only; each
@@ -47,10 +47,10 @@ const (
 // place is what an inode of the control tree stands for.
 type place struct {
 	kind kind
-	ino  gears.Ino // the directory, link or file; 0 for a file that is missing
-	dir  gears.Ino // of a missing file: where it would be
-	name string    // of a missing file
-	key  gears.Key
+	ino  gearsfs.Ino // the directory, link or file; 0 for a file that is missing
+	dir  gearsfs.Ino // of a missing file: where it would be
+	name string      // of a missing file
+	key  gearsfs.Key
 }
 
 // controlBit marks the node ids of the control tree; inode numbers lack it.
@@ -134,24 +134,24 @@ func (s *server) child(p place, name string) (place, error) {
 	case kindTree:
 		return s.treeChild(p.ino, name)
 	case kindStreams:
-		p.kind, p.key = kindKey, gears.Key(name)
+		p.kind, p.key = kindKey, gearsfs.Key(name)
 		return p, p.key.Check()
 	}
 	k, ok := names[name]
 	if !ok {
-		return place{}, gears.ErrNotFound
+		return place{}, gearsfs.ErrNotFound
 	}
 	p.kind = k
 	return p, nil
 }
 
-func (s *server) treeChild(dir gears.Ino, name string) (place, error) {
+func (s *server) treeChild(dir gearsfs.Ino, name string) (place, error) {
 	if name == reserved {
-		return place{}, gears.ErrNotFound
+		return place{}, gearsfs.ErrNotFound
 	}
 	attr, err := s.m.Lookup(s.ctx, dir, name)
-	if errors.Is(err, gears.ErrNotFound) {
-		return place{kind: kindStreams, dir: dir, name: name}, gears.CheckName(name)
+	if errors.Is(err, gearsfs.ErrNotFound) {
+		return place{kind: kindStreams, dir: dir, name: name}, gearsfs.CheckName(name)
 	}
 	if err != nil {
 		return place{}, err
@@ -159,13 +159,13 @@ func (s *server) treeChild(dir gears.Ino, name string) (place, error) {
 	s.learn(&attr, dir, name)
 	k := treeKind(&attr)
 	if k == 0 {
-		return place{}, gears.ErrNotFound
+		return place{}, gearsfs.ErrNotFound
 	}
 	return place{kind: k, ino: attr.Ino}, nil
 }
 
 // treeKind is how an inode of the volume shows below streams, 0 for not at all.
-func treeKind(attr *gears.Attr) kind {
+func treeKind(attr *gearsfs.Attr) kind {
 	switch attr.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		return kindTree
@@ -178,7 +178,7 @@ func treeKind(attr *gears.Attr) kind {
 }
 
 func (s *server) lookupControl(in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	p := place{kind: kindGears, ino: gears.Ino(in.NodeId)}
+	p := place{kind: kindGears, ino: gearsfs.Ino(in.NodeId)}
 	if isControl(in.NodeId) {
 		parent, ok := s.control.get(in.NodeId)
 		if !ok {
@@ -194,7 +194,7 @@ func (s *server) lookupControl(in *fuse.InHeader, name string, out *fuse.EntryOu
 		return status(err)
 	}
 	out.NodeId = s.control.look(p)
-	attr.Ino = gears.Ino(out.NodeId)
+	attr.Ino = gearsfs.Ino(out.NodeId)
 	fillAttr(&out.Attr, &attr)
 	return fuse.OK
 }
@@ -202,7 +202,7 @@ func (s *server) lookupControl(in *fuse.InHeader, name string, out *fuse.EntryOu
 // placeAttr describes a place: it has the owner, times and permissions of what
 // it mirrors, where read is peek, write is put, and both is take. A file that
 // is missing has those of its directory.
-func (s *server) placeAttr(p place) (gears.Attr, error) {
+func (s *server) placeAttr(p place) (gearsfs.Attr, error) {
 	attr, err := s.mirrored(p)
 	if err != nil {
 		return attr, err
@@ -216,7 +216,7 @@ func (s *server) placeAttr(p place) (gears.Attr, error) {
 		either := read | write<<1
 		dir, mode = true, either|either>>2
 	case kindLink:
-		return gears.Attr{Mode: unix.S_IFLNK | 0o777, Nlink: 1, UID: attr.UID, GID: attr.GID, Size: attr.Size,
+		return gearsfs.Attr{Mode: unix.S_IFLNK | 0o777, Nlink: 1, UID: attr.UID, GID: attr.GID, Size: attr.Size,
 			Atime: attr.Atime, Mtime: attr.Mtime, Ctime: attr.Ctime}, nil
 	case kindPut:
 		mode = write
@@ -227,7 +227,7 @@ func (s *server) placeAttr(p place) (gears.Attr, error) {
 	default:
 		mode = 0o444
 	}
-	out := gears.Attr{Mode: unix.S_IFREG | mode, Nlink: 1, UID: attr.UID, GID: attr.GID,
+	out := gearsfs.Attr{Mode: unix.S_IFREG | mode, Nlink: 1, UID: attr.UID, GID: attr.GID,
 		Atime: attr.Atime, Mtime: attr.Mtime, Ctime: attr.Ctime}
 	if dir {
 		out.Mode, out.Nlink = unix.S_IFDIR|mode, 2
@@ -236,12 +236,12 @@ func (s *server) placeAttr(p place) (gears.Attr, error) {
 }
 
 // mirrored returns the attributes of what a place mirrors.
-func (s *server) mirrored(p place) (gears.Attr, error) {
+func (s *server) mirrored(p place) (gearsfs.Attr, error) {
 	if p.ino != 0 {
 		return s.m.GetAttr(s.ctx, p.ino)
 	}
 	attr, err := s.m.Lookup(s.ctx, p.dir, p.name)
-	if errors.Is(err, gears.ErrNotFound) {
+	if errors.Is(err, gearsfs.ErrNotFound) {
 		return s.m.GetAttr(s.ctx, p.dir)
 	}
 	return attr, err
@@ -256,7 +256,7 @@ func (s *server) controlAttr(id uint64, out *fuse.Attr) fuse.Status {
 	if err != nil {
 		return gone(err)
 	}
-	attr.Ino = gears.Ino(id)
+	attr.Ino = gearsfs.Ino(id)
 	fillAttr(out, &attr)
 	return fuse.OK
 }
@@ -275,7 +275,7 @@ func (s *server) openControlDir(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status 
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	d := &directory{ino: gears.Ino(in.NodeId), parent: gears.Ino(in.NodeId)}
+	d := &directory{ino: gearsfs.Ino(in.NodeId), parent: gearsfs.Ino(in.NodeId)}
 	switch p.kind {
 	case kindTree:
 		d.list = s.treeLister(p.ino)
@@ -289,9 +289,9 @@ func (s *server) openControlDir(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status 
 }
 
 // treeLister lists what of a directory shows below streams.
-func (s *server) treeLister(dir gears.Ino) lister {
-	return func(ctx context.Context, after string, max int) ([]gears.Entry, error) {
-		var shown []gears.Entry
+func (s *server) treeLister(dir gearsfs.Ino) lister {
+	return func(ctx context.Context, after string, max int) ([]gearsfs.Entry, error) {
+		var shown []gearsfs.Entry
 		for len(shown) < max {
 			page, err := s.m.ReadDir(ctx, dir, after, max-len(shown))
 			if err != nil {
@@ -310,7 +310,7 @@ func (s *server) treeLister(dir gears.Ino) lister {
 				if k == kindLink {
 					mode = unix.S_IFLNK
 				}
-				shown = append(shown, gears.Entry{Name: e.Name, Attr: gears.Attr{Mode: mode}})
+				shown = append(shown, gearsfs.Entry{Name: e.Name, Attr: gearsfs.Attr{Mode: mode}})
 			}
 		}
 		return shown, nil
@@ -319,23 +319,23 @@ func (s *server) treeLister(dir gears.Ino) lister {
 
 // keyLister lists a file's keys.
 func (s *server) keyLister(p place) lister {
-	return func(ctx context.Context, after string, max int) ([]gears.Entry, error) {
+	return func(ctx context.Context, after string, max int) ([]gearsfs.Entry, error) {
 		f, err := s.fileAt(p)
 		if err != nil || f.Ino == 0 {
 			return nil, err
 		}
-		streams, err := s.m.ListStreams(ctx, f, gears.Key(after), max)
-		entries := make([]gears.Entry, len(streams))
+		streams, err := s.m.ListStreams(ctx, f, gearsfs.Key(after), max)
+		entries := make([]gearsfs.Entry, len(streams))
 		for i := range streams {
-			entries[i] = gears.Entry{Name: string(streams[i].Key), Attr: gears.Attr{Mode: unix.S_IFDIR}}
+			entries[i] = gearsfs.Entry{Name: string(streams[i].Key), Attr: gearsfs.Attr{Mode: unix.S_IFDIR}}
 		}
 		return entries, err
 	}
 }
 
 func fixedLister(names []string, of kind) lister {
-	return func(_ context.Context, after string, max int) ([]gears.Entry, error) {
-		var entries []gears.Entry
+	return func(_ context.Context, after string, max int) ([]gearsfs.Entry, error) {
+		var entries []gearsfs.Entry
 		for _, name := range names {
 			if strings.Compare(name, after) <= 0 || len(entries) == max {
 				continue
@@ -344,7 +344,7 @@ func fixedLister(names []string, of kind) lister {
 			if of == kindGears && gearsNames[name] == kindTree {
 				mode = unix.S_IFDIR
 			}
-			entries = append(entries, gears.Entry{Name: name, Attr: gears.Attr{Mode: mode}})
+			entries = append(entries, gearsfs.Entry{Name: name, Attr: gearsfs.Attr{Mode: mode}})
 		}
 		return entries, nil
 	}
@@ -375,7 +375,7 @@ func (s *server) openControl(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 			return gone(err)
 		}
 		if info.Sealed {
-			return status(gears.ErrSealed)
+			return status(gearsfs.ErrSealed)
 		}
 		h = newPutter(p, in, s.writeMax)
 	case kindTake:
@@ -395,38 +395,38 @@ func (s *server) openControl(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 }
 
 // fileAt returns the file of a place, by its path where it is missing.
-func (s *server) fileAt(p place) (gears.File, error) {
+func (s *server) fileAt(p place) (gearsfs.File, error) {
 	if p.ino != 0 {
-		return gears.ByIno(p.ino), nil
+		return gearsfs.ByIno(p.ino), nil
 	}
 	attr, err := s.m.Lookup(s.ctx, p.dir, p.name)
 	switch {
 	case err == nil && !isFile(&attr):
-		return gears.File{}, gears.ErrStale
+		return gearsfs.File{}, gearsfs.ErrStale
 	case err == nil:
-		return gears.ByIno(attr.Ino), nil
-	case !errors.Is(err, gears.ErrNotFound):
-		return gears.File{}, err
+		return gearsfs.ByIno(attr.Ino), nil
+	case !errors.Is(err, gearsfs.ErrNotFound):
+		return gearsfs.File{}, err
 	}
 	dir, err := s.pathOf(p.dir)
-	return gears.At(join(dir, p.name)), err
+	return gearsfs.At(join(dir, p.name)), err
 }
 
 // streamAt describes a place's stream; one of a missing file is empty.
-func (s *server) streamAt(p place) (gears.StreamInfo, error) {
+func (s *server) streamAt(p place) (gearsfs.StreamInfo, error) {
 	f, err := s.fileAt(p)
 	if err != nil {
-		return gears.StreamInfo{}, err
+		return gearsfs.StreamInfo{}, err
 	}
 	if f.Ino == 0 {
-		return gears.StreamInfo{Key: p.key}, nil
+		return gearsfs.StreamInfo{Key: p.key}, nil
 	}
 	return s.m.Stream(s.ctx, f, p.key)
 }
 
 // touched tells the kernel of what was put or taken behind its back.
-func (s *server) touched(ino gears.Ino, key gears.Key) {
-	if key == gears.DataKey {
-		s.believe.changedHere(gears.Change{Ino: ino, Data: true})
+func (s *server) touched(ino gearsfs.Ino, key gearsfs.Key) {
+	if key == gearsfs.DataKey {
+		s.believe.changedHere(gearsfs.Change{Ino: ino, Data: true})
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 func init() {
@@ -114,7 +114,7 @@ func TestPutIsDurableAndSeen(t *testing.T) {
 
 func TestPutLimits(t *testing.T) {
 	f := newFixture(t)
-	big := bytes.Repeat([]byte("x"), gears.RecordBytesMax)
+	big := bytes.Repeat([]byte("x"), gearsfs.RecordBytesMax)
 	put := f.control("q", "jobs", "put")
 	require.NoError(t, os.WriteFile(put, big, 0))
 	require.Len(t, f.records(t, "/q", "jobs")[0], len(big))
@@ -138,7 +138,7 @@ func TestPutErrors(t *testing.T) {
 	f := newFixture(t)
 	yes := true
 	f.put(t, "/q", "jobs", "x")
-	require.NoError(t, f.other.Configure(t.Context(), gears.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
+	require.NoError(t, f.other.Configure(t.Context(), gearsfs.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
 	_, err := f.shell(t, "echo x > .gears/streams/q/jobs/put")
 	require.ErrorContains(t, err, "not permitted", "a sealed stream")
 	_, err = f.shell(t, "echo x > .gears/streams/q/jo,bs/put")
@@ -161,7 +161,7 @@ func TestPutErrors(t *testing.T) {
 func TestPutWaitsForRoom(t *testing.T) {
 	f := newFixture(t)
 	f.put(t, "/q", "jobs", "first")
-	require.NoError(t, f.other.Configure(t.Context(), gears.At("/q"), "jobs", dgm.StreamChange{Limits: &gears.Limits{Records: 1}}))
+	require.NoError(t, f.other.Configure(t.Context(), gearsfs.At("/q"), "jobs", dgm.StreamChange{Limits: &gearsfs.Limits{Records: 1}}))
 	for _, redirect := range []string{">", ">>"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		cmd := exec.CommandContext(ctx, "bash", "-c", "echo second "+redirect+" "+f.control("q", "jobs", "put"))
@@ -174,7 +174,7 @@ func TestPutWaitsForRoom(t *testing.T) {
 		case <-time.After(50 * time.Millisecond):
 		}
 		require.Len(t, f.records(t, "/q", "jobs"), 1)
-		_, err := f.other.Take(t.Context(), dgm.Take{File: gears.At("/q"), Keys: []gears.Key{"jobs"}})
+		_, err := f.other.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"jobs"}})
 		require.NoError(t, err)
 		require.NoError(t, <-exited)
 		require.Equal(t, []string{"second\n"}, f.records(t, "/q", "jobs"))
@@ -229,7 +229,7 @@ func TestTakeByCat(t *testing.T) {
 	require.Equal(t, "\"\" resource temporarily unavailable\n", string(out))
 
 	yes := true
-	require.NoError(t, f.other.Configure(t.Context(), gears.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
+	require.NoError(t, f.other.Configure(t.Context(), gearsfs.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
 	require.Equal(t, "", f.mustShell(t, "cat .gears/streams/q/jobs/take .gears/streams/q/jobs/peek"), "sealed and drained is the end")
 }
 
@@ -345,7 +345,7 @@ func TestKilledTakersLoseNothing(t *testing.T) {
 		f.put(t, "/q", "jobs", fmt.Sprint(i))
 	}
 	yes := true
-	require.NoError(t, f.other.Configure(t.Context(), gears.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
+	require.NoError(t, f.other.Configure(t.Context(), gearsfs.At("/q"), "jobs", dgm.StreamChange{Seal: &yes}))
 	wg.Wait()
 	for i := range records {
 		require.LessOrEqual(t, clean[fmt.Sprint(i)], 1, "record %d was taken twice", i)

@@ -7,7 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // directory is an open directory. A cookie is 1 for ".", 2 for "..", and then
@@ -16,7 +16,7 @@ import (
 // so that seeking back and forth in a directory that changes repeats nothing:
 // a name that appears in a part that was shown is left out, as POSIX allows.
 type directory struct {
-	ino, parent gears.Ino
+	ino, parent gearsfs.Ino
 	list        lister
 
 	mu    sync.Mutex
@@ -25,7 +25,7 @@ type directory struct {
 
 // lister returns up to max entries in the order of their names, beginning after
 // the name after. Where it looks up, its entries' attributes may be told.
-type lister func(ctx context.Context, after string, max int) (entries []gears.Entry, err error)
+type lister func(ctx context.Context, after string, max int) (entries []gearsfs.Entry, err error)
 
 var _ handle = (*directory)(nil)
 
@@ -45,13 +45,13 @@ func (s *server) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if isControl(in.NodeId) {
 		return s.openControlDir(in, out)
 	}
-	ino := gears.Ino(in.NodeId)
+	ino := gearsfs.Ino(in.NodeId)
 	parent, err := s.m.Parent(s.ctx, ino)
 	if err != nil {
 		return gone(err)
 	}
 	out.Fh = s.handles.add(&directory{ino: ino, parent: parent,
-		list: func(ctx context.Context, after string, max int) ([]gears.Entry, error) {
+		list: func(ctx context.Context, after string, max int) ([]gearsfs.Entry, error) {
 			return s.m.ReadDir(ctx, ino, after, max)
 		}})
 	return fuse.OK
@@ -61,7 +61,7 @@ func (s *server) ReleaseDir(in *fuse.ReleaseIn) { s.release(in.Fh) }
 
 func (s *server) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	const header = 24
-	return s.readDir(in, header, func(e gears.Entry, off uint64, _ moment) bool {
+	return s.readDir(in, header, func(e gearsfs.Entry, off uint64, _ moment) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: e.Name, Ino: uint64(e.Attr.Ino), Mode: e.Attr.Mode, Off: off})
 	})
 }
@@ -69,14 +69,14 @@ func (s *server) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 func (s *server) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	const header = 24 + 128
 	looksUp := !isControl(in.NodeId)
-	return s.readDir(in, header, func(e gears.Entry, off uint64, at moment) bool {
+	return s.readDir(in, header, func(e gearsfs.Entry, off uint64, at moment) bool {
 		entry := out.AddDirLookupEntry(fuse.DirEntry{Name: e.Name, Ino: uint64(e.Attr.Ino), Mode: e.Attr.Mode, Off: off})
 		if entry == nil {
 			return false
 		}
 		// An entry that is left zero is one that the kernel looks up itself.
 		if off > 2 && looksUp {
-			s.entry(entry, e.Attr, gears.Ino(in.NodeId), e.Name, at)
+			s.entry(entry, e.Attr, gearsfs.Ino(in.NodeId), e.Name, at)
 		}
 		return true
 	})
@@ -84,7 +84,7 @@ func (s *server) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEn
 
 // readDir adds entries from the cookie in.Offset on until add refuses one;
 // entryBytes is the least that one takes of in.Size bytes.
-func (s *server) readDir(in *fuse.ReadIn, entryBytes int, add func(gears.Entry, uint64, moment) bool) fuse.Status {
+func (s *server) readDir(in *fuse.ReadIn, entryBytes int, add func(gearsfs.Entry, uint64, moment) bool) fuse.Status {
 	d, ok := s.handles.get(in.Fh).(*directory)
 	if !ok {
 		return fuse.EBADF
@@ -94,10 +94,10 @@ func (s *server) readDir(in *fuse.ReadIn, entryBytes int, add func(gears.Entry, 
 	at := s.believe.now()
 	off := in.Offset
 	for ; off < 2; off++ {
-		dot := gears.Entry{Name: "..", Attr: gears.Attr{Ino: d.parent, Mode: unix.S_IFDIR}}
+		dot := gearsfs.Entry{Name: "..", Attr: gearsfs.Attr{Ino: d.parent, Mode: unix.S_IFDIR}}
 		if off == 0 {
 			d.shown = nil
-			dot = gears.Entry{Name: ".", Attr: gears.Attr{Ino: d.ino, Mode: unix.S_IFDIR}}
+			dot = gearsfs.Entry{Name: ".", Attr: gearsfs.Attr{Ino: d.ino, Mode: unix.S_IFDIR}}
 		}
 		if !add(dot, off+1, at) {
 			return fuse.OK

@@ -7,15 +7,15 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // file is an open regular file.
 type file struct {
-	ino    gears.Ino
-	base   gears.Pos // offset 0: where the data stream began when it was opened
-	direct bool      // past the kernel's cache
+	ino    gearsfs.Ino
+	base   gearsfs.Pos // offset 0: where the data stream began when it was opened
+	direct bool        // past the kernel's cache
 }
 
 var _ handle = (*file)(nil)
@@ -24,15 +24,15 @@ func (s *server) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fus
 	if isControl(in.NodeId) {
 		return s.openControl(in, out)
 	}
-	_, st := s.open(gears.Ino(in.NodeId), in.Flags, &in.InHeader, out)
+	_, st := s.open(gearsfs.Ino(in.NodeId), in.Flags, &in.InHeader, out)
 	return st
 }
 
 // open opens a file and fills in its handle. by is the request that names an
 // inode which the kernel looked up some time ago, nil for one just made: ESTALE
 // makes the kernel look again where the name does not lead there any more.
-func (s *server) open(ino gears.Ino, flags uint32, by *fuse.InHeader, out *fuse.OpenOut) (gears.Attr, fuse.Status) {
-	var attr gears.Attr
+func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fuse.OpenOut) (gearsfs.Attr, fuse.Status) {
+	var attr gearsfs.Attr
 	st := fuse.OK
 	if by != nil {
 		attr, st = s.openCurrent(ino, by.Pid)
@@ -72,7 +72,7 @@ func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.R
 }
 
 func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
-	data, err := s.m.Read(s.ctx, f.ino, f.base+gears.Pos(in.Offset), int(in.Size))
+	data, err := s.m.Read(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), int(in.Size))
 	return data, gone(err)
 }
 
@@ -87,14 +87,14 @@ func (s *server) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 // write is one Put where the descriptor appends at this moment: the kernel's
 // offset comes from a size that others may have changed since.
 func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	var attr gears.Attr
+	var attr gearsfs.Attr
 	var err error
 	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
 		ctx, stop := s.waiting(cancel)
 		attr, err = s.m.Append(ctx, f.ino, data)
 		stop()
 	} else {
-		attr, err = s.m.Write(s.ctx, f.ino, f.base+gears.Pos(in.Offset), data)
+		attr, err = s.m.Write(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), data)
 	}
 	if err != nil {
 		return 0, gone(err)
@@ -111,14 +111,14 @@ const capabilityXattr = "security.capability"
 // dropPrivileges does what a write must do beside writing, since the kernel
 // leaves it to us (FUSE_HANDLE_KILLPRIV_V2) and so need not ask for the file's
 // capabilities before every write.
-func (s *server) dropPrivileges(attr *gears.Attr, modeToo bool) error {
+func (s *server) dropPrivileges(attr *gearsfs.Attr, modeToo bool) error {
 	if modeToo && attr.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
 		if mode := unprivileged(attr.Mode); mode != attr.Mode {
 			mode &= 0o7777
 			if _, err := s.m.SetAttr(s.ctx, attr.Ino, dgm.SetAttr{Mode: &mode}); err != nil {
 				return err
 			}
-			s.believe.pages.push(gears.Change{Ino: attr.Ino})
+			s.believe.pages.push(gearsfs.Change{Ino: attr.Ino})
 		}
 	}
 	if !s.inodes.mayHaveCaps(attr.Ino) {
@@ -128,7 +128,7 @@ func (s *server) dropPrivileges(attr *gears.Attr, modeToo bool) error {
 	if err == nil {
 		err = s.m.RemoveXattr(s.ctx, attr.Ino, capabilityXattr)
 	}
-	if err != nil && !errors.Is(err, gears.ErrNoAttr) {
+	if err != nil && !errors.Is(err, gearsfs.ErrNoAttr) {
 		return err
 	}
 	s.inodes.setCaps(attr.Ino, false)
@@ -147,7 +147,7 @@ func unprivileged(mode uint32) uint32 {
 
 // killPrivileges adds to a SETATTR that truncates or gives the file away what
 // it must do to the mode.
-func (s *server) killPrivileges(ino gears.Ino, set *dgm.SetAttr) error {
+func (s *server) killPrivileges(ino gearsfs.Ino, set *dgm.SetAttr) error {
 	attr, err := s.m.GetAttr(s.ctx, ino)
 	if err != nil {
 		return err
@@ -183,8 +183,8 @@ func (f *file) release(s *server) {
 
 // unopen tells the Manager of the end of a handle; nobody is left to be told
 // of an error.
-func (s *server) unopen(ino gears.Ino) {
-	if err := s.m.Release(s.ctx, ino); err != nil && !errors.Is(err, gears.ErrClosed) {
+func (s *server) unopen(ino gearsfs.Ino) {
+	if err := s.m.Release(s.ctx, ino); err != nil && !errors.Is(err, gearsfs.ErrClosed) {
 		s.log.Warn("release", "ino", ino, "err", err)
 	}
 }
@@ -217,7 +217,7 @@ func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) 
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	pos, err := s.m.Seek(s.ctx, f.ino, f.base+gears.Pos(in.Offset), in.Whence == unix.SEEK_HOLE)
+	pos, err := s.m.Seek(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), in.Whence == unix.SEEK_HOLE)
 	if err != nil {
 		return gone(err)
 	}
@@ -230,7 +230,7 @@ func (s *server) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status 
 	if st != fuse.OK {
 		return st
 	}
-	if err := s.m.Allocate(s.ctx, f.ino, f.base+gears.Pos(in.Offset), in.Length, in.Mode); err != nil {
+	if err := s.m.Allocate(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), in.Length, in.Mode); err != nil {
 		return gone(err)
 	}
 	attr, err := s.m.GetAttr(s.ctx, f.ino)

@@ -3,7 +3,7 @@ package mount
 import (
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // inodes knows, of the files of which the kernel may hold pages, what those
@@ -17,16 +17,16 @@ import (
 //     keep the pages; forgetting it costs reading them again.
 type inodes struct {
 	mu    sync.Mutex
-	table map[gears.Ino]*inode
+	table map[gearsfs.Ino]*inode
 }
 
 type inode struct {
-	opens   int       // handles
-	cached  int       // those of them that read and write through the kernel's cache
-	base    gears.Pos // of the cached handles
-	version uint64    // of the data stream that the pages show
-	ahead   []uint64  // versions that this mount's own writes made, above version+1
-	noCaps  bool      // the file is known to have no file capabilities
+	opens   int         // handles
+	cached  int         // those of them that read and write through the kernel's cache
+	base    gearsfs.Pos // of the cached handles
+	version uint64      // of the data stream that the pages show
+	ahead   []uint64    // versions that this mount's own writes made, above version+1
+	noCaps  bool        // the file is known to have no file capabilities
 }
 
 const (
@@ -37,7 +37,7 @@ const (
 // open counts a handle on the file that attr shows. It reports whether the
 // handle must bypass the kernel's cache and, where not, whether the kernel may
 // keep the pages that it has.
-func (t *inodes) open(attr *gears.Attr, appending bool) (direct, keep bool) {
+func (t *inodes) open(attr *gearsfs.Attr, appending bool) (direct, keep bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[attr.Ino]
@@ -59,7 +59,7 @@ func (t *inodes) open(attr *gears.Attr, appending bool) (direct, keep bool) {
 }
 
 // close is the end of a handle.
-func (t *inodes) close(ino gears.Ino, direct bool) {
+func (t *inodes) close(ino gearsfs.Ino, direct bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[ino]
@@ -72,7 +72,7 @@ func (t *inodes) close(ino gears.Ino, direct bool) {
 // observe takes note of attributes that are about to be told to the kernel and
 // counts the size as the open handles do. It reports whether the kernel's
 // pages are older than what the attributes describe.
-func (t *inodes) observe(attr *gears.Attr) (stale bool) {
+func (t *inodes) observe(attr *gearsfs.Attr) (stale bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[attr.Ino]
@@ -87,7 +87,7 @@ func (t *inodes) observe(attr *gears.Attr) (stale bool) {
 
 // wrote takes note of a change of the data stream that this mount's kernel made
 // and so knows of; attr is what the change was answered with.
-func (t *inodes) wrote(attr *gears.Attr) {
+func (t *inodes) wrote(attr *gearsfs.Attr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[attr.Ino]
@@ -124,14 +124,14 @@ func (e *inode) seenLocked(version uint64) {
 
 // mayHaveCaps reports whether the file may have file capabilities, which a
 // write must remove; setCaps says what is known.
-func (t *inodes) mayHaveCaps(ino gears.Ino) bool {
+func (t *inodes) mayHaveCaps(ino gearsfs.Ino) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[ino]
 	return e == nil || !e.noCaps
 }
 
-func (t *inodes) setCaps(ino gears.Ino, present bool) {
+func (t *inodes) setCaps(ino gearsfs.Ino, present bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.table[ino]; e != nil {
@@ -140,7 +140,7 @@ func (t *inodes) setCaps(ino gears.Ino, present bool) {
 }
 
 // forget drops what is known of a file that the kernel has dropped.
-func (t *inodes) forget(ino gears.Ino) {
+func (t *inodes) forget(ino gearsfs.Ino) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.table[ino]; e != nil && e.opens == 0 {
@@ -149,10 +149,10 @@ func (t *inodes) forget(ino gears.Ino) {
 }
 
 // all returns the files of which the kernel may hold pages.
-func (t *inodes) all() []gears.Ino {
+func (t *inodes) all() []gearsfs.Ino {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	list := make([]gears.Ino, 0, len(t.table))
+	list := make([]gearsfs.Ino, 0, len(t.table))
 	for ino := range t.table {
 		list = append(list, ino)
 	}
@@ -174,7 +174,7 @@ func (t *inodes) evictLocked() {
 
 // baseOf returns where offsets of the file count from while it is open through
 // the kernel's cache, nil for where its data stream begins now.
-func (t *inodes) baseOf(ino gears.Ino) *gears.Pos {
+func (t *inodes) baseOf(ino gearsfs.Ino) *gearsfs.Pos {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.table[ino]; e != nil && e.cached > 0 {
@@ -185,7 +185,7 @@ func (t *inodes) baseOf(ino gears.Ino) *gears.Pos {
 }
 
 // shift counts the size as the open handles do.
-func (t *inodes) shift(attr *gears.Attr) {
+func (t *inodes) shift(attr *gearsfs.Attr) {
 	if base := t.baseOf(attr.Ino); base != nil {
 		attr.Size += uint64(attr.Head - *base)
 	}

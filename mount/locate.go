@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Location is what a path under a mount stands for.
@@ -85,7 +85,7 @@ func resolve(path string, links int) (dir, rest string, err error) {
 
 // getXattr reads one of the attributes that a mount answers.
 func getXattr(dir, name string) (string, error) {
-	buf := make([]byte, gears.PathBytesMax)
+	buf := make([]byte, gearsfs.PathBytesMax)
 	n, err := unix.Getxattr(dir, name, buf)
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):

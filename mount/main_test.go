@@ -13,8 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/mount"
 	"github.com/gearsfs/gearsfs/persist"
 )
@@ -79,7 +79,7 @@ func openVolume(t *testing.T) *dgm.Volume {
 	t.Helper()
 	data, err := persist.Open(filepath.Join(t.TempDir(), "data"), persist.Options{Create: true, Name: "test"})
 	require.NoError(t, err)
-	vol, err := dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data, Root: gears.Root,
+	vol, err := dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data, Root: gearsfs.Root,
 		Fatal: func(err error) { t.Errorf("fatal: %v", err) }})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, vol.Close()) })
@@ -88,7 +88,7 @@ func openVolume(t *testing.T) *dgm.Volume {
 
 func session(t *testing.T, vol *dgm.Volume) *dgm.Local {
 	t.Helper()
-	caller := gears.Root
+	caller := gearsfs.Root
 	caller.Checked = true
 	m, err := vol.Local(dgm.Client{Caller: caller, Host: "here", PID: os.Getpid(), Process: "test"})
 	require.NoError(t, err)
@@ -138,24 +138,24 @@ func (f fixture) control(file, key, name string) string {
 	return f.path(".gears", "streams", file, key, name)
 }
 
-func (f fixture) put(t *testing.T, path string, key gears.Key, records ...string) {
+func (f fixture) put(t *testing.T, path string, key gearsfs.Key, records ...string) {
 	t.Helper()
-	put := dgm.Put{File: gears.At(path), Key: key}
+	put := dgm.Put{File: gearsfs.At(path), Key: key}
 	for _, r := range records {
-		put.Records = append(put.Records, gears.NewRecord{Data: []byte(r)})
+		put.Records = append(put.Records, gearsfs.NewRecord{Data: []byte(r)})
 	}
 	_, err := f.other.Put(t.Context(), put)
 	require.NoError(t, err)
 }
 
 // records returns what stands in a stream, in order.
-func (f fixture) records(t *testing.T, path string, key gears.Key) []string {
+func (f fixture) records(t *testing.T, path string, key gearsfs.Key) []string {
 	t.Helper()
 	var all []string
-	for after := gears.Seq(0); ; {
-		list, err := f.other.Peek(t.Context(), dgm.Peek{File: gears.At(path), Key: key, Max: 1000, NoWait: true, Follow: true, After: after})
+	for after := gearsfs.Seq(0); ; {
+		list, err := f.other.Peek(t.Context(), dgm.Peek{File: gearsfs.At(path), Key: key, Max: 1000, NoWait: true, Follow: true, After: after})
 		if err != nil {
-			require.ErrorIs(t, err, gears.ErrEmpty)
+			require.ErrorIs(t, err, gearsfs.ErrEmpty)
 			return all
 		}
 		for _, r := range list {
@@ -165,9 +165,9 @@ func (f fixture) records(t *testing.T, path string, key gears.Key) []string {
 	}
 }
 
-func (f fixture) info(t *testing.T, path string, key gears.Key) gears.StreamInfo {
+func (f fixture) info(t *testing.T, path string, key gearsfs.Key) gearsfs.StreamInfo {
 	t.Helper()
-	info, err := f.other.Stream(t.Context(), gears.At(path), key)
+	info, err := f.other.Stream(t.Context(), gearsfs.At(path), key)
 	require.NoError(t, err)
 	return info
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // writeMax is how much one READ or WRITE request carries at most.
@@ -50,7 +50,7 @@ func New(ctx context.Context, m dgm.Manager, dir string, o Options) (*Mount, err
 		return nil, err
 	}
 	// Nobody should find a mount whose node can't be asked.
-	root, err := m.GetAttr(ctx, gears.RootIno)
+	root, err := m.GetAttr(ctx, gearsfs.RootIno)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: read the volume's root: %w", dir, err)
 	}

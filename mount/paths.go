@@ -7,27 +7,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // names remembers the name that the kernel was told last for each inode. What it
 // says is checked before it is used.
 type names struct {
 	mu    sync.Mutex
-	table map[gears.Ino]name
+	table map[gearsfs.Ino]name
 }
 
 type name struct {
-	dir  gears.Ino
+	dir  gearsfs.Ino
 	name string
 }
 
 // namesMax is how many are remembered of directories, and of everything else.
 const namesMax = 1 << 15
 
-func newNames() names { return names{table: map[gears.Ino]name{}} }
+func newNames() names { return names{table: map[gearsfs.Ino]name{}} }
 
-func (t *names) learn(ino, dir gears.Ino, in string) {
+func (t *names) learn(ino, dir gearsfs.Ino, in string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.table) >= namesMax {
@@ -39,7 +39,7 @@ func (t *names) learn(ino, dir gears.Ino, in string) {
 	t.table[ino] = name{dir, in}
 }
 
-func (t *names) get(ino gears.Ino) (name, bool) {
+func (t *names) get(ino gearsfs.Ino) (name, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n, ok := t.table[ino]
@@ -47,7 +47,7 @@ func (t *names) get(ino gears.Ino) (name, bool) {
 }
 
 // learn remembers a name that the kernel is about to be told.
-func (s *server) learn(attr *gears.Attr, dir gears.Ino, name string) {
+func (s *server) learn(attr *gearsfs.Attr, dir gearsfs.Ino, name string) {
 	if attr.Mode&unix.S_IFMT == unix.S_IFDIR {
 		s.dirs.learn(attr.Ino, dir, name)
 	} else {
@@ -55,19 +55,19 @@ func (s *server) learn(attr *gears.Attr, dir gears.Ino, name string) {
 	}
 }
 
-// pathOf returns a directory's path in the volume, gears.ErrStale where it has
+// pathOf returns a directory's path in the volume, gearsfs.ErrStale where it has
 // none any more.
-func (s *server) pathOf(dir gears.Ino) (string, error) {
+func (s *server) pathOf(dir gearsfs.Ino) (string, error) {
 	var names []string
-	for ino := dir; ino != gears.RootIno; {
+	for ino := dir; ino != gearsfs.RootIno; {
 		n, err := s.nameOf(ino)
 		if err != nil {
 			return "", err
 		}
 		names = append(names, n.name)
 		ino = n.dir
-		if len(names) > gears.PathBytesMax/2 {
-			return "", gears.ErrNameTooLong
+		if len(names) > gearsfs.PathBytesMax/2 {
+			return "", gearsfs.ErrNameTooLong
 		}
 	}
 	var b strings.Builder
@@ -83,13 +83,13 @@ func (s *server) pathOf(dir gears.Ino) (string, error) {
 
 // nameOf returns a directory's name: the remembered one where it still is, else
 // the one found by reading the directory above.
-func (s *server) nameOf(ino gears.Ino) (name, error) {
+func (s *server) nameOf(ino gearsfs.Ino) (name, error) {
 	if n, ok := s.dirs.get(ino); ok {
 		attr, err := s.m.Lookup(s.ctx, n.dir, n.name)
 		if err == nil && attr.Ino == ino {
 			return n, nil
 		}
-		if err != nil && !errors.Is(err, gears.ErrNotFound) && !errors.Is(err, gears.ErrNotDir) && !errors.Is(err, gears.ErrStale) {
+		if err != nil && !errors.Is(err, gearsfs.ErrNotFound) && !errors.Is(err, gearsfs.ErrNotDir) && !errors.Is(err, gearsfs.ErrStale) {
 			return name{}, err
 		}
 	}
@@ -110,7 +110,7 @@ func (s *server) nameOf(ino gears.Ino) (name, error) {
 			}
 		}
 		if len(entries) < page {
-			return name{}, gears.ErrStale
+			return name{}, gearsfs.ErrStale
 		}
 		after = entries[len(entries)-1].Name
 	}

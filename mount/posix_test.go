@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 func TestPosix(t *testing.T) {
@@ -65,7 +65,7 @@ func TestAppendIsOneRecord(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	records := f.records(t, "/log", gears.DataKey)
+	records := f.records(t, "/log", gearsfs.DataKey)
 	require.Len(t, records, writers*each)
 	next := [writers]int{}
 	for _, r := range records {

@@ -9,8 +9,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // putter is an open `put`. While its descriptor appends, each write is a
@@ -78,7 +78,7 @@ func (p *putter) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.begun = true
-	if p.refused || len(p.buf)+len(data) > gears.RecordBytesMax {
+	if p.refused || len(p.buf)+len(data) > gearsfs.RecordBytesMax {
 		p.refused, p.buf = true, nil
 		return 0, fuse.Status(syscall.EMSGSIZE)
 	}
@@ -101,11 +101,11 @@ func (p *putter) awaitRoom(ctx context.Context, s *server, noWait bool) error {
 		case err != nil:
 			return err
 		case info.Sealed:
-			return gears.ErrSealed
+			return gearsfs.ErrSealed
 		case !full(info):
 			return nil
 		case noWait:
-			return gears.ErrFull
+			return gearsfs.ErrFull
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -117,24 +117,24 @@ func (p *putter) awaitRoom(ctx context.Context, s *server, noWait bool) error {
 	}
 }
 
-func full(info gears.StreamInfo) bool {
+func full(info gearsfs.StreamInfo) bool {
 	records, l := info.Records+info.Leased, info.Limits
 	return records > 0 && (l.Records > 0 && records >= l.Records || l.Bytes > 0 && info.Bytes >= l.Bytes)
 }
 
 // commit puts one record, making the file where it is missing.
 func (p *putter) commit(ctx context.Context, s *server, data []byte, noWait bool) error {
-	f := gears.ByIno(p.at.ino)
+	f := gearsfs.ByIno(p.at.ino)
 	if p.at.ino == 0 {
 		attr, err := s.m.Make(s.ctx, p.at.dir, p.at.name, dgm.Make{
 			Mode: unix.S_IFREG | 0o644, Open: true, UID: &p.owner.Uid, GID: &p.owner.Gid})
 		if err != nil {
 			return err
 		}
-		f = gears.ByIno(attr.Ino)
-		s.believe.changedHere(gears.Change{Ino: p.at.dir, Name: p.at.name})
+		f = gearsfs.ByIno(attr.Ino)
+		s.believe.changedHere(gearsfs.Change{Ino: p.at.dir, Name: p.at.name})
 	}
-	_, err := s.m.Put(ctx, dgm.Put{File: f, Key: p.at.key, Records: []gears.NewRecord{{Data: data}}, NoWait: noWait})
+	_, err := s.m.Put(ctx, dgm.Put{File: f, Key: p.at.key, Records: []gearsfs.NewRecord{{Data: data}}, NoWait: noWait})
 	if err == nil {
 		s.touched(f.Ino, p.at.key)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // retries are the threads whose OPEN or READLINK was answered with ESTALE. The
@@ -22,17 +22,17 @@ type retries struct {
 }
 
 type retry struct {
-	told gears.Ino // was answered with ESTALE; comes again where there is no name to look up
-	kept gears.Ino // a file that was looked up since and is open in the Manager; 0 for none
+	told gearsfs.Ino // was answered with ESTALE; comes again where there is no name to look up
+	kept gearsfs.Ino // a file that was looked up since and is open in the Manager; 0 for none
 
-	link   gears.Ino // a symbolic link that was looked up since; 0 for none
+	link   gearsfs.Ino // a symbolic link that was looked up since; 0 for none
 	target string
 }
 
 const retriesMax = 1 << 10
 
 // stale answers a thread's OPEN or READLINK of an inode with ESTALE.
-func (s *server) stale(thread uint32, ino gears.Ino) fuse.Status {
+func (s *server) stale(thread uint32, ino gearsfs.Ino) fuse.Status {
 	t := &s.retries
 	t.mu.Lock()
 	dropped := []retry{t.table[thread]}
@@ -57,7 +57,7 @@ func (s *server) unkeep(r retry) {
 
 // lookupAgain looks a name up for a thread that was told ESTALE and keeps what
 // it finds; ok is false where the thread was not told.
-func (s *server) lookupAgain(thread uint32, dir gears.Ino, name string) (attr gears.Attr, ok bool, err error) {
+func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr gearsfs.Attr, ok bool, err error) {
 	t := &s.retries
 	t.mu.Lock()
 	old, ok := t.table[thread]
@@ -96,7 +96,7 @@ func (s *server) lookupAgain(thread uint32, dir gears.Ino, name string) (attr ge
 }
 
 // readlink reads a link for a request of thread.
-func (s *server) readlink(thread uint32, ino gears.Ino) (string, fuse.Status) {
+func (s *server) readlink(thread uint32, ino gearsfs.Ino) (string, fuse.Status) {
 	target, err := s.m.Readlink(s.ctx, ino)
 	if n := errno(err); n != syscall.ENOENT && n != syscall.ESTALE {
 		return target, fuse.Status(n)
@@ -123,7 +123,7 @@ func (t *retries) take(thread uint32) retry {
 // openCurrent opens an inode in the Manager for a request that names what the
 // kernel looked up some time ago. It answers ESTALE where the inode is gone or
 // its name leads elsewhere by now.
-func (s *server) openCurrent(ino gears.Ino, thread uint32) (gears.Attr, fuse.Status) {
+func (s *server) openCurrent(ino gearsfs.Ino, thread uint32) (gearsfs.Attr, fuse.Status) {
 	r := s.retries.take(thread)
 	defer s.unkeep(r)
 	attr, err := s.m.Open(s.ctx, ino)
@@ -152,7 +152,7 @@ func (s *server) openCurrent(ino gears.Ino, thread uint32) (gears.Attr, fuse.Sta
 
 // current reports whether the name under which the kernel knows an inode still
 // leads to it. One that is not remembered is believed.
-func (s *server) current(attr *gears.Attr) (bool, error) {
+func (s *server) current(attr *gearsfs.Attr) (bool, error) {
 	if attr.Nlink == 0 {
 		return false, nil
 	}

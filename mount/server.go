@@ -9,8 +9,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // server answers the kernel's requests for one mount. go-fuse calls each
@@ -44,7 +44,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		m:             m, o: o, log: log,
 		writeMax: writeMax,
-		inodes:   inodes{table: map[gears.Ino]*inode{}},
+		inodes:   inodes{table: map[gearsfs.Ino]*inode{}},
 		control:  newNodes(),
 		dirs:     newNames(), files: newNames(),
 		retries: retries{table: map[uint32]retry{}},
@@ -84,7 +84,7 @@ func (s *server) waiting(cancel <-chan struct{}) (ctx context.Context, stop func
 // blockBytes is what programs are told to read and write at once.
 const blockBytes = 64 << 10
 
-func fillAttr(out *fuse.Attr, a *gears.Attr) {
+func fillAttr(out *fuse.Attr, a *gearsfs.Attr) {
 	*out = fuse.Attr{
 		Ino: uint64(a.Ino), Size: a.Size, Blocks: a.Blocks,
 		Atime: uint64(a.Atime.Unix()), Atimensec: uint32(a.Atime.Nanosecond()),
@@ -97,7 +97,7 @@ func fillAttr(out *fuse.Attr, a *gears.Attr) {
 
 // tell fills attributes into an answer of LOOKUP, GETATTR or READDIRPLUS.
 // Those may drop the kernel's pages; an answer to anything else must not.
-func (s *server) tell(out *fuse.Attr, a gears.Attr) {
+func (s *server) tell(out *fuse.Attr, a gearsfs.Attr) {
 	if s.inodes.observe(&a) {
 		s.believe.dropPages(a.Ino)
 	}
@@ -105,7 +105,7 @@ func (s *server) tell(out *fuse.Attr, a gears.Attr) {
 }
 
 // entry fills in the answer of a request that looked up or made a name.
-func (s *server) entry(out *fuse.EntryOut, a gears.Attr, dir gears.Ino, name string, at moment) {
+func (s *server) entry(out *fuse.EntryOut, a gearsfs.Attr, dir gearsfs.Ino, name string, at moment) {
 	s.learn(&a, dir, name)
 	out.NodeId = uint64(a.Ino)
 	s.tell(&out.Attr, a)
@@ -133,7 +133,7 @@ func (s *server) Forget(node, lookups uint64) {
 		s.control.forget(node, lookups)
 		return
 	}
-	s.inodes.forget(gears.Ino(node))
+	s.inodes.forget(gearsfs.Ino(node))
 }
 
 func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
@@ -143,7 +143,7 @@ func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut
 	}
 	const block = 4096
 	*out = fuse.StatfsOut{
-		Bsize: block, Frsize: block, NameLen: gears.NameBytesMax,
+		Bsize: block, Frsize: block, NameLen: gearsfs.NameBytesMax,
 		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesFree / block,
 		// An inode takes some hundred bytes of the same space.
 		Files: u.Inodes + u.BytesFree/1024, Ffree: u.BytesFree / 1024,
@@ -202,4 +202,4 @@ func (t *handles) drain() []handle {
 }
 
 // isFile reports whether attr shows a regular file.
-func isFile(a *gears.Attr) bool { return a.Mode&unix.S_IFMT == unix.S_IFREG }
+func isFile(a *gearsfs.Attr) bool { return a.Mode&unix.S_IFMT == unix.S_IFREG }

@@ -7,8 +7,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // turn lets the reads of one handle go one after another; one that waits for
@@ -44,7 +44,7 @@ type taker struct {
 	takes bool // else it peeks
 
 	turn   turn // guards what follows
-	record *gears.Record
+	record *gearsfs.Record
 	sent   int  // bytes of it
 	ended  bool // nothing is leased any more
 	dying  bool // whoever closed last was dying by a signal
@@ -65,7 +65,7 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte
 	defer t.turn.end()
 	if t.record == nil && !t.ended {
 		err := t.fetch(ctx, s, in.Flags&unix.O_NONBLOCK != 0)
-		if errors.Is(err, gears.ErrEnd) {
+		if errors.Is(err, gearsfs.ErrEnd) {
 			t.ended = true
 		} else if err != nil {
 			return nil, status(err)
@@ -89,9 +89,9 @@ func (t *taker) fetch(ctx context.Context, s *server, noWait bool) error {
 	if err != nil {
 		return err
 	}
-	var records []gears.Record
+	var records []gearsfs.Record
 	if t.takes {
-		records, err = s.m.Take(ctx, dgm.Take{File: f, Keys: []gears.Key{t.at.key}, Max: 1, NoWait: noWait, Lease: true})
+		records, err = s.m.Take(ctx, dgm.Take{File: f, Keys: []gearsfs.Key{t.at.key}, Max: 1, NoWait: noWait, Lease: true})
 	} else {
 		records, err = s.m.Peek(ctx, dgm.Peek{File: f, Key: t.at.key, Max: 1, NoWait: noWait})
 	}
@@ -99,7 +99,7 @@ func (t *taker) fetch(ctx context.Context, s *server, noWait bool) error {
 		return err
 	}
 	if len(records) != 1 {
-		return gears.ErrIO.Because("asked for one record, got %d", len(records))
+		return gearsfs.ErrIO.Because("asked for one record, got %d", len(records))
 	}
 	t.record = &records[0]
 	if t.takes {
@@ -116,7 +116,7 @@ func (t *taker) settle(s *server, acknowledge bool) error {
 	if !t.takes || record == nil {
 		return nil
 	}
-	err := s.m.Settle(s.ctx, dgm.Settle{Receipts: []gears.Receipt{*record.Receipt}, Return: !acknowledge})
+	err := s.m.Settle(s.ctx, dgm.Settle{Receipts: []gearsfs.Receipt{*record.Receipt}, Return: !acknowledge})
 	if err == nil {
 		s.touched(record.Receipt.Ino, t.at.key)
 	}
@@ -147,7 +147,7 @@ func (t *taker) release(s *server) {
 		return
 	}
 	delivered := t.sent == len(t.record.Data) && !t.dying
-	if err := t.settle(s, delivered); err != nil && !errors.Is(err, gears.ErrClosed) && !errors.Is(err, gears.ErrGone) {
+	if err := t.settle(s, delivered); err != nil && !errors.Is(err, gearsfs.ErrClosed) && !errors.Is(err, gearsfs.ErrGone) {
 		s.log.Error("a lease could not be settled", "key", t.at.key, "acknowledge", delivered, "err", err)
 	}
 }
@@ -159,9 +159,9 @@ type replay struct {
 
 	turn    turn // guards what follows
 	begun   bool
-	until   gears.Seq // the seq of the first record that is not shown
-	after   gears.Seq // that of the last one fetched
-	records []gears.Record
+	until   gearsfs.Seq // the seq of the first record that is not shown
+	after   gearsfs.Seq // that of the last one fetched
+	records []gearsfs.Record
 	ended   bool // nothing is left to be fetched
 }
 
@@ -170,7 +170,7 @@ var _ handle = (*replay)(nil)
 func newReplay(p place) *replay { return &replay{at: p, turn: newTurn()} }
 
 // replayRecords is how many records are fetched at once; their bytes are at
-// most gears.BatchBytesMax.
+// most gearsfs.BatchBytesMax.
 const replayRecords = 256
 
 func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
@@ -217,7 +217,7 @@ func (r *replay) fetch(s *server) error {
 		return err
 	}
 	records, err := s.m.Peek(s.ctx, dgm.Peek{File: f, Key: r.at.key, Max: replayRecords, NoWait: true, Follow: true, After: r.after})
-	if errors.Is(err, gears.ErrEmpty) || errors.Is(err, gears.ErrEnd) || errors.Is(err, gears.ErrNotFound) {
+	if errors.Is(err, gearsfs.ErrEmpty) || errors.Is(err, gearsfs.ErrEnd) || errors.Is(err, gearsfs.ErrNotFound) {
 		r.ended = true
 		return nil
 	}

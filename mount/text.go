@@ -11,7 +11,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // text is an open file of the control tree that describes something. It is
@@ -89,14 +89,14 @@ func fields(pairs ...any) string {
 	return b.String()
 }
 
-func infoText(i gears.StreamInfo) string {
+func infoText(i gearsfs.StreamInfo) string {
 	return fields("key", i.Key, "records", i.Records, "leased", i.Leased, "bytes", i.Bytes,
 		"head", i.Head.Seq, "tail", i.Tail.Seq, "head_pos", i.Head.Pos, "tail_pos", i.Tail.Pos,
 		"version", i.Version, "waiting", i.Waiting, "sealed", i.Sealed,
 		"limit_records", i.Limits.Records, "limit_bytes", i.Limits.Bytes)
 }
 
-func statusText(s gears.NodeStatus) string {
+func statusText(s gearsfs.NodeStatus) string {
 	text := fields("node", s.Name, "volume", s.Volume, "version", s.Version, "role", s.Role, "leader", s.Leader,
 		"term", s.Term, "commit", s.Commit, "applied", s.Applied, "durable", s.Durable,
 		"log_bytes", s.LogBytes, "state_bytes", s.StateBytes, "sessions", s.Sessions, "waits", s.Waits,
@@ -108,7 +108,7 @@ func statusText(s gears.NodeStatus) string {
 	return text
 }
 
-func waitsText(waits []gears.Wait, now time.Time) string {
+func waitsText(waits []gearsfs.Wait, now time.Time) string {
 	return table("OP\tFILE\tKEYS\tWAITING\tPASSED\tCLIENT\tNEAR", len(waits), func(i int) string {
 		w := waits[i]
 		return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s", w.Op, w.Path, keysText(w.Keys),
@@ -116,7 +116,7 @@ func waitsText(waits []gears.Wait, now time.Time) string {
 	})
 }
 
-func keysText(keys []gears.Key) string {
+func keysText(keys []gearsfs.Key) string {
 	list := make([]string, len(keys))
 	for i, k := range keys {
 		list[i] = string(k)
@@ -124,7 +124,7 @@ func keysText(keys []gears.Key) string {
 	return strings.Join(list, ",")
 }
 
-func nodesText(s gears.NodeStatus, remotes map[string]string) string {
+func nodesText(s gearsfs.NodeStatus, remotes map[string]string) string {
 	type line struct{ name, role, address string }
 	lines := []line{{s.Name, s.Role, ""}}
 	for name, address := range remotes {

@@ -7,8 +7,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // reserved is the one name that every directory has and none lists.
@@ -19,7 +19,7 @@ func (s *server) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *
 		return s.lookupControl(in, name, out)
 	}
 	at := s.believe.now()
-	dir := gears.Ino(in.NodeId)
+	dir := gearsfs.Ino(in.NodeId)
 	attr, retried, err := s.lookupAgain(in.Pid, dir, name)
 	if !retried {
 		attr, err = s.m.Lookup(s.ctx, dir, name)
@@ -39,7 +39,7 @@ func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOu
 		return s.controlAttr(in.NodeId, &out.Attr)
 	}
 	at := s.believe.now()
-	attr, err := s.m.GetAttr(s.ctx, gears.Ino(in.NodeId))
+	attr, err := s.m.GetAttr(s.ctx, gearsfs.Ino(in.NodeId))
 	if err != nil {
 		return gone(err)
 	}
@@ -62,7 +62,7 @@ func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 		return s.setControlAttr(in, out)
 	}
 	at := s.believe.now()
-	ino := gears.Ino(in.NodeId)
+	ino := gearsfs.Ino(in.NodeId)
 	set := dgm.SetAttr{Atime: setTime(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
 		Mtime: setTime(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)}
 	if mode, ok := in.GetMode(); ok {
@@ -119,19 +119,19 @@ func setTime(valid, set, now uint32, sec uint64, nsec uint32) *time.Time {
 }
 
 // make makes an inode for the process that in is from.
-func (s *server) make(in *fuse.InHeader, name string, m dgm.Make) (gears.Attr, fuse.Status) {
+func (s *server) make(in *fuse.InHeader, name string, m dgm.Make) (gearsfs.Attr, fuse.Status) {
 	if isControl(in.NodeId) {
-		return gears.Attr{}, fuse.EPERM
+		return gearsfs.Attr{}, fuse.EPERM
 	}
 	m.UID, m.GID = &in.Uid, &in.Gid
-	attr, err := s.m.Make(s.ctx, gears.Ino(in.NodeId), name, m)
+	attr, err := s.m.Make(s.ctx, gearsfs.Ino(in.NodeId), name, m)
 	return attr, status(err)
 }
 
 // made answers a request that made a name.
-func (s *server) made(attr gears.Attr, st fuse.Status, dir uint64, name string, at moment, out *fuse.EntryOut) fuse.Status {
+func (s *server) made(attr gearsfs.Attr, st fuse.Status, dir uint64, name string, at moment, out *fuse.EntryOut) fuse.Status {
 	if st == fuse.OK {
-		s.entry(out, attr, gears.Ino(dir), name, at)
+		s.entry(out, attr, gearsfs.Ino(dir), name, at)
 	}
 	return st
 }
@@ -155,7 +155,7 @@ func (s *server) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name stri
 }
 
 func (s *server) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
-	ino := gears.Ino(in.NodeId)
+	ino := gearsfs.Ino(in.NodeId)
 	if isControl(in.NodeId) {
 		n, ok := s.control.get(in.NodeId)
 		if !ok || n.kind != kindLink {
@@ -172,7 +172,7 @@ func (s *server) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse
 		return fuse.EPERM
 	}
 	at := s.believe.now()
-	attr, err := s.m.Link(s.ctx, gears.Ino(in.Oldnodeid), gears.Ino(in.NodeId), name)
+	attr, err := s.m.Link(s.ctx, gearsfs.Ino(in.Oldnodeid), gearsfs.Ino(in.NodeId), name)
 	return s.made(attr, status(err), in.NodeId, name, at, out)
 }
 
@@ -180,14 +180,14 @@ func (s *server) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.
 	if isControl(in.NodeId) || name == reserved {
 		return fuse.EPERM
 	}
-	return status(s.m.Unlink(s.ctx, gears.Ino(in.NodeId), name))
+	return status(s.m.Unlink(s.ctx, gearsfs.Ino(in.NodeId), name))
 }
 
 func (s *server) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if isControl(in.NodeId) || name == reserved {
 		return fuse.EPERM
 	}
-	return status(s.m.Rmdir(s.ctx, gears.Ino(in.NodeId), name))
+	return status(s.m.Rmdir(s.ctx, gearsfs.Ino(in.NodeId), name))
 }
 
 func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
@@ -195,8 +195,8 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 		return fuse.EPERM
 	}
 	return status(s.m.Rename(s.ctx, dgm.Rename{
-		Dir: gears.Ino(in.NodeId), Name: name,
-		NewDir: gears.Ino(in.Newdir), NewName: newName, Flags: in.Flags,
+		Dir: gearsfs.Ino(in.NodeId), Name: name,
+		NewDir: gearsfs.Ino(in.Newdir), NewName: newName, Flags: in.Flags,
 	}))
 }
 
@@ -215,7 +215,7 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 		return st
 	}
 	s.inodes.setCaps(attr.Ino, false)
-	s.entry(&out.EntryOut, attr, gears.Ino(in.NodeId), name, at)
+	s.entry(&out.EntryOut, attr, gearsfs.Ino(in.NodeId), name, at)
 	return fuse.OK
 }
 
@@ -227,7 +227,7 @@ func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateO
 	if st != fuse.OK {
 		return st
 	}
-	dir := gears.Ino(in.NodeId)
+	dir := gearsfs.Ino(in.NodeId)
 	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
 		return fuse.Status(firstErrno(syscall.Errno(st), s.m.Unlink(s.ctx, dir, name)))
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // believe is what the kernel may believe and how it is told not to: the watch
@@ -52,12 +52,12 @@ func (b *believe) valid(at moment) time.Duration {
 }
 
 // dropPages makes the kernel forget the pages and attributes of a file.
-func (b *believe) dropPages(ino gears.Ino) {
+func (b *believe) dropPages(ino gearsfs.Ino) {
 	b.kernel.InodeNotify(uint64(ino), 0, 0) // ENOENT where it has none is as good
 }
 
 // changed is called with what others changed, in order.
-func (b *believe) changed(changes []gears.Change) {
+func (b *believe) changed(changes []gearsfs.Change) {
 	b.moment.Add(1)
 	for _, c := range changes {
 		if c.Name != "" {
@@ -69,15 +69,15 @@ func (b *believe) changed(changes []gears.Change) {
 
 // changedHere tells the kernel of a change that this mount made behind its
 // back, through a control file.
-func (b *believe) changedHere(c gears.Change) { b.changed([]gears.Change{c}) }
+func (b *believe) changedHere(c gearsfs.Change) { b.changed([]gearsfs.Change{c}) }
 
 // notifyName tells of a name. It takes the directory's lock in the kernel.
-func (b *believe) notifyName(c gears.Change) {
+func (b *believe) notifyName(c gearsfs.Change) {
 	b.kernel.EntryNotify(uint64(c.Ino), c.Name)
 }
 
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
-func (b *believe) notifyInode(c gears.Change) {
+func (b *believe) notifyInode(c gearsfs.Change) {
 	offset := int64(-1) // only the attributes
 	if c.Data && c.Name == "" {
 		offset = 0
@@ -101,9 +101,9 @@ func (s *server) changedAll() {
 	s.believe.moment.Add(1)
 	s.believe.notifyEpoch()
 	for _, ino := range s.inodes.all() {
-		s.believe.pages.push(gears.Change{Ino: ino, Data: true})
+		s.believe.pages.push(gearsfs.Change{Ino: ino, Data: true})
 	}
-	s.believe.pages.push(gears.Change{Ino: gears.RootIno})
+	s.believe.pages.push(gearsfs.Change{Ino: gearsfs.RootIno})
 }
 
 const (
@@ -144,14 +144,14 @@ const noticesMax = 1 << 14
 // queue hands notices to the one goroutine that sends them.
 type queue struct {
 	mu      sync.Mutex
-	waiting []gears.Change
+	waiting []gearsfs.Change
 	lost    bool // some did not fit
 	wake    chan struct{}
 }
 
 func newQueue() queue { return queue{wake: make(chan struct{}, 1)} }
 
-func (q *queue) push(c gears.Change) {
+func (q *queue) push(c gearsfs.Change) {
 	q.mu.Lock()
 	switch {
 	case len(q.waiting) >= noticesMax:
@@ -169,7 +169,7 @@ func (q *queue) push(c gears.Change) {
 
 // run sends what is pushed until ctx ends; lost is called where some of it
 // did not fit.
-func (q *queue) run(ctx context.Context, send func(gears.Change), lost func()) {
+func (q *queue) run(ctx context.Context, send func(gearsfs.Change), lost func()) {
 	for {
 		select {
 		case <-q.wake:

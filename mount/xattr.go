@@ -7,7 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Attributes that tell what a path belongs to. They answer getxattr but are
@@ -24,7 +24,7 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 	if isControl(in.NodeId) {
 		return 0, fuse.ENODATA
 	}
-	ino := gears.Ino(in.NodeId)
+	ino := gearsfs.Ino(in.NodeId)
 	var value []byte
 	var err error
 	switch {
@@ -44,7 +44,7 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 	return uint32(copy(dest, value)), fuse.OK
 }
 
-func (s *server) ownXattr(ino gears.Ino, name string) ([]byte, error) {
+func (s *server) ownXattr(ino gearsfs.Ino, name string) ([]byte, error) {
 	switch name {
 	case xattrNode:
 		return []byte(s.o.Node), nil
@@ -56,27 +56,27 @@ func (s *server) ownXattr(ino gears.Ino, name string) ([]byte, error) {
 			return nil, err
 		}
 		if attr.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return nil, gears.ErrNoAttr
+			return nil, gearsfs.ErrNoAttr
 		}
 		path, err := s.pathOf(ino)
 		return []byte(path), err
 	case xattrStreams:
 		return s.keysOf(ino)
 	}
-	return nil, gears.ErrNoAttr
+	return nil, gearsfs.ErrNoAttr
 }
 
 // keysOf returns a file's keys, one per line, as many as an attribute holds.
-func (s *server) keysOf(ino gears.Ino) ([]byte, error) {
+func (s *server) keysOf(ino gearsfs.Ino) ([]byte, error) {
 	const page = 256
 	var text []byte
-	for after := gears.Key(""); ; {
-		list, err := s.m.ListStreams(s.ctx, gears.ByIno(ino), after, page)
+	for after := gearsfs.Key(""); ; {
+		list, err := s.m.ListStreams(s.ctx, gearsfs.ByIno(ino), after, page)
 		if err != nil {
 			return nil, err
 		}
 		for _, stream := range list {
-			if len(text)+len(stream.Key)+1 > gears.XattrBytesMax {
+			if len(text)+len(stream.Key)+1 > gearsfs.XattrBytesMax {
 				return text, nil
 			}
 			text = append(append(text, stream.Key...), '\n')
@@ -92,7 +92,7 @@ func (s *server) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (u
 	if isControl(in.NodeId) {
 		return 0, fuse.OK
 	}
-	names, err := s.m.ListXattr(s.ctx, gears.Ino(in.NodeId))
+	names, err := s.m.ListXattr(s.ctx, gearsfs.Ino(in.NodeId))
 	if err != nil {
 		return 0, gone(err)
 	}
@@ -115,7 +115,7 @@ func (s *server) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v
 	if st := mayChangeXattr(in.NodeId, name); st != fuse.OK {
 		return st
 	}
-	ino := gears.Ino(in.NodeId)
+	ino := gearsfs.Ino(in.NodeId)
 	if err := s.m.SetXattr(s.ctx, ino, name, value, in.Flags); err != nil {
 		return gone(err)
 	}
@@ -129,7 +129,7 @@ func (s *server) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) 
 	if st := mayChangeXattr(in.NodeId, name); st != fuse.OK {
 		return st
 	}
-	return gone(s.m.RemoveXattr(s.ctx, gears.Ino(in.NodeId), name))
+	return gone(s.m.RemoveXattr(s.ctx, gearsfs.Ino(in.NodeId), name))
 }
 
 func mayChangeXattr(node uint64, name string) fuse.Status {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,10 +44,10 @@ const (
 // missing or empty is made first; a crash meanwhile leaves what the next such
 // Open begins again. What was in the log is on disk when Open returns.
 //
-// Errors, all of which have changed nothing: gears.ErrNotFound, there is no
-// data and Create is not set; gears.ErrForeign, the directory holds something
-// else; gears.ErrFormat, data of another version; gears.ErrInUse, open already,
-// here or in another process; gears.ErrDamaged, with the file's name.
+// Errors, all of which have changed nothing: gearsfs.ErrNotFound, there is no
+// data and Create is not set; gearsfs.ErrForeign, the directory holds something
+// else; gearsfs.ErrFormat, data of another version; gearsfs.ErrInUse, open already,
+// here or in another process; gearsfs.ErrDamaged, with the file's name.
 func Open(dir string, opts Options) (*Data, error) {
 	opts = opts.withDefaults()
 	if err := checkNodeName(opts.Name); err != nil {
@@ -73,7 +73,7 @@ func (d *Data) open(opts Options) (err error) {
 		return err
 	}
 	if found != foundData && !opts.Create {
-		return gears.ErrNotFound.Because("there is no GearsFS data")
+		return gearsfs.ErrNotFound.Because("there is no GearsFS data")
 	}
 	if found == foundNothing {
 		if err := d.makeDir(); err != nil {
@@ -134,7 +134,7 @@ func (d *Data) look() (found, error) {
 		}
 	}
 	if what == foundEmpty && foreign != "" {
-		return 0, gears.ErrForeign.Because("not GearsFS data: it holds %q and no %s", foreign, formatName)
+		return 0, gearsfs.ErrForeign.Because("not GearsFS data: it holds %q and no %s", foreign, formatName)
 	}
 	return what, nil
 }
@@ -148,16 +148,16 @@ func (d *Data) checkFormat() error {
 	}
 	lines, ok, err := parseText(formatTitle, b)
 	if !ok {
-		return gears.ErrForeign.Because("not GearsFS data: %s is not a file of GearsFS", path)
+		return gearsfs.ErrForeign.Because("not GearsFS data: %s is not a file of GearsFS", path)
 	}
 	if err != nil {
-		return gears.ErrDamaged.Because("%s: %v", path, err)
+		return gearsfs.ErrDamaged.Because("%s: %v", path, err)
 	}
 	if len(lines) == 0 || lines[0].name != "version" {
-		return gears.ErrDamaged.Because("%s names no version", path)
+		return gearsfs.ErrDamaged.Because("%s names no version", path)
 	}
 	if lines[0].value != fmt.Sprint(FormatVersion) {
-		return gears.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
+		return gearsfs.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
 	}
 	return nil
 }
@@ -235,13 +235,13 @@ func (d *Data) load(opts Options) error {
 	path := d.path(identityName)
 	b, err := readText(d.fs, path)
 	if isNotExist(err) {
-		return gears.ErrDamaged.Because("%s is missing", path)
+		return gearsfs.ErrDamaged.Because("%s is missing", path)
 	}
 	if err != nil {
 		return err
 	}
 	if d.id, err = parseIdentity(b); err != nil {
-		return gears.ErrDamaged.Because("%s: %v", path, err)
+		return gearsfs.ErrDamaged.Because("%s: %v", path, err)
 	}
 	log, recovery, err := readLog(d.fs, d.path(logName), opts)
 	if err != nil {
@@ -285,7 +285,7 @@ func (d *Data) Identity() Identity {
 }
 
 // SetVolume writes down which volume is kept here. It is durable when SetVolume
-// returns. gears.ErrForeign: it is another volume already.
+// returns. gearsfs.ErrForeign: it is another volume already.
 func (d *Data) SetVolume(volume ID) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -293,7 +293,7 @@ func (d *Data) SetVolume(volume ID) error {
 		return nil
 	}
 	if d.id.Volume != (ID{}) {
-		return gears.ErrForeign.Because("%s holds volume %s, not %s", d.dir, d.id.Volume, volume)
+		return gearsfs.ErrForeign.Because("%s holds volume %s, not %s", d.dir, d.id.Volume, volume)
 	}
 	id := d.id
 	id.Volume = volume
@@ -305,11 +305,11 @@ func (d *Data) SetVolume(volume ID) error {
 }
 
 // Free says how many bytes the disk that the directory is on has left, and how
-// many in all. gears.ErrUnsupported: the file system doesn't tell.
+// many in all. gearsfs.ErrUnsupported: the file system doesn't tell.
 func (d *Data) Free() (bytesFree, bytesTotal uint64, err error) {
 	usage, err := d.fs.GetDiskUsage(d.dir)
 	if errors.Is(err, vfs.ErrUnsupported) {
-		return 0, 0, gears.ErrUnsupported.Because("the file system does not tell how full it is")
+		return 0, 0, gearsfs.ErrUnsupported.Because("the file system does not tell how full it is")
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("look how full the disk is: %w", err)
@@ -341,7 +341,7 @@ func lockFile(fsys FS, path string) (io.Closer, error) {
 		}
 		lock, err := fsys.Lock(path)
 		if errors.Is(err, syscall.EAGAIN) {
-			return nil, gears.ErrInUse
+			return nil, gearsfs.ErrInUse
 		}
 		return lock, err
 	}
@@ -352,7 +352,7 @@ func lockFile(fsys FS, path string) (io.Closer, error) {
 		}
 	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = gears.ErrInUse
+		err = gearsfs.ErrInUse
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

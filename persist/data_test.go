@@ -16,7 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -81,7 +81,7 @@ func fill(t *testing.T, fsys FS, dir string) {
 	for i := range uint64(60) {
 		e := LogEntry{Index: i + 1, Term: 1 + i/20, Type: 1, Data: bytes.Repeat([]byte{byte(i)}, 1000)}
 		require.NoError(t, d.Log.Append([]LogEntry{e}, fmt.Append(nil, "hard ", i)))
-		d.State.Set(InodeKey(gears.Ino(i)), bytes.Repeat([]byte{byte(i)}, 100))
+		d.State.Set(InodeKey(gearsfs.Ino(i)), bytes.Repeat([]byte{byte(i)}, 100))
 		d.State.Set(RecordKey(1, "data", placeAt(i)), bytes.Repeat([]byte{byte(i)}, 5000))
 		require.NoError(t, d.State.Commit())
 	}
@@ -104,7 +104,7 @@ func TestOpenCreatesAndFindsAgain(t *testing.T) {
 			require.Nil(t, d.Log.HardState())
 			require.NoError(t, d.SetVolume(ID{7}))
 			require.NoError(t, d.SetVolume(ID{7}))
-			require.ErrorIs(t, d.SetVolume(ID{8}), gears.ErrForeign)
+			require.ErrorIs(t, d.SetVolume(ID{8}), gearsfs.ErrForeign)
 			require.NoError(t, d.Close())
 			require.NoError(t, d.Close())
 
@@ -119,7 +119,7 @@ func TestOpenCreatesAndFindsAgain(t *testing.T) {
 				require.NotZero(t, free)
 				require.GreaterOrEqual(t, total, free)
 			} else {
-				require.ErrorIs(t, err, gears.ErrUnsupported)
+				require.ErrorIs(t, err, gearsfs.ErrUnsupported)
 			}
 			require.NoError(t, d.Close())
 		})
@@ -135,20 +135,20 @@ func TestOpenRefusesWithoutChange(t *testing.T) {
 		want  error
 		says  string
 	}{
-		"missing":            {opts: func(o *Options) { o.Create = false }, want: gears.ErrNotFound},
-		"only a lock":        {files: map[string]string{"LOCK": ""}, opts: func(o *Options) { o.Create = false }, want: gears.ErrNotFound},
-		"cut-off creation":   {files: map[string]string{"gearsfs.creating": "", "log/x": ""}, opts: func(o *Options) { o.Create = false }, want: gears.ErrNotFound},
-		"foreign file":       {files: map[string]string{"photo.jpg": "x"}, want: gears.ErrForeign, says: "photo.jpg"},
-		"foreign names":      {files: map[string]string{"log/a": "x", "state/b": "y"}, want: gears.ErrForeign},
-		"foreign FORMAT":     {files: map[string]string{"FORMAT": "pebble 4\n"}, want: gears.ErrForeign},
-		"empty FORMAT":       {files: map[string]string{"FORMAT": ""}, want: gears.ErrForeign},
-		"newer version":      {keep: true, files: map[string]string{"FORMAT": string(format("2"))}, want: gears.ErrFormat, says: "version 2, this program's is 1"},
-		"damaged FORMAT":     {keep: true, files: map[string]string{"FORMAT": "gearsfs data\nversion 1\ncrc32c 00000000\n"}, want: gears.ErrDamaged, says: "FORMAT"},
-		"damaged identity":   {keep: true, files: map[string]string{"identity": "gearsfs identity\nname \"b\"\n"}, want: gears.ErrDamaged, says: "identity"},
-		"damaged manifest":   {keep: true, files: map[string]string{"state/MANIFEST-000005": "nonsense, and a lot of it, at least a header's worth"}, want: gears.ErrDamaged, says: "state"},
-		"bad name":           {opts: func(o *Options) { o.Name = "a\nb" }, want: gears.ErrInvalid},
-		"log is no segment":  {keep: true, files: map[string]string{"log/00000001.seg": "x"}, want: gears.ErrDamaged, says: "00000001.seg"},
-		"log goes elsewhere": {keep: true, files: map[string]string{"log/00000009.seg": strings.Repeat("x", 100)}, want: gears.ErrDamaged, says: "00000009.seg"},
+		"missing":            {opts: func(o *Options) { o.Create = false }, want: gearsfs.ErrNotFound},
+		"only a lock":        {files: map[string]string{"LOCK": ""}, opts: func(o *Options) { o.Create = false }, want: gearsfs.ErrNotFound},
+		"cut-off creation":   {files: map[string]string{"gearsfs.creating": "", "log/x": ""}, opts: func(o *Options) { o.Create = false }, want: gearsfs.ErrNotFound},
+		"foreign file":       {files: map[string]string{"photo.jpg": "x"}, want: gearsfs.ErrForeign, says: "photo.jpg"},
+		"foreign names":      {files: map[string]string{"log/a": "x", "state/b": "y"}, want: gearsfs.ErrForeign},
+		"foreign FORMAT":     {files: map[string]string{"FORMAT": "pebble 4\n"}, want: gearsfs.ErrForeign},
+		"empty FORMAT":       {files: map[string]string{"FORMAT": ""}, want: gearsfs.ErrForeign},
+		"newer version":      {keep: true, files: map[string]string{"FORMAT": string(format("2"))}, want: gearsfs.ErrFormat, says: "version 2, this program's is 1"},
+		"damaged FORMAT":     {keep: true, files: map[string]string{"FORMAT": "gearsfs data\nversion 1\ncrc32c 00000000\n"}, want: gearsfs.ErrDamaged, says: "FORMAT"},
+		"damaged identity":   {keep: true, files: map[string]string{"identity": "gearsfs identity\nname \"b\"\n"}, want: gearsfs.ErrDamaged, says: "identity"},
+		"damaged manifest":   {keep: true, files: map[string]string{"state/MANIFEST-000005": "nonsense, and a lot of it, at least a header's worth"}, want: gearsfs.ErrDamaged, says: "state"},
+		"bad name":           {opts: func(o *Options) { o.Name = "a\nb" }, want: gearsfs.ErrInvalid},
+		"log is no segment":  {keep: true, files: map[string]string{"log/00000001.seg": "x"}, want: gearsfs.ErrDamaged, says: "00000001.seg"},
+		"log goes elsewhere": {keep: true, files: map[string]string{"log/00000009.seg": strings.Repeat("x", 100)}, want: gearsfs.ErrDamaged, says: "00000009.seg"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fsys := vfs.NewMem()
@@ -195,9 +195,9 @@ func TestOpenRefusesWhatIsMissing(t *testing.T) {
 			require.NoError(t, fsys.RemoveAll(path))
 			before := tree(t, fsys, "")
 			_, err = Open("data", smallData(fsys))
-			want := error(gears.ErrDamaged)
+			want := error(gearsfs.ErrDamaged)
 			if name == formatName {
-				want = gears.ErrForeign
+				want = gearsfs.ErrForeign
 			}
 			require.ErrorIs(t, err, want)
 			require.Equal(t, before, tree(t, fsys, ""))
@@ -249,7 +249,7 @@ func TestOpenFindsDamageInTheLog(t *testing.T) {
 			}
 			writeAll(t, fsys, path, bad)
 			_, _, err := readLog(fsys, "data/log", smallData(fsys).withDefaults())
-			require.ErrorIs(t, err, gears.ErrDamaged, "%s at %d", path, off)
+			require.ErrorIs(t, err, gearsfs.ErrDamaged, "%s at %d", path, off)
 			require.ErrorContains(t, err, path)
 			require.Equal(t, string(bad), string(readAll(t, fsys, path)))
 		}
@@ -279,7 +279,7 @@ func TestOpenInUse(t *testing.T) {
 		d, err := Open("data", smallData(fsys))
 		require.NoError(t, err)
 		_, err = Open("data", smallData(fsys))
-		require.ErrorIs(t, err, gears.ErrInUse)
+		require.ErrorIs(t, err, gearsfs.ErrInUse)
 		require.NoError(t, d.Close())
 		d, err = Open("data", smallData(fsys))
 		require.NoError(t, err)
@@ -291,7 +291,7 @@ func TestOpenInUse(t *testing.T) {
 		d, err := Open(filepath.Join(dir, "data"), smallData(nil))
 		require.NoError(t, err)
 		_, err = Open(filepath.Join(dir, "link"), smallData(nil))
-		require.ErrorIs(t, err, gears.ErrInUse)
+		require.ErrorIs(t, err, gearsfs.ErrInUse)
 		require.NoError(t, d.Log.Append([]LogEntry{{Index: 1}}, nil))
 		require.NoError(t, d.Close())
 	})
@@ -309,7 +309,7 @@ func TestOpenInUse(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, holding, string(ready))
 		_, err = Open(dir, smallData(nil))
-		require.ErrorIs(t, err, gears.ErrInUse)
+		require.ErrorIs(t, err, gearsfs.ErrInUse)
 
 		require.NoError(t, cmd.Process.Kill())
 		require.Error(t, cmd.Wait())
@@ -401,7 +401,7 @@ func TestDataFailsEachIO(t *testing.T) {
 		value, ok, err := d.State.Get(VolumeKey(), nil)
 		require.NoError(t, err)
 		if ok { // the state is that after some commit, all of it
-			row, ok, err := d.State.Get(InodeKey(gears.Ino(value[0])), nil)
+			row, ok, err := d.State.Get(InodeKey(gearsfs.Ino(value[0])), nil)
 			require.NoError(t, err)
 			require.True(t, ok)
 			require.Len(t, row, 1000)
@@ -425,7 +425,7 @@ func shortLife(fsys FS) (acknowledged uint64, err error) {
 		if err == nil {
 			acknowledged = i
 			// Small: Pebble 2.1.7 panics when it can't finish a file of separated values.
-			d.State.Set(InodeKey(gears.Ino(i)), make([]byte, 1000))
+			d.State.Set(InodeKey(gearsfs.Ino(i)), make([]byte, 1000))
 			d.State.Set(VolumeKey(), []byte{byte(i)})
 			err = d.State.Commit()
 		}

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 	"github.com/stretchr/testify/require"
 )
@@ -21,8 +21,8 @@ var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume
 
 // goldenRows has a row of each table.
 func goldenRows() map[string][]byte {
-	place := gears.Place{Pos: 300, Seq: 4}
-	session := gears.SessionID{Minted: 1234567890, Salt: 99}
+	place := gearsfs.Place{Pos: 300, Seq: 4}
+	session := gearsfs.SessionID{Minted: 1234567890, Salt: 99}
 	rows := map[string][]byte{}
 	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
 		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",

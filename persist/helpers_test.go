@@ -1,5 +1,7 @@
 package persist
 
-import "github.com/gearsfs/gearsfs/gears"
+import "github.com/gearsfs/gearsfs"
 
-func placeAt(n uint64) gears.Place { return gears.Place{Pos: gears.Pos(n * 100), Seq: gears.Seq(n)} }
+func placeAt(n uint64) gearsfs.Place {
+	return gearsfs.Place{Pos: gearsfs.Pos(n * 100), Seq: gearsfs.Seq(n)}
+}

@@ -12,7 +12,7 @@ import (
 	"unicode"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // ID is 16 random bytes.
@@ -52,7 +52,7 @@ func formatText(title string, lines ...textLine) []byte {
 }
 
 // parseText takes such a file apart. ok is false where it does not begin with
-// the title; err is gears.ErrDamaged where the rest is not what was written.
+// the title; err is gearsfs.ErrDamaged where the rest is not what was written.
 func parseText(title string, b []byte) (lines []textLine, ok bool, err error) {
 	text := string(b)
 	if !strings.HasPrefix(text, title+"\n") {
@@ -61,7 +61,7 @@ func parseText(title string, b []byte) (lines []textLine, ok bool, err error) {
 	body := strings.LastIndex(strings.TrimSuffix(text, "\n"), "\n") + 1
 	sum := crc32.Checksum(b[:body], castagnoli)
 	if text[body:] != fmt.Sprintf("%s %08x\n", checkName, sum) {
-		return nil, true, gears.ErrDamaged.Because("the checksum is wrong")
+		return nil, true, gearsfs.ErrDamaged.Because("the checksum is wrong")
 	}
 	for line := range strings.Lines(text[len(title)+1 : body]) {
 		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
@@ -82,11 +82,11 @@ func parseIdentity(b []byte) (Identity, error) {
 	}
 	var id Identity
 	if !ok || len(lines) != 3 || lines[0].name != "name" || lines[1].name != "node" || lines[2].name != "volume" {
-		return Identity{}, gears.ErrDamaged.Because("not an identity")
+		return Identity{}, gearsfs.ErrDamaged.Because("not an identity")
 	}
 	id.Name, err = strconv.Unquote(lines[0].value)
 	if err = errors.Join(err, parseID(lines[1].value, &id.Node), parseID(lines[2].value, &id.Volume)); err != nil {
-		return Identity{}, gears.ErrDamaged.Because("not an identity: %v", err)
+		return Identity{}, gearsfs.ErrDamaged.Because("not an identity: %v", err)
 	}
 	return id, nil
 }
@@ -102,7 +102,7 @@ func parseID(s string, id *ID) error {
 
 func checkNodeName(name string) error {
 	if len(name) > nameBytesMax || strings.ContainsFunc(name, unicode.IsControl) {
-		return gears.ErrInvalid.Because("%q is not a node's name", name)
+		return gearsfs.ErrInvalid.Because("%q is not a node's name", name)
 	}
 	return nil
 }

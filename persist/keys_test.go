@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -17,11 +17,11 @@ type row struct {
 	table Table
 	a, b  uint64 // ino, or the fields of a session id
 	name  string
-	place gears.Place
+	place gearsfs.Place
 }
 
 func (r row) bytes() []byte {
-	switch ino := gears.Ino(r.a); r.table {
+	switch ino := gearsfs.Ino(r.a); r.table {
 	case TableVolume:
 		return VolumeKey()
 	case TableInode:
@@ -31,13 +31,13 @@ func (r row) bytes() []byte {
 	case TableXattr:
 		return XattrKey(ino, r.name)
 	case TableStream:
-		return StreamKey(ino, gears.Key(r.name))
+		return StreamKey(ino, gearsfs.Key(r.name))
 	case TableRecord:
-		return RecordKey(ino, gears.Key(r.name), r.place)
+		return RecordKey(ino, gearsfs.Key(r.name), r.place)
 	case TableOut:
-		return OutKey(ino, gears.Key(r.name), r.place)
+		return OutKey(ino, gearsfs.Key(r.name), r.place)
 	case TableSession:
-		return SessionKey(gears.SessionID{Minted: int64(r.a), Salt: r.b})
+		return SessionKey(gearsfs.SessionID{Minted: int64(r.a), Salt: r.b})
 	case TableOrphan:
 		return OrphanKey(ino)
 	default:
@@ -48,8 +48,8 @@ func (r row) bytes() []byte {
 // parseRow takes any key apart.
 func parseRow(k []byte) (r row, err error) {
 	r.table = Table(k[0])
-	var ino gears.Ino
-	var key gears.Key
+	var ino gearsfs.Ino
+	var key gearsfs.Key
 	switch r.table {
 	case TableVolume:
 	case TableInode:
@@ -68,7 +68,7 @@ func parseRow(k []byte) (r row, err error) {
 		ino, key, r.place, err = ParseOutKey(k)
 		r.name = string(key)
 	case TableSession:
-		var id gears.SessionID
+		var id gearsfs.SessionID
 		id, err = ParseSessionKey(k)
 		r.a, r.b = uint64(id.Minted), id.Salt
 		return r, err
@@ -111,7 +111,7 @@ func randomRow(rng *rand.Rand) row {
 		name[i] = []byte{1, 0x1f, ' ', 'a', 'b', 0xfe, 0xff}[rng.IntN(7)]
 	}
 	if rng.IntN(20) == 0 {
-		name = bytes.Repeat(name[:1], gears.KeyBytesMax)
+		name = bytes.Repeat(name[:1], gearsfs.KeyBytesMax)
 	}
 	switch r.table {
 	case TableVolume:
@@ -121,7 +121,7 @@ func randomRow(rng *rand.Rand) row {
 		r.a, r.name = number(), string(name)
 	case TableRecord, TableOut:
 		r.a, r.name = number(), string(name)
-		r.place = gears.Place{Pos: gears.Pos(number()), Seq: gears.Seq(number())}
+		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
 	case TableSession:
 		r.a, r.b = number(), number()
 	case TableRemote:
@@ -168,28 +168,28 @@ func TestRangesHoldTheirRowsOnly(t *testing.T) {
 
 		ofFile := r.table != TableVolume && r.table != TableSession && r.table != TableRemote
 		if ofFile {
-			lo, hi = FileRange(r.table, gears.Ino(q.a))
+			lo, hi = FileRange(r.table, gearsfs.Ino(q.a))
 			require.Equal(t, r.a == q.a, in(k, lo, hi), "%+v in the file of %+v", r, q)
 		}
 		if r.table == TableRecord || r.table == TableOut {
 			same := r.a == q.a && r.name == q.name
-			lo, hi = StreamRange(r.table, gears.Ino(q.a), gears.Key(q.name))
+			lo, hi = StreamRange(r.table, gearsfs.Ino(q.a), gearsfs.Key(q.name))
 			require.Equal(t, same, in(k, lo, hi), "%+v in the stream of %+v", r, q)
-			to := gears.Place{Pos: q.place.Pos + 300, Seq: q.place.Seq}
+			to := gearsfs.Place{Pos: q.place.Pos + 300, Seq: q.place.Seq}
 			between := same && !r.place.Less(q.place) && r.place.Less(to)
 			make := RecordRange
 			if r.table == TableOut {
 				make = OutRange
 			}
-			lo, hi = make(gears.Ino(q.a), gears.Key(q.name), q.place, to)
+			lo, hi = make(gearsfs.Ino(q.a), gearsfs.Key(q.name), q.place, to)
 			require.Equal(t, between, in(k, lo, hi))
 		}
 	}
 }
 
 func TestAppendKeysAppend(t *testing.T) {
-	place := gears.Place{Pos: 3, Seq: 4}
-	id := gears.SessionID{Minted: 5, Salt: 6}
+	place := gearsfs.Place{Pos: 3, Seq: 4}
+	id := gearsfs.SessionID{Minted: 5, Salt: 6}
 	for _, k := range [][2][]byte{
 		{AppendInodeKey([]byte("x"), 1), InodeKey(1)},
 		{AppendDirentKey([]byte("x"), 1, "n"), DirentKey(1, "n")},
@@ -221,14 +221,14 @@ func FuzzParseKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, k []byte) {
 		if _, err := ParsePlace(k); err != nil {
-			require.ErrorIs(t, err, gears.ErrDamaged)
+			require.ErrorIs(t, err, gearsfs.ErrDamaged)
 		}
 		if len(k) == 0 {
 			return
 		}
 		r, err := parseRow(k)
 		if err != nil {
-			require.ErrorIs(t, err, gears.ErrDamaged)
+			require.ErrorIs(t, err, gearsfs.ErrDamaged)
 			return
 		}
 		if r.table != TableVolume {
@@ -264,7 +264,7 @@ func FuzzParseIdentity(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		id, err := parseIdentity(b)
 		if err != nil {
-			require.ErrorIs(t, err, gears.ErrDamaged)
+			require.ErrorIs(t, err, gearsfs.ErrDamaged)
 			return
 		}
 		again, err := parseIdentity(id.format())

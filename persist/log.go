@@ -9,7 +9,7 @@ import (
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // LogEntry is one entry of the log. Type and Data mean nothing to the log.
@@ -112,7 +112,7 @@ func (l *Log) Bytes() uint64 {
 }
 
 // Term returns the term of an entry, or of the one before First. Other indexes
-// give gears.ErrRange.
+// give gearsfs.ErrRange.
 func (l *Log) Term(index uint64) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,7 +123,7 @@ func (l *Log) Term(index uint64) (uint64, error) {
 }
 
 func (l *Log) rangeErrorLocked(index uint64) error {
-	return gears.ErrRange.Because("no entry %d in the log from %d to %d", index, l.index.frontIndex+1, l.index.last)
+	return gearsfs.ErrRange.Because("no entry %d in the log from %d to %d", index, l.index.frontIndex+1, l.index.last)
 }
 
 // Append adds entries, whose indexes follow each other, and replaces the hard
@@ -133,8 +133,8 @@ func (l *Log) rangeErrorLocked(index uint64) error {
 // without an error. The log keeps the entries' Data: it must not be changed
 // any more.
 //
-// gears.ErrNoSpace: no room for another segment; nothing has changed, and
-// Append works again when there is. gears.ErrTooBig: more than 1 GiB at once.
+// gearsfs.ErrNoSpace: no room for another segment; nothing has changed, and
+// Append works again when there is. gearsfs.ErrTooBig: more than 1 GiB at once.
 func (l *Log) Append(entries []LogEntry, hard []byte) error {
 	if len(entries) == 0 && hard == nil {
 		return nil
@@ -198,7 +198,7 @@ func (l *Log) check(entries []LogEntry, hard []byte) (size int64, err error) {
 	}
 	for i := range entries {
 		if entries[i].Index != entries[0].Index+uint64(i) {
-			return 0, gears.ErrInvalid.Because("log entry %d follows entry %d", entries[i].Index, entries[0].Index+uint64(i)-1)
+			return 0, gearsfs.ErrInvalid.Because("log entry %d follows entry %d", entries[i].Index, entries[0].Index+uint64(i)-1)
 		}
 		size += recordBytes(len(entries[i].Data))
 	}
@@ -206,13 +206,13 @@ func (l *Log) check(entries []LogEntry, hard []byte) (size int64, err error) {
 		size += recordBytes(len(hard))
 	}
 	if size > payloadBytesMax {
-		return 0, gears.ErrTooBig.Because("%d bytes at once are too many for the log", size)
+		return 0, gearsfs.ErrTooBig.Because("%d bytes at once are too many for the log", size)
 	}
 	if len(entries) == 0 {
 		return size, nil
 	}
 	if i := entries[0].Index; i <= l.index.frontIndex || i > l.index.last+1 {
-		return 0, gears.ErrInvalid.Because("entry %d can't be added to the log from %d to %d",
+		return 0, gearsfs.ErrInvalid.Because("entry %d can't be added to the log from %d to %d",
 			i, l.index.frontIndex+1, l.index.last)
 	}
 	return size, nil
@@ -220,7 +220,7 @@ func (l *Log) check(entries []LogEntry, hard []byte) (size int64, err error) {
 
 func (l *Log) usableLocked() error {
 	if l.closed {
-		return gears.ErrClosed
+		return gearsfs.ErrClosed
 	}
 	return l.broken
 }
@@ -433,7 +433,7 @@ func (l *Log) Reset(index, term uint64) error {
 // more as long as their Data together are at most bytesMax bytes. Recent ones
 // come from memory, others are read from disk. Data must not be changed.
 //
-// gears.ErrRange: not all of [lo, hi) is in the log. gears.ErrDamaged: what is
+// gearsfs.ErrRange: not all of [lo, hi) is in the log. gearsfs.ErrDamaged: what is
 // on disk is not what was written.
 func (l *Log) Entries(lo, hi, bytesMax uint64) ([]LogEntry, error) {
 	if lo >= hi {
@@ -444,10 +444,10 @@ func (l *Log) Entries(lo, hi, bytesMax uint64) ([]LogEntry, error) {
 		l.mu.Lock()
 		if l.closed {
 			l.mu.Unlock()
-			return nil, gears.ErrClosed
+			return nil, gearsfs.ErrClosed
 		}
 		if lo <= l.index.frontIndex || hi > l.index.last+1 {
-			err := gears.ErrRange.Because("no entries %d to %d in the log from %d to %d",
+			err := gearsfs.ErrRange.Because("no entries %d to %d in the log from %d to %d",
 				lo, hi-1, l.index.frontIndex+1, l.index.last)
 			l.mu.Unlock()
 			return nil, err
@@ -571,7 +571,7 @@ func (l *Log) mark() error {
 // noSpace makes a full disk's error one that callers know.
 func noSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return gears.ErrNoSpace.Because("%v", err)
+		return gearsfs.ErrNoSpace.Because("%v", err)
 	}
 	return err
 }

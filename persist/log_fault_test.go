@@ -10,7 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -133,11 +133,11 @@ func TestLogOnAFullDisk(t *testing.T) {
 				full.set(true)
 				for err = add(); err == nil; err = add() {
 				}
-				require.ErrorIs(t, err, gears.ErrNoSpace)
+				require.ErrorIs(t, err, gearsfs.ErrNoSpace)
 				require.NoError(t, model.checkRunning(log, rng))
 				require.NoError(t, log.Sync())
 				model.synced()
-				require.ErrorIs(t, add(), gears.ErrNoSpace)
+				require.ErrorIs(t, add(), gearsfs.ErrNoSpace)
 
 				full.set(false)
 				for range 20 {
@@ -178,5 +178,5 @@ func TestLogBrokenBySync(t *testing.T) {
 	require.ErrorIs(t, log.Reset(5, 5), errorfs.ErrInjected)
 	require.ErrorIs(t, log.Close(), errorfs.ErrInjected)
 	require.NoError(t, log.Close())
-	require.ErrorIs(t, log.Append([]LogEntry{{Index: 2, Term: 1}}, nil), gears.ErrClosed)
+	require.ErrorIs(t, log.Append([]LogEntry{{Index: 2, Term: 1}}, nil), gearsfs.ErrClosed)
 }

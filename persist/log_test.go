@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -123,35 +123,35 @@ func TestLogRefuses(t *testing.T) {
 		return l.Append(entries, nil)
 	}
 	require.NoError(t, add(1, 2, 3, 4))
-	require.ErrorIs(t, add(6), gears.ErrInvalid)
-	require.ErrorIs(t, add(5, 7), gears.ErrInvalid)
-	require.ErrorIs(t, add(0), gears.ErrInvalid)
+	require.ErrorIs(t, add(6), gearsfs.ErrInvalid)
+	require.ErrorIs(t, add(5, 7), gearsfs.ErrInvalid)
+	require.ErrorIs(t, add(0), gearsfs.ErrInvalid)
 	require.NoError(t, l.Append(nil, nil))
 	require.NoError(t, l.TruncateFront(2))
 	require.NoError(t, l.TruncateFront(1))
-	require.ErrorIs(t, add(2), gears.ErrInvalid)
-	require.ErrorIs(t, l.TruncateFront(5), gears.ErrRange)
+	require.ErrorIs(t, add(2), gearsfs.ErrInvalid)
+	require.ErrorIs(t, l.TruncateFront(5), gearsfs.ErrRange)
 	for _, span := range [][2]uint64{{2, 3}, {4, 6}, {5, 6}, {1, 6}} {
 		_, err := l.Entries(span[0], span[1], 100)
-		require.ErrorIs(t, err, gears.ErrRange, "%v", span)
+		require.ErrorIs(t, err, gearsfs.ErrRange, "%v", span)
 	}
 	none, err := l.Entries(3, 3, 100)
 	require.NoError(t, err)
 	require.Empty(t, none)
 	_, err = l.Term(1)
-	require.ErrorIs(t, err, gears.ErrRange)
+	require.ErrorIs(t, err, gearsfs.ErrRange)
 	_, err = l.Term(5)
-	require.ErrorIs(t, err, gears.ErrRange)
+	require.ErrorIs(t, err, gearsfs.ErrRange)
 	term, err := l.Term(2)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, term)
 	require.NoError(t, l.Close())
-	require.ErrorIs(t, add(5), gears.ErrClosed)
-	require.ErrorIs(t, l.Sync(), gears.ErrClosed)
-	require.ErrorIs(t, l.Reset(1, 1), gears.ErrClosed)
-	require.ErrorIs(t, l.TruncateFront(3), gears.ErrClosed)
+	require.ErrorIs(t, add(5), gearsfs.ErrClosed)
+	require.ErrorIs(t, l.Sync(), gearsfs.ErrClosed)
+	require.ErrorIs(t, l.Reset(1, 1), gearsfs.ErrClosed)
+	require.ErrorIs(t, l.TruncateFront(3), gearsfs.ErrClosed)
 	_, err = l.Entries(3, 4, 100)
-	require.ErrorIs(t, err, gears.ErrClosed)
+	require.ErrorIs(t, err, gearsfs.ErrClosed)
 }
 
 // TestLogRecycles: a log that is truncated as it grows stays bounded, and uses
@@ -215,7 +215,7 @@ func FuzzReplay(f *testing.F) {
 		writeAll(t, disk, logDir+"/"+segmentName(1), segment)
 		l, err := openLogDir(disk)
 		if err != nil {
-			require.ErrorIs(t, err, gears.ErrDamaged)
+			require.ErrorIs(t, err, gearsfs.ErrDamaged)
 			return
 		}
 		for i := l.First(); i <= l.Last(); i++ {

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // createLog makes an empty log in dir, which exists and is empty.
@@ -33,14 +33,14 @@ func newLog(fsys FS, dir string, opts Options) (*Log, error) {
 }
 
 // readLog reads the log in dir and changes nothing there; the log that it
-// returns must be repaired or closed. It returns gears.ErrDamaged, with file
+// returns must be repaired or closed. It returns gearsfs.ErrDamaged, with file
 // and offset, where something is missing or changed that a crash can't have
 // taken away.
 func readLog(fsys FS, dir string, opts Options) (*Log, *recovery, error) {
 	l, err := newLog(fsys, dir, opts)
 	if err != nil {
 		if isNotExist(err) {
-			return nil, nil, gears.ErrDamaged.Because("%s is missing", dir)
+			return nil, nil, gearsfs.ErrDamaged.Because("%s is missing", dir)
 		}
 		return nil, nil, err
 	}
@@ -82,7 +82,7 @@ func (r *recovery) read() error {
 	slices.Sort(numbers)
 	slices.Sort(r.spares)
 	if len(numbers) == 0 {
-		return gears.ErrDamaged.Because("%s holds no log", l.dir)
+		return gearsfs.ErrDamaged.Because("%s holds no log", l.dir)
 	}
 	first, err := r.firstNeeded(numbers[len(numbers)-1])
 	if err != nil {
@@ -94,7 +94,7 @@ func (r *recovery) read() error {
 	}
 	for i, n := range numbers {
 		if want := first + uint64(i); n != want {
-			return gears.ErrDamaged.Because("%s is missing", l.path(segmentName(want)))
+			return gearsfs.ErrDamaged.Because("%s is missing", l.path(segmentName(want)))
 		}
 		if err := r.readSegment(n, i == len(numbers)-1); err != nil {
 			return err

@@ -8,7 +8,7 @@ import (
 	"io"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // A segment is a file of fixed size that is filled with zeros, or with the
@@ -283,5 +283,5 @@ func parseFront(r record) (first uint64, ok bool) {
 
 // damagedAt says where the log is damaged.
 func damagedAt(path string, off int64, format string, args ...any) error {
-	return gears.ErrDamaged.Because("%s at byte %d: %s", path, off, fmt.Sprintf(format, args...))
+	return gearsfs.ErrDamaged.Because("%s at byte %d: %s", path, off, fmt.Sprintf(format, args...))
 }

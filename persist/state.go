@@ -10,7 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Iterator and View are what file.Store's methods return. They are aliases, so
@@ -151,7 +151,7 @@ func checkState(fsys FS, dir string, cache *pebble.Cache, opts Options) error {
 		}
 	}
 	if have < want {
-		return gears.ErrDamaged.Because("%d of %d files of values are missing in %s", want-have, want, dir)
+		return gearsfs.ErrDamaged.Because("%d of %d files of values are missing in %s", want-have, want, dir)
 	}
 	return nil
 }
@@ -299,7 +299,7 @@ func (it iterator) Close() error { return readError(it.Iterator.Close()) }
 // yields nil when all of it is there, so that the log may be cut up to the
 // index that was applied before the call, or an error where the disk failed:
 // then Pebble keeps trying, and a later Flush may succeed. It yields
-// gears.ErrClosed where the state is closed meanwhile.
+// gearsfs.ErrClosed where the state is closed meanwhile.
 func (s *State) Flush() <-chan error {
 	done := make(chan error, 1)
 	failed := s.faults.next()
@@ -317,7 +317,7 @@ func (s *State) Flush() <-chan error {
 		case <-failed:
 			done <- fmt.Errorf("flush the state: %w", s.faults.last())
 		case <-s.closing:
-			done <- gears.ErrClosed
+			done <- gearsfs.ErrClosed
 		}
 	}()
 	return done
@@ -364,13 +364,13 @@ func (s *State) close() error {
 }
 
 // readError marks an error of Pebble's that comes of bytes that are not what
-// was written, so that errors.Is(err, gears.ErrDamaged).
+// was written, so that errors.Is(err, gearsfs.ErrDamaged).
 func readError(err error) error {
 	if err == nil {
 		return nil
 	}
 	if pebble.IsCorruptionError(err) || isNotExist(err) {
-		return gears.ErrDamaged.Because("state: %v", err)
+		return gearsfs.ErrDamaged.Because("state: %v", err)
 	}
 	return fmt.Errorf("read the state: %w", err)
 }
@@ -379,7 +379,7 @@ func readError(err error) error {
 func stateError(dir string, err error) error {
 	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) ||
 		errors.Is(err, pebble.ErrDBNotPristine) || isNotExist(err) {
-		return gears.ErrDamaged.Because("%s: %v", dir, err)
+		return gearsfs.ErrDamaged.Because("%s: %v", dir, err)
 	}
 	return fmt.Errorf("open the state in %s: %w", dir, noSpace(err))
 }

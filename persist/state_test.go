@@ -13,7 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -179,7 +179,7 @@ func TestStateCrashes(t *testing.T) {
 		}
 		// Commit n wrote n in each of the rows up to its own.
 		for i := 1; i <= n && err == nil; i++ {
-			value, ok, err = s.Get(InodeKey(gears.Ino(i)), value[:0])
+			value, ok, err = s.Get(InodeKey(gearsfs.Ino(i)), value[:0])
 			if err == nil && (!ok || int(value[0]) != n) {
 				err = fmt.Errorf("row %d is not that of commit %d", i, n)
 			}
@@ -198,7 +198,7 @@ func TestStateCrashes(t *testing.T) {
 	require.NoError(t, syncDir(disk, ""))
 	for n := 1; n <= 40; n++ {
 		for i := 1; i <= n; i++ {
-			s.Set(InodeKey(gears.Ino(i)), bytes.Repeat([]byte{byte(n)}, 1+i%2*3000))
+			s.Set(InodeKey(gearsfs.Ino(i)), bytes.Repeat([]byte{byte(n)}, 1+i%2*3000))
 		}
 		s.Set(VolumeKey(), []byte{byte(n)})
 		require.NoError(t, s.Commit())
@@ -266,7 +266,7 @@ func TestStateDamaged(t *testing.T) {
 	disk := vfs.NewMem()
 	s := newState(t, disk)
 	for i := range uint64(100) {
-		s.Set(InodeKey(gears.Ino(i)), bytes.Repeat([]byte{byte(i)}, 500))
+		s.Set(InodeKey(gearsfs.Ino(i)), bytes.Repeat([]byte{byte(i)}, 500))
 	}
 	require.NoError(t, s.Commit())
 	require.NoError(t, s.close())
@@ -282,11 +282,11 @@ func TestStateDamaged(t *testing.T) {
 	s, err = openState(disk, "state", false, smallData(disk).withDefaults())
 	require.NoError(t, err)
 	_, _, err = s.Get(InodeKey(1), nil)
-	require.ErrorIs(t, err, gears.ErrDamaged)
+	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 	it, err := s.Scan(TableRange(TableInode))
 	require.NoError(t, err)
 	require.False(t, it.First())
-	require.ErrorIs(t, it.Close(), gears.ErrDamaged)
+	require.ErrorIs(t, it.Close(), gearsfs.ErrDamaged)
 	require.NoError(t, s.close())
 }
 

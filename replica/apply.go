@@ -9,7 +9,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -40,7 +40,7 @@ func (g *Group) applyEntry(e *raftpb.Entry) error {
 	}
 	entry := new(wire.Entry)
 	if err := entry.UnmarshalVTUnsafe(e.GetData()); err != nil {
-		return gears.ErrDamaged.Because("entry %d: %v", e.GetIndex(), err)
+		return gearsfs.ErrDamaged.Because("entry %d: %v", e.GetIndex(), err)
 	}
 	if entry.Time > g.time.Load() {
 		g.time.Store(entry.Time)
@@ -63,7 +63,7 @@ func (g *Group) own(e *raftpb.Entry) (*batch, error) {
 		if b.index == e.GetIndex() && b.term == e.GetTerm() {
 			return b, nil
 		}
-		b.refuse(gears.ErrMaybe)
+		b.refuse(gearsfs.ErrMaybe)
 	}
 	return nil, nil
 }
@@ -82,7 +82,7 @@ func (g *Group) applyOwn(b *batch) error {
 	}
 	g.status.applied.Store(b.index)
 	if g.broken.Load() {
-		b.refuse(gears.ErrMaybe)
+		b.refuse(gearsfs.ErrMaybe)
 		return nil
 	}
 	b.answer(false, nil)
@@ -91,7 +91,7 @@ func (g *Group) applyOwn(b *batch) error {
 	case g.loop.voters > 1: // a majority synced it before it was committed
 		b.answer(true, nil)
 	case !g.disk.settle(b):
-		b.answer(true, gears.ErrMaybe)
+		b.answer(true, gearsfs.ErrMaybe)
 	}
 	return nil
 }
@@ -101,7 +101,7 @@ func (g *Group) applyOwn(b *batch) error {
 func (g *Group) applyConf(e *raftpb.Entry) error {
 	change, err := decodeConf(e)
 	if err != nil {
-		return gears.ErrDamaged.Because("entry %d: %v", e.GetIndex(), err)
+		return gearsfs.ErrDamaged.Because("entry %d: %v", e.GetIndex(), err)
 	}
 	if g.loop.voters == 1 {
 		if err := g.cfg.Log.Sync(); err != nil {
@@ -169,7 +169,7 @@ func (g *Group) replay() error {
 		return err
 	}
 	if !g.alone.Load() {
-		return gears.ErrForeign.Because("this node, %x, is no voter of its own log", g.cfg.ID)
+		return gearsfs.ErrForeign.Because("this node, %x, is no voter of its own log", g.cfg.ID)
 	}
 	synced := make(chan error, 1)
 	g.disk.whenSynced(func(err error) { synced <- err })

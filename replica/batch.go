@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -18,8 +18,8 @@ type Proposal struct {
 	Durable bool
 	// Done is called exactly once, on a goroutine of the Group, and must not
 	// block. The error is not nil where the command was not applied:
-	// gears.ErrOverload, gears.ErrTooBig and gears.ErrClosed before anything
-	// was written; gears.ErrMaybe where the log failed under it.
+	// gearsfs.ErrOverload, gearsfs.ErrTooBig and gearsfs.ErrClosed before anything
+	// was written; gearsfs.ErrMaybe where the log failed under it.
 	Done func(*wire.Answer, error)
 }
 
@@ -112,7 +112,7 @@ func (b *batch) refuse(err error) {
 // checkAnswers holds the state machine to one answer per command.
 func (b *batch) checkAnswers() error {
 	if len(b.answers) != len(b.items) {
-		return gears.ErrIO.Because("the state machine gave %d answers to the %d commands of entry %d", len(b.answers), len(b.items), b.index)
+		return gearsfs.ErrIO.Because("the state machine gave %d answers to the %d commands of entry %d", len(b.answers), len(b.items), b.index)
 	}
 	return nil
 }

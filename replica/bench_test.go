@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -171,7 +171,7 @@ func BenchmarkReplay(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		g.fail(gears.ErrClosed) // so that the log stays
+		g.fail(gearsfs.ErrClosed) // so that the log stays
 		if err := g.Close(); err == nil {
 			b.Fatal("closed well")
 		}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -192,14 +192,14 @@ func TestFailures(t *testing.T) {
 			}
 			require.ErrorIs(t, err, errDisk)
 			require.ErrorIs(t, <-f.fatal, errDisk)
-			wantCode(t, gears.ErrClosed, f.put("late", true).err)
+			wantCode(t, gearsfs.ErrClosed, f.put("late", true).err)
 			records := openTest(t, log.crash(0), machine.restart(), nil).machine.records()
 			failed := 0
 			for n, out := range outs {
 				switch o := <-out; {
 				case o.err != nil:
 					failed++
-					require.Contains(t, []gears.Code{gears.ErrMaybe.Code, gears.ErrClosed.Code}, gears.CodeOf(o.err))
+					require.Contains(t, []gearsfs.Code{gearsfs.ErrMaybe.Code, gearsfs.ErrClosed.Code}, gearsfs.CodeOf(o.err))
 				case n%2 == 0:
 					require.Contains(t, records, fmt.Sprint(n), "%s %d", what, i)
 				}

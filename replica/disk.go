@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // lazyDelay is how long an entry that nobody waits for may stay unsynced; with
@@ -257,7 +257,7 @@ func (d *disk) abort(cause error) {
 	d.queue = nil
 	d.mu.Unlock()
 	for i := range queue {
-		queue[i].answer(gears.ErrMaybe.Because("outcome unknown: %v", cause))
+		queue[i].answer(gearsfs.ErrMaybe.Because("outcome unknown: %v", cause))
 	}
 }
 
@@ -267,5 +267,5 @@ func (d *disk) close() {
 	d.lazy.Stop()
 	close(d.quit)
 	<-d.ended
-	d.abort(gears.ErrClosed)
+	d.abort(gearsfs.ErrClosed)
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -360,5 +360,5 @@ func (f *fixture) start(data string, durable bool) <-chan outcome {
 
 func wantCode(t testing.TB, want, got error) {
 	t.Helper()
-	require.Equal(t, gears.CodeOf(want), gears.CodeOf(got), "%v", got)
+	require.Equal(t, gearsfs.CodeOf(want), gearsfs.CodeOf(got), "%v", got)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -46,7 +46,7 @@ func TestVolume(t *testing.T) {
 		})
 		want := uint32(0)
 		if life > 0 {
-			want = uint32(gears.ErrExists.Code)
+			want = uint32(gearsfs.ErrExists.Code)
 		}
 		require.Equal(t, want, (<-answers).GetCode())
 		require.Equal(t, machine.LogTime(), g.time.Load())

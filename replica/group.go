@@ -13,7 +13,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -60,8 +60,8 @@ type Config struct {
 type limits struct {
 	entryCommands int    // of one entry, where one call has not more
 	entryBytes    int    // likewise
-	callBytes     int    // of one call of Propose: gears.ErrTooBig
-	heldCommands  int64  // taken and not answered: gears.ErrOverload
+	callBytes     int    // of one call of Propose: gearsfs.ErrTooBig
+	heldCommands  int64  // taken and not answered: gearsfs.ErrOverload
 	heldBytes     int64  // likewise
 	flushBytes    uint64 // of log after which the state is flushed
 	replayBytes   uint64 // of log above the flushed state: proposals wait
@@ -128,8 +128,8 @@ type published struct {
 type Status struct {
 	ID, Leader      uint64 // Leader is 0 where it is not known
 	Term            uint64
-	Commit, Applied gears.Index
-	Durable         gears.Index // log entries up to here are on this node's disk
+	Commit, Applied gearsfs.Index
+	Durable         gearsfs.Index // log entries up to here are on this node's disk
 	LogBytes        uint64
 }
 
@@ -138,8 +138,8 @@ type Status struct {
 // all, and the node leads then and all of it is on disk. It may be called
 // again on the same log and state after Close or a crash.
 //
-// Errors: gears.ErrDamaged where log and state don't fit together,
-// gears.ErrForeign where they are another node's, and those of log and state.
+// Errors: gearsfs.ErrDamaged where log and state don't fit together,
+// gearsfs.ErrForeign where they are another node's, and those of log and state.
 func Open(cfg Config) (*Group, error) { return open(cfg, defaultLimits) }
 
 func open(cfg Config, limits limits) (*Group, error) {
@@ -154,7 +154,7 @@ func open(cfg Config, limits limits) (*Group, error) {
 // prepare opens a Group whose loop does not run yet.
 func prepare(cfg Config, limits limits) (*Group, error) {
 	if cfg.ID == 0 || raft.IsLocalMsgTarget(cfg.ID) {
-		return nil, gears.ErrInvalid.Because("node id %d", cfg.ID)
+		return nil, gearsfs.ErrInvalid.Because("node id %d", cfg.ID)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -223,7 +223,7 @@ func (g *Group) start() error {
 // Propose puts commands in line for the log and returns. Those of one call
 // stand next to each other in one entry, and calls that follow each other keep
 // their order. It never waits for I/O; a Group that has too much on hand
-// refuses the whole call with gears.ErrOverload.
+// refuses the whole call with gearsfs.ErrOverload.
 func (g *Group) Propose(ps ...*Proposal) {
 	if len(ps) == 0 {
 		return
@@ -266,14 +266,14 @@ func refuse(items []waiting, err error) {
 func (g *Group) refusalLocked(commands, bytes int) error {
 	switch {
 	case g.err != nil:
-		return gears.ErrClosed.Because("the replica has failed: %v", g.err)
+		return gearsfs.ErrClosed.Because("the replica has failed: %v", g.err)
 	case g.closing:
-		return gears.ErrClosed
+		return gearsfs.ErrClosed
 	case bytes > g.limits.callBytes || int64(commands) > g.limits.heldCommands:
-		return gears.ErrTooBig.Because("%d commands of %d bytes in one call", commands, bytes)
+		return gearsfs.ErrTooBig.Because("%d commands of %d bytes in one call", commands, bytes)
 	case g.held.commands.Load()+int64(commands) > g.limits.heldCommands,
 		g.held.bytes.Load()+int64(bytes) > g.limits.heldBytes:
-		return gears.ErrOverload
+		return gearsfs.ErrOverload
 	}
 	return nil
 }
@@ -286,7 +286,7 @@ func (g *Group) WhenDurable(done func(error)) { g.disk.whenSynced(done) }
 // Barrier returns when this replica has applied all that was acknowledged
 // anywhere before the call, so that a read of the state that follows is
 // linearizable. In a group of one that is always so. It waits until ctx ends;
-// errors: ctx's and gears.ErrClosed.
+// errors: ctx's and gearsfs.ErrClosed.
 func (g *Group) Barrier(ctx context.Context) error {
 	if g.alone.Load() && !g.broken.Load() {
 		return nil
@@ -295,7 +295,7 @@ func (g *Group) Barrier(ctx context.Context) error {
 	g.mu.Lock()
 	if g.closing || g.err != nil {
 		g.mu.Unlock()
-		return gears.ErrClosed
+		return gearsfs.ErrClosed
 	}
 	g.barriers = append(g.barriers, b)
 	g.mu.Unlock()
@@ -320,9 +320,9 @@ func (g *Group) Status() Status {
 		ID:       g.cfg.ID,
 		Leader:   g.status.leader.Load(),
 		Term:     g.status.term.Load(),
-		Commit:   gears.Index(g.status.commit.Load()),
-		Applied:  gears.Index(g.status.applied.Load()),
-		Durable:  gears.Index(g.disk.syncedIndex()),
+		Commit:   gearsfs.Index(g.status.commit.Load()),
+		Applied:  gearsfs.Index(g.status.applied.Load()),
+		Durable:  gearsfs.Index(g.disk.syncedIndex()),
 		LogBytes: g.cfg.Log.Bytes(),
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -181,7 +181,7 @@ func TestOverload(t *testing.T) {
 		l.heldCommands, l.heldBytes, l.callBytes = 5, 400, 300
 	})
 	big := strings.Repeat("x", 200)
-	wantCode(t, gears.ErrTooBig, f.put(big+big, false).err)
+	wantCode(t, gearsfs.ErrTooBig, f.put(big+big, false).err)
 
 	log.mu.Lock()
 	log.syncGate = make(chan struct{})
@@ -190,7 +190,7 @@ func TestOverload(t *testing.T) {
 	for range 5 {
 		held = append(held, f.start("a", true))
 	}
-	wantCode(t, gears.ErrOverload, f.put("b", false).err)
+	wantCode(t, gearsfs.ErrOverload, f.put("b", false).err)
 	close(log.syncGate)
 	for _, out := range held {
 		require.NoError(t, (<-out).err)
@@ -208,7 +208,7 @@ func TestHeldBytes(t *testing.T) {
 	log.syncGate = make(chan struct{})
 	log.mu.Unlock()
 	big := f.start(strings.Repeat("x", 250), true)
-	wantCode(t, gears.ErrOverload, f.put(strings.Repeat("x", 250), false).err)
+	wantCode(t, gearsfs.ErrOverload, f.put(strings.Repeat("x", 250), false).err)
 	close(log.syncGate)
 	require.NoError(t, (<-big).err)
 	require.NoError(t, f.Close())
@@ -227,8 +227,8 @@ func TestCloseFinishes(t *testing.T) {
 	}
 	require.Len(t, f.machine.records(), 1000)
 	require.Equal(t, f.log.Last(), f.log.syncedIndex())
-	wantCode(t, gears.ErrClosed, f.put("late", false).err)
-	wantCode(t, gears.ErrClosed, f.Barrier(context.Background()))
+	wantCode(t, gearsfs.ErrClosed, f.put("late", false).err)
+	wantCode(t, gearsfs.ErrClosed, f.Barrier(context.Background()))
 }
 
 // TestClock lets the clock jump: memMachine refuses a time that falls.
@@ -259,7 +259,7 @@ func TestBarrierByReadIndex(t *testing.T) {
 		require.NoError(t, f.Barrier(context.Background()))
 	}
 	require.NoError(t, f.Close())
-	wantCode(t, gears.ErrClosed, f.Barrier(context.Background()))
+	wantCode(t, gearsfs.ErrClosed, f.Barrier(context.Background()))
 }
 
 // TestSeveralVoters has a loop that believes in a second voter, whose part raft
@@ -324,19 +324,19 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"log begins too late", func(_ *Config, l *memLog, m *memMachine) {
 			l.front, l.entries = LogEntry{Index: 4, Term: 2}, l.entries[4:]
-		}, gears.ErrDamaged},
-		{"other term", func(_ *Config, l *memLog, m *memMachine) { m.state.term++ }, gears.ErrDamaged},
-		{"hard state", func(_ *Config, l *memLog, m *memMachine) { l.hard = []byte{0xff} }, gears.ErrDamaged},
-		{"conf state", func(_ *Config, l *memLog, m *memMachine) { m.state.conf = []byte{0xff} }, gears.ErrDamaged},
-		{"entry", func(_ *Config, l *memLog, m *memMachine) { l.entries[len(l.entries)-1].Data = []byte{0xff} }, gears.ErrDamaged},
+		}, gearsfs.ErrDamaged},
+		{"other term", func(_ *Config, l *memLog, m *memMachine) { m.state.term++ }, gearsfs.ErrDamaged},
+		{"hard state", func(_ *Config, l *memLog, m *memMachine) { l.hard = []byte{0xff} }, gearsfs.ErrDamaged},
+		{"conf state", func(_ *Config, l *memLog, m *memMachine) { m.state.conf = []byte{0xff} }, gearsfs.ErrDamaged},
+		{"entry", func(_ *Config, l *memLog, m *memMachine) { l.entries[len(l.entries)-1].Data = []byte{0xff} }, gearsfs.ErrDamaged},
 		{"several voters and a short log", func(_ *Config, l *memLog, m *memMachine) {
 			conf, err := proto.Marshal(&raftpb.ConfState{Voters: []uint64{7, 8, 9}})
 			require.NoError(t, err)
 			m.state.conf, l.entries = conf, nil
-		}, gears.ErrDamaged},
-		{"another node's state", func(c *Config, l *memLog, m *memMachine) { c.ID = 8 }, gears.ErrForeign},
-		{"another node's log", func(c *Config, l *memLog, m *memMachine) { c.ID = 8; m.state = machineState{} }, gears.ErrForeign},
-		{"no id", func(c *Config, l *memLog, m *memMachine) { c.ID = 0 }, gears.ErrInvalid},
+		}, gearsfs.ErrDamaged},
+		{"another node's state", func(c *Config, l *memLog, m *memMachine) { c.ID = 8 }, gearsfs.ErrForeign},
+		{"another node's log", func(c *Config, l *memLog, m *memMachine) { c.ID = 8; m.state = machineState{} }, gearsfs.ErrForeign},
+		{"no id", func(c *Config, l *memLog, m *memMachine) { c.ID = 0 }, gearsfs.ErrInvalid},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			log, machine := new(memLog), new(memMachine)

@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // loop is what the goroutine run alone may touch.
@@ -222,7 +222,7 @@ func (g *Group) propose(b *batch) error {
 	err = l.node.Step(l.proposal)
 	if errors.Is(err, raft.ErrProposalDropped) {
 		l.inflight = l.inflight[:len(l.inflight)-1]
-		b.refuse(gears.ErrOverload)
+		b.refuse(gearsfs.ErrOverload)
 		return nil
 	}
 	if err != nil {
@@ -418,13 +418,13 @@ func (g *Group) abandon() {
 	g.pending, g.barriers = nil, nil
 	g.mu.Unlock()
 	for _, b := range g.loop.inflight {
-		b.refuse(gears.ErrMaybe.Because("outcome unknown: %v", err))
+		b.refuse(gearsfs.ErrMaybe.Because("outcome unknown: %v", err))
 	}
 	g.loop.inflight = nil
 	for i := range pending {
-		pending[i].Done(nil, gears.ErrClosed.Because("the replica has failed: %v", err))
+		pending[i].Done(nil, gearsfs.ErrClosed.Because("the replica has failed: %v", err))
 	}
 	for _, b := range append(barriers, g.loop.reads...) {
-		b.done <- gears.ErrClosed
+		b.done <- gearsfs.ErrClosed
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -167,15 +167,15 @@ func (s *storage) failed(err error) error {
 }
 
 // openStorage checks the log against the state and makes both agree. It
-// returns gears.ErrDamaged where entries between them are missing, and
-// gears.ErrForeign where both belong to another node.
+// returns gearsfs.ErrDamaged where entries between them are missing, and
+// gearsfs.ErrForeign where both belong to another node.
 func openStorage(log Log, machine Machine, id uint64) (*storage, error) {
 	s := &storage{log: log, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}}
 	if err := proto.Unmarshal(log.HardState(), s.hard); err != nil {
-		return nil, gears.ErrDamaged.Because("hard state: %v", err)
+		return nil, gearsfs.ErrDamaged.Because("hard state: %v", err)
 	}
 	if err := proto.Unmarshal(machine.ConfState(), s.conf); err != nil {
-		return nil, gears.ErrDamaged.Because("conf state: %v", err)
+		return nil, gearsfs.ErrDamaged.Because("conf state: %v", err)
 	}
 	applied, appliedTerm := machine.Applied()
 	if applied == 0 && log.Last() == 0 {
@@ -186,17 +186,17 @@ func openStorage(log Log, machine Machine, id uint64) (*storage, error) {
 	// Only a log that nobody else holds is worth less than the state.
 	alone := len(s.conf.GetVoters()) == 1 && len(s.conf.GetVotersOutgoing()) == 0
 	if alone && s.conf.GetVoters()[0] != id {
-		return nil, gears.ErrForeign.Because("the state belongs to node %x, this is node %x", s.conf.GetVoters()[0], id)
+		return nil, gearsfs.ErrForeign.Because("the state belongs to node %x, this is node %x", s.conf.GetVoters()[0], id)
 	}
 	switch {
 	case log.Last() < applied && !alone:
-		return nil, gears.ErrDamaged.Because("the log ends at %d, but the state is at %d", log.Last(), applied)
+		return nil, gearsfs.ErrDamaged.Because("the log ends at %d, but the state is at %d", log.Last(), applied)
 	case log.Last() < applied:
 		if err := log.Reset(applied, appliedTerm); err != nil {
 			return nil, fmt.Errorf("begin the log anew: %w", err)
 		}
 	case log.First() > applied+1:
-		return nil, gears.ErrDamaged.Because("the log begins at %d, but the state is at %d", log.First(), applied)
+		return nil, gearsfs.ErrDamaged.Because("the log begins at %d, but the state is at %d", log.First(), applied)
 	}
 	if err := s.checkTerm(applied, appliedTerm); err != nil {
 		return nil, err
@@ -232,7 +232,7 @@ func (s *storage) checkTerm(applied, appliedTerm uint64) error {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	if term != appliedTerm {
-		return gears.ErrDamaged.Because("entry %d has term %d in the log, %d in the state", applied, term, appliedTerm)
+		return gearsfs.ErrDamaged.Because("entry %d has term %d in the log, %d in the state", applied, term, appliedTerm)
 	}
 	return nil
 }

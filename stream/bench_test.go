@@ -5,13 +5,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // noRows keeps nothing: what remains is the queue's own cost.
 type noRows struct{ Memory }
 
-func (*noRows) Set(at gears.Place, r *Record) {}
+func (*noRows) Set(at gearsfs.Place, r *Record) {}
 
 func BenchmarkPutTake128(b *testing.B) {
 	q, err := NewQueue(NewState(), new(noRows), NewPool(poolBytes))

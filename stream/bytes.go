@@ -3,7 +3,7 @@ package stream
 import (
 	"fmt"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // What POSIX bytes need of a queue: records that are changed where they stand.
@@ -11,7 +11,7 @@ import (
 // All of these raise the version.
 
 // Lives reports whether the record whose row is at that place is not gone.
-func (q *Queue) Lives(at gears.Place) bool {
+func (q *Queue) Lives(at gearsfs.Place) bool {
 	if !at.Less(q.s.Cursor) {
 		return true
 	}
@@ -21,15 +21,15 @@ func (q *Queue) Lives(at gears.Place) bool {
 // Replace changes the bytes of a record that lives, had oldBytes bytes and
 // keeps its boundaries, or grows into a gap behind it, also at the tail. r is
 // the whole new row and is not kept. A lease on it stays.
-func (q *Queue) Replace(at gears.Place, oldBytes int, r *Record) {
+func (q *Queue) Replace(at gearsfs.Place, oldBytes int, r *Record) {
 	q.s.Blocks = true
 	q.resize(at, oldBytes, r)
-	if end := at.Pos + gears.Pos(len(r.Data)); end > q.s.Tail {
+	if end := at.Pos + gearsfs.Pos(len(r.Data)); end > q.s.Tail {
 		q.s.Tail = end
 	}
 }
 
-func (q *Queue) resize(at gears.Place, oldBytes int, r *Record) {
+func (q *Queue) resize(at gearsfs.Place, oldBytes int, r *Record) {
 	q.rows.Set(at, r)
 	q.s.Bytes += uint64(len(r.Data)) - uint64(oldBytes)
 	q.s.Version++
@@ -43,7 +43,7 @@ func (q *Queue) resize(at gears.Place, oldBytes int, r *Record) {
 
 // dropWindowBehind forgets the window where it may hold something at or
 // behind at.
-func (q *Queue) dropWindowBehind(at gears.Place) {
+func (q *Queue) dropWindowBehind(at gearsfs.Place) {
 	if n := q.window.len(); n > 0 && !q.window.recs[len(q.window.recs)-1].at.Less(at) {
 		q.window.drop()
 	}
@@ -52,8 +52,8 @@ func (q *Queue) dropWindowBehind(at gears.Place) {
 // Insert makes a record of at least one byte in a gap at or behind the cursor,
 // or at or behind the tail; what it passes over there becomes a gap. r is its
 // row and is not kept.
-func (q *Queue) Insert(pos gears.Pos, r *Record) gears.Place {
-	at := gears.Place{Pos: pos, Seq: q.s.NextSeq}
+func (q *Queue) Insert(pos gearsfs.Pos, r *Record) gearsfs.Place {
+	at := gearsfs.Place{Pos: pos, Seq: q.s.NextSeq}
 	if at.Less(q.s.Cursor) || len(r.Data) == 0 {
 		panic(fmt.Sprintf("stream: a block of %d bytes at %v, the cursor is at %v", len(r.Data), at, q.s.Cursor))
 	}
@@ -64,7 +64,7 @@ func (q *Queue) Insert(pos gears.Pos, r *Record) gears.Place {
 	q.s.Bytes += uint64(len(r.Data))
 	q.s.Blocks = true
 	q.s.Version++
-	if end := pos + gears.Pos(len(r.Data)); end > q.s.Tail {
+	if end := pos + gearsfs.Pos(len(r.Data)); end > q.s.Tail {
 		q.s.Tail = end
 	}
 	return at
@@ -72,7 +72,7 @@ func (q *Queue) Insert(pos gears.Pos, r *Record) gears.Place {
 
 // Remove removes a record that lives, ending the lease on it: a gap is left.
 // It had that many bytes. Head stays where it is.
-func (q *Queue) Remove(at gears.Place, bytes int) error {
+func (q *Queue) Remove(at gearsfs.Place, bytes int) error {
 	if err := q.rows.Delete(at, next(at)); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (q *Queue) Remove(at gears.Place, bytes int) error {
 }
 
 // endOut removes the mark of a record that is removed: a lease on it ends.
-func (q *Queue) endOut(at gears.Place, out Out) {
+func (q *Queue) endOut(at gearsfs.Place, out Out) {
 	if out.Leased {
 		q.s.Leased--
 	} else {
@@ -103,7 +103,7 @@ func (q *Queue) endOut(at gears.Place, out Out) {
 // SetTail truncates the stream at tail or extends it with a gap. Records at or
 // behind the new tail are removed, ending the leases on them; one that reaches
 // across is cut. tail must not be in front of head: there it means clear.
-func (q *Queue) SetTail(tail gears.Pos) error {
+func (q *Queue) SetTail(tail gearsfs.Pos) error {
 	if tail <= q.s.Head.Pos {
 		return q.Clear()
 	}
@@ -113,7 +113,7 @@ func (q *Queue) SetTail(tail gears.Pos) error {
 		// Empty records at the old tail stay: they are in front of the gap.
 		return nil
 	}
-	cut := gears.Place{Pos: tail}
+	cut := gearsfs.Place{Pos: tail}
 	if err := q.removeFrom(cut); err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (q *Queue) SetTail(tail gears.Pos) error {
 	if err != nil {
 		return err
 	}
-	if at.Pos+gears.Pos(len(r.Data)) > tail {
+	if at.Pos+gearsfs.Pos(len(r.Data)) > tail {
 		was := len(r.Data)
 		r.Data = r.Data[:tail-at.Pos]
 		q.resize(at, was, &r)
@@ -138,7 +138,7 @@ func (q *Queue) SetTail(tail gears.Pos) error {
 // the stream is a plain queue again.
 func (q *Queue) Clear() error {
 	q.s.Version++
-	cut := gears.Place{Pos: q.s.Head.Pos}
+	cut := gearsfs.Place{Pos: q.s.Head.Pos}
 	if err := q.removeFrom(cut); err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (q *Queue) Clear() error {
 }
 
 // removeFrom removes the records at or behind cut, and their rows.
-func (q *Queue) removeFrom(cut gears.Place) error {
+func (q *Queue) removeFrom(cut gearsfs.Place) error {
 	for {
 		at, ok := q.lastOut(cut)
 		if !ok {
@@ -167,7 +167,7 @@ func (q *Queue) removeFrom(cut gears.Place) error {
 		if from.Less(q.s.Cursor) {
 			from = q.s.Cursor
 		}
-		err := q.rows.Scan(from, placeMax, func(_ gears.Place, r *Record) bool {
+		err := q.rows.Scan(from, placeMax, func(_ gearsfs.Place, r *Record) bool {
 			q.s.Ready--
 			q.s.Bytes -= uint64(len(r.Data))
 			return true
@@ -189,7 +189,7 @@ func (q *Queue) removeFrom(cut gears.Place) error {
 }
 
 // lastOut returns the last out, where it is at or behind cut.
-func (q *Queue) lastOut(cut gears.Place) (gears.Place, bool) {
+func (q *Queue) lastOut(cut gearsfs.Place) (gearsfs.Place, bool) {
 	at, ok := q.outs.before(placeMax)
 	return at, ok && !at.Less(cut)
 }

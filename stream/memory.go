@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Memory keeps a stream's rows in memory. The zero value is empty. It is not
@@ -18,7 +18,7 @@ type Memory struct {
 var _ Records = (*Memory)(nil)
 
 // Set implements Rows.
-func (m *Memory) Set(at gears.Place, r *Record) {
+func (m *Memory) Set(at gearsfs.Place, r *Record) {
 	kept := *r
 	kept.Data = bytes.Clone(r.Data)
 	kept.Type = strings.Clone(r.Type)
@@ -26,17 +26,17 @@ func (m *Memory) Set(at gears.Place, r *Record) {
 }
 
 // Get implements Rows.
-func (m *Memory) Get(at gears.Place) (Record, error) {
+func (m *Memory) Get(at gearsfs.Place) (Record, error) {
 	r, ok := m.rows.get(at)
 	if !ok {
-		return r, fmt.Errorf("%w: no record at %v", gears.ErrDamaged, at)
+		return r, fmt.Errorf("%w: no record at %v", gearsfs.ErrDamaged, at)
 	}
 	r.Data = bytes.Clone(r.Data)
 	return r, nil
 }
 
 // Scan implements Rows.
-func (m *Memory) Scan(from, to gears.Place, yield func(at gears.Place, r *Record) bool) error {
+func (m *Memory) Scan(from, to gearsfs.Place, yield func(at gearsfs.Place, r *Record) bool) error {
 	for at, r := range m.rows.from(from) {
 		if !at.Less(to) {
 			break
@@ -50,20 +50,20 @@ func (m *Memory) Scan(from, to gears.Place, yield func(at gears.Place, r *Record
 }
 
 // Before implements Rows.
-func (m *Memory) Before(at gears.Place) (found gears.Place, ok bool, err error) {
+func (m *Memory) Before(at gearsfs.Place) (found gearsfs.Place, ok bool, err error) {
 	found, ok = m.rows.before(at)
 	return found, ok, nil
 }
 
 // Delete implements Rows.
-func (m *Memory) Delete(from, to gears.Place) error {
+func (m *Memory) Delete(from, to gearsfs.Place) error {
 	m.Discard(from, to)
 	return nil
 }
 
 // Discard implements Rows. It holds nothing back.
-func (m *Memory) Discard(from, to gears.Place) {
-	var gone []gears.Place
+func (m *Memory) Discard(from, to gearsfs.Place) {
+	var gone []gearsfs.Place
 	for at := range m.rows.from(from) {
 		if !at.Less(to) {
 			break
@@ -76,14 +76,14 @@ func (m *Memory) Discard(from, to gears.Place) {
 }
 
 // SetOut implements Outs.
-func (m *Memory) SetOut(at gears.Place, _, out Out) { m.outs.set(at, out) }
+func (m *Memory) SetOut(at gearsfs.Place, _, out Out) { m.outs.set(at, out) }
 
 // DeleteOut implements Outs.
-func (m *Memory) DeleteOut(at gears.Place, _ Out) { m.outs.delete(at) }
+func (m *Memory) DeleteOut(at gearsfs.Place, _ Out) { m.outs.delete(at) }
 
 // ScanOuts implements Outs.
-func (m *Memory) ScanOuts(yield func(at gears.Place, out Out)) error {
-	for at, out := range m.outs.from(gears.Place{}) {
+func (m *Memory) ScanOuts(yield func(at gearsfs.Place, out Out)) error {
+	for at, out := range m.outs.from(gearsfs.Place{}) {
 		yield(at, *out)
 	}
 	return nil

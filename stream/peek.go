@@ -3,13 +3,13 @@ package stream
 import (
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Peek appends to dst what Take would hand out, and changes nothing.
 func (q *Queue) Peek(dst []Taken, limit int, bytesMax int) ([]Taken, error) {
 	p := peeking{dst: dst, limit: limit, bytesLeft: bytesMax}
-	for at := range q.back.from(gears.Place{}) {
+	for at := range q.back.from(gearsfs.Place{}) {
 		rec, err := q.rows.Get(at)
 		if err != nil {
 			return p.dst, err
@@ -22,7 +22,7 @@ func (q *Queue) Peek(dst []Taken, limit int, bytesMax int) ([]Taken, error) {
 	if q.fresh() == 0 {
 		return p.dst, nil
 	}
-	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gears.Place, r *Record) bool {
+	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gearsfs.Place, r *Record) bool {
 		return p.add(at, r, 0)
 	})
 	return p.dst, err
@@ -31,7 +31,7 @@ func (q *Queue) Peek(dst []Taken, limit int, bytesMax int) ([]Taken, error) {
 // Newer appends to dst the first records with a greater seq than after, leased
 // ones too, in the order of their places. It takes time for all of those, so it
 // is for followers that are near the tail.
-func (q *Queue) Newer(dst []Taken, after gears.Seq, limit int, bytesMax int) ([]Taken, error) {
+func (q *Queue) Newer(dst []Taken, after gearsfs.Seq, limit int, bytesMax int) ([]Taken, error) {
 	if after+1 >= q.s.NextSeq || q.s.Drained() {
 		return dst, nil
 	}
@@ -47,7 +47,7 @@ func (q *Queue) Newer(dst []Taken, after gears.Seq, limit int, bytesMax int) ([]
 		from = at
 	}
 	p := peeking{dst: dst, limit: limit, bytesLeft: bytesMax}
-	err := q.rows.Scan(from, placeMax, func(at gears.Place, r *Record) bool {
+	err := q.rows.Scan(from, placeMax, func(at gearsfs.Place, r *Record) bool {
 		if at.Seq <= after || !q.Lives(at) {
 			return true
 		}
@@ -65,7 +65,7 @@ type peeking struct {
 }
 
 // add shows a record; it returns false where there is to be no other.
-func (p *peeking) add(at gears.Place, r *Record, deliveries uint32) bool {
+func (p *peeking) add(at gearsfs.Place, r *Record, deliveries uint32) bool {
 	if p.n > 0 && len(r.Data) > p.bytesLeft || p.n >= p.limit {
 		return false
 	}

@@ -3,7 +3,7 @@ package stream
 import (
 	"fmt"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Consumed rows are removed when there are cleanEvery of them, with at most
@@ -29,7 +29,7 @@ type Queue struct {
 // Taken is a record that was handed out. Its Data must not be written to; it
 // stays as it is.
 type Taken struct {
-	Place      gears.Place
+	Place      gearsfs.Place
 	Record     Record
 	Deliveries uint32
 	Fence      uint64 // 0 where it is not leased
@@ -42,7 +42,7 @@ func NewQueue(s State, rows Records, pool *Pool) (*Queue, error) {
 	if s.Leased+s.Returned == 0 {
 		return q, nil
 	}
-	err := rows.ScanOuts(func(at gears.Place, out Out) {
+	err := rows.ScanOuts(func(at gearsfs.Place, out Out) {
 		q.outs.set(at, out)
 		if !out.Leased {
 			q.back.set(at, struct{}{})
@@ -66,13 +66,13 @@ func (q *Queue) SetSealed(sealed bool) {
 }
 
 // SetLimits sets what State.Fits answers by.
-func (q *Queue) SetLimits(l gears.Limits) {
+func (q *Queue) SetLimits(l gearsfs.Limits) {
 	q.s.Limits = l
 	q.s.Version++
 }
 
 // Append puts one record at the tail. Data and typ are not kept.
-func (q *Queue) Append(data []byte, typ string, time uint64) gears.Place {
+func (q *Queue) Append(data []byte, typ string, time uint64) gearsfs.Place {
 	if q.s.Drained() {
 		q.s.Blocks = false // none of those is left
 	}
@@ -82,7 +82,7 @@ func (q *Queue) Append(data []byte, typ string, time uint64) gears.Place {
 	*r = Record{Data: data, Type: typ, Time: time}
 	q.rows.Set(at, r)
 	q.s.NextSeq++
-	q.s.Tail += gears.Pos(len(data))
+	q.s.Tail += gearsfs.Pos(len(data))
 	q.s.Ready++
 	q.s.Bytes += uint64(len(data))
 	q.s.Version++
@@ -105,7 +105,7 @@ func (q *Queue) fill() error {
 	if q.window.len() > 0 {
 		return nil
 	}
-	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gears.Place, r *Record) bool {
+	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gearsfs.Place, r *Record) bool {
 		if !q.window.room(r) {
 			return false
 		}
@@ -113,7 +113,7 @@ func (q *Queue) fill() error {
 		return q.window.len() < windowRecordsMax && !q.windowIsWhole()
 	})
 	if err == nil && q.window.len() == 0 {
-		err = fmt.Errorf("%w: a stream counts %d records from %v on and has none", gears.ErrDamaged, q.fresh(), q.s.Cursor)
+		err = fmt.Errorf("%w: a stream counts %d records from %v on and has none", gearsfs.ErrDamaged, q.fresh(), q.s.Cursor)
 	}
 	return err
 }
@@ -135,7 +135,7 @@ func (q *Queue) Take(dst []Taken, limit int, bytesMax int, keep bool) ([]Taken, 
 // Lease hands up to limit ready records to holder, of at most bytesMax bytes
 // but for the first, and appends them to dst. The first gets fence, which must
 // not be 0, each one more than the one before it.
-func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, holder gears.SessionID, fence uint64) ([]Taken, error) {
+func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, holder gearsfs.SessionID, fence uint64) ([]Taken, error) {
 	q.clean()
 	h := handing{bytesLeft: bytesMax, holder: holder, fence: fence}
 	return q.hand(dst, limit, &h)
@@ -145,7 +145,7 @@ func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, holder gears.Session
 type handing struct {
 	bytesLeft int
 	keep      bool
-	holder    gears.SessionID
+	holder    gearsfs.SessionID
 	fence     uint64
 }
 
@@ -205,7 +205,7 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 	at, _ := q.back.min()
 	out := q.outs.ref(at)
 	if out == nil {
-		return t, false, fmt.Errorf("%w: a stream counts %d returned records and has none", gears.ErrDamaged, q.s.Returned)
+		return t, false, fmt.Errorf("%w: a stream counts %d returned records and has none", gearsfs.ErrDamaged, q.s.Returned)
 	}
 	if !must && int(out.Bytes) > h.bytesLeft {
 		return t, false, nil
@@ -235,13 +235,13 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 	return t, true, nil
 }
 
-func (q *Queue) removeOut(at gears.Place, out Out) {
+func (q *Queue) removeOut(at gearsfs.Place, out Out) {
 	q.outs.delete(at)
 	q.rows.DeleteOut(at, out)
 }
 
 // dead accounts for the row of a record that was out and is gone now.
-func (q *Queue) dead(at gears.Place) {
+func (q *Queue) dead(at gearsfs.Place) {
 	if at.Less(q.s.Cleaned) {
 		q.rows.Discard(at, next(at))
 	} else {
@@ -250,13 +250,13 @@ func (q *Queue) dead(at gears.Place) {
 }
 
 // Held reports whether holder's lease with that fence is on the record at at.
-func (q *Queue) Held(at gears.Place, holder gears.SessionID, fence uint64) bool {
+func (q *Queue) Held(at gearsfs.Place, holder gearsfs.SessionID, fence uint64) bool {
 	out, ok := q.outs.get(at)
 	return ok && out.Leased && out.Holder == holder && out.Fence == fence
 }
 
 // Ack ends the lease on a record, which is held: the record is gone.
-func (q *Queue) Ack(at gears.Place) error {
+func (q *Queue) Ack(at gearsfs.Place) error {
 	out := q.leased(at)
 	q.s.Leased--
 	q.s.Bytes -= out.Bytes
@@ -268,7 +268,7 @@ func (q *Queue) Ack(at gears.Place) error {
 
 // Return ends the lease on a record, which is held: it is ready again, at its
 // old place.
-func (q *Queue) Return(at gears.Place) {
+func (q *Queue) Return(at gearsfs.Place) {
 	was := q.leased(at)
 	out := Out{Deliveries: was.Deliveries, Bytes: was.Bytes}
 	q.outs.set(at, out)
@@ -280,7 +280,7 @@ func (q *Queue) Return(at gears.Place) {
 	q.s.Version++
 }
 
-func (q *Queue) leased(at gears.Place) Out {
+func (q *Queue) leased(at gearsfs.Place) Out {
 	out, ok := q.outs.get(at)
 	if !ok || !out.Leased {
 		panic(fmt.Sprintf("stream: the record at %v is not leased", at))
@@ -307,7 +307,7 @@ func (q *Queue) moveHead() error {
 
 // Forget says that the rows in [from, to), of one Take with keep, are not
 // needed any more.
-func (q *Queue) Forget(from, to gears.Place) {
+func (q *Queue) Forget(from, to gearsfs.Place) {
 	if q.s.Cleaned.Less(to) {
 		to = q.s.Cleaned
 	}

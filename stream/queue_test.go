@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 const poolBytes = 1 << 20
@@ -22,9 +22,9 @@ func newQueue(t testing.TB) (*Queue, *Memory) {
 	return q, m
 }
 
-var holder = gears.SessionID{Minted: 1, Salt: 7}
+var holder = gearsfs.SessionID{Minted: 1, Salt: 7}
 
-func seqs(taken []Taken) (list []gears.Seq) {
+func seqs(taken []Taken) (list []gearsfs.Seq) {
 	for _, t := range taken {
 		list = append(list, t.Place.Seq)
 	}
@@ -38,20 +38,20 @@ func TestReturnedRecordsKeepTheirPlaces(t *testing.T) {
 	}
 	leased, err := q.Lease(nil, 4, 100, holder, 10)
 	require.NoError(t, err)
-	require.Equal(t, []gears.Seq{1, 2, 3, 4}, seqs(leased))
+	require.Equal(t, []gearsfs.Seq{1, 2, 3, 4}, seqs(leased))
 	q.Return(leased[2].Place)
 	q.Return(leased[0].Place)
 	taken, err := q.Take(nil, 3, 100, false)
 	require.NoError(t, err)
-	require.Equal(t, []gears.Seq{1, 3, 5}, seqs(taken))
+	require.Equal(t, []gearsfs.Seq{1, 3, 5}, seqs(taken))
 	require.Equal(t, uint32(2), taken[0].Deliveries)
 	require.Equal(t, uint32(1), taken[2].Deliveries)
-	require.Equal(t, gears.Seq(2), q.State().Head.Seq)
+	require.Equal(t, gearsfs.Seq(2), q.State().Head.Seq)
 	require.False(t, q.Held(leased[0].Place, holder, 10))
 	require.True(t, q.Held(leased[1].Place, holder, 11))
-	require.False(t, q.Held(leased[1].Place, gears.SessionID{Salt: 1}, 11))
+	require.False(t, q.Held(leased[1].Place, gearsfs.SessionID{Salt: 1}, 11))
 	require.NoError(t, q.Ack(leased[1].Place))
-	require.Equal(t, gears.Seq(4), q.State().Head.Seq)
+	require.Equal(t, gearsfs.Seq(4), q.State().Head.Seq)
 }
 
 func TestEmptyRecordsAreRecords(t *testing.T) {
@@ -63,7 +63,7 @@ func TestEmptyRecordsAreRecords(t *testing.T) {
 	for i := range 3 {
 		taken, err := q.Take(nil, 1, 0, false)
 		require.NoError(t, err)
-		require.Equal(t, []gears.Seq{gears.Seq(i + 1)}, seqs(taken))
+		require.Equal(t, []gearsfs.Seq{gearsfs.Seq(i + 1)}, seqs(taken))
 	}
 	require.True(t, q.State().Drained())
 }
@@ -83,7 +83,7 @@ func TestATakeKeepsToItsBytes(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	s := NewState()
-	s.Limits = gears.Limits{Records: 2, Bytes: 10}
+	s.Limits = gearsfs.Limits{Records: 2, Bytes: 10}
 	require.True(t, s.Fits(5, 100), "what is larger than the limit fits into an empty stream")
 	s.Ready, s.Bytes = 1, 5
 	require.True(t, s.Fits(1, 5))
@@ -113,7 +113,7 @@ func TestBacklogKeepsWindowAndRowsSmall(t *testing.T) {
 		require.NoError(t, err)
 		for _, r := range taken {
 			i++
-			if r.Place.Seq != gears.Seq(i) {
+			if r.Place.Seq != gearsfs.Seq(i) {
 				t.Fatalf("took %d, want %d", r.Place.Seq, i)
 			}
 		}
@@ -148,7 +148,7 @@ func TestWindowsShareAPool(t *testing.T) {
 		for i := range 50 {
 			taken, err := q.Take(nil, 1, 0, false)
 			require.NoError(t, err)
-			require.Equal(t, []gears.Seq{gears.Seq(i + 1)}, seqs(taken))
+			require.Equal(t, []gearsfs.Seq{gearsfs.Seq(i + 1)}, seqs(taken))
 			require.Equal(t, "t", taken[0].Record.Type)
 		}
 		q.DropWindow()
@@ -174,10 +174,10 @@ func TestTakenDataStays(t *testing.T) {
 
 // modelRecord is a record of the plain model.
 type modelRecord struct {
-	at         gears.Place
+	at         gearsfs.Place
 	data       []byte
 	block      bool
-	holder     gears.SessionID
+	holder     gearsfs.SessionID
 	fence      uint64 // 0 is ready
 	out        bool
 	deliveries uint32
@@ -226,7 +226,7 @@ func (m *modelled) remove(gone func(*modelRecord) bool) {
 	m.list = slices.DeleteFunc(m.list, gone)
 }
 
-func (m *modelled) end() gears.Place { return gears.Place{Pos: m.s.Tail, Seq: m.s.NextSeq} }
+func (m *modelled) end() gearsfs.Place { return gearsfs.Place{Pos: m.s.Tail, Seq: m.s.NextSeq} }
 
 func (m *modelled) moveHead() {
 	if len(m.list) > 0 {
@@ -244,7 +244,7 @@ func (m *modelled) step() string {
 		require.Equal(m.t, m.end(), at)
 		m.list = append(m.list, &modelRecord{at: at, data: data})
 		m.s.NextSeq++
-		m.s.Tail += gears.Pos(len(data))
+		m.s.Tail += gearsfs.Pos(len(data))
 		return "append"
 	case op < 65:
 		return m.hand()
@@ -264,7 +264,7 @@ func (m *modelled) step() string {
 		m.list = nil
 		m.s.Tail = m.s.Head.Pos
 		m.s.Head = m.end()
-		if cut := (gears.Place{Pos: m.s.Tail}); cut.Less(m.s.Cursor) {
+		if cut := (gearsfs.Place{Pos: m.s.Tail}); cut.Less(m.s.Cursor) {
 			m.s.Cursor = cut
 		}
 		return "clear"
@@ -363,7 +363,7 @@ func (m *modelled) settle() string {
 
 func (m *modelled) setTail() string {
 	n := uint64(m.s.Tail - m.s.Head.Pos)
-	tail := m.s.Head.Pos + 1 + gears.Pos(m.rand.Uint64N(n+100))
+	tail := m.s.Head.Pos + 1 + gearsfs.Pos(m.rand.Uint64N(n+100))
 	require.NoError(m.t, m.q.SetTail(tail))
 	if tail < m.s.Tail {
 		m.remove(func(r *modelRecord) bool { return r.at.Pos >= tail })
@@ -371,7 +371,7 @@ func (m *modelled) setTail() string {
 			last := m.list[len(m.list)-1]
 			last.data = last.data[:min(len(last.data), int(tail-last.at.Pos))]
 		}
-		if cut := (gears.Place{Pos: tail}); cut.Less(m.s.Cursor) {
+		if cut := (gearsfs.Place{Pos: tail}); cut.Less(m.s.Cursor) {
 			m.s.Cursor = cut
 		}
 	}
@@ -382,7 +382,7 @@ func (m *modelled) setTail() string {
 // insert puts a block into the first gap that there is, or behind the tail.
 func (m *modelled) insert() string {
 	pos := max(m.s.Cursor.Pos, m.s.Head.Pos)
-	size := gears.Pos(1 + m.rand.IntN(20))
+	size := gearsfs.Pos(1 + m.rand.IntN(20))
 	for _, r := range m.list {
 		if r.at.Less(m.s.Cursor) {
 			continue
@@ -390,18 +390,18 @@ func (m *modelled) insert() string {
 		if pos+size <= r.at.Pos {
 			break
 		}
-		pos = r.at.Pos + gears.Pos(len(r.data))
+		pos = r.at.Pos + gearsfs.Pos(len(r.data))
 	}
-	pos += gears.Pos(m.rand.IntN(2) * m.rand.IntN(10))
-	if i, _ := slices.BinarySearchFunc(m.list, gears.Place{Pos: pos + size}, func(r *modelRecord, at gears.Place) int {
+	pos += gearsfs.Pos(m.rand.IntN(2) * m.rand.IntN(10))
+	if i, _ := slices.BinarySearchFunc(m.list, gearsfs.Place{Pos: pos + size}, func(r *modelRecord, at gearsfs.Place) int {
 		return cmp.Or(cmp.Compare(r.at.Pos, at.Pos), cmp.Compare(r.at.Seq, at.Seq))
-	}); i > 0 && !m.list[i-1].at.Less(m.s.Cursor) && m.list[i-1].at.Pos+gears.Pos(len(m.list[i-1].data)) > pos {
+	}); i > 0 && !m.list[i-1].at.Less(m.s.Cursor) && m.list[i-1].at.Pos+gearsfs.Pos(len(m.list[i-1].data)) > pos {
 		return "no gap"
 	}
 	data := make([]byte, size)
 	data[0] = byte(m.rand.Uint32())
 	at := m.q.Insert(pos, &Record{Data: data, Type: "type", Time: 9, Block: true})
-	require.Equal(m.t, gears.Place{Pos: pos, Seq: m.s.NextSeq}, at)
+	require.Equal(m.t, gearsfs.Place{Pos: pos, Seq: m.s.NextSeq}, at)
 	m.s.NextSeq++
 	m.s.Tail = max(m.s.Tail, pos+size)
 	m.list = append(m.list, &modelRecord{at: at, data: data, block: true})
@@ -451,7 +451,7 @@ func (m *modelled) check() {
 		fresh++
 	}
 	require.Equal(m.t, int(m.q.fresh()), fresh, "every row from the cursor on is ready")
-	for at := range m.rows.rows.from(gears.Place{}) {
+	for at := range m.rows.rows.from(gearsfs.Place{}) {
 		if !at.Less(s.Cleaned) {
 			break
 		}
@@ -486,7 +486,7 @@ func TestCleaningPassesOuts(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	q, m := newQueue(t)
-	var leased []gears.Place
+	var leased []gearsfs.Place
 	fence := uint64(1)
 	for range 60_000 {
 		q.Append([]byte("x"), "", 0)
@@ -519,9 +519,9 @@ func TestSortedAgainstSlice(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 2))
 	var s sorted[int]
-	model := map[gears.Place]int{}
+	model := map[gearsfs.Place]int{}
 	for i := range 20_000 {
-		at := gears.Place{Pos: gears.Pos(random.IntN(700)), Seq: gears.Seq(random.IntN(2))}
+		at := gearsfs.Place{Pos: gearsfs.Pos(random.IntN(700)), Seq: gearsfs.Seq(random.IntN(2))}
 		if i < 10_000 == (random.IntN(3) > 0) {
 			s.set(at, i)
 			model[at] = i
@@ -535,9 +535,9 @@ func TestSortedAgainstSlice(t *testing.T) {
 		require.Equal(t, has, ok)
 		require.Equal(t, w, v)
 	}
-	from := gears.Place{Pos: 300, Seq: 1}
-	var want []gears.Place
-	before, hasBefore := gears.Place{}, false
+	from := gearsfs.Place{Pos: 300, Seq: 1}
+	var want []gearsfs.Place
+	before, hasBefore := gearsfs.Place{}, false
 	for at := range model {
 		if !at.Less(from) {
 			want = append(want, at)
@@ -545,10 +545,10 @@ func TestSortedAgainstSlice(t *testing.T) {
 			before, hasBefore = at, true
 		}
 	}
-	slices.SortFunc(want, func(a, b gears.Place) int {
+	slices.SortFunc(want, func(a, b gearsfs.Place) int {
 		return cmp.Or(cmp.Compare(a.Pos, b.Pos), cmp.Compare(a.Seq, b.Seq))
 	})
-	var got []gears.Place
+	var got []gearsfs.Place
 	for at := range s.from(from) {
 		got = append(got, at)
 	}

@@ -1,7 +1,7 @@
 package stream
 
 import (
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Record is a record as its row holds it.
@@ -14,8 +14,8 @@ type Record struct {
 
 // Out marks a record in front of the cursor that is not gone.
 type Out struct {
-	Leased     bool            // else it was returned and is ready
-	Holder     gears.SessionID // of the lease
+	Leased     bool              // else it was returned and is ready
+	Holder     gearsfs.SessionID // of the lease
 	Fence      uint64
 	Deliveries uint32
 	Bytes      uint64 // the record's length
@@ -33,39 +33,39 @@ type Records interface {
 type Rows interface {
 	// Set stores the row of a new record or one whose bytes changed. r is
 	// not kept.
-	Set(at gears.Place, r *Record)
+	Set(at gearsfs.Place, r *Record)
 	// Get reads the row at a place that has one; a missing one is an error.
 	// Its Data is the caller's.
-	Get(at gears.Place) (Record, error)
+	Get(at gearsfs.Place) (Record, error)
 	// Scan calls yield with the rows in [from, to), in order, until it returns
 	// false. What r points to is valid during the call only.
-	Scan(from, to gears.Place, yield func(at gears.Place, r *Record) bool) error
+	Scan(from, to gearsfs.Place, yield func(at gearsfs.Place, r *Record) bool) error
 	// Before finds the last row in front of at, whatever became of its record.
-	Before(at gears.Place) (found gears.Place, ok bool, err error)
+	Before(at gearsfs.Place) (found gearsfs.Place, ok bool, err error)
 	// Delete removes all rows in [from, to): afterwards Scan shows none there.
-	Delete(from, to gears.Place) error
+	Delete(from, to gearsfs.Place) error
 	// Discard says that the rows in [from, to) are those of records that are
 	// gone. The keeper may hold some back that it has another use for, and
 	// removes those when Queue.Forget tells.
-	Discard(from, to gears.Place)
+	Discard(from, to gearsfs.Place)
 }
 
 // Outs are the marks of the records in front of the cursor that live.
 type Outs interface {
 	// SetOut sets a mark; was is what it was, zero where there was none.
-	SetOut(at gears.Place, was, out Out)
+	SetOut(at gearsfs.Place, was, out Out)
 	// DeleteOut removes a mark; was is what it was.
-	DeleteOut(at gears.Place, was Out)
+	DeleteOut(at gearsfs.Place, was Out)
 	// ScanOuts calls yield with all of them, in order.
-	ScanOuts(yield func(at gears.Place, out Out)) error
+	ScanOuts(yield func(at gearsfs.Place, out Out)) error
 }
 
 // State is what a stream is besides its records: the queue's own row.
 type State struct {
-	NextSeq gears.Seq // of the next record to be put; the first is 1
-	Head    gears.Place
-	Cursor  gears.Place
-	Tail    gears.Pos
+	NextSeq gearsfs.Seq // of the next record to be put; the first is 1
+	Head    gearsfs.Place
+	Cursor  gearsfs.Place
+	Tail    gearsfs.Pos
 	Ready   uint64
 	Leased  uint64
 	// Returned counts those of Ready that stand in front of Cursor.
@@ -74,18 +74,18 @@ type State struct {
 	Version  uint64
 	Sealed   bool
 	Blocks   bool // bytes were written in place, since it was drained last
-	Limits   gears.Limits
+	Limits   gearsfs.Limits
 	// Cleaned: rows of gone records in front of it are removed; Dead counts
 	// what is gone since and not removed yet.
-	Cleaned gears.Place
+	Cleaned gearsfs.Place
 	Dead    uint64
 }
 
 // NewState is the state of a stream that never had a record.
-func NewState() State { return State{NextSeq: 1, Head: gears.Place{Seq: 1}} }
+func NewState() State { return State{NextSeq: 1, Head: gearsfs.Place{Seq: 1}} }
 
 // End is the place that the next put gets.
-func (s *State) End() gears.Place { return gears.Place{Pos: s.Tail, Seq: s.NextSeq} }
+func (s *State) End() gearsfs.Place { return gearsfs.Place{Pos: s.Tail, Seq: s.NextSeq} }
 
 // Drained reports whether no record is left, leased ones included.
 func (s *State) Drained() bool { return s.Ready+s.Leased == 0 }
@@ -102,17 +102,17 @@ func (s *State) Fits(n, bytes uint64) bool {
 }
 
 // placeMax is behind every record.
-var placeMax = gears.Place{Pos: 1<<64 - 1, Seq: 1<<64 - 1}
+var placeMax = gearsfs.Place{Pos: 1<<64 - 1, Seq: 1<<64 - 1}
 
 // next is the place right behind at: nothing is between them.
-func next(at gears.Place) gears.Place { return gears.Place{Pos: at.Pos, Seq: at.Seq + 1} }
+func next(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, Seq: at.Seq + 1} }
 
 // behind is the first place that a record behind one of n bytes at p can have.
 // The seq is 0 because a block written into a gap before a younger record has
 // a greater seq and a lower pos than that.
-func behind(p gears.Place, n int) gears.Place {
+func behind(p gearsfs.Place, n int) gearsfs.Place {
 	if n == 0 {
 		return next(p)
 	}
-	return gears.Place{Pos: p.Pos + gears.Pos(n)}
+	return gearsfs.Place{Pos: p.Pos + gearsfs.Pos(n)}
 }

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // blockEntries bounds a block of a sorted map: what an insertion may move.
@@ -20,13 +20,13 @@ type sorted[V any] struct {
 }
 
 type entry[V any] struct {
-	at gears.Place
+	at gearsfs.Place
 	v  V
 }
 
 // find returns the block and index of the first entry at or behind at; it may
 // be one behind the last block's last.
-func (s *sorted[V]) find(at gears.Place) (block, i int) {
+func (s *sorted[V]) find(at gearsfs.Place) (block, i int) {
 	last := len(s.blocks) - 1
 	if last < 0 {
 		return 0, 0
@@ -39,7 +39,7 @@ func (s *sorted[V]) find(at gears.Place) (block, i int) {
 	return block, sort.Search(len(entries), func(i int) bool { return !entries[i].at.Less(at) })
 }
 
-func (s *sorted[V]) get(at gears.Place) (v V, ok bool) {
+func (s *sorted[V]) get(at gearsfs.Place) (v V, ok bool) {
 	if p := s.ref(at); p != nil {
 		return *p, true
 	}
@@ -47,7 +47,7 @@ func (s *sorted[V]) get(at gears.Place) (v V, ok bool) {
 }
 
 // ref returns the value at a place, to be changed; nil where there is none.
-func (s *sorted[V]) ref(at gears.Place) *V {
+func (s *sorted[V]) ref(at gearsfs.Place) *V {
 	b, i := s.find(at)
 	if b < len(s.blocks) && i < len(s.blocks[b]) && s.blocks[b][i].at == at {
 		return &s.blocks[b][i].v
@@ -55,7 +55,7 @@ func (s *sorted[V]) ref(at gears.Place) *V {
 	return nil
 }
 
-func (s *sorted[V]) set(at gears.Place, v V) {
+func (s *sorted[V]) set(at gearsfs.Place, v V) {
 	b, i := s.find(at)
 	if b == len(s.blocks) {
 		s.blocks = append(s.blocks, nil)
@@ -86,7 +86,7 @@ func (s *sorted[V]) set(at gears.Place, v V) {
 	s.blocks = slices.Insert(s.blocks, b+1, upper)
 }
 
-func (s *sorted[V]) delete(at gears.Place) {
+func (s *sorted[V]) delete(at gearsfs.Place) {
 	b, i := s.find(at)
 	if b == len(s.blocks) || i == len(s.blocks[b]) || s.blocks[b][i].at != at {
 		return
@@ -102,7 +102,7 @@ func (s *sorted[V]) delete(at gears.Place) {
 func (s *sorted[V]) len() int { return s.n }
 
 // min returns the first place; ok is false where there is none.
-func (s *sorted[V]) min() (at gears.Place, ok bool) {
+func (s *sorted[V]) min() (at gearsfs.Place, ok bool) {
 	if s.n == 0 {
 		return at, false
 	}
@@ -110,7 +110,7 @@ func (s *sorted[V]) min() (at gears.Place, ok bool) {
 }
 
 // before returns the last place in front of at.
-func (s *sorted[V]) before(at gears.Place) (p gears.Place, ok bool) {
+func (s *sorted[V]) before(at gearsfs.Place) (p gearsfs.Place, ok bool) {
 	b, i := s.find(at)
 	switch {
 	case i > 0:
@@ -123,8 +123,8 @@ func (s *sorted[V]) before(at gears.Place) (p gears.Place, ok bool) {
 
 // from walks over the entries at or behind a place, in order. The map must not
 // be changed meanwhile.
-func (s *sorted[V]) from(at gears.Place) iter.Seq2[gears.Place, *V] {
-	return func(yield func(gears.Place, *V) bool) {
+func (s *sorted[V]) from(at gearsfs.Place) iter.Seq2[gearsfs.Place, *V] {
+	return func(yield func(gearsfs.Place, *V) bool) {
 		b, i := s.find(at)
 		for ; b < len(s.blocks); b, i = b+1, 0 {
 			for ; i < len(s.blocks[b]); i++ {

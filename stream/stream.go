@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Stream is a synchronized queue for the goroutines of one process. Its methods
@@ -47,7 +47,7 @@ func NewStream(state State, rows Records, now func() time.Time) (*Stream, error)
 	}
 	s := &Stream{now: now, queue: q}
 	s.takes, s.puts, s.peeks = NewLine[*call](&s.tickets), NewLine[*call](&s.tickets), NewLine[*call](&s.tickets)
-	for _, out := range q.outs.from(gears.Place{}) {
+	for _, out := range q.outs.from(gearsfs.Place{}) {
 		s.fence = max(s.fence, out.Fence)
 	}
 	return s, nil
@@ -61,13 +61,13 @@ func (s *Stream) State() State {
 }
 
 // Put appends records, all or none, and returns the seqs of the first and the
-// last. It waits while they don't fit the limits. Errors: gears.ErrSealed,
+// last. It waits while they don't fit the limits. Errors: gearsfs.ErrSealed,
 // ErrTooBig.
-func (s *Stream) Put(ctx context.Context, records ...gears.NewRecord) (first, last gears.Seq, err error) {
+func (s *Stream) Put(ctx context.Context, records ...gearsfs.NewRecord) (first, last gearsfs.Seq, err error) {
 	var bytes uint64
 	for _, r := range records {
-		if len(r.Data) > gears.RecordBytesMax {
-			return 0, 0, gears.ErrTooBig
+		if len(r.Data) > gearsfs.RecordBytesMax {
+			return 0, 0, gearsfs.ErrTooBig
 		}
 		bytes += uint64(len(r.Data))
 	}
@@ -75,7 +75,7 @@ func (s *Stream) Put(ctx context.Context, records ...gears.NewRecord) (first, la
 	c.try = func() bool {
 		st := s.queue.State()
 		if st.Sealed {
-			c.err = gears.ErrSealed
+			c.err = gearsfs.ErrSealed
 			return true
 		}
 		if !st.Fits(uint64(len(records)), bytes) {
@@ -95,19 +95,19 @@ func (s *Stream) Put(ctx context.Context, records ...gears.NewRecord) (first, la
 }
 
 // Take removes up to limit records from the head, waiting for the first. What
-// it returns must not be written to. Error: gears.ErrEnd where the stream is
+// it returns must not be written to. Error: gearsfs.ErrEnd where the stream is
 // sealed and no record is left.
 func (s *Stream) Take(ctx context.Context, limit int) ([]Taken, error) {
 	return s.hand(ctx, func() ([]Taken, error) {
-		return s.queue.Take(nil, limit, gears.BatchBytesMax, false)
+		return s.queue.Take(nil, limit, gearsfs.BatchBytesMax, false)
 	})
 }
 
 // Lease hands up to limit records to holder, waiting for the first, until Ack
 // or Return. Errors as Take.
-func (s *Stream) Lease(ctx context.Context, holder gears.SessionID, limit int) ([]Taken, error) {
+func (s *Stream) Lease(ctx context.Context, holder gearsfs.SessionID, limit int) ([]Taken, error) {
 	return s.hand(ctx, func() ([]Taken, error) {
-		taken, err := s.queue.Lease(nil, limit, gears.BatchBytesMax, holder, s.fence+1)
+		taken, err := s.queue.Lease(nil, limit, gearsfs.BatchBytesMax, holder, s.fence+1)
 		s.fence += uint64(len(taken))
 		return taken, err
 	})
@@ -121,7 +121,7 @@ func (s *Stream) hand(ctx context.Context, hand func() ([]Taken, error)) (taken 
 		case st.Ready > 0:
 			taken, c.err = hand()
 		case st.Sealed && st.Drained():
-			c.err = gears.ErrEnd
+			c.err = gearsfs.ErrEnd
 		default:
 			return false
 		}
@@ -135,17 +135,17 @@ func (s *Stream) hand(ctx context.Context, hand func() ([]Taken, error)) (taken 
 // the first. Errors as Take.
 func (s *Stream) Peek(ctx context.Context, limit int) ([]Taken, error) {
 	return s.peek(ctx, func() ([]Taken, bool, error) {
-		found, err := s.queue.Peek(nil, limit, gears.BatchBytesMax)
+		found, err := s.queue.Peek(nil, limit, gearsfs.BatchBytesMax)
 		return found, s.queue.s.Drained(), err
 	})
 }
 
 // Follow returns copies of up to limit records with a greater seq than after,
-// leased ones too, waiting for the first. gears.ErrEnd where the stream is
+// leased ones too, waiting for the first. gearsfs.ErrEnd where the stream is
 // sealed and has none.
-func (s *Stream) Follow(ctx context.Context, after gears.Seq, limit int) ([]Taken, error) {
+func (s *Stream) Follow(ctx context.Context, after gearsfs.Seq, limit int) ([]Taken, error) {
 	return s.peek(ctx, func() ([]Taken, bool, error) {
-		found, err := s.queue.Newer(nil, after, limit, gears.BatchBytesMax)
+		found, err := s.queue.Newer(nil, after, limit, gearsfs.BatchBytesMax)
 		return found, true, err
 	})
 }
@@ -156,7 +156,7 @@ func (s *Stream) peek(ctx context.Context, look func() (found []Taken, last bool
 		var last bool
 		found, last, c.err = look()
 		if c.err == nil && len(found) == 0 && last && s.queue.s.Sealed {
-			c.err = gears.ErrEnd
+			c.err = gearsfs.ErrEnd
 		}
 		return c.err != nil || len(found) > 0
 	}
@@ -165,28 +165,28 @@ func (s *Stream) peek(ctx context.Context, look func() (found []Taken, last bool
 }
 
 // Ack ends holder's lease with that fence: the record is gone. Error:
-// gears.ErrGone where it is not held.
-func (s *Stream) Ack(holder gears.SessionID, at gears.Place, fence uint64) error {
+// gearsfs.ErrGone where it is not held.
+func (s *Stream) Ack(holder gearsfs.SessionID, at gearsfs.Place, fence uint64) error {
 	return s.settle(holder, at, fence, s.queue.Ack)
 }
 
 // Return ends holder's lease with that fence: the record is ready again, at
-// its old place. Error: gears.ErrGone where it is not held.
-func (s *Stream) Return(holder gears.SessionID, at gears.Place, fence uint64) error {
-	return s.settle(holder, at, fence, func(at gears.Place) error {
+// its old place. Error: gearsfs.ErrGone where it is not held.
+func (s *Stream) Return(holder gearsfs.SessionID, at gearsfs.Place, fence uint64) error {
+	return s.settle(holder, at, fence, func(at gearsfs.Place) error {
 		s.queue.Return(at)
 		return nil
 	})
 }
 
-func (s *Stream) settle(holder gears.SessionID, at gears.Place, fence uint64, settle func(gears.Place) error) error {
+func (s *Stream) settle(holder gearsfs.SessionID, at gearsfs.Place, fence uint64, settle func(gearsfs.Place) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken != nil {
 		return s.broken
 	}
 	if !s.queue.Held(at, holder, fence) {
-		return gears.ErrGone
+		return gearsfs.ErrGone
 	}
 	err := s.checkLocked(settle(at))
 	s.serveLocked()
@@ -194,11 +194,11 @@ func (s *Stream) settle(holder gears.SessionID, at gears.Place, fence uint64, se
 }
 
 // ReturnAll returns everything that holder has leased.
-func (s *Stream) ReturnAll(holder gears.SessionID) {
+func (s *Stream) ReturnAll(holder gearsfs.SessionID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var held []gears.Place
-	for at, out := range s.queue.outs.from(gears.Place{}) {
+	var held []gearsfs.Place
+	for at, out := range s.queue.outs.from(gearsfs.Place{}) {
 		if out.Leased && out.Holder == holder {
 			held = append(held, at)
 		}
@@ -219,7 +219,7 @@ func (s *Stream) Seal() {
 }
 
 // SetLimits makes puts wait that would exceed l.
-func (s *Stream) SetLimits(l gears.Limits) {
+func (s *Stream) SetLimits(l gearsfs.Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queue.SetLimits(l)
@@ -294,7 +294,7 @@ func (s *Stream) tryLocked(w *Waiter[*call]) bool {
 
 // checkLocked remembers an error of the Records.
 func (s *Stream) checkLocked(err error) error {
-	if err == nil || errors.Is(err, gears.ErrEnd) || errors.Is(err, gears.ErrSealed) {
+	if err == nil || errors.Is(err, gearsfs.ErrEnd) || errors.Is(err, gearsfs.ErrSealed) {
 		return err
 	}
 	if s.broken == nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/anishathalye/porcupine"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 func newStream(t testing.TB) *Stream {
@@ -23,7 +23,7 @@ func newStream(t testing.TB) *Stream {
 	return s
 }
 
-func rec(s string) gears.NewRecord { return gears.NewRecord{Data: []byte(s)} }
+func rec(s string) gearsfs.NewRecord { return gearsfs.NewRecord{Data: []byte(s)} }
 
 func mustPut(t testing.TB, s *Stream, data ...string) {
 	for _, d := range data {
@@ -70,10 +70,10 @@ func TestACancelledTakerLosesNothing(t *testing.T) {
 func TestPutsWaitForRoomInTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStream(t)
-		s.SetLimits(gears.Limits{Bytes: 10})
+		s.SetLimits(gearsfs.Limits{Bytes: 10})
 		mustPut(t, s, "123456")
 		var mu sync.Mutex
-		order := make(map[string]gears.Seq)
+		order := make(map[string]gearsfs.Seq)
 		ctx, cancel := context.WithCancel(t.Context())
 		for _, p := range []struct {
 			ctx  context.Context
@@ -91,7 +91,7 @@ func TestPutsWaitForRoomInTheirOrder(t *testing.T) {
 		require.Empty(t, order, "small ones wait behind the big one")
 		cancel()
 		synctest.Wait()
-		require.Equal(t, map[string]gears.Seq{"b": 2, "c": 3}, order, "its turn has passed on")
+		require.Equal(t, map[string]gearsfs.Seq{"b": 2, "c": 3}, order, "its turn has passed on")
 		_, _, err := s.Put(ctx, rec("too big now"))
 		require.ErrorIs(t, err, context.Canceled)
 		require.Equal(t, uint64(3), s.State().Ready)
@@ -111,15 +111,15 @@ func TestSealEndsTheWaiting(t *testing.T) {
 		s.Seal()
 		synctest.Wait()
 		require.NoError(t, took, "a leased record may come back")
-		require.ErrorIs(t, followed, gears.ErrEnd, "nothing newer can come")
+		require.ErrorIs(t, followed, gearsfs.ErrEnd, "nothing newer can come")
 		_, _, err = s.Put(t.Context(), rec("b"))
-		require.ErrorIs(t, err, gears.ErrSealed)
+		require.ErrorIs(t, err, gearsfs.ErrSealed)
 		require.NoError(t, s.Ack(holder, leased[0].Place, leased[0].Fence))
 		synctest.Wait()
-		require.ErrorIs(t, took, gears.ErrEnd)
-		require.ErrorIs(t, s.Ack(holder, leased[0].Place, leased[0].Fence), gears.ErrGone)
+		require.ErrorIs(t, took, gearsfs.ErrEnd)
+		require.ErrorIs(t, s.Ack(holder, leased[0].Place, leased[0].Fence), gearsfs.ErrGone)
 		_, err = s.Peek(t.Context(), 1)
-		require.ErrorIs(t, err, gears.ErrEnd)
+		require.ErrorIs(t, err, gearsfs.ErrEnd)
 	})
 }
 
@@ -137,7 +137,7 @@ func TestReturnedRecordsWakeTakers(t *testing.T) {
 		synctest.Wait()
 		require.Empty(t, got)
 		s.ReturnAll(holder)
-		require.Equal(t, []gears.Seq{1, 2}, seqs(<-got))
+		require.Equal(t, []gearsfs.Seq{1, 2}, seqs(<-got))
 	})
 }
 
@@ -145,10 +145,10 @@ func TestFollowersSeeAllInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const records = 300
 		s := newStream(t)
-		seen := make([][]gears.Seq, 3)
+		seen := make([][]gearsfs.Seq, 3)
 		for i := range seen {
 			go func() {
-				var last gears.Seq
+				var last gearsfs.Seq
 				for {
 					found, err := s.Follow(t.Context(), last, 1+i)
 					if err != nil {
@@ -175,7 +175,7 @@ func TestFollowersSeeAllInOrder(t *testing.T) {
 func TestEveryRecordIsTakenOnce(t *testing.T) {
 	const putters, takers, each = 4, 4, 2000
 	s := newStream(t)
-	s.SetLimits(gears.Limits{Records: 64})
+	s.SetLimits(gearsfs.Limits{Records: 64})
 	var done sync.WaitGroup
 	for p := range putters {
 		done.Go(func() {
@@ -187,7 +187,7 @@ func TestEveryRecordIsTakenOnce(t *testing.T) {
 		})
 	}
 	var mu sync.Mutex
-	last := make(map[gears.Seq]string)
+	last := make(map[gearsfs.Seq]string)
 	var taking sync.WaitGroup
 	for range takers {
 		taking.Go(func() {
@@ -196,7 +196,7 @@ func TestEveryRecordIsTakenOnce(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(50))*time.Microsecond)
 				taken, err := s.Take(ctx, 1+random.IntN(3))
 				cancel()
-				if gears.CodeOf(err) == gears.ErrEnd.Code {
+				if gearsfs.CodeOf(err) == gearsfs.ErrEnd.Code {
 					return
 				}
 				mu.Lock()
@@ -215,7 +215,7 @@ func TestEveryRecordIsTakenOnce(t *testing.T) {
 	taking.Wait()
 	require.Len(t, last, putters*each)
 	next := make([]int, putters)
-	for seq := gears.Seq(1); seq <= putters*each; seq++ {
+	for seq := gearsfs.Seq(1); seq <= putters*each; seq++ {
 		var p, i int
 		_, err := fmt.Sscan(last[seq], &p, &i)
 		require.NoError(t, err)
@@ -230,12 +230,12 @@ type fifoOp struct{ take bool }
 
 // fifoState is what a FIFO whose answers carry seqs is: how many were put and
 // how many taken.
-type fifoState struct{ put, taken gears.Seq }
+type fifoState struct{ put, taken gearsfs.Seq }
 
 var fifoModel = porcupine.Model{
 	Init: func() any { return fifoState{} },
 	Step: func(state, input, output any) (bool, any) {
-		s, seq := state.(fifoState), output.(gears.Seq)
+		s, seq := state.(fifoState), output.(gearsfs.Seq)
 		if !input.(fifoOp).take {
 			s.put++
 			return seq == s.put, s
@@ -262,7 +262,7 @@ func TestLinearizable(t *testing.T) {
 			for range 1000 {
 				op := fifoOp{take: random.IntN(2) == 0}
 				call := clock.Add(1)
-				var seq gears.Seq
+				var seq gearsfs.Seq
 				if op.take {
 					if taken, err := s.Take(gone, 1); err == nil {
 						seq = taken[0].Place.Seq

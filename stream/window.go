@@ -3,7 +3,7 @@ package stream
 import (
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Bounds of one queue's window.
@@ -53,7 +53,7 @@ type window struct {
 }
 
 type windowed struct {
-	at  gears.Place
+	at  gearsfs.Place
 	rec Record
 }
 
@@ -67,7 +67,7 @@ func (w *window) room(r *Record) bool {
 	return n == 0 || n < windowRecordsMax && w.bytes+cost(r) <= windowBytesMax && w.pool.left >= cost(r)
 }
 
-func (w *window) push(at gears.Place, r *Record) {
+func (w *window) push(at gearsfs.Place, r *Record) {
 	if w.first > 0 && len(w.recs) == cap(w.recs) {
 		n := copy(w.recs, w.recs[w.first:])
 		clear(w.recs[n:])

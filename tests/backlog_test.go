@@ -15,8 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // memoryMax is what the daemon may have resident, whatever it holds.
@@ -35,7 +35,7 @@ func TestBacklog(t *testing.T) {
 	const recordBytes, batch = 100, 4096
 	ctx := context.Background()
 	d := startDaemon(t)
-	file, key := gears.At("/backlog"), gears.Key("q")
+	file, key := gearsfs.At("/backlog"), gearsfs.Key("q")
 	payload := func(i int) []byte {
 		return binary.BigEndian.AppendUint64(make([]byte, recordBytes-8, recordBytes), uint64(i))
 	}
@@ -43,7 +43,7 @@ func TestBacklog(t *testing.T) {
 	began := time.Now()
 	m := d.dial()
 	for put := 0; put < records; {
-		some := make([]gears.NewRecord, min(batch, records-put))
+		some := make([]gearsfs.NewRecord, min(batch, records-put))
 		for i := range some {
 			some[i].Data = payload(put + i)
 		}
@@ -75,8 +75,8 @@ func TestBacklog(t *testing.T) {
 	require.NoError(t, err)
 	taken := 0
 	for {
-		some, err := m.Take(ctx, dgm.Take{File: file, Keys: []gears.Key{key}, Max: batch})
-		if errors.Is(err, gears.ErrEnd) {
+		some, err := m.Take(ctx, dgm.Take{File: file, Keys: []gearsfs.Key{key}, Max: batch})
+		if errors.Is(err, gearsfs.ErrEnd) {
 			break
 		}
 		require.NoError(t, err)

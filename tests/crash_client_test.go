@@ -9,8 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // A crashClient does random things in a directory of its own, and writes down
@@ -18,7 +18,7 @@ import (
 // operations; it is there before the operation is asked for.
 type crashClient struct {
 	dir     string
-	ino     gears.Ino
+	ino     gearsfs.Ino
 	rng     *rand.Rand
 	m       dgm.Manager
 	serial  int
@@ -31,7 +31,7 @@ type crashClient struct {
 	seqs    [2]uint64
 	names   []string // of empty files
 	bytes   []byte   // of the file written in place; nil where it is missing
-	byteIno gears.Ino
+	byteIno gearsfs.Ino
 }
 
 type crashRecord struct {
@@ -39,11 +39,11 @@ type crashRecord struct {
 	data string
 }
 
-var crashKeys = []gears.Key{"a", "b"}
+var crashKeys = []gearsfs.Key{"a", "b"}
 
 // work does n things on a session of its own.
 func (c *crashClient) work(v *dgm.Volume, n int) error {
-	m, err := v.Local(dgm.Client{Caller: gears.Root})
+	m, err := v.Local(dgm.Client{Caller: gearsfs.Root})
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (c *crashClient) work(v *dgm.Volume, n int) error {
 	defer m.Close()
 	ctx := context.Background()
 	if err := c.did("dir\n", false, func() error {
-		attr, err := m.Make(ctx, gears.RootIno, c.dir, dgm.Make{Mode: 0o040755})
+		attr, err := m.Make(ctx, gearsfs.RootIno, c.dir, dgm.Make{Mode: 0o040755})
 		c.ino = attr.Ino
 		return err
 	}); err != nil {
@@ -110,7 +110,7 @@ func (c *crashClient) state() string {
 func (c *crashClient) step(ctx context.Context) error {
 	which := c.rng.IntN(2)
 	key := crashKeys[which]
-	path := gears.At("/" + c.dir + "/queue")
+	path := gearsfs.At("/" + c.dir + "/queue")
 	held := c.streams[string(key)]
 	switch dice := c.rng.IntN(12); {
 	case dice < 4:
@@ -119,7 +119,7 @@ func (c *crashClient) step(ctx context.Context) error {
 		n := 1 + c.rng.IntN(min(3, len(held)))
 		c.streams[string(key)] = held[n:]
 		return c.did(c.state(), true, func() error {
-			return c.takeSome(ctx, dgm.Take{File: path, Keys: []gears.Key{key}, Max: n, NoWait: true}, held[:n])
+			return c.takeSome(ctx, dgm.Take{File: path, Keys: []gearsfs.Key{key}, Max: n, NoWait: true}, held[:n])
 		})
 	case dice < 8 && len(held) > 0:
 		return c.leaseOne(ctx, path, key, held)
@@ -130,14 +130,14 @@ func (c *crashClient) step(ctx context.Context) error {
 	}
 }
 
-func (c *crashClient) putSome(ctx context.Context, path gears.File, which int) error {
+func (c *crashClient) putSome(ctx context.Context, path gearsfs.File, which int) error {
 	key := crashKeys[which]
-	var records []gears.NewRecord
+	var records []gearsfs.NewRecord
 	for range 1 + c.rng.IntN(3) {
 		c.serial++
 		c.seqs[which]++
 		data := fmt.Sprintf("%d %s", c.serial, strings.Repeat("x", c.rng.IntN(3000)))
-		records = append(records, gears.NewRecord{Data: []byte(data)})
+		records = append(records, gearsfs.NewRecord{Data: []byte(data)})
 		c.streams[string(key)] = append(slices.Clip(c.streams[string(key)]), crashRecord{c.seqs[which], data})
 	}
 	c.queue = true
@@ -169,10 +169,10 @@ func (c *crashClient) takeSome(ctx context.Context, take dgm.Take, want []crashR
 
 // leaseOne leases a record, which changes nothing that survives, and gives it
 // back or acknowledges it.
-func (c *crashClient) leaseOne(ctx context.Context, path gears.File, key gears.Key, held []crashRecord) error {
-	var receipt gears.Receipt
+func (c *crashClient) leaseOne(ctx context.Context, path gearsfs.File, key gearsfs.Key, held []crashRecord) error {
+	var receipt gearsfs.Receipt
 	if err := c.did(c.state(), true, func() error {
-		got, err := c.m.Take(ctx, dgm.Take{File: path, Keys: []gears.Key{key}, NoWait: true, Lease: true})
+		got, err := c.m.Take(ctx, dgm.Take{File: path, Keys: []gearsfs.Key{key}, NoWait: true, Lease: true})
 		if err == nil {
 			receipt = *got[0].Receipt
 		}
@@ -185,7 +185,7 @@ func (c *crashClient) leaseOne(ctx context.Context, path gears.File, key gears.K
 		c.streams[string(key)] = held[1:]
 	}
 	return c.did(c.state(), true, func() error {
-		return c.m.Settle(ctx, dgm.Settle{Receipts: []gears.Receipt{receipt}, Return: back})
+		return c.m.Settle(ctx, dgm.Settle{Receipts: []gearsfs.Receipt{receipt}, Return: back})
 	})
 }
 
@@ -241,7 +241,7 @@ func (c *crashClient) writeBytes(ctx context.Context) error {
 	copy(grown[at:], text)
 	c.bytes = grown
 	return c.did(c.state(), false, func() error {
-		_, err := c.m.Write(ctx, c.byteIno, gears.Pos(at), text)
+		_, err := c.m.Write(ctx, c.byteIno, gearsfs.Pos(at), text)
 		return err
 	})
 }

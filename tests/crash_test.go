@@ -17,9 +17,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -151,7 +151,7 @@ func (c crash) check(clients []*crashClient, rng *rand.Rand, deep bool) error {
 	}
 	found := make([]string, len(clients))
 	err = func() error {
-		m, err := v.Local(dgm.Client{Caller: gears.Root})
+		m, err := v.Local(dgm.Client{Caller: gearsfs.Root})
 		if err != nil {
 			return err
 		}
@@ -199,8 +199,8 @@ func (deaf) Applied(uint64, []file.Touched, []file.Changed) {}
 // dump describes all that is in a client's directory.
 func dump(m dgm.Manager, dir string) (string, error) {
 	ctx := context.Background()
-	attr, err := m.Lookup(ctx, gears.RootIno, dir)
-	if errors.Is(err, gears.ErrNotFound) {
+	attr, err := m.Lookup(ctx, gearsfs.RootIno, dir)
+	if errors.Is(err, gearsfs.ErrNotFound) {
 		return "", nil
 	}
 	if err != nil {
@@ -222,13 +222,13 @@ func dump(m dgm.Manager, dir string) (string, error) {
 			fmt.Fprintf(&out, "  %q\n", text)
 			continue
 		}
-		streams, err := m.ListStreams(ctx, gears.ByIno(e.Attr.Ino), "", 100)
+		streams, err := m.ListStreams(ctx, gearsfs.ByIno(e.Attr.Ino), "", 100)
 		if err != nil {
 			return "", err
 		}
 		for _, s := range streams {
-			records, err := m.Peek(ctx, dgm.Peek{File: gears.ByIno(e.Attr.Ino), Key: s.Key, Max: 1000, NoWait: true, Follow: true})
-			if err != nil && !errors.Is(err, gears.ErrEmpty) {
+			records, err := m.Peek(ctx, dgm.Peek{File: gearsfs.ByIno(e.Attr.Ino), Key: s.Key, Max: 1000, NoWait: true, Follow: true})
+			if err != nil && !errors.Is(err, gearsfs.ErrEmpty) {
 				return "", err
 			}
 			for _, r := range records {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // On a full disk puts are refused, takes still work and nothing is lost; when
@@ -29,7 +29,7 @@ func TestDiskFull(t *testing.T) {
 	d.start()
 	ctx := context.Background()
 	m := d.dial()
-	file, key := gears.At("/file"), gears.Key("q")
+	file, key := gearsfs.At("/file"), gearsfs.Key("q")
 	puts := 0
 	noise := rand.NewChaCha8([32]byte{3}) // does not compress
 	put := func() error {
@@ -37,8 +37,8 @@ func TestDiskFull(t *testing.T) {
 		if _, err := noise.Read(data); err != nil {
 			return err
 		}
-		record := gears.NewRecord{Data: binary.BigEndian.AppendUint64(data, uint64(puts))}
-		_, err := m.Put(ctx, dgm.Put{File: file, Key: key, Records: []gears.NewRecord{record}})
+		record := gearsfs.NewRecord{Data: binary.BigEndian.AppendUint64(data, uint64(puts))}
+		_, err := m.Put(ctx, dgm.Put{File: file, Key: key, Records: []gearsfs.NewRecord{record}})
 		if err == nil {
 			puts++
 		}
@@ -48,7 +48,7 @@ func TestDiskFull(t *testing.T) {
 	for err == nil && puts < 4000 {
 		err = put()
 	}
-	require.ErrorIs(t, err, gears.ErrNoSpace)
+	require.ErrorIs(t, err, gearsfs.ErrNoSpace)
 	t.Logf("full after %d puts of 256 KiB", puts)
 	d.gearsfs("put", ":/file", "q", "x").requireError(t, 1, "no space")
 
@@ -57,7 +57,7 @@ func TestDiskFull(t *testing.T) {
 
 	taken := 0
 	take := func(max int) {
-		records, err := m.Take(ctx, dgm.Take{File: file, Keys: []gears.Key{key}, Max: max, NoWait: true})
+		records, err := m.Take(ctx, dgm.Take{File: file, Keys: []gearsfs.Key{key}, Max: max, NoWait: true})
 		require.NoError(t, err)
 		for _, r := range records {
 			require.EqualValues(t, taken, binary.BigEndian.Uint64(r.Data[256<<10:]))
@@ -67,7 +67,7 @@ func TestDiskFull(t *testing.T) {
 	for taken < puts {
 		take(10)
 	}
-	_, err = m.Take(ctx, dgm.Take{File: file, Keys: []gears.Key{key}, NoWait: true})
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	_, err = m.Take(ctx, dgm.Take{File: file, Keys: []gearsfs.Key{key}, NoWait: true})
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 	require.NoError(t, put(), "there is room again")
 }

@@ -11,8 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // kill -9 of the daemon at any moment: what was acknowledged stays so. The
@@ -47,7 +47,7 @@ func TestKillLoop(t *testing.T) {
 			t := taker{ledger: l}
 			for {
 				err := t.takeSome(ctx, m, 1+rng.IntN(8))
-				if errors.Is(err, gears.ErrEnd) {
+				if errors.Is(err, gearsfs.ErrEnd) {
 					return
 				}
 				if err != nil {
@@ -57,7 +57,7 @@ func TestKillLoop(t *testing.T) {
 			}
 		})
 	}
-	gardener := &gardener{m: d.dial(), rng: rand.New(rand.NewPCG(seed, 1000)), want: map[string]gears.Ino{}}
+	gardener := &gardener{m: d.dial(), rng: rand.New(rand.NewPCG(seed, 1000)), want: map[string]gearsfs.Ino{}}
 	putting.Go(func() {
 		for open(stop) {
 			if err := gardener.step(ctx); err != nil {
@@ -107,14 +107,14 @@ func open(stop <-chan struct{}) bool {
 type gardener struct {
 	m     dgm.Manager
 	rng   *rand.Rand
-	dir   gears.Ino
-	want  map[string]gears.Ino
+	dir   gearsfs.Ino
+	want  map[string]gearsfs.Ino
 	steps int
 }
 
 func (g *gardener) step(ctx context.Context) error {
 	if g.dir == 0 {
-		attr, err := g.m.Make(ctx, gears.RootIno, "garden", dgm.Make{Mode: 0o040755})
+		attr, err := g.m.Make(ctx, gearsfs.RootIno, "garden", dgm.Make{Mode: 0o040755})
 		if err != nil {
 			return err
 		}

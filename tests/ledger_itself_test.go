@@ -5,7 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // The ledger must see what the other tests rely on it to see.
@@ -13,7 +13,7 @@ func TestTheLedgerSeesFaults(t *testing.T) {
 	sound := func() *ledger {
 		l := newLedger("/q", 2)
 		l.put = []uint64{2, 1}
-		l.taken = map[item]gears.Seq{{0, 0}: 1, {1, 0}: 2, {0, 1}: 3}
+		l.taken = map[item]gearsfs.Seq{{0, 0}: 1, {1, 0}: 2, {0, 1}: 3}
 		return l
 	}
 	require.NoError(t, sound().check())

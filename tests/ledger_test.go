@@ -7,20 +7,20 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // A ledger holds putters and takers of one stream to account: each record that
 // a putter had acknowledged is taken once, and in the putter's order.
 type ledger struct {
-	file gears.File
-	key  gears.Key
+	file gearsfs.File
+	key  gearsfs.Key
 
 	mu    sync.Mutex
-	put   []uint64               // by putter: records 0 to put-1 were acknowledged
-	taken map[item]gears.Seq     // by whichever taker
-	seqs  map[gears.Seq]struct{} // of the records taken
+	put   []uint64                 // by putter: records 0 to put-1 were acknowledged
+	taken map[item]gearsfs.Seq     // by whichever taker
+	seqs  map[gearsfs.Seq]struct{} // of the records taken
 	wrong []error
 }
 
@@ -32,8 +32,8 @@ type item struct {
 
 func newLedger(path string, putters int) *ledger {
 	return &ledger{
-		file: gears.At(path), key: "q", put: make([]uint64, putters),
-		taken: make(map[item]gears.Seq), seqs: make(map[gears.Seq]struct{}),
+		file: gearsfs.At(path), key: "q", put: make([]uint64, putters),
+		taken: make(map[item]gearsfs.Seq), seqs: make(map[gearsfs.Seq]struct{}),
 	}
 }
 
@@ -48,7 +48,7 @@ func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n in
 	l.mu.Lock()
 	first := l.put[putter]
 	l.mu.Unlock()
-	records := make([]gears.NewRecord, n)
+	records := make([]gearsfs.NewRecord, n)
 	for i := range records {
 		records[i].Data = item{putter, first + uint64(i)}.appendTo(nil)
 	}
@@ -59,7 +59,7 @@ func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n in
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.put[putter] += uint64(n)
-	if got.Last-got.First+1 != gears.Seq(n) {
+	if got.Last-got.First+1 != gearsfs.Seq(n) {
 		l.wrong = append(l.wrong, fmt.Errorf("%d records were put as %d to %d", n, got.First, got.Last))
 	}
 	return nil
@@ -69,12 +69,12 @@ func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n in
 // nothing is leased.
 type taker struct {
 	*ledger
-	last gears.Seq
+	last gearsfs.Seq
 }
 
 // takeSome takes up to n records, waiting for the first, and writes them down.
 func (t *taker) takeSome(ctx context.Context, m dgm.Manager, n int) error {
-	records, err := m.Take(ctx, dgm.Take{File: t.file, Keys: []gears.Key{t.key}, Max: n})
+	records, err := m.Take(ctx, dgm.Take{File: t.file, Keys: []gearsfs.Key{t.key}, Max: n})
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (l *ledger) check() error {
 	wrong := l.wrong
 	total := 0
 	for putter, n := range l.put {
-		var last gears.Seq
+		var last gearsfs.Seq
 		for number := range n {
 			i := item{uint32(putter), number}
 			seq, ok := l.taken[i]

@@ -15,8 +15,8 @@ import (
 	"github.com/anishathalye/porcupine"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // Histories of concurrent clients are linearizable, also while the daemon is
@@ -116,19 +116,19 @@ type client struct {
 	streams int
 	rng     *rand.Rand
 	put     int
-	held    []gears.Record // leased
-	last    [8]uint64      // by stream: the last seq that it saw
+	held    []gearsfs.Record // leased
+	last    [8]uint64        // by stream: the last seq that it saw
 }
 
 // step asks one thing and writes it down; an error is one that it must not get.
 func (c *client) step(ctx context.Context) error {
 	stream := c.rng.IntN(c.streams)
-	file, key := gears.At("/linear"), gears.Key(fmt.Sprintf("s%d", stream))
+	file, key := gearsfs.At("/linear"), gearsfs.Key(fmt.Sprintf("s%d", stream))
 	n := 1 + c.rng.IntN(3)
 	in := ask{stream: stream, n: n}
 	var out reply
 	var do func(context.Context) error
-	seen := func(records []gears.Record) {
+	seen := func(records []gearsfs.Record) {
 		for _, r := range records {
 			out.seqs = append(out.seqs, uint64(r.Place.Seq))
 			c.saw(stream, uint64(r.Place.Seq), string(r.Data))
@@ -144,7 +144,7 @@ func (c *client) step(ctx context.Context) error {
 		in.op = "put"
 		do = c.putting(file, key, &in, &out)
 	case dice < 8:
-		take := dgm.Take{File: file, Keys: []gears.Key{key}, Max: n, NoWait: c.rng.IntN(2) == 0, Lease: c.rng.IntN(3) == 0}
+		take := dgm.Take{File: file, Keys: []gearsfs.Key{key}, Max: n, NoWait: c.rng.IntN(2) == 0, Lease: c.rng.IntN(3) == 0}
 		if in.op = "take"; take.Lease {
 			in.op = "lease"
 		} else if !take.NoWait {
@@ -163,7 +163,7 @@ func (c *client) step(ctx context.Context) error {
 		peek := dgm.Peek{File: file, Key: key, NoWait: true}
 		if in.op = "peek"; dice == 9 {
 			in.op, in.seqs = "after", []uint64{c.last[stream]}
-			peek.Follow, peek.After = true, gears.Seq(c.last[stream])
+			peek.Follow, peek.After = true, gearsfs.Seq(c.last[stream])
 		}
 		do = func(ctx context.Context) error {
 			records, err := c.m.Peek(ctx, peek)
@@ -174,9 +174,9 @@ func (c *client) step(ctx context.Context) error {
 	return c.record(ctx, patience, in, &out, do)
 }
 
-func (c *client) putting(file gears.File, key gears.Key, in *ask, out *reply) func(context.Context) error {
+func (c *client) putting(file gearsfs.File, key gearsfs.Key, in *ask, out *reply) func(context.Context) error {
 	return func(ctx context.Context) error {
-		records := make([]gears.NewRecord, in.n)
+		records := make([]gearsfs.NewRecord, in.n)
 		for i := range records {
 			c.put++
 			records[i].Data = fmt.Appendf(nil, "%s/%d", c.name, c.put)
@@ -196,8 +196,8 @@ func (c *client) putting(file gears.File, key gears.Key, in *ask, out *reply) fu
 
 // settle acknowledges or returns what is held of the stream of the first held.
 func (c *client) settle(in *ask) func(context.Context) error {
-	var receipts []gears.Receipt
-	var rest []gears.Record
+	var receipts []gearsfs.Receipt
+	var rest []gearsfs.Record
 	for _, r := range c.held {
 		if r.Key != c.held[0].Key {
 			rest = append(rest, r)
@@ -225,11 +225,11 @@ func (c *client) record(ctx context.Context, patience time.Duration, in ask, out
 	err := do(ctx)
 	o.Return = int64(time.Since(c.began))
 	switch {
-	case errors.Is(err, gears.ErrMaybe):
+	case errors.Is(err, gearsfs.ErrMaybe):
 		out.maybe = true
 		o.Return = math.MaxInt64
 		c.id += c.ids
-	case errors.Is(err, gears.ErrEmpty):
+	case errors.Is(err, gearsfs.ErrEmpty):
 		out.empty = true
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil // nothing has happened

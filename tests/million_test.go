@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // 32 putters and 32 takers, a connection each: each record is taken once and in
@@ -61,7 +61,7 @@ func exchange(t *testing.T, d *daemon, addr string, records int) {
 			t := taker{ledger: l}
 			for {
 				err := t.takeSome(ctx, m, 1+rng.IntN(16))
-				if errors.Is(err, gears.ErrEnd) {
+				if errors.Is(err, gearsfs.ErrEnd) {
 					return
 				}
 				if err != nil {

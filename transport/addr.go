@@ -5,7 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Addr is where a node listens.
@@ -29,31 +29,31 @@ const unixPathBytesMax = 107
 
 // ParseAddr reads "host:port" or "unix:PATH". An empty host is this machine, or
 // all of its addresses for Listen; port 0 lets Listen choose one. The error is
-// gears.ErrInvalid and says what is wrong.
+// gearsfs.ErrInvalid and says what is wrong.
 func ParseAddr(s string) (Addr, error) {
 	if i := strings.IndexFunc(s, func(r rune) bool { return r == ',' || r < 0x20 || r == 0x7f }); i >= 0 {
-		return Addr{}, gears.ErrInvalid.Because("address %q: must not contain %q", s, s[i])
+		return Addr{}, gearsfs.ErrInvalid.Because("address %q: must not contain %q", s, s[i])
 	}
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
 		switch {
 		case path == "":
-			return Addr{}, gears.ErrInvalid.Because("address %q: the path of the socket is missing", s)
+			return Addr{}, gearsfs.ErrInvalid.Because("address %q: the path of the socket is missing", s)
 		case path[0] == '@':
-			return Addr{}, gears.ErrInvalid.Because("address %q: abstract sockets have no permissions and are not supported (write ./@ for a file)", s)
+			return Addr{}, gearsfs.ErrInvalid.Because("address %q: abstract sockets have no permissions and are not supported (write ./@ for a file)", s)
 		case len(path) > unixPathBytesMax:
-			return Addr{}, gears.ErrInvalid.Because("address %q: the path of a socket has at most %d bytes, this has %d", s, unixPathBytesMax, len(path))
+			return Addr{}, gearsfs.ErrInvalid.Because("address %q: the path of a socket has at most %d bytes, this has %d", s, unixPathBytesMax, len(path))
 		}
 		return Addr{Network: "unix", Address: path}, nil
 	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return Addr{}, gears.ErrInvalid.Because("address %q: is neither host:port nor unix:PATH", s)
+		return Addr{}, gearsfs.ErrInvalid.Because("address %q: is neither host:port nor unix:PATH", s)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return Addr{}, gears.ErrInvalid.Because("address %q: the port is not a number from 0 to 65535", s)
+		return Addr{}, gearsfs.ErrInvalid.Because("address %q: the port is not a number from 0 to 65535", s)
 	}
 	if strings.ContainsAny(host, "/@ ") {
-		return Addr{}, gears.ErrInvalid.Because("address %q: %q is not a host", s, host)
+		return Addr{}, gearsfs.ErrInvalid.Because("address %q: %q is not a host", s, host)
 	}
 	return Addr{Network: "tcp", Address: net.JoinHostPort(host, port)}, nil
 }
@@ -61,7 +61,7 @@ func ParseAddr(s string) (Addr, error) {
 // ParseAddrs reads one or more addresses with commas between them.
 func ParseAddrs(s string) ([]Addr, error) {
 	if s == "" {
-		return nil, gears.ErrInvalid.Because("the address is missing: host:port or unix:PATH")
+		return nil, gearsfs.ErrInvalid.Because("the address is missing: host:port or unix:PATH")
 	}
 	var addrs []Addr
 	for part := range strings.SplitSeq(s, ",") {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 func TestParseAddr(t *testing.T) {
@@ -45,7 +45,7 @@ func TestParseAddr(t *testing.T) {
 	} {
 		a, err := ParseAddr(c.in)
 		if c.reason != "" {
-			require.ErrorIs(t, err, gears.ErrInvalid, c.in)
+			require.ErrorIs(t, err, gearsfs.ErrInvalid, c.in)
 			require.ErrorContains(t, err, c.reason)
 			continue
 		}
@@ -60,7 +60,7 @@ func TestParseAddrs(t *testing.T) {
 	require.Equal(t, []Addr{{"tcp", "a:1"}, {"unix", "/s"}, {"tcp", "b:2"}}, all)
 	for _, bad := range []string{"", ",", "a:1,", "a:1,,b:2"} {
 		_, err := ParseAddrs(bad)
-		require.ErrorIs(t, err, gears.ErrInvalid, "%q", bad)
+		require.ErrorIs(t, err, gearsfs.ErrInvalid, "%q", bad)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestUnixSocketInUse(t *testing.T) {
 	require.NoError(t, err)
 	defer ln.Close()
 	_, err = Listen(addr)
-	require.ErrorIs(t, err, gears.ErrInUse)
+	require.ErrorIs(t, err, gearsfs.ErrInUse)
 	require.ErrorContains(t, err, addr.String())
 
 	c, err := net.Dial("unix", addr.Address)
@@ -105,14 +105,14 @@ func TestUnixSocketOfAnotherProgram(t *testing.T) {
 	require.NoError(t, err)
 	defer other.Close()
 	_, err = Listen(addr)
-	require.ErrorIs(t, err, gears.ErrInUse)
+	require.ErrorIs(t, err, gearsfs.ErrInUse)
 }
 
 func TestUnixSocketNotASocket(t *testing.T) {
 	addr := unixAddr(t)
 	require.NoError(t, os.WriteFile(addr.Address, []byte("mine"), 0o600))
 	_, err := Listen(addr)
-	require.ErrorIs(t, err, gears.ErrExists)
+	require.ErrorIs(t, err, gearsfs.ErrExists)
 	data, err := os.ReadFile(addr.Address)
 	require.NoError(t, err)
 	require.Equal(t, "mine", string(data))
@@ -140,7 +140,7 @@ func TestUnixSocketStale(t *testing.T) {
 				case err == nil:
 					wins.Add(1)
 					won.Store(ln)
-				case gears.CodeOf(err) != gears.ErrInUse.Code:
+				case gearsfs.CodeOf(err) != gearsfs.ErrInUse.Code:
 					other.Add(1)
 				}
 			})
@@ -173,7 +173,7 @@ func TestListenErrors(t *testing.T) {
 	defer ln.Close()
 	require.NotContains(t, ln.Address().String(), ":0")
 	_, err = Listen(ln.Address())
-	require.ErrorIs(t, err, gears.ErrInUse)
+	require.ErrorIs(t, err, gearsfs.ErrInUse)
 	require.ErrorContains(t, err, ln.Address().String())
 
 	_, err = Listen(Addr{Network: "unix", Address: filepath.Join(t.TempDir(), "missing", "s")})
@@ -186,7 +186,7 @@ func TestDialNobody(t *testing.T) {
 	require.NoError(t, ln.Close())
 	for _, addr := range []Addr{ln.Address(), unixAddr(t)} {
 		_, err := Dial(t.Context(), addr, Config{})
-		require.ErrorIs(t, err, gears.ErrNoNode)
+		require.ErrorIs(t, err, gearsfs.ErrNoNode)
 		require.ErrorContains(t, err, addr.String())
 	}
 	gone, cancel := context.WithCancel(t.Context())

@@ -15,7 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // brokenConn does something to what is written: it cuts the connection before
@@ -155,8 +155,8 @@ func wholeConversation(t *testing.T) (bytes [2]int) {
 		v.hold(one, two)
 		require.NoError(t, errors.Join(v.errs[0], v.errs[1], v.closed))
 		require.Equal(t, len(v.fates)-1, v.check(t), "all but the one that comes after the Close")
-		require.ErrorIs(t, v.caller.Err(), gears.ErrClosed)
-		require.ErrorIs(t, v.called.Err(), gears.ErrClosed)
+		require.ErrorIs(t, v.caller.Err(), gearsfs.ErrClosed)
+		require.ErrorIs(t, v.called.Err(), gearsfs.ErrClosed)
 		bytes = [2]int{one.written, two.written}
 	})
 	return bytes
@@ -203,7 +203,7 @@ func TestFlipEveryByte(t *testing.T) {
 				var v conversation
 				v.hold(conns[0], conns[1])
 				v.check(t)
-				if v.errs[1-end] == nil && v.closed == nil && errors.Is([]*Conn{v.caller, v.called}[1-end].Err(), gears.ErrClosed) {
+				if v.errs[1-end] == nil && v.closed == nil && errors.Is([]*Conn{v.caller, v.called}[1-end].Err(), gearsfs.ErrClosed) {
 					t.Error("nobody noticed")
 				}
 			})

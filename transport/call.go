@@ -4,7 +4,7 @@ import (
 	"context"
 	"runtime"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Pending is a call that was started and has not ended.
@@ -43,17 +43,17 @@ func newWaiter() any { return &Pending{ended: make(chan outcome, 1)} }
 // Handler in the order in which they were started.
 //
 // done is called exactly once with the answer, which belongs to it, or with an
-// error: one that the peer's end answered with (gears.ErrUnknownOp,
-// gears.ErrOverload, gears.ErrClosed: the call was not served), one with ErrLost
+// error: one that the peer's end answered with (gearsfs.ErrUnknownOp,
+// gearsfs.ErrOverload, gearsfs.ErrClosed: the call was not served), one with ErrLost
 // in its chain where the outcome is unknown, or, where the call was never sent:
-// gears.ErrTooBig, gears.ErrOverload, gears.ErrCancelled, or Err's. It is
+// gearsfs.ErrTooBig, gearsfs.ErrOverload, gearsfs.ErrCancelled, or Err's. It is
 // called on the goroutine that reads from the connection, or on one of its own,
 // never before Start returns on the caller's; it must not wait for anything,
 // and may start calls and reply to others.
 //
 // A call that finds the peer's window full is kept until there is room, up to
 // as many calls and bytes as Config.CallsMax and WindowBytes allow, then refused
-// with gears.ErrOverload. body must not be changed until done is called.
+// with gearsfs.ErrOverload. body must not be changed until done is called.
 func (c *Conn) Start(body []byte, done func(answer []byte, err error)) *Pending {
 	p := &Pending{conn: c, body: body, done: done}
 	c.begin(p)
@@ -87,7 +87,7 @@ func (c *Conn) Call(ctx context.Context, body []byte) ([]byte, error) {
 
 // Cancel asks that the call ends soon. done is called as ever, with the true
 // outcome: Cancel only passes the wish on, to the OnCancel of the peer's Call.
-// A call that was not sent yet ends with gears.ErrCancelled. It does not wait
+// A call that was not sent yet ends with gearsfs.ErrCancelled. It does not wait
 // and may be called at any time and repeatedly.
 func (p *Pending) Cancel() { p.cancel() }
 
@@ -99,7 +99,7 @@ func (p *Pending) cancel() (unsent bool) {
 	case p.state == pendingWaits:
 		c.waiting.remove(p)
 		c.waitingBytes -= len(p.body)
-		c.endLaterLocked(p, gears.ErrCancelled)
+		c.endLaterLocked(p, gearsfs.ErrCancelled)
 		c.admitLocked()
 		unsent = true
 	case p.state == pendingSent && !p.cancelled && c.err == nil:
@@ -145,11 +145,11 @@ func (c *Conn) begin(p *Pending) {
 	switch {
 	case err != nil:
 	case overheadBytes+len(p.body) > c.frameBytesMax:
-		err = gears.ErrTooBig.Because("a request of %d bytes, at most %d are possible", len(p.body), c.frameBytesMax-overheadBytes)
+		err = gearsfs.ErrTooBig.Because("a request of %d bytes, at most %d are possible", len(p.body), c.frameBytesMax-overheadBytes)
 	case c.waiting.n == 0 && c.hasCreditLocked(p):
 		c.sendLocked(p)
 	case p.ended == nil && (c.waiting.n >= c.cfg.CallsMax || c.waitingBytes+len(p.body) > c.cfg.WindowBytes):
-		err = gears.ErrOverload.Because("%d calls of %d bytes wait to be sent", c.waiting.n, c.waitingBytes)
+		err = gearsfs.ErrOverload.Because("%d calls of %d bytes wait to be sent", c.waiting.n, c.waitingBytes)
 	default:
 		c.waiting.push(p)
 		c.waitingBytes += len(p.body)
@@ -218,7 +218,7 @@ func (c *Conn) handleAnswer(id uint64, answer []byte, err error) error {
 	p := c.sent[id]
 	if p == nil {
 		c.mu.Unlock()
-		return gears.ErrProtocol.Because("an answer to no call")
+		return gearsfs.ErrProtocol.Because("an answer to no call")
 	}
 	delete(c.sent, id)
 	p.state = pendingEnded

@@ -15,7 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // keeper is a Handler that keeps calls until the test answers them.
@@ -51,7 +51,7 @@ func (o *outcomes) done(name string) func([]byte, error) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if err != nil {
-			answer = fmt.Appendf(nil, "error %d", gears.CodeOf(err))
+			answer = fmt.Appendf(nil, "error %d", gearsfs.CodeOf(err))
 		}
 		o.all = append(o.all, name+": "+string(answer))
 	}
@@ -65,7 +65,9 @@ func (o *outcomes) take() []string {
 	return o.all
 }
 
-func failed(name string, err *gears.Error) string { return fmt.Sprintf("%s: error %d", name, err.Code) }
+func failed(name string, err *gearsfs.Error) string {
+	return fmt.Sprintf("%s: error %d", name, err.Code)
+}
 
 func TestAnswersInAnyOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -186,7 +188,7 @@ func TestLostConnection(t *testing.T) {
 		require.NoError(t, x.Close())
 		err := <-ended
 		require.ErrorIs(t, err, ErrLost)
-		require.ErrorIs(t, err, gears.ErrNoNode)
+		require.ErrorIs(t, err, gearsfs.ErrNoNode)
 		<-told
 		now := false
 		call.OnCancel(func() { now = true })
@@ -196,7 +198,7 @@ func TestLostConnection(t *testing.T) {
 		<-b.Done()
 
 		_, err = a.Call(t.Context(), nil)
-		require.ErrorIs(t, err, gears.ErrNoNode)
+		require.ErrorIs(t, err, gearsfs.ErrNoNode)
 		require.False(t, errors.Is(err, ErrLost), "it was not sent")
 		require.NoError(t, a.Close())
 	})
@@ -211,13 +213,13 @@ func TestUnserved(t *testing.T) {
 		}
 		a, b := pair(t, Config{}, small)
 		_, err := a.Call(t.Context(), nil)
-		require.ErrorIs(t, err, gears.ErrTooBig)
+		require.ErrorIs(t, err, gearsfs.ErrTooBig)
 		_, err = a.Call(t.Context(), make([]byte, helloBytesMax))
-		require.ErrorIs(t, err, gears.ErrTooBig)
+		require.ErrorIs(t, err, gearsfs.ErrTooBig)
 		_, err = a.Call(t.Context(), make([]byte, helloBytesMax-overheadBytes))
-		require.ErrorIs(t, err, gears.ErrTooBig, "the answer")
+		require.ErrorIs(t, err, gearsfs.ErrTooBig, "the answer")
 		_, err = b.Call(t.Context(), nil)
-		require.ErrorIs(t, err, gears.ErrUnknownOp)
+		require.ErrorIs(t, err, gearsfs.ErrUnknownOp)
 		require.NoError(t, a.Close())
 		require.NoError(t, b.Close())
 	})
@@ -238,7 +240,7 @@ func TestCallWindow(t *testing.T) {
 		for i := range 6 {
 			pending = append(pending, a.Start([]byte{'0' + byte(i)}, got.done(fmt.Sprint(i))))
 		}
-		require.Equal(t, []string{failed("5", gears.ErrOverload)}, got.take(), "2 are sent, 3 wait")
+		require.Equal(t, []string{failed("5", gearsfs.ErrOverload)}, got.take(), "2 are sent, 3 wait")
 		called := make(chan error)
 		go func() {
 			_, err := a.Call(t.Context(), []byte("6"))
@@ -253,7 +255,7 @@ func TestCallWindow(t *testing.T) {
 		giveUp()
 		require.ErrorIs(t, <-called, context.Canceled)
 		pending[4].Cancel()
-		require.Equal(t, []string{failed("4", gears.ErrCancelled)}, got.take())
+		require.Equal(t, []string{failed("4", gearsfs.ErrCancelled)}, got.take())
 
 		var order []string
 		for calls := kept.take(); len(calls) > 0; calls = kept.take() {
@@ -279,7 +281,7 @@ func TestByteWindow(t *testing.T) {
 		for i := range 5 {
 			a.Start(body, got.done(fmt.Sprint(i)))
 		}
-		require.Equal(t, []string{failed("4", gears.ErrOverload)}, got.take(), "2 are sent, 2 wait")
+		require.Equal(t, []string{failed("4", gearsfs.ErrOverload)}, got.take(), "2 are sent, 2 wait")
 		a.Start([]byte("small"), got.done("small"))
 		require.Equal(t, uint64(1), w.receive().id)
 		require.Equal(t, uint64(2), w.receive().id)
@@ -296,7 +298,7 @@ func TestByteWindow(t *testing.T) {
 		synctest.Wait()
 		w.Close()
 		<-a.Done()
-		require.Equal(t, []string{"0: ", "1: ", "2: ", "small: ", failed("3", gears.ErrNoNode)}, got.take())
+		require.Equal(t, []string{"0: ", "1: ", "2: ", "small: ", failed("3", gearsfs.ErrNoNode)}, got.take())
 	})
 }
 
@@ -332,7 +334,7 @@ func TestHeldBytes(t *testing.T) {
 			a.Start(make([]byte, 8000), got.done(fmt.Sprint(i)))
 		}
 		a.Start(make([]byte, heldFreeBytes), got.done("small"))
-		require.Equal(t, []string{failed("2", gears.ErrOverload)}, got.take())
+		require.Equal(t, []string{failed("2", gearsfs.ErrOverload)}, got.take())
 		calls := kept.take()
 		require.Len(t, calls, 3)
 		calls[0].Reply(nil)
@@ -374,7 +376,7 @@ func TestStartMayHoldLocks(t *testing.T) {
 		synctest.Wait()
 		mu.Lock()
 		require.Equal(t, 2, ends)
-		a.fail(gears.ErrNoNode, false)
+		a.fail(gearsfs.ErrNoNode, false)
 		a.Start(nil, done)
 		mu.Unlock()
 		<-a.Done()

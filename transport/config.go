@@ -4,7 +4,7 @@ import (
 	"crypto/tls"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Config says how one end of a connection behaves. The zero Config is usable:
@@ -16,7 +16,7 @@ type Config struct {
 	// Peer, Identity and Features can be asked, calls can be started once it
 	// has returned. An error refuses the peer, which gets it from Dial. Where
 	// NewHandler or the Handler is nil, calls are answered with
-	// gears.ErrUnknownOp.
+	// gearsfs.ErrUnknownOp.
 	NewHandler func(c *Conn) (Handler, error)
 
 	// TLS encrypts TCP connections, with TLS 1.3 or later; nil leaves them
@@ -29,7 +29,7 @@ type Config struct {
 	Features uint64
 
 	// FrameBytesMax bounds one frame, overheadBytes included; 0 is 32 MiB,
-	// which holds gears.BatchRecordsMax records of gears.BatchBytesMax bytes with
+	// which holds gearsfs.BatchRecordsMax records of gearsfs.BatchBytesMax bytes with
 	// the longest names. The smaller of both ends' values counts.
 	FrameBytesMax int
 
@@ -43,13 +43,13 @@ type Config struct {
 	WindowBytes int
 
 	// HeldBytesMax bounds the requests being served: one that is larger than
-	// 4 KiB and would bring them above it is refused with gears.ErrOverload. 0 is
+	// 4 KiB and would bring them above it is refused with gearsfs.ErrOverload. 0 is
 	// 256 MiB.
 	HeldBytesMax int
 
 	// UnreadBytesMax bounds the answers that the peer has not read: above a
 	// quarter of it no further call is served, above it the connection is cut
-	// with gears.ErrOverload. 0 is 256 MiB.
+	// with gearsfs.ErrOverload. 0 is 256 MiB.
 	UnreadBytesMax int
 
 	// HandshakeTimeout bounds connecting, TLS and HELLO together; 0 is 5 s.
@@ -75,7 +75,7 @@ const heldFreeBytes = 4 << 10
 // frameBytesLimit bounds what Config.FrameBytesMax may be.
 const frameBytesLimit = 1 << 30
 
-// withDefaults returns cfg with its zeros filled in, or gears.ErrInvalid.
+// withDefaults returns cfg with its zeros filled in, or gearsfs.ErrInvalid.
 func (cfg Config) withDefaults() (Config, error) {
 	setDefault(&cfg.FrameBytesMax, 32<<20)
 	setDefault(&cfg.CallsMax, 16384)
@@ -88,17 +88,17 @@ func (cfg Config) withDefaults() (Config, error) {
 	setDefault(&cfg.CloseTimeout, 2*time.Second)
 	switch {
 	case len(cfg.Identity) > IdentityBytesMax:
-		return cfg, gears.ErrInvalid.Because("an identity of %d bytes, at most %d are possible", len(cfg.Identity), IdentityBytesMax)
+		return cfg, gearsfs.ErrInvalid.Because("an identity of %d bytes, at most %d are possible", len(cfg.Identity), IdentityBytesMax)
 	case cfg.FrameBytesMax < helloBytesMax || cfg.FrameBytesMax > frameBytesLimit:
-		return cfg, gears.ErrInvalid.Because("FrameBytesMax %d is not between %d and %d", cfg.FrameBytesMax, helloBytesMax, frameBytesLimit)
+		return cfg, gearsfs.ErrInvalid.Because("FrameBytesMax %d is not between %d and %d", cfg.FrameBytesMax, helloBytesMax, frameBytesLimit)
 	case cfg.CallsMax < 1:
-		return cfg, gears.ErrInvalid.Because("CallsMax %d is not positive", cfg.CallsMax)
+		return cfg, gearsfs.ErrInvalid.Because("CallsMax %d is not positive", cfg.CallsMax)
 	case cfg.WindowBytes < 2*cfg.FrameBytesMax:
-		return cfg, gears.ErrInvalid.Because("WindowBytes %d is less than two frames", cfg.WindowBytes)
+		return cfg, gearsfs.ErrInvalid.Because("WindowBytes %d is less than two frames", cfg.WindowBytes)
 	case cfg.HeldBytesMax < cfg.FrameBytesMax || cfg.UnreadBytesMax < cfg.FrameBytesMax:
-		return cfg, gears.ErrInvalid.Because("HeldBytesMax and UnreadBytesMax must hold a frame")
+		return cfg, gearsfs.ErrInvalid.Because("HeldBytesMax and UnreadBytesMax must hold a frame")
 	case cfg.HandshakeTimeout < 0 || cfg.CloseTimeout < 0 || cfg.PingInterval <= 0 || cfg.PingInterval > cfg.IdleTimeout/3:
-		return cfg, gears.ErrInvalid.Because("timeouts must be positive, PingInterval at most a third of IdleTimeout")
+		return cfg, gearsfs.ErrInvalid.Because("timeouts must be positive, PingInterval at most a third of IdleTimeout")
 	}
 	return cfg, nil
 }

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // ErrLost is in the chain of the error of a call that was sent and whose answer
@@ -134,8 +134,8 @@ func (c *Conn) Features() uint64 { return c.theirs.features }
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Err returns nil while calls can be started, then why not any more:
-// gears.ErrClosed after a Close of either end, gears.ErrNoNode where the
-// connection was lost, gears.ErrProtocol, gears.ErrOverload, or what the peer
+// gearsfs.ErrClosed after a Close of either end, gearsfs.ErrNoNode where the
+// connection was lost, gearsfs.ErrProtocol, gearsfs.ErrOverload, or what the peer
 // ended it with.
 func (c *Conn) Err() error {
 	c.mu.Lock()
@@ -148,9 +148,9 @@ func (c *Conn) startErrorLocked() error {
 	case c.err != nil:
 		return c.err
 	case c.going:
-		return gears.ErrClosed.Because("the connection is closed")
+		return gearsfs.ErrClosed.Because("the connection is closed")
 	case c.peerGoing:
-		return gears.ErrClosed.Because("the peer is closing the connection")
+		return gearsfs.ErrClosed.Because("the peer is closing the connection")
 	}
 	return nil
 }
@@ -163,14 +163,14 @@ func (c *Conn) Close() error {
 }
 
 // Shutdown ends the connection in peace: no call is started from now on, at
-// neither end, calls that have not been sent end with gears.ErrClosed, and those
+// neither end, calls that have not been sent end with gearsfs.ErrClosed, and those
 // in flight, both ways, are waited for. When ctx ends before they do the
 // connection is cut, and the error is ctx's; a ctx that has ended cuts it at
 // once. When Shutdown returns all callbacks have returned and all goroutines are
 // gone; so it must not be called by a callback or Handler. It is idempotent.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
-	c.sayGoawayLocked(gears.ErrClosed.Because("the connection is closed"))
+	c.sayGoawayLocked(gearsfs.ErrClosed.Because("the connection is closed"))
 	own := c.claimLocked()
 	c.mu.Unlock()
 	if own {
@@ -181,7 +181,7 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	c.fail(gears.ErrClosed.Because("the connection was closed"), false)
+	c.fail(gearsfs.ErrClosed.Because("the connection was closed"), false)
 	<-c.done
 	return ctx.Err()
 }
@@ -212,7 +212,7 @@ func (c *Conn) drainedLocked() bool {
 // run is the reading goroutine, and ends the connection after it.
 func (c *Conn) run() {
 	err := c.read()
-	if errors.Is(err, gears.ErrProtocol) || errors.Is(err, gears.ErrOverload) {
+	if errors.Is(err, gearsfs.ErrProtocol) || errors.Is(err, gearsfs.ErrOverload) {
 		c.fail(err, true)
 	} else {
 		c.fail(c.endOf(err), false)
@@ -229,10 +229,10 @@ func (c *Conn) endOf(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if errors.Is(err, io.EOF) && c.going && c.peerGoing && len(c.sent) == 0 && len(c.served) == 0 {
-		return gears.ErrClosed.Because("the connection is closed")
+		return gearsfs.ErrClosed.Because("the connection is closed")
 	}
 	if errors.Is(err, net.ErrClosed) {
-		return gears.ErrNoNode.Because("the connection was cut") // fail has the true reason
+		return gearsfs.ErrNoNode.Because("the connection was cut") // fail has the true reason
 	}
 	return lost(err)
 }
@@ -289,9 +289,9 @@ func (c *Conn) handle(f frame) error {
 	case kindFailure:
 		code, reason, err := parseError(f.body)
 		if err != nil || code == 0 {
-			return gears.ErrProtocol.Because("a FAILURE without an error")
+			return gearsfs.ErrProtocol.Because("a FAILURE without an error")
 		}
-		return c.handleAnswer(f.id, nil, gears.FromCode(code, reason))
+		return c.handleAnswer(f.id, nil, gearsfs.FromCode(code, reason))
 	case kindCancel:
 		c.handleCancel(f.id)
 	case kindPing:
@@ -305,7 +305,7 @@ func (c *Conn) handle(f frame) error {
 		return c.handleGoaway(f.body)
 	default:
 		if f.kind&kindIgnorable == 0 {
-			return gears.ErrProtocol.Because("a frame of the unknown kind %d", f.kind)
+			return gearsfs.ErrProtocol.Because("a frame of the unknown kind %d", f.kind)
 		}
 	}
 	return nil
@@ -314,13 +314,13 @@ func (c *Conn) handle(f frame) error {
 // handleWindow takes back credit.
 func (c *Conn) handleWindow(body []byte) error {
 	if len(body) < 8 {
-		return gears.ErrProtocol.Because("a WINDOW of %d bytes", len(body))
+		return gearsfs.ErrProtocol.Because("a WINDOW of %d bytes", len(body))
 	}
 	n := binary.BigEndian.Uint64(body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n > uint64(c.windowBytes-c.credit) {
-		return gears.ErrProtocol.Because("a WINDOW grants more than was used")
+		return gearsfs.ErrProtocol.Because("a WINDOW grants more than was used")
 	}
 	c.credit += int(n)
 	c.admitLocked()
@@ -335,7 +335,7 @@ func (c *Conn) handleGoaway(body []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.peerGoing = true
-	c.sayGoawayLocked(gears.ErrClosed.Because("the peer is closing the connection"))
+	c.sayGoawayLocked(gearsfs.ErrClosed.Because("the peer is closing the connection"))
 	return nil
 }
 

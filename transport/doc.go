@@ -26,10 +26,10 @@
 //	8     WINDOW    0     n u64: n more bytes of requests are welcome
 //	9     GOAWAY    0     code u32 | reason; code 0: in peace
 //
-// A code is a gears.Code. Bytes behind what a body is known to hold are
+// A code is a gearsfs.Code. Bytes behind what a body is known to hold are
 // ignored, and so is a frame of an unknown kind whose highest bit is set; an
 // unknown kind without it, a wrong checksum or length, and whatever else
-// contradicts this page ends the connection with gears.ErrProtocol. Since a
+// contradicts this page ends the connection with gearsfs.ErrProtocol. Since a
 // stream that was damaged once has lost its frames, nothing is skipped or
 // repeated. The frame layout and the first two fields of HELLO are those of all
 // versions to come.

@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // narrowListener gives its connections small socket buffers.
@@ -193,7 +193,7 @@ func TestUnreadAnswers(t *testing.T) {
 			call.Reply(make([]byte, 30_000))
 		}
 		<-c.Done()
-		require.ErrorIs(t, c.Err(), gears.ErrOverload)
+		require.ErrorIs(t, c.Err(), gearsfs.ErrOverload)
 		w.Close()
 	})
 }
@@ -231,7 +231,7 @@ func TestCloseUnderLoad(t *testing.T) {
 						case err == nil:
 							answered.Add(1)
 							continue
-						case errors.Is(err, gears.ErrClosed) && !errors.Is(err, ErrLost):
+						case errors.Is(err, gearsfs.ErrClosed) && !errors.Is(err, ErrLost):
 							refused.Add(1)
 						default:
 							t.Errorf("call: %v", err)
@@ -247,7 +247,7 @@ func TestCloseUnderLoad(t *testing.T) {
 			require.Equal(t, answered.Load(), served.Load())
 			require.Equal(t, int32(8), refused.Load())
 			<-c.Done()
-			require.ErrorIs(t, c.Err(), gears.ErrClosed)
+			require.ErrorIs(t, c.Err(), gearsfs.ErrClosed)
 		}
 	}
 }
@@ -263,10 +263,10 @@ func TestCloseWaitsForCalls(t *testing.T) {
 		go func() { closed <- b.Close() }()
 		synctest.Wait()
 		a.Start(nil, got.done("late"))
-		require.Equal(t, []string{failed("late", gears.ErrClosed)}, got.take())
-		require.ErrorIs(t, a.Err(), gears.ErrClosed)
+		require.Equal(t, []string{failed("late", gearsfs.ErrClosed)}, got.take())
+		require.ErrorIs(t, a.Err(), gearsfs.ErrClosed)
 		_, err := b.Call(t.Context(), nil)
-		require.ErrorIs(t, err, gears.ErrClosed)
+		require.ErrorIs(t, err, gearsfs.ErrClosed)
 		select {
 		case <-a.Done():
 			t.Error("it ended with a call in flight")
@@ -292,7 +292,7 @@ func TestCallAfterGoaway(t *testing.T) {
 		w.send(frame{id: 1, kind: kindRequest})
 		f := w.receive()
 		require.Equal(t, kindFailure, f.kind)
-		require.ErrorIs(t, goawayError(f.body), gears.ErrClosed)
+		require.ErrorIs(t, goawayError(f.body), gearsfs.ErrClosed)
 		w.send(goaway(nil))
 		require.NoError(t, <-closed)
 		require.Empty(t, kept.take())
@@ -311,7 +311,7 @@ func TestCloseCuts(t *testing.T) {
 		began := time.Now()
 		require.ErrorIs(t, a.Close(), context.DeadlineExceeded)
 		require.Equal(t, 2*time.Second, time.Since(began))
-		require.Equal(t, []string{failed("stuck", gears.ErrClosed)}, got.take())
+		require.Equal(t, []string{failed("stuck", gearsfs.ErrClosed)}, got.take())
 		<-b.Done()
 		require.True(t, told)
 		require.NoError(t, b.Close())
@@ -346,7 +346,7 @@ func TestSilentPeer(t *testing.T) {
 					}
 					_, err := c.Call(t.Context(), nil)
 					require.ErrorIs(t, err, ErrLost)
-					require.ErrorIs(t, err, gears.ErrNoNode)
+					require.ErrorIs(t, err, gearsfs.ErrNoNode)
 					silent := time.Since(began) - last
 					require.LessOrEqual(t, silent, 15*time.Second)
 					require.GreaterOrEqual(t, silent, 9*time.Second)
@@ -363,7 +363,7 @@ func TestStoppedPeer(t *testing.T) {
 		c, _ := meetWire(t, Config{}, true)
 		began := time.Now()
 		_, err := c.Call(t.Context(), make([]byte, 10<<20))
-		require.ErrorIs(t, err, gears.ErrNoNode)
+		require.ErrorIs(t, err, gearsfs.ErrNoNode)
 		require.LessOrEqual(t, time.Since(began), 15*time.Second)
 		<-c.Done()
 	})
@@ -434,7 +434,7 @@ func TestEndlessFrame(t *testing.T) {
 		}()
 		began := time.Now()
 		_, err := c.Call(t.Context(), nil)
-		require.ErrorIs(t, err, gears.ErrProtocol)
+		require.ErrorIs(t, err, gearsfs.ErrProtocol)
 		require.LessOrEqual(t, time.Since(began), 15*time.Second)
 		<-c.Done()
 		<-ended

@@ -5,7 +5,7 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // kind says what a frame means. Kinds are never renumbered.
@@ -91,7 +91,7 @@ func newFrameReader(bytesMax int) *frameReader {
 }
 
 // next returns the next frame, or false where it is not all there. The error is
-// gears.ErrProtocol: the stream is not one of frames, or was damaged, and
+// gearsfs.ErrProtocol: the stream is not one of frames, or was damaged, and
 // nothing behind it can be trusted.
 func (r *frameReader) next() (frame, bool, error) {
 	if r.big != nil {
@@ -109,9 +109,9 @@ func (r *frameReader) next() (frame, bool, error) {
 	size := uint64(binary.BigEndian.Uint32(there)) + lengthBytes
 	switch {
 	case size < overheadBytes:
-		return frame{}, false, gears.ErrProtocol.Because("a frame of %d bytes is shorter than its header", size)
+		return frame{}, false, gearsfs.ErrProtocol.Because("a frame of %d bytes is shorter than its header", size)
 	case size > uint64(r.bytesMax):
-		return frame{}, false, gears.ErrProtocol.Because("a frame of %d bytes, at most %d are accepted", size, r.bytesMax)
+		return frame{}, false, gearsfs.ErrProtocol.Because("a frame of %d bytes, at most %d are accepted", size, r.bytesMax)
 	case size <= uint64(len(there)):
 		r.lo += int(size)
 		return parseFrame(there[:size], true)
@@ -157,7 +157,7 @@ func (r *frameReader) midFrame() bool { return r.big != nil || r.hi > r.lo }
 func parseFrame(whole []byte, copied bool) (frame, bool, error) {
 	end := len(whole) - trailerBytes
 	if sum := binary.BigEndian.Uint32(whole[end:]); sum != crc32.Checksum(whole[:end], castagnoli) {
-		return frame{}, false, gears.ErrProtocol.Because("the checksum of a frame does not match")
+		return frame{}, false, gearsfs.ErrProtocol.Because("the checksum of a frame does not match")
 	}
 	f := frame{
 		id:   binary.BigEndian.Uint64(whole[lengthBytes:]),

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // someReader gives out at most n bytes at once.
@@ -107,7 +107,7 @@ func TestFrameLengths(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := readAll(binary.BigEndian.AppendUint32(nil, c.length), bytesMax, 10)
 			if c.bad {
-				require.ErrorIs(t, err, gears.ErrProtocol)
+				require.ErrorIs(t, err, gearsfs.ErrProtocol)
 			} else {
 				require.ErrorIs(t, err, io.EOF)
 			}
@@ -122,7 +122,7 @@ func TestLengthIsCheckedBeforeAllocation(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for range 16 {
 		_, err := readAll(stream, 1<<20, 10)
-		require.ErrorIs(t, err, gears.ErrProtocol)
+		require.ErrorIs(t, err, gearsfs.ErrProtocol)
 	}
 	runtime.ReadMemStats(&after)
 	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(64<<20))
@@ -154,7 +154,7 @@ func FuzzFrameReader(f *testing.F) {
 			t.Fatalf("the frames are not what was sent")
 		}
 		atOnce, errAtOnce := readAll(stream, bytesMax, len(stream)+1)
-		if len(atOnce) != len(frames) || gears.CodeOf(err) != gears.CodeOf(errAtOnce) {
+		if len(atOnce) != len(frames) || gearsfs.CodeOf(err) != gearsfs.CodeOf(errAtOnce) {
 			t.Fatalf("%d frames and %v in pieces, %d and %v at once", len(frames), err, len(atOnce), errAtOnce)
 		}
 		for _, f := range frames {

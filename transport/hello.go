@@ -10,7 +10,7 @@ import (
 	"io/fs"
 	"net"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // magic begins the body of every HELLO, of this and of every other version.
@@ -46,16 +46,16 @@ func (h hello) append(dst []byte) []byte {
 }
 
 // parseHello decodes what append encoded; bytes behind it are for later
-// versions. Errors: gears.ErrProtocol, gears.ErrVersion.
+// versions. Errors: gearsfs.ErrProtocol, gearsfs.ErrVersion.
 func parseHello(body []byte) (hello, error) {
 	if len(body) < len(magic)+4 || string(body[:len(magic)]) != magic {
-		return hello{}, gears.ErrProtocol
+		return hello{}, gearsfs.ErrProtocol
 	}
 	if v := binary.BigEndian.Uint32(body[len(magic):]); v != protocolVersion {
-		return hello{}, gears.ErrVersion.Because("the peer speaks version %d of the protocol, this is version %d", v, protocolVersion)
+		return hello{}, gearsfs.ErrVersion.Because("the peer speaks version %d of the protocol, this is version %d", v, protocolVersion)
 	}
 	if len(body) < helloFixedBytes {
-		return hello{}, gears.ErrProtocol
+		return hello{}, gearsfs.ErrProtocol
 	}
 	b := body[len(magic)+4:]
 	h := hello{
@@ -66,7 +66,7 @@ func parseHello(body []byte) (hello, error) {
 	}
 	n := int(binary.BigEndian.Uint16(b[24:]))
 	if b = b[26:]; n > len(b) || n > IdentityBytesMax || h.callsMax == 0 || h.callsMax > 1<<31-1 || h.frameBytes > frameBytesLimit || h.frameBytes < helloBytesMax || h.windowBytes < 2*uint64(h.frameBytes) {
-		return hello{}, gears.ErrProtocol
+		return hello{}, gearsfs.ErrProtocol
 	}
 	h.identity = b[:n:n]
 	return h, nil
@@ -77,8 +77,8 @@ func parseHello(body []byte) (hello, error) {
 var errHandshakeTimeout = errors.New("handshake timeout")
 
 // Dial connects to addr and says hello. It waits for both as long as ctx and
-// Config.HandshakeTimeout allow. Errors: gears.ErrNoNode where nobody answers,
-// gears.ErrProtocol, gears.ErrVersion, gears.ErrAccess where a certificate is
+// Config.HandshakeTimeout allow. Errors: gearsfs.ErrNoNode where nobody answers,
+// gearsfs.ErrProtocol, gearsfs.ErrVersion, gearsfs.ErrAccess where a certificate is
 // refused, what the peer's NewHandler refused with, or ctx's error.
 func Dial(ctx context.Context, addr Addr, cfg Config) (*Conn, error) {
 	cfg, err := cfg.withDefaults()
@@ -93,9 +93,9 @@ func Dial(ctx context.Context, addr Addr, cfg Config) (*Conn, error) {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.Is(err, fs.ErrPermission):
-		return nil, gears.ErrAccess.Because("connect to %s: %v", addr, unwrapOp(err))
+		return nil, gearsfs.ErrAccess.Because("connect to %s: %v", addr, unwrapOp(err))
 	case err != nil:
-		return nil, gears.ErrNoNode.Because("connect to %s: %v", addr, unwrapOp(err))
+		return nil, gearsfs.ErrNoNode.Because("connect to %s: %v", addr, unwrapOp(err))
 	}
 	if cfg.TLS != nil && cfg.TLS.ServerName == "" && addr.Network == "tcp" {
 		host, _, err := net.SplitHostPort(addr.Address)
@@ -138,7 +138,7 @@ func open(ctx context.Context, sock net.Conn, cfg Config, caller bool) (*Conn, e
 	err := c.handshake(ctx, caller)
 	if !stop() {
 		if err = context.Cause(ctx); err == errHandshakeTimeout {
-			err = gears.ErrNoNode.Because("%s did not say hello within %v", sock.RemoteAddr(), cfg.HandshakeTimeout)
+			err = gearsfs.ErrNoNode.Because("%s did not say hello within %v", sock.RemoteAddr(), cfg.HandshakeTimeout)
 		}
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (c *Conn) handshake(ctx context.Context, caller bool) error {
 		if err := c.meet(theirs); err != nil {
 			return errors.Join(err, c.say(goaway(err)))
 		}
-	case errors.Is(err, gears.ErrVersion):
+	case errors.Is(err, gearsfs.ErrVersion):
 	default:
 		return err
 	}
@@ -218,17 +218,17 @@ func (c *Conn) readHello() (hello, error) {
 		f, ok, err := c.in.next()
 		switch {
 		case err != nil:
-			return hello{}, gears.ErrProtocol
+			return hello{}, gearsfs.ErrProtocol
 		case ok && f.kind == kindHello:
 			return parseHello(f.body)
 		case ok && f.kind == kindGoaway:
 			return hello{}, goawayError(f.body)
 		case ok:
-			return hello{}, gears.ErrProtocol
+			return hello{}, gearsfs.ErrProtocol
 		}
 		if _, err := c.in.fill(c.nc); err != nil {
 			if errors.Is(err, io.EOF) && c.in.midFrame() {
-				return hello{}, gears.ErrProtocol
+				return hello{}, gearsfs.ErrProtocol
 			}
 			return hello{}, lost(err)
 		}
@@ -252,12 +252,12 @@ func (c *Conn) startTLS(ctx context.Context, caller bool) error {
 		return nil
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return gears.ErrProtocol.Because("the peer does not speak TLS")
+		return gearsfs.ErrProtocol.Because("the peer does not speak TLS")
 	}
 	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) {
 		return lost(err)
 	}
-	return gears.ErrAccess.Because("TLS: %v", err)
+	return gearsfs.ErrAccess.Because("TLS: %v", err)
 }
 
 // goaway is the frame that ends a conversation; a nil err ends it in peace.
@@ -271,14 +271,14 @@ func goawayError(body []byte) error {
 	if err != nil || code == 0 {
 		return err
 	}
-	return gears.FromCode(code, reason)
+	return gearsfs.FromCode(code, reason)
 }
 
 // reasonBytesMax bounds the words that travel with an error's code.
 const reasonBytesMax = 1024
 
 func appendError(dst []byte, err error) []byte {
-	dst = binary.BigEndian.AppendUint32(dst, uint32(gears.CodeOf(err)))
+	dst = binary.BigEndian.AppendUint32(dst, uint32(gearsfs.CodeOf(err)))
 	if err == nil {
 		return dst
 	}
@@ -286,24 +286,24 @@ func appendError(dst []byte, err error) []byte {
 	return append(dst, reason[:min(len(reason), reasonBytesMax)]...)
 }
 
-func parseError(body []byte) (gears.Code, string, error) {
+func parseError(body []byte) (gearsfs.Code, string, error) {
 	if len(body) < 4 {
-		return 0, "", gears.ErrProtocol.Because("an error of %d bytes", len(body))
+		return 0, "", gearsfs.ErrProtocol.Because("an error of %d bytes", len(body))
 	}
 	reason := body[4:]
-	return gears.Code(binary.BigEndian.Uint32(body)), string(reason[:min(len(reason), reasonBytesMax)]), nil
+	return gearsfs.Code(binary.BigEndian.Uint32(body)), string(reason[:min(len(reason), reasonBytesMax)]), nil
 }
 
-// lost says what an error of the socket means: gears.ErrNoNode, or
-// gears.ErrAccess where the peer does not accept the certificate.
+// lost says what an error of the socket means: gearsfs.ErrNoNode, or
+// gearsfs.ErrAccess where the peer does not accept the certificate.
 func lost(err error) error {
 	switch {
 	case errors.Is(err, io.EOF):
-		return gears.ErrNoNode.Because("the peer closed the connection")
+		return gearsfs.ErrNoNode.Because("the peer closed the connection")
 	case isAlert(err):
-		return gears.ErrAccess.Because("TLS: %v", unwrapOp(err))
+		return gearsfs.ErrAccess.Because("TLS: %v", unwrapOp(err))
 	}
-	return gears.ErrNoNode.Because("%v", unwrapOp(err))
+	return gearsfs.ErrNoNode.Because("%v", unwrapOp(err))
 }
 
 // isAlert tells whether err is what the peer's TLS said; crypto/tls marks it so.

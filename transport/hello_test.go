@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // wire is an end of a connection that is played by the test, frame by frame.
@@ -116,23 +116,23 @@ func TestStrangers(t *testing.T) {
 		says []byte
 		want error
 	}{
-		{"HTTP request", []byte("GET / HTTP/1.1\r\nHost: here\r\n\r\n"), gears.ErrProtocol},
-		{"HTTP answer", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), gears.ErrProtocol},
-		{"TLS hello", []byte{0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3}, gears.ErrProtocol},
-		{"random", random, gears.ErrProtocol},
-		{"zeros", make([]byte, 100), gears.ErrProtocol},
-		{"nothing", nil, gears.ErrNoNode},
-		{"half a length", []byte{0, 0}, gears.ErrProtocol},
-		{"half a frame", plainHello().append(nil)[:30], gears.ErrProtocol},
-		{"damaged", damaged, gears.ErrProtocol},
-		{"another magic", frame{kind: kindHello, body: []byte("GearsGS\n\x00\x00\x00\x01")}.append(nil), gears.ErrProtocol},
-		{"short hello", short.append(nil), gears.ErrProtocol},
-		{"window less than two frames", frame{kind: kindHello, body: tight.append(nil)}.append(nil), gears.ErrProtocol},
-		{"request first", frame{kind: kindRequest}.append(nil), gears.ErrProtocol},
-		{"older", helloOfVersion(0).append(nil), gears.ErrVersion},
-		{"newer", helloOfVersion(protocolVersion + 1).append(nil), gears.ErrVersion},
-		{"newer, other fields", frame{kind: kindHello, body: helloOfVersion(9).body[:len(magic)+4]}.append(nil), gears.ErrVersion},
-		{"refusal", goaway(gears.ErrAccess).append(nil), gears.ErrAccess},
+		{"HTTP request", []byte("GET / HTTP/1.1\r\nHost: here\r\n\r\n"), gearsfs.ErrProtocol},
+		{"HTTP answer", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), gearsfs.ErrProtocol},
+		{"TLS hello", []byte{0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3}, gearsfs.ErrProtocol},
+		{"random", random, gearsfs.ErrProtocol},
+		{"zeros", make([]byte, 100), gearsfs.ErrProtocol},
+		{"nothing", nil, gearsfs.ErrNoNode},
+		{"half a length", []byte{0, 0}, gearsfs.ErrProtocol},
+		{"half a frame", plainHello().append(nil)[:30], gearsfs.ErrProtocol},
+		{"damaged", damaged, gearsfs.ErrProtocol},
+		{"another magic", frame{kind: kindHello, body: []byte("GearsGS\n\x00\x00\x00\x01")}.append(nil), gearsfs.ErrProtocol},
+		{"short hello", short.append(nil), gearsfs.ErrProtocol},
+		{"window less than two frames", frame{kind: kindHello, body: tight.append(nil)}.append(nil), gearsfs.ErrProtocol},
+		{"request first", frame{kind: kindRequest}.append(nil), gearsfs.ErrProtocol},
+		{"older", helloOfVersion(0).append(nil), gearsfs.ErrVersion},
+		{"newer", helloOfVersion(protocolVersion + 1).append(nil), gearsfs.ErrVersion},
+		{"newer, other fields", frame{kind: kindHello, body: helloOfVersion(9).body[:len(magic)+4]}.append(nil), gearsfs.ErrVersion},
+		{"refusal", goaway(gearsfs.ErrAccess).append(nil), gearsfs.ErrAccess},
 	} {
 		for name, shake := range map[string]func(context.Context, net.Conn, Config) (*Conn, error){"called": Accept, "caller": Connect} {
 			t.Run(c.name+" to "+name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestVersionIsAnswered(t *testing.T) {
 		go w.send(helloOfVersion(7))
 		go func() {
 			_, err := Accept(t.Context(), a, Config{})
-			if !errors.Is(err, gears.ErrVersion) {
+			if !errors.Is(err, gearsfs.ErrVersion) {
 				t.Errorf("Accept: %v", err)
 			}
 		}()
@@ -193,7 +193,7 @@ func TestHandshakeTimeout(t *testing.T) {
 				go io.Copy(io.Discard, b) //nolint:errcheck // ends with the pipe
 				began := time.Now()
 				_, err := shake(t.Context(), a, Config{})
-				require.ErrorIs(t, err, gears.ErrNoNode)
+				require.ErrorIs(t, err, gearsfs.ErrNoNode)
 				require.Equal(t, 5*time.Second, time.Since(began))
 
 				a, b = net.Pipe()
@@ -210,7 +210,7 @@ func TestHandshakeTimeout(t *testing.T) {
 // Who refuses a peer says why, and the peer's Dial returns it.
 func TestNewHandlerRefuses(t *testing.T) {
 	refusing := Config{NewHandler: func(c *Conn) (Handler, error) {
-		return nil, gears.ErrAccess.Because("no %s here", c.Identity())
+		return nil, gearsfs.ErrAccess.Because("no %s here", c.Identity())
 	}}
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()
@@ -220,9 +220,9 @@ func TestNewHandlerRefuses(t *testing.T) {
 			accepted <- err
 		}()
 		_, err := Connect(t.Context(), a, Config{Identity: []byte("strangers")})
-		require.ErrorIs(t, err, gears.ErrAccess)
+		require.ErrorIs(t, err, gearsfs.ErrAccess)
 		require.EqualError(t, err, "no strangers here")
-		require.ErrorIs(t, <-accepted, gears.ErrAccess)
+		require.ErrorIs(t, <-accepted, gearsfs.ErrAccess)
 
 		a, b = net.Pipe()
 		var called *Conn
@@ -233,10 +233,10 @@ func TestNewHandlerRefuses(t *testing.T) {
 			met <- err
 		}()
 		_, err = Connect(t.Context(), a, refusing)
-		require.ErrorIs(t, err, gears.ErrAccess)
+		require.ErrorIs(t, err, gearsfs.ErrAccess)
 		require.NoError(t, <-met)
 		<-called.Done()
-		require.ErrorIs(t, called.Err(), gears.ErrAccess)
+		require.ErrorIs(t, called.Err(), gearsfs.ErrAccess)
 	})
 }
 
@@ -253,7 +253,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{HandshakeTimeout: -1},
 	} {
 		_, err := Dial(t.Context(), Addr{"tcp", "127.0.0.1:1"}, bad)
-		require.ErrorIs(t, err, gears.ErrInvalid, "%+v", bad)
+		require.ErrorIs(t, err, gearsfs.ErrInvalid, "%+v", bad)
 	}
 	for _, good := range []Config{
 		{FrameBytesMax: helloBytesMax},
@@ -275,20 +275,20 @@ func TestRulesOfTheConversation(t *testing.T) {
 		says []frame
 		want error
 	}{
-		{"unknown kind", []frame{{kind: 10}}, gears.ErrProtocol},
+		{"unknown kind", []frame{{kind: 10}}, gearsfs.ErrProtocol},
 		{"unknown but ignorable", []frame{{kind: 10 | kindIgnorable, body: []byte("?")}, {id: 3, kind: kindPing}}, nil},
-		{"second hello", []frame{plainHello()}, gears.ErrProtocol},
-		{"answer to no call", []frame{{id: 1, kind: kindResponse}}, gears.ErrProtocol},
-		{"failure of no call", []frame{{id: 1, kind: kindFailure, body: appendError(nil, gears.ErrBusy)}}, gears.ErrProtocol},
-		{"empty failure", []frame{{id: 1, kind: kindFailure}}, gears.ErrProtocol},
+		{"second hello", []frame{plainHello()}, gearsfs.ErrProtocol},
+		{"answer to no call", []frame{{id: 1, kind: kindResponse}}, gearsfs.ErrProtocol},
+		{"failure of no call", []frame{{id: 1, kind: kindFailure, body: appendError(nil, gearsfs.ErrBusy)}}, gearsfs.ErrProtocol},
+		{"empty failure", []frame{{id: 1, kind: kindFailure}}, gearsfs.ErrProtocol},
 		{"cancel of no call", []frame{{id: 1, kind: kindCancel}, {id: 3, kind: kindPing}}, nil},
-		{"same id", []frame{{id: 1, kind: kindRequest}, {id: 1, kind: kindRequest}}, gears.ErrProtocol},
-		{"too many calls", []frame{{id: 1, kind: kindRequest}, {id: 2, kind: kindRequest}, {id: 3, kind: kindRequest}}, gears.ErrProtocol},
-		{"too large", []frame{{id: 1, kind: kindRequest, body: make([]byte, helloBytesMax)}}, gears.ErrProtocol},
-		{"window never used", []frame{{kind: kindWindow, body: binary.BigEndian.AppendUint64(nil, 1)}}, gears.ErrProtocol},
-		{"short window", []frame{{kind: kindWindow}}, gears.ErrProtocol},
-		{"short goaway", []frame{{kind: kindGoaway}}, gears.ErrProtocol},
-		{"angry goaway", []frame{goaway(gears.ErrOverload)}, gears.ErrOverload},
+		{"same id", []frame{{id: 1, kind: kindRequest}, {id: 1, kind: kindRequest}}, gearsfs.ErrProtocol},
+		{"too many calls", []frame{{id: 1, kind: kindRequest}, {id: 2, kind: kindRequest}, {id: 3, kind: kindRequest}}, gearsfs.ErrProtocol},
+		{"too large", []frame{{id: 1, kind: kindRequest, body: make([]byte, helloBytesMax)}}, gearsfs.ErrProtocol},
+		{"window never used", []frame{{kind: kindWindow, body: binary.BigEndian.AppendUint64(nil, 1)}}, gearsfs.ErrProtocol},
+		{"short window", []frame{{kind: kindWindow}}, gearsfs.ErrProtocol},
+		{"short goaway", []frame{{kind: kindGoaway}}, gearsfs.ErrProtocol},
+		{"angry goaway", []frame{goaway(gearsfs.ErrOverload)}, gearsfs.ErrOverload},
 		{"pings", []frame{{id: 1, kind: kindPing}, {id: 2, kind: kindPing, body: []byte("more")}, {id: 3, kind: kindPing}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -312,9 +312,9 @@ func TestRulesOfTheConversation(t *testing.T) {
 				if c.want != nil {
 					require.ErrorIs(t, conn.Err(), c.want)
 				}
-				if errors.Is(c.want, gears.ErrProtocol) && c.name != "short goaway" {
+				if errors.Is(c.want, gearsfs.ErrProtocol) && c.name != "short goaway" {
 					require.Equal(t, kindGoaway, f.kind, "it says why")
-					require.ErrorIs(t, goawayError(f.body), gears.ErrProtocol)
+					require.ErrorIs(t, goawayError(f.body), gearsfs.ErrProtocol)
 				}
 			})
 		})
@@ -330,11 +330,11 @@ func lastPong(w *wire, f frame) frame {
 }
 
 func TestErrorsTravel(t *testing.T) {
-	long := gears.ErrBusy.Because("%s", bytes.Repeat([]byte("x"), 5000))
+	long := gearsfs.ErrBusy.Because("%s", bytes.Repeat([]byte("x"), 5000))
 	code, reason, err := parseError(appendError(nil, long))
 	require.NoError(t, err)
-	require.Equal(t, gears.ErrBusy.Code, code)
+	require.Equal(t, gearsfs.ErrBusy.Code, code)
 	require.Len(t, reason, reasonBytesMax)
 	require.NoError(t, goawayError(appendError(nil, nil)))
-	require.ErrorIs(t, goawayError(appendError(nil, gears.ErrFull.Because("why"))), gears.ErrFull)
+	require.ErrorIs(t, goawayError(appendError(nil, gearsfs.ErrFull.Because("why"))), gearsfs.ErrFull)
 }

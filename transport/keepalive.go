@@ -3,7 +3,7 @@ package transport
 import (
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // slowFrameBytes is how much of a frame that is under way must come within
@@ -36,9 +36,9 @@ func (c *Conn) keepAlive() {
 		received, frames = r, f
 		switch {
 		case silent >= ticksMax:
-			c.fail(gears.ErrNoNode.Because("nothing heard from the peer for %v", c.cfg.IdleTimeout), false)
+			c.fail(gearsfs.ErrNoNode.Because("nothing heard from the peer for %v", c.cfg.IdleTimeout), false)
 		case stuck >= ticksMax:
-			c.fail(gears.ErrProtocol.Because("a frame does not end"), true)
+			c.fail(gearsfs.ErrProtocol.Because("a frame does not end"), true)
 		case silent > 0:
 			c.ping()
 		}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Listener is a net.Listener on an Addr.
@@ -33,8 +33,8 @@ func (l *Listener) Address() Addr { return l.addr }
 
 // Listen listens on addr. A unix socket is made with mode 0600, and replaces one
 // that was left behind by a process that is gone; beside it lies PATH.lock,
-// which the process that listens keeps locked. Errors: gears.ErrInUse where
-// another process listens there, gears.ErrExists where PATH is something else
+// which the process that listens keeps locked. Errors: gearsfs.ErrInUse where
+// another process listens there, gearsfs.ErrExists where PATH is something else
 // than a socket.
 func Listen(addr Addr) (*Listener, error) {
 	var l *Listener
@@ -46,7 +46,7 @@ func Listen(addr Addr) (*Listener, error) {
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, gears.ErrInUse.Because("%s is in use by another process", addr)
+		return nil, gearsfs.ErrInUse.Because("%s is in use by another process", addr)
 	case err != nil:
 		return nil, fmt.Errorf("listen on %s: %w", addr, unwrapOp(err))
 	}
@@ -99,7 +99,7 @@ func listenUnix(addr Addr) (_ *Listener, err error) {
 	return &Listener{Listener: ln, addr: addr, lock: lock, made: made}, nil
 }
 
-// lockFile makes and locks a file. The error is gears.ErrInUse where another
+// lockFile makes and locks a file. The error is gearsfs.ErrInUse where another
 // open file has it locked.
 func lockFile(path string) (*os.File, error) {
 	for {
@@ -109,7 +109,7 @@ func lockFile(path string) (*os.File, error) {
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				err = gears.ErrInUse.Because("in use by another process: it holds %s", path)
+				err = gearsfs.ErrInUse.Because("in use by another process: it holds %s", path)
 			}
 			return nil, errors.Join(err, f.Close())
 		}
@@ -136,16 +136,16 @@ func removeStale(path string) error {
 	case err != nil:
 		return err
 	case info.Mode().Type() != fs.ModeSocket:
-		return gears.ErrExists.Because("%s exists and is not a socket", path)
+		return gearsfs.ErrExists.Because("%s exists and is not a socket", path)
 	}
 	c, err := net.Dial("unix", path)
 	switch {
 	case err == nil:
-		return errors.Join(gears.ErrInUse.Because("another process listens on %s", path), c.Close())
+		return errors.Join(gearsfs.ErrInUse.Because("another process listens on %s", path), c.Close())
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EPROTOTYPE):
-		return gears.ErrInUse.Because("another process uses %s", path)
+		return gearsfs.ErrInUse.Because("another process uses %s", path)
 	}
 	return fmt.Errorf("ask whether %s is alive: %w", path, unwrapOp(err))
 }

@@ -3,7 +3,7 @@ package transport
 import (
 	"encoding/binary"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // Handler serves the calls of a connection's peer.
@@ -43,7 +43,7 @@ func (call *Call) Conn() *Conn { return call.conn }
 // Reply answers the call and does not wait. Where the connection has ended the
 // answer is dropped, likewise a second one. body must not be changed any more.
 // An answer that is larger than a frame may be reaches the caller as
-// gears.ErrTooBig.
+// gearsfs.ErrTooBig.
 func (call *Call) Reply(body []byte) {
 	c := call.conn
 	c.mu.Lock()
@@ -58,7 +58,7 @@ func (call *Call) Reply(body []byte) {
 	if overheadBytes+len(body) <= c.frameBytesMax {
 		c.answerLocked(frame{id: call.id, kind: kindResponse, body: body})
 	} else {
-		c.refuseLocked(call.id, gears.ErrTooBig.Because("an answer of %d bytes, at most %d are possible", len(body), c.frameBytesMax-overheadBytes))
+		c.refuseLocked(call.id, gearsfs.ErrTooBig.Because("an answer of %d bytes, at most %d are possible", len(body), c.frameBytesMax-overheadBytes))
 	}
 	over := c.unread > c.cfg.UnreadBytesMax
 	unread := c.unread
@@ -69,7 +69,7 @@ func (call *Call) Reply(body []byte) {
 		c.handOver()
 	}
 	if over {
-		c.fail(gears.ErrOverload.Because("%d bytes of answers were not read", unread), true)
+		c.fail(gearsfs.ErrOverload.Because("%d bytes of answers were not read", unread), true)
 	}
 }
 
@@ -129,10 +129,10 @@ func (c *Conn) handleRequest(f frame) error {
 		return c.err
 	case c.served[f.id] != nil:
 		c.mu.Unlock()
-		return gears.ErrProtocol.Because("two calls in flight have the same id")
+		return gearsfs.ErrProtocol.Because("two calls in flight have the same id")
 	case len(c.served) >= c.cfg.CallsMax || n > c.granted:
 		c.mu.Unlock()
-		return gears.ErrProtocol.Because("a call beyond the window")
+		return gearsfs.ErrProtocol.Because("a call beyond the window")
 	}
 	c.granted -= n
 	if len(c.parked) > 0 || c.parkServer || c.unread > c.cfg.UnreadBytesMax/4 {
@@ -156,11 +156,11 @@ func (c *Conn) acceptLocked(call *Call) bool {
 	var err error
 	switch {
 	case c.going:
-		err = gears.ErrClosed.Because("the connection is being closed")
+		err = gearsfs.ErrClosed.Because("the connection is being closed")
 	case c.handler == nil:
-		err = gears.ErrUnknownOp.Because("calls are not served here")
+		err = gearsfs.ErrUnknownOp.Because("calls are not served here")
 	case call.held > heldFreeBytes && c.held+call.held > c.cfg.HeldBytesMax:
-		err = gears.ErrOverload.Because("requests of %d bytes are being served", c.held)
+		err = gearsfs.ErrOverload.Because("requests of %d bytes are being served", c.held)
 	}
 	if err != nil {
 		c.refuseLocked(call.id, err)

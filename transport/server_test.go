@@ -21,7 +21,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // TestMain fails where a goroutine of this package is left: every Close waits.
@@ -195,7 +195,7 @@ func TestTLS(t *testing.T) {
 		require.Len(t, answer, size)
 	}
 	require.NoError(t, c.Close(), "in peace")
-	require.ErrorIs(t, c.Err(), gears.ErrClosed)
+	require.ErrorIs(t, c.Err(), gearsfs.ErrClosed)
 }
 
 func TestTLSRefusals(t *testing.T) {
@@ -211,10 +211,10 @@ func TestTLSRefusals(t *testing.T) {
 		tls  *tls.Config
 		want error
 	}{
-		{"server unknown", addr, stranger.config("client"), gears.ErrAccess},
-		{"client unknown", addr, unknownClient, gears.ErrAccess},
-		{"no certificate", addr, noCertificate, gears.ErrAccess},
-		{"plain server", plain, a.config("client"), gears.ErrNoNode},
+		{"server unknown", addr, stranger.config("client"), gearsfs.ErrAccess},
+		{"client unknown", addr, unknownClient, gearsfs.ErrAccess},
+		{"no certificate", addr, noCertificate, gearsfs.ErrAccess},
+		{"plain server", plain, a.config("client"), gearsfs.ErrNoNode},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Dial(t.Context(), c.addr, Config{TLS: c.tls})
@@ -252,9 +252,9 @@ func TestServer(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close())
 	<-c.Done()
-	require.ErrorIs(t, c.Err(), gears.ErrClosed)
+	require.ErrorIs(t, c.Err(), gearsfs.ErrClosed)
 	_, err = silent.Read(make([]byte, 1))
 	require.Error(t, err)
 	_, err = Dial(t.Context(), ln.Address(), Config{})
-	require.ErrorIs(t, err, gears.ErrNoNode)
+	require.ErrorIs(t, err, gearsfs.ErrNoNode)
 }

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 const (
@@ -258,7 +258,7 @@ func rawConnOf(sock net.Conn) syscall.RawConn {
 func (c *Conn) closeWrite() {
 	half, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok {
-		c.fail(gears.ErrClosed.Because("the connection is closed"), false)
+		c.fail(gearsfs.ErrClosed.Because("the connection is closed"), false)
 		return
 	}
 	if err := half.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // wc returns what the installed wc says of text in the C locale.
@@ -66,7 +66,7 @@ func texts() map[string][]byte {
 }
 
 // split returns the records that text is cut into, with their own data.
-func split(t *testing.T, in io.Reader, rule Rule, lines int) (records []gears.NewRecord) {
+func split(t *testing.T, in io.Reader, rule Rule, lines int) (records []gearsfs.NewRecord) {
 	t.Helper()
 	s := splitter{in: in, classes: rule.classes(), lines: lines}
 	b := &batch{}
@@ -77,11 +77,11 @@ func split(t *testing.T, in io.Reader, rule Rule, lines int) (records []gears.Ne
 		}
 		require.NoError(t, err)
 		require.NotEmpty(t, b.records)
-		require.LessOrEqual(t, len(b.records), gears.BatchRecordsMax)
+		require.LessOrEqual(t, len(b.records), gearsfs.BatchRecordsMax)
 		n := 0
 		for _, r := range b.records {
 			n += len(r.Data)
-			records = append(records, gears.NewRecord{Data: bytes.Clone(r.Data), Type: r.Type})
+			records = append(records, gearsfs.NewRecord{Data: bytes.Clone(r.Data), Type: r.Type})
 		}
 		require.Equal(t, b.filled, n)
 	}

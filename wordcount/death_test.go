@@ -11,13 +11,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // firstJob waits for a job on m's node.
 func firstJob(ctx context.Context, m dgm.Manager) (job, error) {
-	records, err := m.Peek(ctx, dgm.Peek{File: gears.At(jobsPath), Key: gears.DataKey})
+	records, err := m.Peek(ctx, dgm.Peek{File: gearsfs.At(jobsPath), Key: gearsfs.DataKey})
 	if err != nil {
 		return job{}, err
 	}
@@ -150,6 +150,6 @@ func TestALostSenderIsGivenUp(t *testing.T) {
 	require.NoError(t, s.node.Close())
 	require.ErrorIs(t, <-given, errOutOfReach)
 	require.NoError(t, out.Close()) // what is left to put finds out
-	require.ErrorIs(t, <-failed, gears.ErrClosed)
+	require.ErrorIs(t, <-failed, gearsfs.ErrClosed)
 	requireTidy(t, b)
 }

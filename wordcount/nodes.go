@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // A Sender is node A: it sends what is to be counted to another node, and
@@ -30,7 +30,7 @@ type Sender struct {
 // dgm.Dial does and returns its errors. options say who the sender is there;
 // what they offer is set by Connect. The Sender must be closed before a.
 func Connect(ctx context.Context, a *dgm.Volume, addrs string, options dgm.RemoteOptions) (*Sender, error) {
-	own, err := a.Local(dgm.Client{Caller: gears.Root, Process: "wordcount"})
+	own, err := a.Local(dgm.Client{Caller: gearsfs.Root, Process: "wordcount"})
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func Connect(ctx context.Context, a *dgm.Volume, addrs string, options dgm.Remot
 		own: own, remote: "wordcount-" + rand.Text(),
 		life: context.Background(), close: []func() error{own.Close},
 	}
-	options.Offer, options.OfferName, options.OfferAs = a, s.remote, gears.Root
+	options.Offer, options.OfferName, options.OfferAs = a, s.remote, gearsfs.Root
 	if s.node, err = dgm.Dial(ctx, addrs, options); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -61,7 +61,7 @@ func Join(ctx context.Context, a, b *dgm.Volume) (*Sender, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("wordcount: %w", err), os.RemoveAll(dir))
 	}
-	worker, err := b.Local(dgm.Client{Caller: gears.Root, Process: "wordcount worker"})
+	worker, err := b.Local(dgm.Client{Caller: gearsfs.Root, Process: "wordcount worker"})
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), os.RemoveAll(dir))
 	}

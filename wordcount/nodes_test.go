@@ -13,8 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -32,7 +32,7 @@ func volume(t testing.TB) *dgm.Volume {
 // root returns a session on v that is closed with the test.
 func root(t testing.TB, v *dgm.Volume) *dgm.Local {
 	t.Helper()
-	m, err := v.Local(dgm.Client{Caller: gears.Root})
+	m, err := v.Local(dgm.Client{Caller: gearsfs.Root})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, m.Close()) })
 	return m
@@ -54,13 +54,13 @@ func requireTidy(t testing.TB, nodes ...*dgm.Volume) {
 	ctx := context.Background()
 	for _, v := range nodes {
 		m := root(t, v)
-		dir, err := m.Lookup(ctx, gears.RootIno, dirName)
+		dir, err := m.Lookup(ctx, gearsfs.RootIno, dirName)
 		require.NoError(t, err)
 		entries, err := m.ReadDir(ctx, dir.Ino, "", 100)
 		require.NoError(t, err)
 		for _, e := range entries {
 			require.Equal(t, jobsName, e.Name)
-			info, err := m.Stream(ctx, gears.ByIno(e.Attr.Ino), gears.DataKey)
+			info, err := m.Stream(ctx, gearsfs.ByIno(e.Attr.Ino), gearsfs.DataKey)
 			require.NoError(t, err)
 			require.Zero(t, info.Records+info.Leased, "jobs of runs that are over")
 		}

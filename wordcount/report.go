@@ -3,7 +3,7 @@ package wordcount
 import (
 	"encoding/binary"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // A report is what a worker tells the sender: an acknowledgement of one leased
@@ -18,7 +18,7 @@ type report struct {
 // A workID names an acknowledgement: the fence and the seq of its first record.
 type workID struct {
 	Fence uint64
-	First gears.Seq
+	First gearsfs.Seq
 }
 
 // A work is one leased batch and what was counted in it.
@@ -31,7 +31,7 @@ type work struct {
 
 // A span is the records from First to Last, both included.
 type span struct {
-	First, Last gears.Seq
+	First, Last gearsfs.Seq
 }
 
 // A report travels as unsigned varints: the version, then the fields in the
@@ -51,7 +51,7 @@ func (r *report) marshal() []byte {
 		b = binary.AppendUvarint(b, 0)
 	} else {
 		b = binary.AppendUvarint(b, uint64(len(w.Spans)))
-		var last gears.Seq
+		var last gearsfs.Seq
 		for _, s := range w.Spans {
 			b = binary.AppendUvarint(b, uint64(s.First-last))
 			b = binary.AppendUvarint(b, uint64(s.Last-s.First))
@@ -78,11 +78,11 @@ func appendCounts(b []byte, c Counts) []byte {
 	return binary.AppendUvarint(b, c.Bytes)
 }
 
-// unmarshalReport returns gears.ErrProtocol for what marshal did not make.
+// unmarshalReport returns gearsfs.ErrProtocol for what marshal did not make.
 func unmarshalReport(data []byte) (*report, error) {
 	d := decoder{rest: data}
 	if v := d.uvarint(); !d.bad && v != reportVersion {
-		return nil, gears.ErrVersion.Because("a worker reports in version %d, this sender reads %d", v, reportVersion)
+		return nil, gearsfs.ErrVersion.Because("a worker reports in version %d, this sender reads %d", v, reportVersion)
 	}
 	r := &report{}
 	for n := d.length(2); n > 0; n-- {
@@ -94,7 +94,7 @@ func unmarshalReport(data []byte) (*report, error) {
 	r.Total = d.counts()
 	r.Failure = string(d.bytes())
 	if d.bad || len(d.rest) > 0 {
-		return nil, gears.ErrProtocol.Because("a worker's report can't be read")
+		return nil, gearsfs.ErrProtocol.Because("a worker's report can't be read")
 	}
 	return r, nil
 }
@@ -135,7 +135,7 @@ func (d *decoder) bytes() []byte {
 }
 
 func (d *decoder) id() workID {
-	return workID{d.uvarint(), gears.Seq(d.uvarint())}
+	return workID{d.uvarint(), gearsfs.Seq(d.uvarint())}
 }
 
 func (d *decoder) counts() Counts {
@@ -145,10 +145,10 @@ func (d *decoder) counts() Counts {
 // work reads a work of so many spans. They must rise, or they are no spans.
 func (d *decoder) work(spans uint64) *work {
 	w := &work{Spans: make([]span, 0, spans)}
-	var last gears.Seq
+	var last gearsfs.Seq
 	for range spans {
-		first := last + gears.Seq(d.uvarint())
-		end := first + gears.Seq(d.uvarint())
+		first := last + gearsfs.Seq(d.uvarint())
+		end := first + gearsfs.Seq(d.uvarint())
 		if first <= last || end < first {
 			d.rest, d.bad = nil, true
 			return w

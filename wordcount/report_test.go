@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 func someReports() []*report {
@@ -34,13 +34,13 @@ func TestADamagedReportIsAnError(t *testing.T) {
 		data := r.marshal()
 		for n := range data {
 			_, err := unmarshalReport(data[:n])
-			require.ErrorIs(t, err, gears.ErrProtocol, "cut behind %d of %d bytes", n, len(data))
+			require.ErrorIs(t, err, gearsfs.ErrProtocol, "cut behind %d of %d bytes", n, len(data))
 		}
 		_, err := unmarshalReport(append(data, 0))
-		require.ErrorIs(t, err, gears.ErrProtocol, "with a byte too many")
+		require.ErrorIs(t, err, gearsfs.ErrProtocol, "with a byte too many")
 		data[0] = 99
 		_, err = unmarshalReport(data)
-		require.ErrorIs(t, err, gears.ErrVersion)
+		require.ErrorIs(t, err, gearsfs.ErrVersion)
 	}
 }
 
@@ -69,14 +69,14 @@ func TestEachRecordCountsOnce(t *testing.T) {
 
 func checkTally(t *testing.T, rng *rand.Rand, seed uint64) {
 	t.Helper()
-	total := gears.Seq(1 + rng.IntN(60))
-	ready := make([]gears.Seq, 0, total)
-	for seq := gears.Seq(1); seq <= total; seq++ {
+	total := gearsfs.Seq(1 + rng.IntN(60))
+	ready := make([]gearsfs.Seq, 0, total)
+	for seq := gearsfs.Seq(1); seq <= total; seq++ {
 		ready = append(ready, seq)
 	}
 	var got tally
 	var unsaid []workID
-	var held [][]gears.Seq // leased by workers that have acknowledged and not settled
+	var held [][]gearsfs.Seq // leased by workers that have acknowledged and not settled
 	fence := uint64(0)
 	for len(ready) > 0 || len(held) > 0 {
 		if len(ready) == 0 || rng.IntN(4) == 0 && len(held) > 0 { // one of those dies
@@ -85,7 +85,7 @@ func checkTally(t *testing.T, rng *rand.Rand, seed uint64) {
 			continue
 		}
 		n := 1 + rng.IntN(len(ready))
-		batch := append([]gears.Seq(nil), ready[:n]...)
+		batch := append([]gearsfs.Seq(nil), ready[:n]...)
 		ready = ready[n:]
 		fence++
 		w := &work{ID: workID{fence, batch[0]}}

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // Where runs are kept, on both nodes.
@@ -20,9 +20,9 @@ const (
 // The streams of a run's file: linesKey on the node that counts, the others on
 // the sender's.
 const (
-	linesKey  gears.Key = "lines"
-	acksKey   gears.Key = "acks"
-	resultKey gears.Key = "result"
+	linesKey  gearsfs.Key = "lines"
+	acksKey   gearsfs.Key = "acks"
+	resultKey gearsfs.Key = "result"
 )
 
 // Bytes that "lines" and "acks" may hold before a put waits.
@@ -34,27 +34,27 @@ const (
 // A job tells workers of a run. It is a record of the data stream of jobsPath:
 // one line of JSON.
 type job struct {
-	Run    string    // the file's name on both nodes
-	Ino    gears.Ino // the file with the lines
-	Remote string    // the remote of this node that leads to the sender
-	Back   gears.Ino // the sender's own file, there
+	Run    string      // the file's name on both nodes
+	Ino    gearsfs.Ino // the file with the lines
+	Remote string      // the remote of this node that leads to the sender
+	Back   gearsfs.Ino // the sender's own file, there
 	Rule   Rule
 	Words  bool // the sender wants to know how often each word was met
 }
 
-func (j job) record() (gears.NewRecord, error) {
+func (j job) record() (gearsfs.NewRecord, error) {
 	line, err := json.Marshal(j)
-	return gears.NewRecord{Data: append(line, '\n'), Type: "job"}, err
+	return gearsfs.NewRecord{Data: append(line, '\n'), Type: "job"}, err
 }
 
-// parseJob returns gears.ErrProtocol for a record that is no job.
-func parseJob(r gears.Record) (job, error) {
+// parseJob returns gearsfs.ErrProtocol for a record that is no job.
+func parseJob(r gearsfs.Record) (job, error) {
 	var j job
 	if err := json.Unmarshal(r.Data, &j); err != nil {
-		return job{}, gears.ErrProtocol.Because("record %d of %s is no job: %v", r.Place.Seq, jobsPath, err)
+		return job{}, gearsfs.ErrProtocol.Because("record %d of %s is no job: %v", r.Place.Seq, jobsPath, err)
 	}
-	if gears.CheckName(j.Run) != nil || j.Ino == 0 || j.Back == 0 || j.Remote == "" {
-		return job{}, gears.ErrProtocol.Because("record %d of %s is no job", r.Place.Seq, jobsPath)
+	if gearsfs.CheckName(j.Run) != nil || j.Ino == 0 || j.Back == 0 || j.Remote == "" {
+		return job{}, gearsfs.ErrProtocol.Because("record %d of %s is no job", r.Place.Seq, jobsPath)
 	}
 	return j, nil
 }
@@ -65,17 +65,17 @@ const (
 )
 
 // makeDir returns the directory of the runs, making it where it is missing.
-func makeDir(ctx context.Context, m dgm.Manager) (gears.Ino, error) {
-	attr, err := m.Make(ctx, gears.RootIno, dirName, dgm.Make{Mode: modeDir})
-	if errors.Is(err, gears.ErrExists) || errors.Is(err, gears.ErrAccess) {
-		attr, err = m.Lookup(ctx, gears.RootIno, dirName)
+func makeDir(ctx context.Context, m dgm.Manager) (gearsfs.Ino, error) {
+	attr, err := m.Make(ctx, gearsfs.RootIno, dirName, dgm.Make{Mode: modeDir})
+	if errors.Is(err, gearsfs.ErrExists) || errors.Is(err, gearsfs.ErrAccess) {
+		attr, err = m.Lookup(ctx, gearsfs.RootIno, dirName)
 	}
 	return attr.Ino, err
 }
 
 // gone reports whether err says that a file was removed.
 func gone(err error) bool {
-	return errors.Is(err, gears.ErrRemoved) || errors.Is(err, gears.ErrStale) || errors.Is(err, gears.ErrNotFound)
+	return errors.Is(err, gearsfs.ErrRemoved) || errors.Is(err, gearsfs.ErrStale) || errors.Is(err, gearsfs.ErrNotFound)
 }
 
 // sweepJobs removes the jobs at the head of the queue whose runs are over, and
@@ -84,9 +84,9 @@ func gone(err error) bool {
 func sweepJobs(ctx context.Context, node dgm.Manager) error {
 	for {
 		records, err := node.Take(ctx, dgm.Take{
-			File: gears.At(jobsPath), Keys: []gears.Key{gears.DataKey}, NoWait: true, Lease: true,
+			File: gearsfs.At(jobsPath), Keys: []gearsfs.Key{gearsfs.DataKey}, NoWait: true, Lease: true,
 		})
-		if errors.Is(err, gears.ErrEmpty) || gone(err) {
+		if errors.Is(err, gearsfs.ErrEmpty) || gone(err) {
 			return nil
 		}
 		if err != nil {
@@ -98,8 +98,8 @@ func sweepJobs(ctx context.Context, node dgm.Manager) error {
 			_, err = node.GetAttr(ctx, j.Ino)
 			over = gone(err)
 		}
-		err = node.Settle(ctx, dgm.Settle{Receipts: []gears.Receipt{*records[0].Receipt}, Return: !over})
-		if err != nil && !errors.Is(err, gears.ErrGone) {
+		err = node.Settle(ctx, dgm.Settle{Receipts: []gearsfs.Receipt{*records[0].Receipt}, Return: !over})
+		if err != nil && !errors.Is(err, gearsfs.ErrGone) {
 			return err
 		}
 		if !over {
@@ -109,7 +109,7 @@ func sweepJobs(ctx context.Context, node dgm.Manager) error {
 }
 
 // removeRun removes the file of a run, where it is still there.
-func removeRun(ctx context.Context, m dgm.Manager, dir gears.Ino, run string) error {
+func removeRun(ctx context.Context, m dgm.Manager, dir gearsfs.Ino, run string) error {
 	if err := m.Unlink(ctx, dir, run); err != nil && !gone(err) {
 		return err
 	}

@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // Options of a run.
@@ -60,7 +60,7 @@ func Send(ctx context.Context, own, node dgm.Manager, remote string, in io.Reade
 	}
 	s := &sender{own: own, node: node, o: o, classes: o.Rule.classes()}
 	if s.classes == nil {
-		return Result{}, gears.ErrInvalid.Because("no rule is named %q", o.Rule)
+		return Result{}, gearsfs.ErrInvalid.Because("no rule is named %q", o.Rule)
 	}
 	result, err := s.run(ctx, remote, in)
 	tidy, cancel := tidyContext(ctx)
@@ -78,12 +78,12 @@ type sender struct {
 	classes   *classes
 
 	name             string
-	ownDir, nodeDir  gears.Ino
-	ownFile, nodeRun gears.File
+	ownDir, nodeDir  gearsfs.Ino
+	ownFile, nodeRun gearsfs.File
 
 	mu       sync.Mutex // guards what is below; held while Progress is called
 	progress Progress
-	records  gears.Seq // put so far
+	records  gearsfs.Seq // put so far
 }
 
 // open makes the run's files on both nodes.
@@ -91,9 +91,9 @@ func (s *sender) open(ctx context.Context) error {
 	s.name = rand.Text()
 	for _, side := range []struct {
 		m     dgm.Manager
-		dir   *gears.Ino
-		file  *gears.File
-		key   gears.Key
+		dir   *gearsfs.Ino
+		file  *gearsfs.File
+		key   gearsfs.Key
 		bytes uint64
 	}{
 		{s.own, &s.ownDir, &s.ownFile, acksKey, acksBytesMax},
@@ -107,9 +107,9 @@ func (s *sender) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		*side.dir, *side.file = dir, gears.ByIno(attr.Ino)
+		*side.dir, *side.file = dir, gearsfs.ByIno(attr.Ino)
 		if err := side.m.Configure(ctx, *side.file, side.key, dgm.StreamChange{
-			Limits: &gears.Limits{Bytes: side.bytes},
+			Limits: &gearsfs.Limits{Bytes: side.bytes},
 		}); err != nil {
 			return err
 		}
@@ -141,7 +141,7 @@ func (s *sender) run(ctx context.Context, remote string, in io.Reader) (Result, 
 		return Result{}, err
 	}
 	if _, err := s.node.Put(ctx, dgm.Put{
-		File: gears.At(jobsPath), Key: gears.DataKey, Records: []gears.NewRecord{record}, Mode: 0o666,
+		File: gearsfs.At(jobsPath), Key: gearsfs.DataKey, Records: []gearsfs.NewRecord{record}, Mode: 0o666,
 	}); err != nil {
 		return Result{}, err
 	}
@@ -163,7 +163,7 @@ func (s *sender) run(ctx context.Context, remote string, in io.Reader) (Result, 
 		return Result{}, err
 	}
 	if !t.added.all(s.records) || t.total.Bytes != s.progress.Sent {
-		return Result{}, gears.ErrDamaged.Because("%d records of %d bytes were sent, but %d bytes counted",
+		return Result{}, gearsfs.ErrDamaged.Because("%d records of %d bytes were sent, but %d bytes counted",
 			s.records, s.progress.Sent, t.total.Bytes)
 	}
 	return Result{Counts: t.total, Top: t.words.top(s.o.Top)}, nil
@@ -238,7 +238,7 @@ func (s *sender) put(ctx context.Context, full <-chan *batch, free chan<- *batch
 				return err
 			}
 			s.mu.Lock()
-			s.records += gears.Seq(len(b.records))
+			s.records += gearsfs.Seq(len(b.records))
 			s.progress.Sent += uint64(b.filled)
 			s.tellLocked()
 			s.mu.Unlock()
@@ -270,7 +270,7 @@ func (s *sender) collect(ctx context.Context) (*tally, error) {
 				return nil, err
 			}
 			if r.Failure != "" {
-				return nil, gears.ErrProtocol.Because("the worker gave up: %s", r.Failure)
+				return nil, gearsfs.ErrProtocol.Because("the worker gave up: %s", r.Failure)
 			}
 			t.report(r)
 			if record.Key == resultKey {
@@ -289,11 +289,11 @@ func (s *sender) collect(ctx context.Context) (*tally, error) {
 
 // reports waits for reports, looking now and then whether the node that counts
 // still has the run.
-func (s *sender) reports(ctx context.Context) ([]gears.Record, error) {
+func (s *sender) reports(ctx context.Context) ([]gearsfs.Record, error) {
 	for {
 		waiting, cancel := context.WithTimeout(ctx, lookEvery)
 		records, err := s.own.Take(waiting, dgm.Take{
-			File: s.ownFile, Keys: []gears.Key{acksKey, resultKey}, Max: 32,
+			File: s.ownFile, Keys: []gearsfs.Key{acksKey, resultKey}, Max: 32,
 		})
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"io"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 const (
@@ -56,7 +56,7 @@ func (p place) partType() string {
 type batch struct {
 	text    [batchBytes]byte
 	filled  int
-	records []gears.NewRecord
+	records []gearsfs.NewRecord
 }
 
 // A splitter cuts a text into batches of lines and pieces of lines. It is not
@@ -87,11 +87,11 @@ func (s *splitter) next(b *batch) error {
 	}
 	b.filled, b.records = n, b.records[:0]
 	text := b.text[:n]
-	for len(text) > 0 && len(b.records) < gears.BatchRecordsMax {
+	for len(text) > 0 && len(b.records) < gearsfs.BatchRecordsMax {
 		n := s.whole(text)
 		switch {
 		case n > 0 && !s.inLine && n <= PieceBytes:
-			b.records = append(b.records, gears.NewRecord{Data: text[:n], Type: typeLines})
+			b.records = append(b.records, gearsfs.NewRecord{Data: text[:n], Type: typeLines})
 		case n > 0 || s.eof || len(text) > PieceBytes:
 			n = s.piece(b, text[:cmp.Or(n, len(text))])
 		}
@@ -153,7 +153,7 @@ func (s *splitter) piece(b *batch, line []byte) int {
 			}
 		}
 	}
-	b.records = append(b.records, gears.NewRecord{Data: p, Type: s.at.partType()})
+	b.records = append(b.records, gearsfs.NewRecord{Data: p, Type: s.at.partType()})
 	s.at = s.classes.end(p, s.at)
 	s.inLine = p[len(p)-1] != '\n'
 	return len(p)

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // A tally adds up what workers report, each record once (see the package
@@ -73,7 +73,7 @@ func (t *tally) add(w *work) {
 // it: both sides have added up the same work, in their own ways.
 func (t *tally) agree(result Counts) error {
 	if result.Bytes == t.total.Bytes && result != t.total {
-		return gears.ErrDamaged.Because("the worker counted %v, its acknowledgements say %v", result, t.total)
+		return gearsfs.ErrDamaged.Because("the worker counted %v, its acknowledgements say %v", result, t.total)
 	}
 	return nil
 }
@@ -82,8 +82,8 @@ func (t *tally) agree(result Counts) error {
 type spans []span
 
 // search returns the index of the first span that ends at seq or behind it.
-func (s spans) search(seq gears.Seq) int {
-	i, _ := slices.BinarySearchFunc(s, seq, func(e span, seq gears.Seq) int { return cmp.Compare(e.Last, seq) })
+func (s spans) search(seq gearsfs.Seq) int {
+	i, _ := slices.BinarySearchFunc(s, seq, func(e span, seq gearsfs.Seq) int { return cmp.Compare(e.Last, seq) })
 	return i
 }
 
@@ -108,7 +108,7 @@ func (s *spans) insert(n span) {
 }
 
 // all reports whether the set is that of the seqs from 1 to last.
-func (s spans) all(last gears.Seq) bool {
+func (s spans) all(last gearsfs.Seq) bool {
 	if last == 0 {
 		return len(s) == 0
 	}

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // WorkOptions of a worker.
@@ -52,7 +52,7 @@ func Work(ctx context.Context, node dgm.Manager, o WorkOptions) error {
 type worker struct {
 	node  dgm.Manager
 	o     WorkOptions
-	dir   gears.Ino
+	dir   gearsfs.Ino
 	slots chan struct{} // a token for each run taken part in
 }
 
@@ -66,10 +66,10 @@ func (w *worker) follow(ctx context.Context) error {
 	if w.dir, err = makeDir(ctx, w.node); err != nil {
 		return err
 	}
-	var after gears.Seq
+	var after gearsfs.Seq
 	for {
 		records, err := w.node.Peek(ctx, dgm.Peek{
-			File: gears.At(jobsPath), Key: gears.DataKey, Max: 64, Follow: true, After: after,
+			File: gearsfs.At(jobsPath), Key: gearsfs.DataKey, Max: 64, Follow: true, After: after,
 		})
 		if gone(err) { // the queue itself was removed: the next one begins anew
 			after = 0
@@ -186,7 +186,7 @@ func (p *part) countBatches(ctx context.Context) error {
 	records0 := leaseRecords0
 	for {
 		records, err := p.lease(ctx, records0)
-		if errors.Is(err, gears.ErrEnd) {
+		if errors.Is(err, gearsfs.ErrEnd) {
 			return nil
 		}
 		if err != nil {
@@ -196,7 +196,7 @@ func (p *part) countBatches(ctx context.Context) error {
 		for _, r := range records {
 			bytes += len(r.Data)
 		}
-		records0 = min(max(leaseBytes*len(records)/bytes, 1), 4*records0, gears.BatchRecordsMax)
+		records0 = min(max(leaseBytes*len(records)/bytes, 1), 4*records0, gearsfs.BatchRecordsMax)
 		for len(records) > 0 {
 			n := prefix(records, workBytesMax)
 			if err := p.countBatch(ctx, records[:n], words); err != nil {
@@ -209,7 +209,7 @@ func (p *part) countBatches(ctx context.Context) error {
 
 // prefix returns how many records from the front have at most bytesMax bytes,
 // at least 1.
-func prefix(records []gears.Record, bytesMax int) int {
+func prefix(records []gearsfs.Record, bytesMax int) int {
 	bytes := 0
 	for i, r := range records {
 		bytes += len(r.Data)
@@ -221,11 +221,11 @@ func prefix(records []gears.Record, bytesMax int) int {
 }
 
 // lease waits for lines, looking now and then whether the sender still lives.
-func (p *part) lease(ctx context.Context, n int) ([]gears.Record, error) {
+func (p *part) lease(ctx context.Context, n int) ([]gearsfs.Record, error) {
 	for {
 		waiting, cancel := context.WithTimeout(ctx, p.o.Patience)
 		records, err := p.node.Take(waiting, dgm.Take{
-			File: gears.ByIno(p.job.Ino), Keys: []gears.Key{linesKey}, Max: n, Lease: true,
+			File: gearsfs.ByIno(p.job.Ino), Keys: []gearsfs.Key{linesKey}, Max: n, Lease: true,
 		})
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
@@ -242,13 +242,13 @@ func (p *part) lease(ctx context.Context, n int) ([]gears.Record, error) {
 
 // countBatch counts leased records, acknowledges them to the sender and then
 // settles them: in this order, so that no line is ever counted by nobody.
-func (p *part) countBatch(ctx context.Context, records []gears.Record, words *wordMap) error {
+func (p *part) countBatch(ctx context.Context, records []gearsfs.Record, words *wordMap) error {
 	w, err := p.acknowledge(ctx, records, words)
 	if err != nil {
 		return err
 	}
 	err = p.node.Settle(ctx, dgm.Settle{Receipts: receiptsOf(records)})
-	if errors.Is(err, gears.ErrGone) || errors.Is(err, gears.ErrMaybe) {
+	if errors.Is(err, gearsfs.ErrGone) || errors.Is(err, gearsfs.ErrMaybe) {
 		return nil // others count it again, or not: the sender finds out
 	}
 	if err != nil {
@@ -262,14 +262,14 @@ func (p *part) countBatch(ctx context.Context, records []gears.Record, words *wo
 }
 
 // acknowledge counts leased records and tells the sender. It overwrites words.
-func (p *part) acknowledge(ctx context.Context, records []gears.Record, words *wordMap) (*work, error) {
+func (p *part) acknowledge(ctx context.Context, records []gearsfs.Record, words *wordMap) (*work, error) {
 	w := &work{ID: workID{records[0].Receipt.Fence, records[0].Place.Seq}}
 	words.clear()
 	for _, r := range records {
 		at, known := placeOf(r.Type)
 		if !known {
 			failure := fmt.Sprintf("record %d of the lines is a %q", r.Place.Seq, r.Type)
-			return nil, errors.Join(gears.ErrProtocol.Because("%s", failure),
+			return nil, errors.Join(gearsfs.ErrProtocol.Because("%s", failure),
 				p.report(ctx, resultKey, &report{Failure: failure}))
 		}
 		w.Counts = w.Counts.Add(p.classes.count(r.Data, at))
@@ -286,8 +286,8 @@ func (p *part) acknowledge(ctx context.Context, records []gears.Record, words *w
 	return w, p.report(ctx, acksKey, &report{Work: w})
 }
 
-func receiptsOf(records []gears.Record) []gears.Receipt {
-	receipts := make([]gears.Receipt, len(records))
+func receiptsOf(records []gearsfs.Record) []gearsfs.Receipt {
+	receipts := make([]gearsfs.Receipt, len(records))
 	for i, r := range records {
 		receipts[i] = *r.Receipt
 	}
@@ -296,7 +296,7 @@ func receiptsOf(records []gears.Record) []gears.Receipt {
 
 // giveBack returns leased records, also where ctx has ended. Where it fails the
 // leases end with the session.
-func (p *part) giveBack(ctx context.Context, records []gears.Record) error {
+func (p *part) giveBack(ctx context.Context, records []gearsfs.Record) error {
 	tidy, cancel := tidyContext(ctx)
 	defer cancel()
 	return p.node.Settle(tidy, dgm.Settle{Receipts: receiptsOf(records), Return: true})
@@ -304,14 +304,14 @@ func (p *part) giveBack(ctx context.Context, records []gears.Record) error {
 
 // report puts r, with what was settled meanwhile, to the sender's own node. A
 // report that arrives twice does no harm there.
-func (p *part) report(ctx context.Context, key gears.Key, r *report) error {
+func (p *part) report(ctx context.Context, key gearsfs.Key, r *report) error {
 	p.mu.Lock()
 	r.Settled, p.settled = p.settled, nil
 	p.mu.Unlock()
 	data := r.marshal()
 	return p.reach(ctx, func(ctx context.Context) error {
 		_, err := p.own.Put(ctx, dgm.Put{
-			File: gears.ByIno(p.job.Back), Key: key, Records: []gears.NewRecord{{Data: data, Type: string(key)}},
+			File: gearsfs.ByIno(p.job.Back), Key: key, Records: []gearsfs.NewRecord{{Data: data, Type: string(key)}},
 		})
 		return err
 	})

@@ -9,9 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/mount"
 )
 
@@ -106,10 +106,10 @@ func (a *app) manager(ctx context.Context, addrs string) (dgm.Manager, error) {
 	defer cancel()
 	m, err := a.dial(dialing, addrs)
 	switch {
-	case errors.Is(err, gears.ErrInvalid):
+	case errors.Is(err, gearsfs.ErrInvalid):
 		return nil, usagef("%v", err)
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		return nil, gears.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)
+		return nil, gearsfs.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)
 	case err != nil:
 		return nil, cause(ctx, err)
 	}

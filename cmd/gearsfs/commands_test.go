@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -39,7 +39,7 @@ type outcome struct {
 }
 
 // gearsfs runs one command line with the node at addr as the default.
-func gearsfs(t *testing.T, addr string, in io.Reader, args ...string) outcome {
+func cli(t *testing.T, addr string, in io.Reader, args ...string) outcome {
 	t.Helper()
 	var out, errs bytes.Buffer
 	a := bareApp(map[string]string{"GEARSFS_NODE": addr})
@@ -62,7 +62,7 @@ func runSteps(t *testing.T, addr string, steps []step) {
 	t.Helper()
 	for _, s := range steps {
 		line := strings.ReplaceAll(s.line, "ADDR", addr)
-		got := gearsfs(t, addr, strings.NewReader(s.in), strings.Fields(line)...)
+		got := cli(t, addr, strings.NewReader(s.in), strings.Fields(line)...)
 		require.Equal(t, s.status, got.status, "%s: %s", s.line, got.errs)
 		assert.Equal(t, s.out, got.out, s.line)
 		if s.errs == "" {
@@ -156,10 +156,10 @@ func TestLimits(t *testing.T) {
 		for i := range 100 {
 			fmt.Fprintln(&lines, i)
 		}
-		feeding <- gearsfs(t, addr, strings.NewReader(lines.String()), "put", ":/q", "k", "-l", "--seal")
+		feeding <- cli(t, addr, strings.NewReader(lines.String()), "put", ":/q", "k", "-l", "--seal")
 	}()
-	assert.Equal(t, 0, gearsfs(t, addr, nil, "set", ":/q", "k", "--records", "7").status)
-	got := gearsfs(t, addr, nil, "take", ":/q", "k", "-f")
+	assert.Equal(t, 0, cli(t, addr, nil, "set", ":/q", "k", "--records", "7").status)
+	got := cli(t, addr, nil, "take", ":/q", "k", "-f")
 	assert.Equal(t, outcome{}, <-feeding)
 	assert.Equal(t, 104, strings.Count(got.out, "\n"))
 	assert.True(t, strings.HasSuffix(got.out, "98\n99\n"), got.out)
@@ -167,10 +167,10 @@ func TestLimits(t *testing.T) {
 
 func TestRecordTooLarge(t *testing.T) {
 	addr := startNode(t)
-	big := bytes.Repeat([]byte("x"), gears.RecordBytesMax+1)
-	got := gearsfs(t, addr, bytes.NewReader(big), "put", ":/q", "k", "-")
+	big := bytes.Repeat([]byte("x"), gearsfs.RecordBytesMax+1)
+	got := cli(t, addr, bytes.NewReader(big), "put", ":/q", "k", "-")
 	assert.Equal(t, 1, got.status)
-	got = gearsfs(t, addr, io.MultiReader(strings.NewReader("a\nb\n"), bytes.NewReader(big)), "put", ":/q", "k", "-l")
+	got = cli(t, addr, io.MultiReader(strings.NewReader("a\nb\n"), bytes.NewReader(big)), "put", ":/q", "k", "-l")
 	assert.Equal(t, 1, got.status)
 	assert.Contains(t, got.errs, "record 3 of the input")
 	assert.Contains(t, got.errs, "(2 records are on disk)")
@@ -256,7 +256,7 @@ func TestRemotes(t *testing.T) {
 
 func TestStatusAndWaits(t *testing.T) {
 	addr := startNode(t)
-	got := gearsfs(t, addr, nil, "status", "-o", "json")
+	got := cli(t, addr, nil, "status", "-o", "json")
 	require.Equal(t, 0, got.status, got.errs)
 	var status map[string]any
 	require.NoError(t, json.Unmarshal([]byte(got.out), &status))
@@ -267,16 +267,16 @@ func TestStatusAndWaits(t *testing.T) {
 	m, err := dgm.Dial(t.Context(), addr, dgm.RemoteOptions{})
 	require.NoError(t, err)
 	defer m.Close()
-	_, err = m.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "cuont", Records: []gears.NewRecord{{}}})
+	_, err = m.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "cuont", Records: []gearsfs.NewRecord{{}}})
 	require.NoError(t, err)
 	taking := make(chan outcome)
-	go func() { taking <- gearsfs(t, addr, nil, "take", ":/q", "count") }()
+	go func() { taking <- cli(t, addr, nil, "take", ":/q", "count") }()
 	require.Eventually(t, func() bool {
 		waits, err := m.Waits(t.Context())
 		return err == nil && len(waits) > 0
 	}, settleTimeout, settleTimeout/1000)
-	assert.Contains(t, gearsfs(t, addr, nil, "waits").out, "is cuont meant?")
-	assert.Equal(t, 0, gearsfs(t, addr, nil, "put", ":/q", "count", "x").status)
+	assert.Contains(t, cli(t, addr, nil, "waits").out, "is cuont meant?")
+	assert.Equal(t, 0, cli(t, addr, nil, "put", ":/q", "count", "x").status)
 	assert.Equal(t, "x\n", (<-taking).out)
 }
 
@@ -314,11 +314,11 @@ func TestEveryCommandHasHelp(t *testing.T) {
 	var each func(c *cobra.Command)
 	each = func(c *cobra.Command) {
 		args := strings.Fields(c.CommandPath())[1:]
-		got := gearsfs(t, "", nil, append(args, "--help")...)
+		got := cli(t, "", nil, append(args, "--help")...)
 		assert.Equal(t, 0, got.status, c.CommandPath())
 		assert.Contains(t, got.out, "Examples:\n", c.CommandPath())
 		assert.NotEmpty(t, c.Short, c.CommandPath())
-		got = gearsfs(t, "", nil, append(args, "--lease-of-life")...)
+		got = cli(t, "", nil, append(args, "--lease-of-life")...)
 		assert.Equal(t, 2, got.status, c.CommandPath())
 		assert.Contains(t, got.errs, "unknown flag", c.CommandPath())
 		for _, sub := range c.Commands() {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // The exit statuses of every command. Scripts depend on them.
@@ -64,13 +64,13 @@ func exitStatus(err error) int {
 		return exitNotNow
 	}
 	switch {
-	case errors.Is(err, gears.ErrMaybe):
+	case errors.Is(err, gearsfs.ErrMaybe):
 		return exitUnknown
-	case errors.Is(err, gears.ErrEmpty), errors.Is(err, gears.ErrFull):
+	case errors.Is(err, gearsfs.ErrEmpty), errors.Is(err, gearsfs.ErrFull):
 		return exitNotNow
-	case errors.Is(err, gears.ErrSealed), errors.Is(err, gears.ErrEnd):
+	case errors.Is(err, gearsfs.ErrSealed), errors.Is(err, gearsfs.ErrEnd):
 		return exitEnded
-	case errors.Is(err, gears.ErrKey):
+	case errors.Is(err, gearsfs.ErrKey):
 		return exitUsage
 	}
 	return exitFailed
@@ -79,19 +79,19 @@ func exitStatus(err error) int {
 // advice says what to do about errors whose cure is always the same.
 func advice(err error) string {
 	switch {
-	case errors.Is(err, gears.ErrNoNode):
+	case errors.Is(err, gearsfs.ErrNoNode):
 		return "the node is unreachable; start one with gearsfsd or gearsfs mount, or name another with --node or GEARSFS_NODE"
 	case errors.Is(err, syscall.ENOTCONN):
 		return "the mount there is dead: detach it with gearsfs umount"
-	case errors.Is(err, gears.ErrVersion), errors.Is(err, gears.ErrProtocol):
+	case errors.Is(err, gearsfs.ErrVersion), errors.Is(err, gearsfs.ErrProtocol):
 		return "check the address, and gearsfs version on both sides"
-	case errors.Is(err, gears.ErrMaybe):
+	case errors.Is(err, gearsfs.ErrMaybe):
 		return "the change may have been made: look before repeating it"
-	case errors.Is(err, gears.ErrBlocks):
+	case errors.Is(err, gearsfs.ErrBlocks):
 		return "--force takes from it all the same"
-	case errors.Is(err, gears.ErrInUse):
+	case errors.Is(err, gearsfs.ErrInUse):
 		return "stop the other process or use another data directory"
-	case errors.Is(err, gears.ErrForeign):
+	case errors.Is(err, gearsfs.ErrForeign):
 		return "name an empty directory or one that GearsFS made"
 	}
 	return ""

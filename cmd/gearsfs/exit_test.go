@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/assert"
 )
 
@@ -20,20 +20,20 @@ func TestExitStatus(t *testing.T) {
 	}{
 		{nil, 0},
 		{errors.New("broken"), 1},
-		{gears.ErrNotFound, 1},
-		{gears.ErrNoNode, 1},
-		{gears.ErrTooBig.Because("a record of 17 MiB"), 1},
+		{gearsfs.ErrNotFound, 1},
+		{gearsfs.ErrNoNode, 1},
+		{gearsfs.ErrTooBig.Because("a record of 17 MiB"), 1},
 		{usagef("unknown flag"), 2},
-		{gears.ErrKey.Because("a key must not be empty"), 2},
-		{gears.ErrEmpty, 3},
-		{gears.ErrFull, 3},
+		{gearsfs.ErrKey.Because("a key must not be empty"), 2},
+		{gearsfs.ErrEmpty, 3},
+		{gearsfs.ErrFull, 3},
 		{&waitError{"nothing came"}, 3},
-		{gears.ErrSealed, 4},
-		{gears.ErrEnd, 4},
-		{gears.ErrMaybe, 5},
+		{gearsfs.ErrSealed, 4},
+		{gearsfs.ErrEnd, 4},
+		{gearsfs.ErrMaybe, 5},
 		{&signalError{syscall.SIGINT}, 130},
 		{&signalError{syscall.SIGPIPE}, 141},
-		{errors.Join(&signalError{syscall.SIGTERM}, gears.ErrMaybe), 143},
+		{errors.Join(&signalError{syscall.SIGTERM}, gearsfs.ErrMaybe), 143},
 		{&toldError{status: 1}, 1},
 	} {
 		assert.Equal(t, c.want, exitStatus(c.err), "%v", c.err)
@@ -44,7 +44,7 @@ func TestExitStatus(t *testing.T) {
 }
 
 func TestErrorLineIsOneLine(t *testing.T) {
-	line := errorLine("gearsfs take", errors.Join(errors.New("a"), gears.ErrNoNode))
+	line := errorLine("gearsfs take", errors.Join(errors.New("a"), gearsfs.ErrNoNode))
 	assert.NotContains(t, line, "\n")
 	assert.True(t, strings.HasPrefix(line, "gearsfs take: a; node unreachable"), line)
 	assert.Contains(t, line, "gearsfsd", "says what to do")
@@ -65,6 +65,6 @@ func TestCauseOfAWaitThatIsOver(t *testing.T) {
 	over := cause(ctx, fmt.Errorf("take: %w", ctx.Err()))
 	assert.EqualError(t, over, "nothing came within --wait")
 	assert.Equal(t, exitNotNow, exitStatus(over))
-	assert.ErrorIs(t, cause(ctx, gears.ErrEnd), gears.ErrEnd, "the true outcome stays")
+	assert.ErrorIs(t, cause(ctx, gearsfs.ErrEnd), gearsfs.ErrEnd, "the true outcome stays")
 	assert.NoError(t, cause(ctx, nil))
 }

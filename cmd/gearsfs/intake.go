@@ -7,14 +7,14 @@ import (
 	"io"
 	"sync"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 )
 
 // intakeBytesMax bounds what an intake has read ahead, but for one record that
 // is larger; intakeRecordsMax bounds the number.
 const (
 	intakeBytesMax   = 8 << 20
-	intakeRecordsMax = 4 * gears.BatchRecordsMax
+	intakeRecordsMax = 4 * gearsfs.BatchRecordsMax
 	intakeReadBytes  = 256 << 10
 )
 
@@ -62,7 +62,7 @@ func (k *intake) stop() { close(k.done) }
 // next waits for records and returns all that are there, with io.EOF or the
 // error that ended the reading behind the last of them. The records are valid
 // until next is called again.
-func (k *intake) next(ctx context.Context) ([]gears.NewRecord, error) {
+func (k *intake) next(ctx context.Context) ([]gearsfs.NewRecord, error) {
 	for {
 		k.mu.Lock()
 		got, err := k.pending, k.failed
@@ -82,8 +82,8 @@ func (k *intake) next(ctx context.Context) ([]gears.NewRecord, error) {
 	}
 }
 
-func (p pieces) records() []gears.NewRecord {
-	records := make([]gears.NewRecord, len(p.ends))
+func (p pieces) records() []gearsfs.NewRecord {
+	records := make([]gearsfs.NewRecord, len(p.ends))
 	begin := 0
 	for i, end := range p.ends {
 		records[i].Data = p.buf[begin:end:end]
@@ -117,7 +117,7 @@ func (k *intake) read() error {
 			rest = rest[i+1:]
 		}
 		k.open = append(k.open, rest...)
-		if len(k.open) > gears.RecordBytesMax {
+		if len(k.open) > gearsfs.RecordBytesMax {
 			return k.tooBig()
 		}
 		if err == io.EOF && len(k.open) > 0 {
@@ -136,9 +136,9 @@ func (k *intake) read() error {
 }
 
 // add ends the open record with last and adds it to what is pending, waiting
-// for room; it returns gears.ErrClosed when nobody takes any more.
+// for room; it returns gearsfs.ErrClosed when nobody takes any more.
 func (k *intake) add(last []byte) error {
-	if len(k.open)+len(last) > gears.RecordBytesMax {
+	if len(k.open)+len(last) > gearsfs.RecordBytesMax {
 		return k.tooBig()
 	}
 	k.mu.Lock()
@@ -148,7 +148,7 @@ func (k *intake) add(last []byte) error {
 		select {
 		case <-k.room:
 		case <-k.done:
-			return gears.ErrClosed
+			return gearsfs.ErrClosed
 		}
 		k.mu.Lock()
 	}
@@ -161,7 +161,7 @@ func (k *intake) add(last []byte) error {
 }
 
 func (k *intake) tooBig() error {
-	return gears.ErrTooBig.Because("record %d of the input is larger than %d bytes", k.number+1, gears.RecordBytesMax)
+	return gearsfs.ErrTooBig.Because("record %d of the input is larger than %d bytes", k.number+1, gearsfs.RecordBytesMax)
 }
 
 // wake leaves a token in a channel of capacity one.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -65,7 +65,7 @@ func TestIntakeKeepsWhatCameBeforeAnError(t *testing.T) {
 }
 
 func TestIntakeRefusesTooLongRecords(t *testing.T) {
-	long := bytes.Repeat([]byte("x"), gears.RecordBytesMax+1)
+	long := bytes.Repeat([]byte("x"), gearsfs.RecordBytesMax+1)
 	for name, in := range map[string]io.Reader{
 		"ended":      io.MultiReader(strings.NewReader("a\n"), bytes.NewReader(long), strings.NewReader("\n")),
 		"not ended":  io.MultiReader(strings.NewReader("a\n"), bytes.NewReader(long)),
@@ -73,11 +73,11 @@ func TestIntakeRefusesTooLongRecords(t *testing.T) {
 		"never ends": io.MultiReader(strings.NewReader("a\n"), endless{}),
 	} {
 		got, err := drainIntake(t, in, '\n')
-		require.ErrorIs(t, err, gears.ErrTooBig, name)
+		require.ErrorIs(t, err, gearsfs.ErrTooBig, name)
 		assert.Contains(t, err.Error(), "record 2", name)
 		assert.Equal(t, []string{"a"}, got, name)
 	}
-	just := io.MultiReader(bytes.NewReader(long[:gears.RecordBytesMax]), strings.NewReader("\n"))
+	just := io.MultiReader(bytes.NewReader(long[:gearsfs.RecordBytesMax]), strings.NewReader("\n"))
 	got, err := drainIntake(t, just, '\n')
 	assert.Equal(t, io.EOF, err)
 	assert.Len(t, got, 1)

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/mount"
 	"github.com/spf13/cobra"
 )
@@ -119,14 +119,14 @@ func (a *app) mountData(ctx context.Context, data, dir string, o mount.Options, 
 		if err == nil {
 			return a.mountEmbedded(ctx, n, dir, o, ready)
 		}
-		if !errors.Is(err, gears.ErrInUse) {
+		if !errors.Is(err, gearsfs.ErrInUse) {
 			return cause(ctx, err)
 		}
 		m, attachErr := a.manager(ctx, socket)
 		if attachErr == nil {
 			return runMount(ctx, m, socket, dir, o, nil, ready)
 		}
-		if !errors.Is(attachErr, gears.ErrNoNode) || time.Now().After(deadline) {
+		if !errors.Is(attachErr, gearsfs.ErrNoNode) || time.Now().After(deadline) {
 			return fmt.Errorf("%w, and not reached at %s: %w", err, socket, attachErr)
 		}
 		select {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/spf13/cobra"
 )
 
@@ -36,29 +36,29 @@ func (a *app) nodeCommand(use, short, long, example string, ask func(ctx context
 
 // statusJSON is a node as -o json shows it.
 type statusJSON struct {
-	Node       string      `json:"node"`
-	Address    string      `json:"address"`
-	Volume     string      `json:"volume"`
-	Version    string      `json:"version"`
-	Role       string      `json:"role"`
-	Leader     string      `json:"leader"`
-	Term       uint64      `json:"term"`
-	Commit     gears.Index `json:"commit"`
-	Applied    gears.Index `json:"applied"`
-	Durable    gears.Index `json:"durable"`
-	Lag        uint64      `json:"lag"`
-	LogBytes   uint64      `json:"log_bytes"`
-	StateBytes uint64      `json:"state_bytes"`
-	BytesTotal uint64      `json:"bytes_total"`
-	BytesFree  uint64      `json:"bytes_free"`
-	Inodes     uint64      `json:"inodes"`
-	Sessions   uint32      `json:"sessions"`
-	Waits      uint32      `json:"waits"`
-	Started    string      `json:"started"`
-	Warnings   []string    `json:"warnings"`
+	Node       string        `json:"node"`
+	Address    string        `json:"address"`
+	Volume     string        `json:"volume"`
+	Version    string        `json:"version"`
+	Role       string        `json:"role"`
+	Leader     string        `json:"leader"`
+	Term       uint64        `json:"term"`
+	Commit     gearsfs.Index `json:"commit"`
+	Applied    gearsfs.Index `json:"applied"`
+	Durable    gearsfs.Index `json:"durable"`
+	Lag        uint64        `json:"lag"`
+	LogBytes   uint64        `json:"log_bytes"`
+	StateBytes uint64        `json:"state_bytes"`
+	BytesTotal uint64        `json:"bytes_total"`
+	BytesFree  uint64        `json:"bytes_free"`
+	Inodes     uint64        `json:"inodes"`
+	Sessions   uint32        `json:"sessions"`
+	Waits      uint32        `json:"waits"`
+	Started    string        `json:"started"`
+	Warnings   []string      `json:"warnings"`
 }
 
-func statusToJSON(s gears.NodeStatus, addr string) statusJSON {
+func statusToJSON(s gearsfs.NodeStatus, addr string) statusJSON {
 	return statusJSON{
 		Node: s.Name, Address: addr, Volume: s.Volume, Version: s.Version, Role: s.Role, Leader: s.Leader,
 		Term: s.Term, Commit: s.Commit, Applied: s.Applied, Durable: s.Durable,
@@ -117,14 +117,14 @@ func (a *app) nodesCommand() *cobra.Command {
 
 // waitJSON is a waiting operation as -o json shows it.
 type waitJSON struct {
-	Client string      `json:"client"`
-	Op     string      `json:"op"`
-	Path   string      `json:"path"`
-	Exists bool        `json:"exists"`
-	Keys   []gears.Key `json:"keys"`
-	Since  string      `json:"since"`
-	Passed uint32      `json:"passed"`
-	Near   []gears.Key `json:"near"`
+	Client string        `json:"client"`
+	Op     string        `json:"op"`
+	Path   string        `json:"path"`
+	Exists bool          `json:"exists"`
+	Keys   []gearsfs.Key `json:"keys"`
+	Since  string        `json:"since"`
+	Passed uint32        `json:"passed"`
+	Near   []gearsfs.Key `json:"near"`
 }
 
 func (a *app) waitsCommand() *cobra.Command {
@@ -141,8 +141,8 @@ for how long, and which existing keys those may be misspellings of.`,
 			for _, w := range waits {
 				if asJSON {
 					err := a.printJSON(waitJSON{
-						w.Client, w.Op, w.Path, w.Ino != 0, append([]gears.Key{}, w.Keys...), timeText(w.Since), w.Passed,
-						append([]gears.Key{}, w.Near...),
+						w.Client, w.Op, w.Path, w.Ino != 0, append([]gearsfs.Key{}, w.Keys...), timeText(w.Since), w.Passed,
+						append([]gearsfs.Key{}, w.Near...),
 					})
 					if err != nil {
 						return err
@@ -161,7 +161,7 @@ for how long, and which existing keys those may be misspellings of.`,
 		})
 }
 
-func waitNote(w gears.Wait) string {
+func waitNote(w gearsfs.Wait) string {
 	var notes []string
 	if w.Ino == 0 {
 		notes = append(notes, "no such file")
@@ -172,7 +172,7 @@ func waitNote(w gears.Wait) string {
 	return strings.Join(notes, "; ")
 }
 
-func keyList(keys []gears.Key) string {
+func keyList(keys []gearsfs.Key) string {
 	words := make([]string, len(keys))
 	for i, k := range keys {
 		words[i] = string(k)
@@ -242,11 +242,11 @@ func (a *app) setRemote(ctx context.Context, at, name, addrs string) error {
 			return cause(ctx, err)
 		}
 		if _, ok := known[name]; !ok {
-			return gears.ErrNotFound.Because("there is no remote %q: gearsfs remote ls shows those that there are", name)
+			return gearsfs.ErrNotFound.Because("there is no remote %q: gearsfs remote ls shows those that there are", name)
 		}
 	}
 	err = m.SetRemote(ctx, name, addrs)
-	if errors.Is(err, gears.ErrInvalid) {
+	if errors.Is(err, gearsfs.ErrInvalid) {
 		return usagef("%v", err)
 	}
 	if err != nil {

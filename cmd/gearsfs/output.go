@@ -14,7 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +36,7 @@ func (f *recordFormat) flags(c *cobra.Command) {
 const formatsApart = "raw null output"
 
 // append appends r to buf in its format.
-func (f *recordFormat) append(buf []byte, r gears.Record) ([]byte, error) {
+func (f *recordFormat) append(buf []byte, r gearsfs.Record) ([]byte, error) {
 	switch {
 	case f.json.json:
 		return appendJSON(buf, r)
@@ -54,16 +54,16 @@ func (f *recordFormat) append(buf []byte, r gears.Record) ([]byte, error) {
 
 // recordJSON is a record as -o json shows it.
 type recordJSON struct {
-	Key        gears.Key `json:"key"`
-	Seq        gears.Seq `json:"seq"`
-	Type       string    `json:"type"`
-	Time       string    `json:"time"`
-	Deliveries uint32    `json:"deliveries"`
-	Data       *string   `json:"data,omitempty"`
-	DataBase64 *string   `json:"data_base64,omitempty"`
+	Key        gearsfs.Key `json:"key"`
+	Seq        gearsfs.Seq `json:"seq"`
+	Type       string      `json:"type"`
+	Time       string      `json:"time"`
+	Deliveries uint32      `json:"deliveries"`
+	Data       *string     `json:"data,omitempty"`
+	DataBase64 *string     `json:"data_base64,omitempty"`
 }
 
-func appendJSON(buf []byte, r gears.Record) ([]byte, error) {
+func appendJSON(buf []byte, r gearsfs.Record) ([]byte, error) {
 	j := recordJSON{
 		Key: r.Key, Seq: r.Place.Seq, Type: r.Type,
 		Time: timeText(r.Time), Deliveries: r.Deliveries,
@@ -114,7 +114,7 @@ type sink struct {
 // write writes the records and returns how many of them are wholly written:
 // fewer only with an error. When ctx ends it does not wait for an output that
 // is stuck.
-func (s *sink) write(ctx context.Context, records []gears.Record) (int, error) {
+func (s *sink) write(ctx context.Context, records []gearsfs.Record) (int, error) {
 	s.buf, s.ends = s.buf[:0], s.ends[:0]
 	for _, r := range records {
 		var err error

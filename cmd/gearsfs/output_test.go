@@ -11,12 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-func record(data string) gears.Record { return gears.Record{Data: []byte(data)} }
+func record(data string) gearsfs.Record { return gearsfs.Record{Data: []byte(data)} }
 
 func TestRecordFormats(t *testing.T) {
 	for _, c := range []struct {
@@ -38,9 +38,9 @@ func TestRecordFormats(t *testing.T) {
 }
 
 func TestRecordJSON(t *testing.T) {
-	r := gears.Record{
-		Key: "data", Place: gears.Place{Pos: 5, Seq: 7}, Data: []byte("<é>\n"), Type: "t",
-		Time: time.Unix(1, 5).In(time.FixedZone("", 3600)), Deliveries: 2, Receipt: &gears.Receipt{},
+	r := gearsfs.Record{
+		Key: "data", Place: gearsfs.Place{Pos: 5, Seq: 7}, Data: []byte("<é>\n"), Type: "t",
+		Time: time.Unix(1, 5).In(time.FixedZone("", 3600)), Deliveries: 2, Receipt: &gearsfs.Receipt{},
 	}
 	format := recordFormat{json: formatFlag{json: true}}
 	line, err := format.append(nil, r)
@@ -79,7 +79,7 @@ func (w *narrow) Write(p []byte) (int, error) {
 }
 
 func TestSinkSaysHowManyRecordsAreWhole(t *testing.T) {
-	records := []gears.Record{record("one"), record("two"), record("three")}
+	records := []gearsfs.Record{record("one"), record("two"), record("three")}
 	for room, want := range map[int]int{0: 0, 3: 0, 4: 1, 7: 1, 8: 2, 13: 2, 14: 3} {
 		w := &narrow{n: room, err: syscall.ENOSPC}
 		n, err := (&sink{out: w}).write(t.Context(), records)
@@ -94,7 +94,7 @@ func TestSinkSaysHowManyRecordsAreWhole(t *testing.T) {
 }
 
 func TestSinkTakesABrokenPipeForTheSignal(t *testing.T) {
-	n, err := (&sink{out: &narrow{err: syscall.EPIPE}}).write(t.Context(), []gears.Record{record("one")})
+	n, err := (&sink{out: &narrow{err: syscall.EPIPE}}).write(t.Context(), []gearsfs.Record{record("one")})
 	assert.Zero(t, n)
 	assert.Equal(t, 141, exitStatus(err))
 }
@@ -106,7 +106,7 @@ func TestSinkDoesNotWaitForAStuckOutput(t *testing.T) {
 	why := errors.New("told to")
 	cancel(why)
 	s := &sink{out: out}
-	n, err := s.write(ctx, []gears.Record{record(strings.Repeat("x", 3*sinkChunkBytes))})
+	n, err := s.write(ctx, []gearsfs.Record{record(strings.Repeat("x", 3*sinkChunkBytes))})
 	assert.Zero(t, n)
 	assert.ErrorIs(t, err, why)
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 )
 
@@ -86,15 +86,15 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 type peeker struct {
 	*app
 	target
-	key     gears.Key
+	key     gearsfs.Key
 	noWait  bool
 	wait    durationFlag
 	left    uint64 // to show; with endless always 1
 	endless bool
-	last    bool      // begin with the newest record
-	byAge   bool      // show what is newer than after, leased or not
-	after   gears.Seq // the newest record shown
-	until   gears.Seq // where not 0: show none from this seq on
+	last    bool        // begin with the newest record
+	byAge   bool        // show what is newer than after, leased or not
+	after   gearsfs.Seq // the newest record shown
+	until   gearsfs.Seq // where not 0: show none from this seq on
 
 	shown  uint64
 	looked bool // the first look at the stream is behind us
@@ -104,7 +104,7 @@ type peeker struct {
 // record that is there now.
 func (p *peeker) boundBy(ctx context.Context, o peekOptions) error {
 	info, err := p.Stream(ctx, p.file(), p.key)
-	if err != nil && !errors.Is(err, gears.ErrNotFound) {
+	if err != nil && !errors.Is(err, gearsfs.ErrNotFound) {
 		return cause(ctx, err)
 	}
 	end := max(info.Tail.Seq, 1)
@@ -148,7 +148,7 @@ func (p *peeker) run(ctx context.Context, s *sink) error {
 }
 
 // next returns the records to show next, waiting for the first of them.
-func (p *peeker) next(ctx context.Context) ([]gears.Record, error) {
+func (p *peeker) next(ctx context.Context) ([]gearsfs.Record, error) {
 	peek := dgm.Peek{
 		File: p.file(), Key: p.key, Max: int(min(p.left, takeBatchMax)),
 		NoWait: p.noWait || !p.looked,
@@ -160,8 +160,8 @@ func (p *peeker) next(ctx context.Context) ([]gears.Record, error) {
 	waiting, cancel := waitContext(ctx, p.wait, "nothing came")
 	defer cancel()
 	records, err := p.Peek(waiting, peek)
-	if errors.Is(err, gears.ErrEmpty) && !p.noWait && !p.looked {
-		p.noteMissing(waiting, p.target, []gears.Key{p.key})
+	if errors.Is(err, gearsfs.ErrEmpty) && !p.noWait && !p.looked {
+		p.noteMissing(waiting, p.target, []gearsfs.Key{p.key})
 		peek.NoWait = false
 		records, err = p.Peek(waiting, peek)
 	}

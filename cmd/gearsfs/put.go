@@ -8,8 +8,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 )
 
@@ -67,7 +67,7 @@ func (a *app) put(ctx context.Context, o putOptions, args []string) error {
 	}
 	p := &putter{
 		target: t, key: key, mode: 0o666 &^ a.umask, wait: o.wait, noWait: o.noWait,
-		recordsMax: gears.BatchRecordsMax, bytesMax: gears.BatchBytesMax,
+		recordsMax: gearsfs.BatchRecordsMax, bytesMax: gearsfs.BatchBytesMax,
 	}
 	switch {
 	case many:
@@ -75,7 +75,7 @@ func (a *app) put(ctx context.Context, o putOptions, args []string) error {
 	case args[2] == "-":
 		err = p.putWhole(ctx, a.in, o.seal)
 	default:
-		err = p.put(ctx, []gears.NewRecord{{Data: []byte(args[2])}}, o.seal)
+		err = p.put(ctx, []gearsfs.NewRecord{{Data: []byte(args[2])}}, o.seal)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", t.arg, key, err)
@@ -84,9 +84,9 @@ func (a *app) put(ctx context.Context, o putOptions, args []string) error {
 		return nil
 	}
 	line, err := json.Marshal(struct {
-		First gears.Seq `json:"first"`
-		Last  gears.Seq `json:"last"`
-		Count uint64    `json:"count"`
+		First gearsfs.Seq `json:"first"`
+		Last  gearsfs.Seq `json:"last"`
+		Count uint64      `json:"count"`
 	}{p.first, p.last, p.durable})
 	if err != nil {
 		return fmt.Errorf("write JSON: %w", err)
@@ -105,7 +105,7 @@ func terminator(nul bool) byte {
 // disk.
 type putter struct {
 	target
-	key    gears.Key
+	key    gearsfs.Key
 	mode   uint32
 	wait   durationFlag
 	noWait bool
@@ -115,7 +115,7 @@ type putter struct {
 	recordsMax int
 	bytesMax   uint64
 
-	first, last gears.Seq
+	first, last gearsfs.Seq
 	durable     uint64
 }
 
@@ -127,7 +127,7 @@ func (p *putter) putWhole(ctx context.Context, in io.Reader, seal bool) error {
 	}
 	done := make(chan read, 1)
 	go func() { // a read of a terminal or pipe can't be ended: it goes with the process
-		data, err := io.ReadAll(io.LimitReader(in, gears.RecordBytesMax+1))
+		data, err := io.ReadAll(io.LimitReader(in, gearsfs.RecordBytesMax+1))
 		done <- read{data, err}
 	}()
 	select {
@@ -137,7 +137,7 @@ func (p *putter) putWhole(ctx context.Context, in io.Reader, seal bool) error {
 		if r.err != nil {
 			return fmt.Errorf("standard input: %w", r.err)
 		}
-		return p.put(ctx, []gears.NewRecord{{Data: r.data}}, seal)
+		return p.put(ctx, []gearsfs.NewRecord{{Data: r.data}}, seal)
 	}
 }
 
@@ -189,7 +189,7 @@ func (p *putter) learnLimits(ctx context.Context) {
 
 // put puts records, all of them or as many as go in before it fails, in as few
 // batches as fit into the stream.
-func (p *putter) put(ctx context.Context, records []gears.NewRecord, seal bool) error {
+func (p *putter) put(ctx context.Context, records []gearsfs.NewRecord, seal bool) error {
 	most := p.recordsMax
 	for {
 		n := p.batch(records, most)
@@ -203,7 +203,7 @@ func (p *putter) put(ctx context.Context, records []gears.NewRecord, seal bool) 
 		}
 		err := p.putBatch(ctx, put)
 		switch {
-		case errors.Is(err, gears.ErrFull) && n > 1:
+		case errors.Is(err, gearsfs.ErrFull) && n > 1:
 			most = n / 2
 			continue
 		case err != nil:
@@ -217,7 +217,7 @@ func (p *putter) put(ctx context.Context, records []gears.NewRecord, seal bool) 
 }
 
 // batch returns how many of the records go into the next put.
-func (p *putter) batch(records []gears.NewRecord, most int) int {
+func (p *putter) batch(records []gearsfs.NewRecord, most int) int {
 	var bytes uint64
 	for i, r := range records {
 		bytes += uint64(len(r.Data))

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/mount"
 )
 
@@ -21,7 +21,7 @@ type target struct {
 	arg  string // as it was written
 }
 
-func (t target) file() gears.File { return gears.At(t.path) }
+func (t target) file() gearsfs.File { return gearsfs.At(t.path) }
 
 // place is a FILE argument taken apart: a path in the volume of the node at
 // addrs, or of the remote that this node knows by name.
@@ -72,7 +72,7 @@ func (a *app) connectTo(ctx context.Context, arg string, p place) (target, error
 	}
 	addrs, ok := remotes[p.remote]
 	if !ok {
-		return target{}, gears.ErrNotFound.Because(
+		return target{}, gearsfs.ErrNotFound.Because(
 			"the node at %s knows no remote %q: gearsfs remote ls shows those that it does", p.addrs, p.remote)
 	}
 	if m, err = a.manager(ctx, addrs); err != nil {
@@ -109,7 +109,7 @@ func (a *app) place(arg, nodeFlag string, locate func(string) (mount.Location, e
 	case err != nil:
 		return place{}, err
 	case at.Node == "":
-		return place{}, gears.ErrUnsupported.Because("%s: its mount names no node to ask", arg)
+		return place{}, gearsfs.ErrUnsupported.Because("%s: its mount names no node to ask", arg)
 	}
 	return place{addrs: at.Node, path: absolute(at.Path)}, nil
 }
@@ -161,7 +161,7 @@ func checkRemoteName(name string) error {
 	bad := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
 	}
-	if name == "" || len(name) > gears.KeyBytesMax || name == "." || name == ".." || strings.ContainsFunc(name, bad) {
+	if name == "" || len(name) > gearsfs.KeyBytesMax || name == "." || name == ".." || strings.ContainsFunc(name, bad) {
 		return usagef("%q is not a remote's name: letters, digits, dots, dashes and underscores", name)
 	}
 	return nil
@@ -181,7 +181,7 @@ func absolute(path string) string {
 func split(path string) (dir, name string, err error) {
 	dir, name = filepath.Split(strings.TrimRight(path, "/"))
 	if name == "" || name == "." || name == ".." {
-		return "", "", gears.ErrInvalid.Because("%s has no name of its own", path)
+		return "", "", gearsfs.ErrInvalid.Because("%s has no name of its own", path)
 	}
 	return dir, name, nil
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 )
 
@@ -15,20 +15,20 @@ const streamsPage = 256
 
 // streamJSON is a stream as -o json shows it.
 type streamJSON struct {
-	Key        gears.Key `json:"key"`
-	Records    uint64    `json:"records"`
-	Bytes      uint64    `json:"bytes"`
-	Head       gears.Seq `json:"head"`
-	Tail       gears.Seq `json:"tail"`
-	Waiting    uint32    `json:"waiting"`
-	Leased     uint64    `json:"leased"`
-	Discarded  uint64    `json:"discarded"`
-	Sealed     bool      `json:"sealed"`
-	RecordsMax uint64    `json:"records_max"`
-	BytesMax   uint64    `json:"bytes_max"`
+	Key        gearsfs.Key `json:"key"`
+	Records    uint64      `json:"records"`
+	Bytes      uint64      `json:"bytes"`
+	Head       gearsfs.Seq `json:"head"`
+	Tail       gearsfs.Seq `json:"tail"`
+	Waiting    uint32      `json:"waiting"`
+	Leased     uint64      `json:"leased"`
+	Discarded  uint64      `json:"discarded"`
+	Sealed     bool        `json:"sealed"`
+	RecordsMax uint64      `json:"records_max"`
+	BytesMax   uint64      `json:"bytes_max"`
 }
 
-func streamToJSON(s gears.StreamInfo) streamJSON {
+func streamToJSON(s gearsfs.StreamInfo) streamJSON {
 	return streamJSON{
 		Key: s.Key, Records: s.Records, Bytes: s.Bytes, Head: s.Head.Seq, Tail: s.Tail.Seq,
 		Waiting: s.Waiting, Leased: s.Leased, Sealed: s.Sealed,
@@ -63,7 +63,7 @@ func (a *app) streams(ctx context.Context, at, arg string, asJSON bool) error {
 		return err
 	}
 	rows := [][]string{{"KEY", "RECORDS", "BYTES", "HEAD", "TAIL", "WAITING", "LEASED", "DISCARDED", "SEALED"}}
-	for after := gears.Key(""); ; {
+	for after := gearsfs.Key(""); ; {
 		page, err := t.ListStreams(ctx, t.file(), after, streamsPage)
 		if err != nil {
 			return fmt.Errorf("%s: %w", arg, cause(ctx, err))

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 )
 
@@ -81,16 +81,16 @@ func (a *app) take(ctx context.Context, o takeOptions, args []string) error {
 
 // drained reports whether err says only that there is nothing left.
 func drained(err error) bool {
-	return errors.Is(err, gears.ErrEnd) || errors.Is(err, gears.ErrEmpty)
+	return errors.Is(err, gearsfs.ErrEnd) || errors.Is(err, gearsfs.ErrEmpty)
 }
 
 // ready counts the records that could be taken now; at least 1, so that a take
 // says why there is none.
-func ready(ctx context.Context, t target, keys []gears.Key) (uint64, error) {
+func ready(ctx context.Context, t target, keys []gearsfs.Key) (uint64, error) {
 	var n uint64
 	for _, k := range keys {
 		info, err := t.Stream(ctx, t.file(), k)
-		if err != nil && !errors.Is(err, gears.ErrNotFound) {
+		if err != nil && !errors.Is(err, gearsfs.ErrNotFound) {
 			return 0, cause(ctx, err)
 		}
 		n += info.Records
@@ -107,7 +107,7 @@ const takeBatchMax = 4096
 type leaser struct {
 	*app
 	target
-	keys    []gears.Key
+	keys    []gearsfs.Key
 	wait    durationFlag
 	noWait  bool
 	force   bool
@@ -120,7 +120,7 @@ type leaser struct {
 
 // batch is what one lease brought, or the error that ended the leasing.
 type batch struct {
-	records []gears.Record
+	records []gearsfs.Record
 	err     error
 }
 
@@ -133,7 +133,7 @@ func (l *leaser) takeAll(ctx context.Context, s *sink) (err error) {
 	go l.lease(leasing, batches)
 	defer func() {
 		stop()
-		var unwritten []gears.Record
+		var unwritten []gearsfs.Record
 		for b := range batches { // until lease has closed it
 			unwritten = append(unwritten, b.records...)
 		}
@@ -183,7 +183,7 @@ func (l *leaser) lease(ctx context.Context, batches chan<- batch) {
 }
 
 // leaseOne leases up to most records, waiting for the first of them.
-func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gears.Record, error) {
+func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gearsfs.Record, error) {
 	take := dgm.Take{
 		File: l.file(), Keys: l.keys, Max: int(most), Lease: true, Force: l.force,
 		NoWait: l.noWait || !l.looked,
@@ -194,7 +194,7 @@ func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gears.Record, err
 	waiting, cancel := waitContext(ctx, l.wait, "nothing came")
 	defer cancel()
 	records, err := l.takeWithin(waiting, take)
-	if errors.Is(err, gears.ErrEmpty) && !l.noWait && !l.looked {
+	if errors.Is(err, gearsfs.ErrEmpty) && !l.noWait && !l.looked {
 		l.noteMissing(waiting, l.target, l.keys)
 		take.NoWait = false
 		records, err = l.takeWithin(waiting, take)
@@ -209,7 +209,7 @@ const outcomePatience = 250 * time.Millisecond
 // takeWithin leases records, and does not outstay ctx by the time that it would
 // take to learn from a lost node what became of the lease: a lease that nobody
 // hears of ends with the session, having changed nothing.
-func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gears.Record, error) {
+func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gearsfs.Record, error) {
 	leased := make(chan batch, 1)
 	go func() { // ends at the latest when the session is closed
 		records, err := l.Take(ctx, take)
@@ -222,7 +222,7 @@ func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gears.Record,
 	}
 	select {
 	case b := <-leased:
-		if errors.Is(b.err, gears.ErrMaybe) {
+		if errors.Is(b.err, gearsfs.ErrMaybe) {
 			return nil, ctx.Err()
 		}
 		return b.records, b.err
@@ -232,14 +232,14 @@ func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gears.Record,
 }
 
 // giveBack returns records that were leased and not written.
-func (l *leaser) giveBack(ctx context.Context, records []gears.Record) error {
+func (l *leaser) giveBack(ctx context.Context, records []gearsfs.Record) error {
 	if len(records) == 0 {
 		return nil
 	}
 	ctx, cancel := lingering(ctx)
 	defer cancel()
 	err := l.Settle(ctx, dgm.Settle{Receipts: receipts(records), Return: true})
-	if errors.Is(err, gears.ErrGone) {
+	if errors.Is(err, gearsfs.ErrGone) {
 		return nil // cleared meanwhile: there is nothing to go back
 	}
 	if err != nil {
@@ -248,8 +248,8 @@ func (l *leaser) giveBack(ctx context.Context, records []gears.Record) error {
 	return nil
 }
 
-func receipts(records []gears.Record) []gears.Receipt {
-	out := make([]gears.Receipt, len(records))
+func receipts(records []gearsfs.Record) []gearsfs.Receipt {
+	out := make([]gearsfs.Receipt, len(records))
 	for i, r := range records {
 		out[i] = *r.Receipt
 	}
@@ -258,14 +258,14 @@ func receipts(records []gears.Record) []gears.Receipt {
 
 // noteMissing says on standard error what a take or peek that is about to wait
 // waits for, where that does not exist yet.
-func (a *app) noteMissing(ctx context.Context, t target, keys []gears.Key) {
-	if _, err := t.Resolve(ctx, t.path, true); errors.Is(err, gears.ErrNotFound) {
+func (a *app) noteMissing(ctx context.Context, t target, keys []gearsfs.Key) {
+	if _, err := t.Resolve(ctx, t.path, true); errors.Is(err, gearsfs.ErrNotFound) {
 		a.notef("note: there is no file %s yet: waiting for it", t.arg)
 		return
 	}
 	for _, k := range keys {
 		info, err := t.Stream(ctx, t.file(), k)
-		if err != nil || k == gears.DataKey || info.Version > 0 || info.Tail.Seq > 1 {
+		if err != nil || k == gearsfs.DataKey || info.Version > 0 || info.Tail.Seq > 1 {
 			continue
 		}
 		a.notef("note: %s has no stream %q yet: waiting for it (gearsfs streams shows those that it has)", t.arg, k)
@@ -274,7 +274,7 @@ func (a *app) noteMissing(ctx context.Context, t target, keys []gears.Key) {
 
 // acks acknowledges batches of records, in order, in a goroutine of its own.
 type acks struct {
-	queue chan []gears.Receipt
+	queue chan []gearsfs.Receipt
 	ended chan struct{}
 
 	mu  sync.Mutex
@@ -287,7 +287,7 @@ const acksAhead = 2
 // startAcks begins; finish must be called. What was handed to add is
 // acknowledged also when ctx has ended, within settleTimeout.
 func startAcks(ctx context.Context, m dgm.Manager) *acks {
-	k := &acks{queue: make(chan []gears.Receipt, acksAhead), ended: make(chan struct{})}
+	k := &acks{queue: make(chan []gearsfs.Receipt, acksAhead), ended: make(chan struct{})}
 	go func() {
 		defer close(k.ended)
 		settling, cancel := lingering(ctx)
@@ -311,7 +311,7 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // add hands records over to be acknowledged, waiting where too many batches are.
-func (k *acks) add(records []gears.Record) {
+func (k *acks) add(records []gearsfs.Record) {
 	if len(records) > 0 {
 		k.queue <- receipts(records)
 	}
@@ -333,12 +333,12 @@ func (k *acks) finish() error {
 // acknowledge settles leases for good. Where some of them are gone, because the
 // stream was cleared or the session was given up, the others are settled all
 // the same.
-func acknowledge(ctx context.Context, m dgm.Manager, r []gears.Receipt) error {
+func acknowledge(ctx context.Context, m dgm.Manager, r []gearsfs.Receipt) error {
 	err := m.Settle(ctx, dgm.Settle{Receipts: r})
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, gears.ErrGone) && len(r) > 1:
+	case errors.Is(err, gearsfs.ErrGone) && len(r) > 1:
 		half := len(r) / 2
 		return errors.Join(acknowledge(ctx, m, r[:half]), acknowledge(ctx, m, r[half:]))
 	}

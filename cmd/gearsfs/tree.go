@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -84,7 +84,7 @@ func (a *app) list(ctx context.Context, t target, long bool) error {
 		return err
 	}
 	if attr.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return a.printEntry(ctx, t, gears.Entry{Name: t.arg, Attr: attr}, long)
+		return a.printEntry(ctx, t, gearsfs.Entry{Name: t.arg, Attr: attr}, long)
 	}
 	for after := ""; ; {
 		page, err := t.ReadDir(ctx, attr.Ino, after, dirPage)
@@ -103,7 +103,7 @@ func (a *app) list(ctx context.Context, t target, long bool) error {
 	}
 }
 
-func (a *app) printEntry(ctx context.Context, t target, e gears.Entry, long bool) error {
+func (a *app) printEntry(ctx context.Context, t target, e gearsfs.Entry, long bool) error {
 	if !long {
 		return a.printf("%s\n", a.shown(e.Name))
 	}
@@ -200,14 +200,14 @@ func (a *app) move(ctx context.Context, args []string, at string) error {
 	attr, err := to.Resolve(ctx, to.path, true)
 	intoDir := err == nil && attr.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
-	case err != nil && !errors.Is(err, gears.ErrNotFound):
+	case err != nil && !errors.Is(err, gearsfs.ErrNotFound):
 		return fmt.Errorf("%s: %w", arg, cause(ctx, err))
 	case len(from) > 1 && !intoDir:
-		return fmt.Errorf("%s: %w", arg, gears.ErrNotDir)
+		return fmt.Errorf("%s: %w", arg, gearsfs.ErrNotDir)
 	}
 	return a.forEach(ctx, a.openName, from, at, func(ctx context.Context, t target) error {
 		if t.Manager != to.Manager {
-			return gears.ErrInvalid.Because("%s is in the volume of another node: copy it instead", arg)
+			return gearsfs.ErrInvalid.Because("%s is in the volume of another node: copy it instead", arg)
 		}
 		dir, name, err := parent(ctx, t)
 		if err != nil {
@@ -228,7 +228,7 @@ func (a *app) move(ctx context.Context, args []string, at string) error {
 }
 
 // parent returns the directory that t's path is in, and its name there.
-func parent(ctx context.Context, t target) (gears.Ino, string, error) {
+func parent(ctx context.Context, t target) (gearsfs.Ino, string, error) {
 	dir, name, err := split(t.path)
 	if err != nil {
 		return 0, "", err
@@ -250,18 +250,18 @@ func (a *app) rmCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return remove(ctx, t, dir, gears.Entry{Name: name, Attr: attr}, recursive)
+			return remove(ctx, t, dir, gearsfs.Entry{Name: name, Attr: attr}, recursive)
 		})
 	c.Flags().BoolVarP(&recursive, "recursive", "r", false, "also directories, with all that is in them")
 	return c
 }
 
-func remove(ctx context.Context, t target, dir gears.Ino, e gears.Entry, recursive bool) error {
+func remove(ctx context.Context, t target, dir gearsfs.Ino, e gearsfs.Entry, recursive bool) error {
 	if e.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return t.Unlink(ctx, dir, e.Name)
 	}
 	if !recursive {
-		return gears.ErrIsDir.Because("is a directory: -r removes it with all that is in it")
+		return gearsfs.ErrIsDir.Because("is a directory: -r removes it with all that is in it")
 	}
 	for {
 		page, err := t.ReadDir(ctx, e.Attr.Ino, "", dirPage)
@@ -270,7 +270,7 @@ func remove(ctx context.Context, t target, dir gears.Ino, e gears.Entry, recursi
 		}
 		for _, child := range page {
 			err := remove(ctx, t, e.Attr.Ino, child, true)
-			if err != nil && !errors.Is(err, gears.ErrNotFound) {
+			if err != nil && !errors.Is(err, gearsfs.ErrNotFound) {
 				return fmt.Errorf("%s: %w", child.Name, err)
 			}
 		}
@@ -307,9 +307,9 @@ func (a *app) mkdir(ctx context.Context, t target, parents bool) error {
 	for _, name := range strings.FieldsFunc(t.path, func(r rune) bool { return r == '/' }) {
 		path += name
 		next, err := t.Resolve(ctx, path, true)
-		if errors.Is(err, gears.ErrNotFound) {
+		if errors.Is(err, gearsfs.ErrNotFound) {
 			next, err = t.Make(ctx, at.Ino, name, make)
-			if errors.Is(err, gears.ErrExists) { // made by somebody else meanwhile
+			if errors.Is(err, gearsfs.ErrExists) { // made by somebody else meanwhile
 				next, err = t.Resolve(ctx, path, true)
 			}
 		}
@@ -317,7 +317,7 @@ func (a *app) mkdir(ctx context.Context, t target, parents bool) error {
 			return err
 		}
 		if next.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return gears.ErrNotDir.Because("%s is not a directory", path)
+			return gearsfs.ErrNotDir.Because("%s is not a directory", path)
 		}
 		at, path = next, path+"/"
 	}
@@ -326,18 +326,18 @@ func (a *app) mkdir(ctx context.Context, t target, parents bool) error {
 
 // attrJSON is what stat shows.
 type attrJSON struct {
-	Path    string    `json:"path"`
-	Ino     gears.Ino `json:"ino"`
-	Mode    string    `json:"mode"`
-	Links   uint32    `json:"links"`
-	UID     uint32    `json:"uid"`
-	GID     uint32    `json:"gid"`
-	Size    uint64    `json:"size"`
-	Head    gears.Pos `json:"head"`
-	Version uint64    `json:"version"`
-	Atime   string    `json:"atime"`
-	Mtime   string    `json:"mtime"`
-	Ctime   string    `json:"ctime"`
+	Path    string      `json:"path"`
+	Ino     gearsfs.Ino `json:"ino"`
+	Mode    string      `json:"mode"`
+	Links   uint32      `json:"links"`
+	UID     uint32      `json:"uid"`
+	GID     uint32      `json:"gid"`
+	Size    uint64      `json:"size"`
+	Head    gearsfs.Pos `json:"head"`
+	Version uint64      `json:"version"`
+	Atime   string      `json:"atime"`
+	Mtime   string      `json:"mtime"`
+	Ctime   string      `json:"ctime"`
 }
 
 func (a *app) statCommand() *cobra.Command {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/spf13/pflag"
 )
 
@@ -64,14 +64,14 @@ func parseSize(s string) (uint64, error) {
 const takeKeysMax = 64
 
 // parseKeys reads KEY[,KEY...].
-func parseKeys(s string) ([]gears.Key, error) {
+func parseKeys(s string) ([]gearsfs.Key, error) {
 	parts := strings.Split(s, ",")
 	if len(parts) > takeKeysMax {
 		return nil, usagef("%d keys, at most %d", len(parts), takeKeysMax)
 	}
-	keys := make([]gears.Key, len(parts))
+	keys := make([]gearsfs.Key, len(parts))
 	for i, p := range parts {
-		keys[i] = gears.Key(p)
+		keys[i] = gearsfs.Key(p)
 		if err := keys[i].Check(); err != nil {
 			return nil, err
 		}
@@ -79,7 +79,7 @@ func parseKeys(s string) ([]gears.Key, error) {
 	return keys, nil
 }
 
-func parseKey(s string) (gears.Key, error) { return gears.Key(s), gears.Key(s).Check() }
+func parseKey(s string) (gearsfs.Key, error) { return gearsfs.Key(s), gearsfs.Key(s).Check() }
 
 // durationFlag is a flag whose value is a DURATION.
 type durationFlag struct {
@@ -162,7 +162,7 @@ func (f *countFlag) Set(s string) error {
 
 // afterFlag is --after: a seq, or the newest one there is now.
 type afterFlag struct {
-	value gears.Seq
+	value gearsfs.Seq
 	end   bool
 	set   bool
 }
@@ -181,7 +181,7 @@ func (f *afterFlag) Set(s string) error {
 	if err != nil {
 		return fmt.Errorf("%q is neither a seq nor \"end\"", s)
 	}
-	f.value, f.set = gears.Seq(n), true
+	f.value, f.set = gearsfs.Seq(n), true
 	return nil
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"io"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,15 +16,15 @@ const volumeReadBytes = 1 << 20
 type volumeFile struct {
 	target
 	ctx  context.Context // of the command, which the file does not outlive
-	ino  gears.Ino
+	ino  gearsfs.Ino
 	size uint64
-	pos  gears.Pos
+	pos  gearsfs.Pos
 	rest []byte // read and not yet handed out by Read
 }
 
 var _ io.Reader = (*volumeFile)(nil)
 
-// openVolumeFile returns gears.ErrIsDir and ErrInvalid for what has no bytes.
+// openVolumeFile returns gearsfs.ErrIsDir and ErrInvalid for what has no bytes.
 func openVolumeFile(ctx context.Context, t target) (*volumeFile, error) {
 	attr, err := t.Resolve(ctx, t.path, true)
 	if err != nil {
@@ -33,9 +33,9 @@ func openVolumeFile(ctx context.Context, t target) (*volumeFile, error) {
 	switch attr.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFDIR:
-		return nil, gears.ErrIsDir
+		return nil, gearsfs.ErrIsDir
 	default:
-		return nil, gears.ErrInvalid.Because("not a regular file")
+		return nil, gearsfs.ErrInvalid.Because("not a regular file")
 	}
 	if attr, err = t.Open(ctx, attr.Ino); err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func (f *volumeFile) next() ([]byte, error) {
 	if len(data) == 0 {
 		return nil, io.EOF
 	}
-	f.pos += gears.Pos(len(data))
+	f.pos += gearsfs.Pos(len(data))
 	return data, nil
 }
 

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/mount"
 	"github.com/spf13/pflag"
 )
@@ -115,7 +115,7 @@ func (e *usageError) Unwrap() error { return e.err }
 
 // wrong makes an invalid argument a usage error.
 func wrong(err error) error {
-	if errors.Is(err, gears.ErrInvalid) {
+	if errors.Is(err, gearsfs.ErrInvalid) {
 		return &usageError{err}
 	}
 	return err

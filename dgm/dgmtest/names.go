@@ -9,8 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 const (
@@ -19,7 +19,7 @@ const (
 	linkMode = syscall.S_IFLNK | 0o777
 )
 
-func (s *suite) make(dir gears.Ino, name string, mode uint32) gears.Attr {
+func (s *suite) make(dir gearsfs.Ino, name string, mode uint32) gearsfs.Attr {
 	s.t.Helper()
 	attr, err := s.m.Make(s.ctx, dir, name, dgm.Make{Mode: mode, Target: target(mode)})
 	require.NoError(s.t, err)
@@ -34,17 +34,17 @@ func target(mode uint32) string {
 }
 
 func tree(t *testing.T, s *suite) {
-	d := s.make(gears.RootIno, "d", dirMode)
+	d := s.make(gearsfs.RootIno, "d", dirMode)
 	f := s.make(d.Ino, "f", fileMode)
 	require.Equal(t, uint32(fileMode), f.Mode)
 	require.Equal(t, uint32(1), f.Nlink)
 	_, err := s.m.Make(s.ctx, d.Ino, "f", dgm.Make{Mode: fileMode})
-	require.ErrorIs(t, err, gears.ErrExists)
+	require.ErrorIs(t, err, gearsfs.ErrExists)
 	again, err := s.m.Make(s.ctx, d.Ino, "f", dgm.Make{Mode: fileMode, Open: true})
 	require.NoError(t, err)
 	require.Equal(t, f.Ino, again.Ino)
 
-	l, err := s.m.Make(s.ctx, gears.RootIno, "l", dgm.Make{Mode: linkMode, Target: "d/f"})
+	l, err := s.m.Make(s.ctx, gearsfs.RootIno, "l", dgm.Make{Mode: linkMode, Target: "d/f"})
 	require.NoError(t, err)
 	text, err := s.m.Readlink(s.ctx, l.Ino)
 	require.NoError(t, err)
@@ -56,16 +56,16 @@ func tree(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	require.Equal(t, l.Ino, attr.Ino)
 
-	attr, err = s.m.Link(s.ctx, f.Ino, gears.RootIno, "hard")
+	attr, err = s.m.Link(s.ctx, f.Ino, gearsfs.RootIno, "hard")
 	require.NoError(t, err)
 	require.Equal(t, uint32(2), attr.Nlink)
-	require.ErrorIs(t, s.m.Rmdir(s.ctx, gears.RootIno, "d"), gears.ErrNotEmpty)
-	require.ErrorIs(t, s.m.Unlink(s.ctx, gears.RootIno, "d"), gears.ErrIsDir)
-	require.ErrorIs(t, s.m.Rmdir(s.ctx, gears.RootIno, "hard"), gears.ErrNotDir)
+	require.ErrorIs(t, s.m.Rmdir(s.ctx, gearsfs.RootIno, "d"), gearsfs.ErrNotEmpty)
+	require.ErrorIs(t, s.m.Unlink(s.ctx, gearsfs.RootIno, "d"), gearsfs.ErrIsDir)
+	require.ErrorIs(t, s.m.Rmdir(s.ctx, gearsfs.RootIno, "hard"), gearsfs.ErrNotDir)
 	require.NoError(t, s.m.Unlink(s.ctx, d.Ino, "f"))
-	require.NoError(t, s.m.Rmdir(s.ctx, gears.RootIno, "d"))
-	_, err = s.m.Lookup(s.ctx, gears.RootIno, "d")
-	require.ErrorIs(t, err, gears.ErrNotFound)
+	require.NoError(t, s.m.Rmdir(s.ctx, gearsfs.RootIno, "d"))
+	_, err = s.m.Lookup(s.ctx, gearsfs.RootIno, "d")
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 	attr, err = s.m.GetAttr(s.ctx, f.Ino)
 	require.NoError(t, err)
 	require.Equal(t, uint32(1), attr.Nlink)
@@ -77,8 +77,8 @@ func tree(t *testing.T, s *suite) {
 }
 
 func rename(t *testing.T, s *suite) {
-	a := s.make(gears.RootIno, "a", dirMode)
-	b := s.make(gears.RootIno, "b", dirMode)
+	a := s.make(gearsfs.RootIno, "a", dirMode)
+	b := s.make(gearsfs.RootIno, "b", dirMode)
 	f := s.make(a.Ino, "f", fileMode)
 	g := s.make(b.Ino, "g", fileMode)
 	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: a.Ino, Name: "f", NewDir: b.Ino, NewName: "g"}))
@@ -86,27 +86,27 @@ func rename(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	require.Equal(t, f.Ino, attr.Ino)
 	_, err = s.m.GetAttr(s.ctx, g.Ino)
-	require.ErrorIs(t, err, gears.ErrStale)
-	require.ErrorIs(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "b", NewDir: b.Ino, NewName: "in"}), gears.ErrInvalid)
-	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "b", NewDir: a.Ino, NewName: "b"}))
+	require.ErrorIs(t, err, gearsfs.ErrStale)
+	require.ErrorIs(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gearsfs.RootIno, Name: "b", NewDir: b.Ino, NewName: "in"}), gearsfs.ErrInvalid)
+	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gearsfs.RootIno, Name: "b", NewDir: a.Ino, NewName: "b"}))
 	parent, err := s.m.Parent(s.ctx, b.Ino)
 	require.NoError(t, err)
 	require.Equal(t, a.Ino, parent)
 	const noReplace = 1
-	s.make(gears.RootIno, "x", fileMode)
+	s.make(gearsfs.RootIno, "x", fileMode)
 	require.ErrorIs(t, s.m.Rename(s.ctx, dgm.Rename{
-		Dir: gears.RootIno, Name: "x", NewDir: b.Ino, NewName: "g", Flags: noReplace,
-	}), gears.ErrExists)
+		Dir: gearsfs.RootIno, Name: "x", NewDir: b.Ino, NewName: "g", Flags: noReplace,
+	}), gearsfs.ErrExists)
 }
 
 func bytesOfFile(t *testing.T, s *suite) {
-	f := s.make(gears.RootIno, "f", fileMode)
+	f := s.make(gearsfs.RootIno, "f", fileMode)
 	want := make([]byte, 200_000)
 	for i := range want {
 		want[i] = byte(i * i)
 	}
 	for i := 0; i < len(want); i += 70_000 {
-		_, err := s.m.Write(s.ctx, f.Ino, gears.Pos(i), want[i:min(i+70_000, len(want))])
+		_, err := s.m.Write(s.ctx, f.Ino, gearsfs.Pos(i), want[i:min(i+70_000, len(want))])
 		require.NoError(t, err)
 	}
 	attr, err := s.m.Write(s.ctx, f.Ino, 100_000, []byte("changed"))
@@ -136,36 +136,36 @@ func bytesOfFile(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	pos, err := s.m.Seek(s.ctx, f.Ino, 0, true)
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, pos, gears.Pos(50))
+	require.GreaterOrEqual(t, pos, gearsfs.Pos(50))
 	_, err = s.m.Seek(s.ctx, f.Ino, pos, false)
-	require.ErrorIs(t, err, gears.ErrRange)
+	require.ErrorIs(t, err, gearsfs.ErrRange)
 	require.NoError(t, s.m.Sync(s.ctx))
 }
 
 func appendIsPut(t *testing.T, s *suite) {
-	f := s.make(gears.RootIno, "queue", fileMode)
+	f := s.make(gearsfs.RootIno, "queue", fileMode)
 	attr, err := s.m.Append(s.ctx, f.Ino, []byte("one\n"))
 	require.NoError(t, err)
 	require.Equal(t, uint64(4), attr.Size)
-	s.put(s.m, gears.DataKey, "two\n")
+	s.put(s.m, gearsfs.DataKey, "two\n")
 	got, err := s.m.Read(s.ctx, f.Ino, 0, 100)
 	require.NoError(t, err)
 	require.Equal(t, "one\ntwo\n", string(got))
-	require.Equal(t, []string{"one\n"}, s.take(s.m, 1, gears.DataKey))
+	require.Equal(t, []string{"one\n"}, s.take(s.m, 1, gearsfs.DataKey))
 	attr, err = s.m.GetAttr(s.ctx, f.Ino)
 	require.NoError(t, err)
 	require.True(t, attr.Taken)
 	require.Equal(t, uint64(4), attr.Size)
-	require.Equal(t, gears.Pos(4), attr.Head)
+	require.Equal(t, gearsfs.Pos(4), attr.Head)
 	got, err = s.m.Read(s.ctx, f.Ino, 0, 100) // a handle from before
 	require.NoError(t, err)
 	require.Equal(t, "\x00\x00\x00\x00two\n", string(got))
 	_, err = s.m.Write(s.ctx, f.Ino, 0, []byte("x"))
-	require.ErrorIs(t, err, gears.ErrIO)
+	require.ErrorIs(t, err, gearsfs.ErrIO)
 }
 
 func openWithoutName(t *testing.T, s *suite) {
-	f := s.make(gears.RootIno, "f", fileMode)
+	f := s.make(gearsfs.RootIno, "f", fileMode)
 	_, err := s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
 	require.NoError(t, err)
 	_, err = s.m.Open(s.ctx, f.Ino)
@@ -173,7 +173,7 @@ func openWithoutName(t *testing.T, s *suite) {
 	other := s.open(t)
 	_, err = other.Open(s.ctx, f.Ino)
 	require.NoError(t, err)
-	require.NoError(t, other.Unlink(s.ctx, gears.RootIno, "f"))
+	require.NoError(t, other.Unlink(s.ctx, gearsfs.RootIno, "f"))
 	require.NoError(t, s.m.Release(s.ctx, f.Ino))
 	got, err := other.Read(s.ctx, f.Ino, 0, 100)
 	require.NoError(t, err)
@@ -183,20 +183,20 @@ func openWithoutName(t *testing.T, s *suite) {
 	require.Zero(t, attr.Nlink)
 	require.NoError(t, other.Close()) // releases it
 	require.NoError(t, s.m.Sync(s.ctx))
-	s.make(gears.RootIno, "later", fileMode) // behind the session's end in the log
+	s.make(gearsfs.RootIno, "later", fileMode) // behind the session's end in the log
 	_, err = s.m.GetAttr(s.ctx, f.Ino)
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 	_, err = s.m.Open(s.ctx, f.Ino)
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 }
 
 func xattrs(t *testing.T, s *suite) {
-	f := s.make(gears.RootIno, "f", fileMode)
+	f := s.make(gearsfs.RootIno, "f", fileMode)
 	require.NoError(t, s.m.SetXattr(s.ctx, f.Ino, "user.a", []byte("1"), 0))
 	require.NoError(t, s.m.SetXattr(s.ctx, f.Ino, "user.b", nil, 0))
 	const create, replace = 1, 2
-	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.a", nil, create), gears.ErrExists)
-	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.c", nil, replace), gears.ErrNoAttr)
+	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.a", nil, create), gearsfs.ErrExists)
+	require.ErrorIs(t, s.m.SetXattr(s.ctx, f.Ino, "user.c", nil, replace), gearsfs.ErrNoAttr)
 	value, err := s.m.GetXattr(s.ctx, f.Ino, "user.a")
 	require.NoError(t, err)
 	require.Equal(t, "1", string(value))
@@ -205,12 +205,12 @@ func xattrs(t *testing.T, s *suite) {
 	require.Equal(t, []string{"user.a", "user.b"}, names)
 	require.NoError(t, s.m.RemoveXattr(s.ctx, f.Ino, "user.a"))
 	_, err = s.m.GetXattr(s.ctx, f.Ino, "user.a")
-	require.ErrorIs(t, err, gears.ErrNoAttr)
-	require.ErrorIs(t, s.m.RemoveXattr(s.ctx, f.Ino, "user.a"), gears.ErrNoAttr)
+	require.ErrorIs(t, err, gearsfs.ErrNoAttr)
+	require.ErrorIs(t, s.m.RemoveXattr(s.ctx, f.Ino, "user.a"), gearsfs.ErrNoAttr)
 }
 
 func readDirPages(t *testing.T, s *suite) {
-	d := s.make(gears.RootIno, "d", dirMode)
+	d := s.make(gearsfs.RootIno, "d", dirMode)
 	for i := range 250 {
 		s.make(d.Ino, fmt.Sprintf("%03d", i), fileMode)
 	}
@@ -234,19 +234,19 @@ func readDirPages(t *testing.T, s *suite) {
 
 func watch(t *testing.T, s *suite) {
 	ctx, cancel := context.WithCancel(s.ctx)
-	started, seen, ended := make(chan struct{}), make(chan gears.Change, 100), make(chan error, 1)
+	started, seen, ended := make(chan struct{}), make(chan gearsfs.Change, 100), make(chan error, 1)
 	go func() {
-		ended <- s.m.Watch(ctx, func() { close(started) }, func(cs []gears.Change) {
+		ended <- s.m.Watch(ctx, func() { close(started) }, func(cs []gearsfs.Change) {
 			for _, c := range cs {
 				seen <- c
 			}
 		})
 	}()
 	<-started
-	_, err := s.m.Make(s.ctx, gears.RootIno, "mine", dgm.Make{Mode: fileMode})
+	_, err := s.m.Make(s.ctx, gearsfs.RootIno, "mine", dgm.Make{Mode: fileMode})
 	require.NoError(t, err)
 	other := s.open(t)
-	attr, err := other.Make(s.ctx, gears.RootIno, "theirs", dgm.Make{Mode: fileMode})
+	attr, err := other.Make(s.ctx, gearsfs.RootIno, "theirs", dgm.Make{Mode: fileMode})
 	require.NoError(t, err)
 	_, err = other.Write(s.ctx, attr.Ino, 0, []byte("x"))
 	require.NoError(t, err)
@@ -255,7 +255,7 @@ func watch(t *testing.T, s *suite) {
 		select {
 		case c := <-seen:
 			require.NotEqual(t, "mine", c.Name)
-			named = named || c.Name == "theirs" && c.Ino == gears.RootIno
+			named = named || c.Name == "theirs" && c.Ino == gearsfs.RootIno
 			written = written || c.Ino == attr.Ino && c.Data
 		case <-s.ctx.Done():
 			t.Fatal("not told")
@@ -273,10 +273,10 @@ func waits(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	require.Len(t, ws, 1)
 	require.Equal(t, "take", ws[0].Op)
-	require.Equal(t, []gears.Key{"count"}, ws[0].Keys)
+	require.Equal(t, []gearsfs.Key{"count"}, ws[0].Keys)
 	require.Equal(t, "/queue", ws[0].Path)
 	require.Equal(t, m.Session(), ws[0].Session)
-	require.Equal(t, []gears.Key{"cuont"}, ws[0].Near)
+	require.Equal(t, []gearsfs.Key{"cuont"}, ws[0].Near)
 	info, err := s.m.Stream(s.ctx, queue, "cuont")
 	require.NoError(t, err)
 	require.Zero(t, info.Waiting)
@@ -294,8 +294,8 @@ func remotes(t *testing.T, s *suite) {
 	all, err = s.m.Remotes(s.ctx)
 	require.NoError(t, err)
 	require.Len(t, all, 1)
-	require.ErrorIs(t, s.m.SetRemote(s.ctx, "a:b", "127.0.0.1:1"), gears.ErrInvalid)
-	require.ErrorIs(t, s.m.SetRemote(s.ctx, "d", "nonsense"), gears.ErrInvalid)
+	require.ErrorIs(t, s.m.SetRemote(s.ctx, "a:b", "127.0.0.1:1"), gearsfs.ErrInvalid)
+	require.ErrorIs(t, s.m.SetRemote(s.ctx, "d", "nonsense"), gearsfs.ErrInvalid)
 }
 
 func status(t *testing.T, s *suite) {
@@ -305,7 +305,7 @@ func status(t *testing.T, s *suite) {
 	require.Equal(t, "main", st.Volume)
 	require.Equal(t, "leader", st.Role)
 	require.NotZero(t, st.Applied)
-	require.GreaterOrEqual(t, st.Durable, gears.Index(1))
+	require.GreaterOrEqual(t, st.Durable, gearsfs.Index(1))
 	require.NotZero(t, st.Sessions)
 	usage, err := s.m.StatFS(s.ctx)
 	require.NoError(t, err)

@@ -9,22 +9,22 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 func putTakeOrder(t *testing.T, s *suite) {
 	first := s.put(s.m, "k", "a")
 	second := s.put(s.m, "k", "b", "c")
-	require.Equal(t, gears.Seq(1), first.First)
+	require.Equal(t, gearsfs.Seq(1), first.First)
 	require.Equal(t, first.Last+1, second.First)
 	require.Equal(t, second.First+1, second.Last)
-	rs, err := s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{"k"}, Max: 2})
+	rs, err := s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{"k"}, Max: 2})
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "b"}, texts(rs))
-	require.Equal(t, gears.Place{Pos: 0, Seq: 1}, rs[0].Place)
-	require.Equal(t, gears.Place{Pos: 1, Seq: 2}, rs[1].Place)
-	require.Equal(t, gears.Key("k"), rs[0].Key)
+	require.Equal(t, gearsfs.Place{Pos: 0, Seq: 1}, rs[0].Place)
+	require.Equal(t, gearsfs.Place{Pos: 1, Seq: 2}, rs[1].Place)
+	require.Equal(t, gearsfs.Key("k"), rs[0].Key)
 	require.Equal(t, uint32(1), rs[0].Deliveries)
 	require.Nil(t, rs[0].Receipt)
 	require.False(t, rs[0].Time.IsZero())
@@ -46,7 +46,7 @@ func batches(t *testing.T, s *suite) {
 	}
 	require.Equal(t, in, out)
 
-	big := strings.Repeat("x", gears.RecordBytesMax)
+	big := strings.Repeat("x", gearsfs.RecordBytesMax)
 	s.put(s.m, "big", big)
 	s.put(s.m, "big", "small")
 	got := s.take(s.m, 10, "big") // as many as fit a batch, at least one
@@ -65,7 +65,7 @@ func emptyRecord(t *testing.T, s *suite) {
 	s.empty(s.m, "k")
 }
 
-func takeOf(keys ...gears.Key) dgm.Take { return dgm.Take{File: queue, Keys: keys} }
+func takeOf(keys ...gearsfs.Key) dgm.Take { return dgm.Take{File: queue, Keys: keys} }
 
 func takeWaitsForPut(t *testing.T, s *suite) {
 	s.put(s.m, "k", "first")
@@ -84,8 +84,8 @@ func takeWaitsForMissingFile(t *testing.T, s *suite) {
 	s.put(s.m, "other", "too")
 	require.Equal(t, []string{"too"}, texts(s.receive(other)))
 
-	_, err := s.m.Take(s.ctx, dgm.Take{File: gears.At("/no/such/dir"), Keys: []gears.Key{"k"}})
-	require.ErrorIs(t, err, gears.ErrNotFound)
+	_, err := s.m.Take(s.ctx, dgm.Take{File: gearsfs.At("/no/such/dir"), Keys: []gearsfs.Key{"k"}})
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 }
 
 func takeWaitsForMissingKey(t *testing.T, s *suite) {
@@ -154,7 +154,7 @@ func severalKeys(t *testing.T, s *suite) {
 	s.put(s.m, "low", "l3")
 	rs := s.receive(out)
 	require.Equal(t, []string{"l3"}, texts(rs))
-	require.Equal(t, gears.Key("low"), rs[0].Key)
+	require.Equal(t, gearsfs.Key("low"), rs[0].Key)
 }
 
 func noWait(t *testing.T, s *suite) {
@@ -164,7 +164,7 @@ func noWait(t *testing.T, s *suite) {
 	require.Equal(t, []string{"x"}, s.take(s.m, 1, "k"))
 	s.empty(s.m, "k")
 	_, err := s.m.Peek(s.ctx, dgm.Peek{File: queue, Key: "k", NoWait: true})
-	require.ErrorIs(t, err, gears.ErrEmpty)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 }
 
 func leaseAcknowledged(t *testing.T, s *suite) {
@@ -177,7 +177,7 @@ func leaseAcknowledged(t *testing.T, s *suite) {
 	require.Equal(t, uint64(1), info.Records)
 	require.Equal(t, uint64(2), info.Leased)
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}))
-	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gears.ErrGone)
+	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gearsfs.ErrGone)
 	require.Equal(t, []string{"c"}, s.take(s.m, 5, "k"))
 	s.empty(s.m, "k")
 }
@@ -193,7 +193,7 @@ func leaseReturned(t *testing.T, s *suite) {
 	require.Equal(t, uint32(2), again[0].Deliveries)
 	require.Equal(t, uint32(1), again[2].Deliveries)
 	require.NotEqual(t, rs[0].Receipt.Fence, again[0].Receipt.Fence)
-	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs[:1])}), gears.ErrGone)
+	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs[:1])}), gearsfs.ErrGone)
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(again)}))
 
 	// A returned record wakes who waits.
@@ -209,7 +209,7 @@ func leaseEndsWithSession(t *testing.T, s *suite) {
 	other := s.open(t)
 	require.Len(t, s.lease(other, 2, "k"), 2)
 	s.empty(s.m, "k")
-	out := s.takeLater(s.ctx, s.m, dgm.Take{File: queue, Keys: []gears.Key{"k"}, Max: 2})
+	out := s.takeLater(s.ctx, s.m, dgm.Take{File: queue, Keys: []gearsfs.Key{"k"}, Max: 2})
 	require.NoError(t, other.Close())
 	got := texts(s.receive(out))
 	for len(got) < 2 {
@@ -222,7 +222,7 @@ func leaseOfAnother(t *testing.T, s *suite) {
 	s.put(s.m, "k", "a")
 	rs := s.lease(s.m, 1, "k")
 	other := s.open(t)
-	require.ErrorIs(t, other.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gears.ErrGone)
+	require.ErrorIs(t, other.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gearsfs.ErrGone)
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}))
 }
 
@@ -265,19 +265,19 @@ func peekFollow(t *testing.T, s *suite) {
 
 func sealAndEnd(t *testing.T, s *suite) {
 	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
-	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Seal: true, Records: []gears.NewRecord{{Data: []byte("a")}, {Data: []byte("b")}}})
+	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Seal: true, Records: []gearsfs.NewRecord{{Data: []byte("a")}, {Data: []byte("b")}}})
 	require.NoError(t, err)
 	require.Equal(t, []string{"a"}, texts(s.receive(out)))
-	_, err = s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gears.NewRecord{{Data: []byte("c")}}})
-	require.ErrorIs(t, err, gears.ErrSealed)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("c")}}})
+	require.ErrorIs(t, err, gearsfs.ErrSealed)
 	rs := s.lease(s.m, 1, "k")
 	out = s.takeLater(s.ctx, s.open(t), takeOf("k")) // not drained: b may come back
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}))
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrEnd)
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrEnd)
 	_, err = s.m.Take(s.ctx, takeOf("k"))
-	require.ErrorIs(t, err, gears.ErrEnd)
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
 	_, err = s.m.Peek(s.ctx, dgm.Peek{File: queue, Key: "k"})
-	require.ErrorIs(t, err, gears.ErrEnd)
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
 
 	open := false
 	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Seal: &open}))
@@ -285,20 +285,20 @@ func sealAndEnd(t *testing.T, s *suite) {
 	require.Equal(t, []string{"d"}, s.take(s.m, 1, "k"))
 }
 
-func (s *suite) limit(key gears.Key, l gears.Limits) {
+func (s *suite) limit(key gearsfs.Key, l gearsfs.Limits) {
 	s.t.Helper()
 	require.NoError(s.t, s.m.Configure(s.ctx, queue, key, dgm.StreamChange{Limits: &l}))
 }
 
 func fullPutWaits(t *testing.T, s *suite) {
 	s.put(s.m, "k", "a", "b")
-	s.limit("k", gears.Limits{Records: 2})
-	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", NoWait: true, Records: []gears.NewRecord{{Data: []byte("x")}}})
-	require.ErrorIs(t, err, gears.ErrFull)
+	s.limit("k", gearsfs.Limits{Records: 2})
+	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", NoWait: true, Records: []gearsfs.NewRecord{{Data: []byte("x")}}})
+	require.ErrorIs(t, err, gearsfs.ErrFull)
 	done := make(chan error, 1)
 	m := s.open(t)
 	go func() {
-		_, err := m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gears.NewRecord{{Data: []byte("c")}}})
+		_, err := m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("c")}}})
 		done <- err
 	}()
 	s.untilWaiting(1)
@@ -309,7 +309,7 @@ func fullPutWaits(t *testing.T, s *suite) {
 	s.put(s.m, "k", "1", "2", "3") // more than the limit, into an empty stream
 	ctx, cancel := context.WithCancel(s.ctx)
 	go func() {
-		_, err := m.Put(ctx, dgm.Put{File: queue, Key: "k", Records: []gears.NewRecord{{Data: []byte("never")}}})
+		_, err := m.Put(ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("never")}}})
 		done <- err
 	}()
 	s.untilWaiting(1)
@@ -321,7 +321,7 @@ func fullPutWaits(t *testing.T, s *suite) {
 
 func fullPutsKeepOrder(t *testing.T, s *suite) {
 	s.put(s.m, "k", "0")
-	s.limit("k", gears.Limits{Bytes: 100})
+	s.limit("k", gearsfs.Limits{Bytes: 100})
 	m := s.open(t)
 	var sent sync.WaitGroup
 	for i := 1; i <= 20; i++ {
@@ -351,73 +351,73 @@ func clearAndDrop(t *testing.T, s *suite) {
 	s.put(s.m, "k", "a", "b")
 	rs := s.lease(s.m, 1, "k")
 	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Clear: true}))
-	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gears.ErrGone)
+	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gearsfs.ErrGone)
 	s.empty(s.m, "k")
-	require.Greater(t, s.put(s.m, "k", "c").First, gears.Seq(2), "a seq is never used again")
+	require.Greater(t, s.put(s.m, "k", "c").First, gearsfs.Seq(2), "a seq is never used again")
 	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Drop: true}))
 	infos, err := s.m.ListStreams(s.ctx, queue, "", 10)
 	require.NoError(t, err)
 	for _, info := range infos {
-		require.NotEqual(t, gears.Key("k"), info.Key)
+		require.NotEqual(t, gearsfs.Key("k"), info.Key)
 	}
-	require.ErrorIs(t, s.m.Configure(s.ctx, queue, gears.DataKey, dgm.StreamChange{Drop: true}), gears.ErrInvalid)
+	require.ErrorIs(t, s.m.Configure(s.ctx, queue, gearsfs.DataKey, dgm.StreamChange{Drop: true}), gearsfs.ErrInvalid)
 }
 
 func removedWhileWaiting(t *testing.T, s *suite) {
 	s.put(s.m, "there", "x")
 	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
-	require.NoError(t, s.m.Unlink(s.ctx, gears.RootIno, "queue"))
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrRemoved)
+	require.NoError(t, s.m.Unlink(s.ctx, gearsfs.RootIno, "queue"))
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrRemoved)
 }
 
 func takeOnBlocks(t *testing.T, s *suite) {
-	attr, err := s.m.Make(s.ctx, gears.RootIno, "queue", dgm.Make{Mode: fileMode})
+	attr, err := s.m.Make(s.ctx, gearsfs.RootIno, "queue", dgm.Make{Mode: fileMode})
 	require.NoError(t, err)
 	_, err = s.m.Write(s.ctx, attr.Ino, 0, []byte("written"))
 	require.NoError(t, err)
-	_, err = s.m.Take(s.ctx, takeOf(gears.DataKey))
-	require.ErrorIs(t, err, gears.ErrBlocks)
-	rs, err := s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{gears.DataKey}, Force: true})
+	_, err = s.m.Take(s.ctx, takeOf(gearsfs.DataKey))
+	require.ErrorIs(t, err, gearsfs.ErrBlocks)
+	rs, err := s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{gearsfs.DataKey}, Force: true})
 	require.NoError(t, err)
 	require.Equal(t, []string{"written"}, texts(rs))
 }
 
 func badInput(t *testing.T, s *suite) {
-	record := []gears.NewRecord{{Data: []byte("x")}}
-	for _, key := range []gears.Key{"", ".", "..", "a/b", "a,b", "a\x00", "a\n", gears.Key(strings.Repeat("k", 251))} {
+	record := []gearsfs.NewRecord{{Data: []byte("x")}}
+	for _, key := range []gearsfs.Key{"", ".", "..", "a/b", "a,b", "a\x00", "a\n", gearsfs.Key(strings.Repeat("k", 251))} {
 		_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: key, Records: record})
-		require.ErrorIs(t, err, gears.ErrKey, "%q", key)
+		require.ErrorIs(t, err, gearsfs.ErrKey, "%q", key)
 		_, err = s.m.Take(s.ctx, takeOf(key))
-		require.ErrorIs(t, err, gears.ErrKey, "%q", key)
+		require.ErrorIs(t, err, gearsfs.ErrKey, "%q", key)
 		_, err = s.m.Peek(s.ctx, dgm.Peek{File: queue, Key: key})
-		require.ErrorIs(t, err, gears.ErrKey, "%q", key)
+		require.ErrorIs(t, err, gearsfs.ErrKey, "%q", key)
 	}
-	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gears.NewRecord{{Data: make([]byte, gears.RecordBytesMax+1)}}})
-	require.ErrorIs(t, err, gears.ErrTooBig)
-	_, err = s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{"k"}, Max: -1})
-	require.ErrorIs(t, err, gears.ErrInvalid)
+	_, err := s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{Data: make([]byte, gearsfs.RecordBytesMax+1)}}})
+	require.ErrorIs(t, err, gearsfs.ErrTooBig)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{"k"}, Max: -1})
+	require.ErrorIs(t, err, gearsfs.ErrInvalid)
 	_, err = s.m.Take(s.ctx, dgm.Take{File: queue})
-	require.ErrorIs(t, err, gears.ErrInvalid)
-	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.File{Path: "relative"}, Key: "k", Records: record})
-	require.ErrorIs(t, err, gears.ErrInvalid)
-	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.At("/"), Key: "k", Records: record})
-	require.ErrorIs(t, err, gears.ErrIsDir)
-	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.At("/no/dir"), Key: "k", Records: record})
-	require.ErrorIs(t, err, gears.ErrNotFound)
+	require.ErrorIs(t, err, gearsfs.ErrInvalid)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gearsfs.File{Path: "relative"}, Key: "k", Records: record})
+	require.ErrorIs(t, err, gearsfs.ErrInvalid)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gearsfs.At("/"), Key: "k", Records: record})
+	require.ErrorIs(t, err, gearsfs.ErrIsDir)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gearsfs.At("/no/dir"), Key: "k", Records: record})
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 	s.put(s.m, "k", "x")
-	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.At("/queue/below"), Key: "k", Records: record})
-	require.ErrorIs(t, err, gears.ErrNotDir)
-	_, err = s.m.Peek(s.ctx, dgm.Peek{File: gears.ByIno(4711), Key: "k", NoWait: true})
-	require.ErrorIs(t, err, gears.ErrStale)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gearsfs.At("/queue/below"), Key: "k", Records: record})
+	require.ErrorIs(t, err, gearsfs.ErrNotDir)
+	_, err = s.m.Peek(s.ctx, dgm.Peek{File: gearsfs.ByIno(4711), Key: "k", NoWait: true})
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 	require.Error(t, s.m.Settle(s.ctx, dgm.Settle{}))
 }
 
 func listStreams(t *testing.T, s *suite) {
 	for i := range 25 {
-		s.put(s.m, gears.Key(fmt.Sprintf("key%02d", i)), "x")
+		s.put(s.m, gearsfs.Key(fmt.Sprintf("key%02d", i)), "x")
 	}
-	var keys []gears.Key
-	after := gears.Key("")
+	var keys []gearsfs.Key
+	after := gearsfs.Key("")
 	for {
 		infos, err := s.m.ListStreams(s.ctx, queue, after, 10)
 		require.NoError(t, err)
@@ -425,7 +425,7 @@ func listStreams(t *testing.T, s *suite) {
 			break
 		}
 		for _, info := range infos {
-			if info.Key != gears.DataKey {
+			if info.Key != gearsfs.DataKey {
 				keys = append(keys, info.Key)
 				require.Equal(t, uint64(1), info.Records)
 			}
@@ -450,14 +450,14 @@ func eachRecordOnce(t *testing.T, s *suite) {
 			}
 		})
 	}
-	got := make(chan gears.Record, putters*each)
+	got := make(chan gearsfs.Record, putters*each)
 	var taking sync.WaitGroup
 	for range takers {
 		m := s.open(t)
 		taking.Go(func() {
 			for {
-				rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{"k"}, Max: 3})
-				if gears.CodeOf(err) == gears.ErrEnd.Code {
+				rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{"k"}, Max: 3})
+				if gearsfs.CodeOf(err) == gearsfs.ErrEnd.Code {
 					return
 				}
 				require.NoError(t, err)
@@ -473,13 +473,13 @@ func eachRecordOnce(t *testing.T, s *suite) {
 	taking.Wait()
 	close(got)
 	last := make(map[int]int)
-	bySeq := make(map[gears.Seq]string)
+	bySeq := make(map[gearsfs.Seq]string)
 	for r := range got {
 		require.NotContains(t, bySeq, r.Place.Seq)
 		bySeq[r.Place.Seq] = string(r.Data)
 	}
 	require.Len(t, bySeq, putters*each)
-	for seq := gears.Seq(1); seq <= putters*each; seq++ {
+	for seq := gearsfs.Seq(1); seq <= putters*each; seq++ {
 		var p, i int
 		_, err := fmt.Sscan(bySeq[seq], &p, &i)
 		require.NoError(t, err)

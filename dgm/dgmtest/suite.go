@@ -9,8 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // Opener opens one more session of the same volume, for a caller that may do
@@ -87,40 +87,40 @@ type suite struct {
 	m    dgm.Manager
 }
 
-var queue = gears.At("/queue")
+var queue = gearsfs.At("/queue")
 
-func (s *suite) put(m dgm.Manager, key gears.Key, records ...string) dgm.PutResult {
+func (s *suite) put(m dgm.Manager, key gearsfs.Key, records ...string) dgm.PutResult {
 	s.t.Helper()
-	var rs []gears.NewRecord
+	var rs []gearsfs.NewRecord
 	for _, r := range records {
-		rs = append(rs, gears.NewRecord{Data: []byte(r)})
+		rs = append(rs, gearsfs.NewRecord{Data: []byte(r)})
 	}
 	res, err := m.Put(s.ctx, dgm.Put{File: queue, Key: key, Records: rs})
 	require.NoError(s.t, err)
 	return res
 }
 
-func (s *suite) take(m dgm.Manager, n int, keys ...gears.Key) []string {
+func (s *suite) take(m dgm.Manager, n int, keys ...gearsfs.Key) []string {
 	s.t.Helper()
 	rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: keys, Max: n})
 	require.NoError(s.t, err)
 	return texts(rs)
 }
 
-func (s *suite) lease(m dgm.Manager, n int, key gears.Key) []gears.Record {
+func (s *suite) lease(m dgm.Manager, n int, key gearsfs.Key) []gearsfs.Record {
 	s.t.Helper()
-	rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{key}, Max: n, Lease: true})
+	rs, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{key}, Max: n, Lease: true})
 	require.NoError(s.t, err)
 	return rs
 }
 
-func (s *suite) empty(m dgm.Manager, key gears.Key) {
+func (s *suite) empty(m dgm.Manager, key gearsfs.Key) {
 	s.t.Helper()
-	_, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{key}, NoWait: true})
-	require.ErrorIs(s.t, err, gears.ErrEmpty)
+	_, err := m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{key}, NoWait: true})
+	require.ErrorIs(s.t, err, gearsfs.ErrEmpty)
 }
 
-func texts(rs []gears.Record) []string {
+func texts(rs []gearsfs.Record) []string {
 	var out []string
 	for _, r := range rs {
 		out = append(out, string(r.Data))
@@ -128,8 +128,8 @@ func texts(rs []gears.Record) []string {
 	return out
 }
 
-func receipts(rs []gears.Record) []gears.Receipt {
-	var out []gears.Receipt
+func receipts(rs []gearsfs.Record) []gearsfs.Receipt {
+	var out []gearsfs.Receipt
 	for _, r := range rs {
 		out = append(out, *r.Receipt)
 	}
@@ -138,7 +138,7 @@ func receipts(rs []gears.Record) []gears.Receipt {
 
 // outcome is what a call in the background returned.
 type outcome struct {
-	records []gears.Record
+	records []gearsfs.Record
 	err     error
 }
 
@@ -171,7 +171,7 @@ func (s *suite) untilWaiting(n int) {
 	}
 }
 
-func (s *suite) receive(out <-chan outcome) []gears.Record {
+func (s *suite) receive(out <-chan outcome) []gearsfs.Record {
 	s.t.Helper()
 	o := s.outcome(out)
 	require.NoError(s.t, o.err)

@@ -7,17 +7,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // putLater starts a put and returns when it waits.
-func (s *suite) putLater(ctx context.Context, m dgm.Manager, key gears.Key, data string) <-chan error {
+func (s *suite) putLater(ctx context.Context, m dgm.Manager, key gearsfs.Key, data string) <-chan error {
 	s.t.Helper()
 	before := s.waiting()
 	out := make(chan error, 1)
 	go func() {
-		_, err := m.Put(ctx, dgm.Put{File: queue, Key: key, Records: []gears.NewRecord{{Data: []byte(data)}}})
+		_, err := m.Put(ctx, dgm.Put{File: queue, Key: key, Records: []gearsfs.NewRecord{{Data: []byte(data)}}})
 		out <- err
 	}()
 	s.untilWaiting(before + 1)
@@ -34,7 +34,7 @@ func repeatedKeys(t *testing.T, s *suite) {
 	out := s.takeLater(s.ctx, s.open(t), takeOf("k", "k"))
 	sealed := true
 	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Seal: &sealed}))
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrEnd)
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrEnd)
 	require.Zero(t, s.waiting())
 }
 
@@ -42,7 +42,7 @@ func repeatedKeys(t *testing.T, s *suite) {
 // and the next one fits.
 func cancelledPutLetsOthersBy(t *testing.T, s *suite) {
 	s.put(s.m, "k", strings.Repeat("x", 60))
-	s.limit("k", gears.Limits{Bytes: 100})
+	s.limit("k", gearsfs.Limits{Bytes: 100})
 	ctx, cancel := context.WithCancel(s.ctx)
 	big := s.putLater(ctx, s.open(t), "k", strings.Repeat("y", 60))
 	small := s.putLater(s.ctx, s.open(t), "k", "small")
@@ -58,8 +58,8 @@ func cancelledPutLetsOthersBy(t *testing.T, s *suite) {
 	m := s.open(t)
 	closing := s.putLater(s.ctx, m, "k", strings.Repeat("y", 60))
 	require.NoError(t, m.Close())
-	require.ErrorIs(t, <-closing, gears.ErrClosed)
-	s.limit("k", gears.Limits{Bytes: 1000})
+	require.ErrorIs(t, <-closing, gearsfs.ErrClosed)
+	s.limit("k", gearsfs.Limits{Bytes: 1000})
 	require.NoError(t, <-gone)
 }
 
@@ -73,21 +73,21 @@ func notAFile(t *testing.T, s *suite) {
 		peeked <- err
 	}()
 	s.untilWaiting(2)
-	dir := s.make(gears.RootIno, "queue", dirMode)
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrIsDir)
-	require.ErrorIs(t, <-peeked, gears.ErrIsDir)
+	dir := s.make(gearsfs.RootIno, "queue", dirMode)
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrIsDir)
+	require.ErrorIs(t, <-peeked, gearsfs.ErrIsDir)
 	_, err := s.m.Take(s.ctx, takeOf("k"))
-	require.ErrorIs(t, err, gears.ErrIsDir)
-	_, err = s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gears.Key{"k"}, NoWait: true})
-	require.ErrorIs(t, err, gears.ErrIsDir)
-	_, err = s.m.Take(s.ctx, dgm.Take{File: gears.ByIno(4711), Keys: []gears.Key{"k"}})
-	require.ErrorIs(t, err, gears.ErrStale)
+	require.ErrorIs(t, err, gearsfs.ErrIsDir)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: queue, Keys: []gearsfs.Key{"k"}, NoWait: true})
+	require.ErrorIs(t, err, gearsfs.ErrIsDir)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: gearsfs.ByIno(4711), Keys: []gearsfs.Key{"k"}})
+	require.ErrorIs(t, err, gearsfs.ErrStale)
 
-	below := dgm.Take{File: gears.At("/queue/none"), Keys: []gears.Key{"k"}}
+	below := dgm.Take{File: gearsfs.At("/queue/none"), Keys: []gearsfs.Key{"k"}}
 	out = s.takeLater(s.ctx, s.open(t), below)
-	require.NoError(t, s.m.Rmdir(s.ctx, gears.RootIno, "queue"))
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrRemoved)
-	_, err = s.m.Take(s.ctx, dgm.Take{File: gears.ByIno(dir.Ino), Keys: []gears.Key{"k"}})
+	require.NoError(t, s.m.Rmdir(s.ctx, gearsfs.RootIno, "queue"))
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrRemoved)
+	_, err = s.m.Take(s.ctx, dgm.Take{File: gearsfs.ByIno(dir.Ino), Keys: []gearsfs.Key{"k"}})
 	require.Error(t, err)
 }
 
@@ -95,10 +95,10 @@ func notAFile(t *testing.T, s *suite) {
 // wait is for what that leads to.
 func linkAppears(t *testing.T, s *suite) {
 	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
-	_, err := s.m.Make(s.ctx, gears.RootIno, "queue", dgm.Make{Mode: linkMode, Target: "far"})
+	_, err := s.m.Make(s.ctx, gearsfs.RootIno, "queue", dgm.Make{Mode: linkMode, Target: "far"})
 	require.NoError(t, err)
 	s.untilWaiting(1)
-	_, err = s.m.Put(s.ctx, dgm.Put{File: gears.At("/far"), Key: "k", Records: []gears.NewRecord{{Data: []byte("x")}}})
+	_, err = s.m.Put(s.ctx, dgm.Put{File: gearsfs.At("/far"), Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("x")}}})
 	require.NoError(t, err)
 	require.Equal(t, []string{"x"}, texts(s.receive(out)))
 }
@@ -107,9 +107,9 @@ func linkAppears(t *testing.T, s *suite) {
 func renamedInto(t *testing.T, s *suite) {
 	first := s.takeLater(s.ctx, s.open(t), takeOf("l", "k"))
 	second := s.takeLater(s.ctx, s.open(t), takeOf("k"))
-	_, err := s.m.Put(s.ctx, dgm.Put{File: gears.At("/other"), Key: "k", Records: []gears.NewRecord{{Data: []byte("1")}, {Data: []byte("2")}}})
+	_, err := s.m.Put(s.ctx, dgm.Put{File: gearsfs.At("/other"), Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("1")}, {Data: []byte("2")}}})
 	require.NoError(t, err)
-	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gears.RootIno, Name: "other", NewDir: gears.RootIno, NewName: "queue"}))
+	require.NoError(t, s.m.Rename(s.ctx, dgm.Rename{Dir: gearsfs.RootIno, Name: "other", NewDir: gearsfs.RootIno, NewName: "queue"}))
 	require.Len(t, s.receive(first), 1)
 	require.Len(t, s.receive(second), 1)
 }
@@ -118,25 +118,25 @@ func renamedInto(t *testing.T, s *suite) {
 // byte in what a symbolic link says.
 func anyBytes(t *testing.T, s *suite) {
 	const name = "\xff\xfe\x80 \xc3\x28"
-	dir := s.make(gears.RootIno, name, dirMode)
+	dir := s.make(gearsfs.RootIno, name, dirMode)
 	path := "/" + name + "/" + name
-	_, err := s.m.Put(s.ctx, dgm.Put{File: gears.At(path), Key: "k", Records: []gears.NewRecord{{Data: []byte("x"), Type: name}}})
+	_, err := s.m.Put(s.ctx, dgm.Put{File: gearsfs.At(path), Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("x"), Type: name}}})
 	require.NoError(t, err)
 	attr, err := s.m.Resolve(s.ctx, path, true)
 	require.NoError(t, err)
 	found, err := s.m.Lookup(s.ctx, dir.Ino, name)
 	require.NoError(t, err)
 	require.Equal(t, attr.Ino, found.Ino)
-	rs, err := s.m.Take(s.ctx, dgm.Take{File: gears.At(path), Keys: []gears.Key{"k"}, Lease: true})
+	rs, err := s.m.Take(s.ctx, dgm.Take{File: gearsfs.At(path), Keys: []gearsfs.Key{"k"}, Lease: true})
 	require.NoError(t, err)
 	require.Equal(t, name, rs[0].Type)
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}))
-	out := s.takeLater(s.ctx, s.open(t), dgm.Take{File: gears.At(path), Keys: []gears.Key{"k"}})
+	out := s.takeLater(s.ctx, s.open(t), dgm.Take{File: gearsfs.At(path), Keys: []gearsfs.Key{"k"}})
 	waits, err := s.m.Waits(s.ctx)
 	require.NoError(t, err)
 	require.Equal(t, path, waits[0].Path)
 	require.NoError(t, s.m.Unlink(s.ctx, dir.Ino, name))
-	require.ErrorIs(t, s.outcome(out).err, gears.ErrRemoved)
+	require.ErrorIs(t, s.outcome(out).err, gearsfs.ErrRemoved)
 	link, err := s.m.Make(s.ctx, dir.Ino, "link", dgm.Make{Mode: linkMode, Target: name})
 	require.NoError(t, err)
 	to, err := s.m.Readlink(s.ctx, link.Ino)
@@ -146,7 +146,7 @@ func anyBytes(t *testing.T, s *suite) {
 	names, err := s.m.ListXattr(s.ctx, dir.Ino)
 	require.NoError(t, err)
 	require.Equal(t, []string{"user." + name}, names)
-	entries, err := s.m.ReadDir(s.ctx, gears.RootIno, "", 10)
+	entries, err := s.m.ReadDir(s.ctx, gearsfs.RootIno, "", 10)
 	require.NoError(t, err)
 	require.Equal(t, name, entries[0].Name)
 }

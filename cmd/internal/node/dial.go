@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 )
 
 // Caller is who runs this process.
-func Caller() gears.Caller {
-	c := gears.Caller{UID: uint32(os.Geteuid()), GIDs: []uint32{uint32(os.Getegid())}}
+func Caller() gearsfs.Caller {
+	c := gearsfs.Caller{UID: uint32(os.Geteuid()), GIDs: []uint32{uint32(os.Getegid())}}
 	if groups, err := os.Getgroups(); err == nil { // without them only the primary group counts
 		for _, g := range groups {
 			if uint32(g) != c.GIDs[0] {
@@ -37,17 +37,17 @@ func ClientOptions(process string, tlsConfig *tls.Config, retrying func(error)) 
 type TLSFiles struct{ Cert, Key, CA string }
 
 // Config returns the TLS configuration for both ends, nil where no file is
-// named. Errors: gears.ErrInvalid where some are missing or unusable.
+// named. Errors: gearsfs.ErrInvalid where some are missing or unusable.
 func (f TLSFiles) Config() (*tls.Config, error) {
 	switch {
 	case f == TLSFiles{}:
 		return nil, nil
 	case f.Cert == "" || f.Key == "" || f.CA == "":
-		return nil, gears.ErrInvalid.Because("TLS needs a certificate, its key and the authority (CA) that the other end's is signed by")
+		return nil, gearsfs.ErrInvalid.Because("TLS needs a certificate, its key and the authority (CA) that the other end's is signed by")
 	}
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
-		return nil, gears.ErrInvalid.Because("TLS certificate %s: %v", f.Cert, err)
+		return nil, gearsfs.ErrInvalid.Because("TLS certificate %s: %v", f.Cert, err)
 	}
 	pem, err := os.ReadFile(f.CA)
 	if err != nil {
@@ -55,7 +55,7 @@ func (f TLSFiles) Config() (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, gears.ErrInvalid.Because("TLS authority %s: no certificate in it", f.CA)
+		return nil, gearsfs.ErrInvalid.Because("TLS authority %s: no certificate in it", f.CA)
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net"
 
-	"github.com/gearsfs/gearsfs/gears"
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
 )
 
@@ -25,10 +25,10 @@ func listenAddrs(cfg Config) ([]transport.Addr, error) {
 		}
 		tcp, err := net.ResolveTCPAddr("tcp", addr.Address)
 		if err != nil {
-			return nil, gears.ErrInvalid.Because("listen at %s: %v", addr, err)
+			return nil, gearsfs.ErrInvalid.Because("listen at %s: %v", addr, err)
 		}
 		if !tcp.IP.IsLoopback() {
-			return nil, gears.ErrInvalid.Because(
+			return nil, gearsfs.ErrInvalid.Because(
 				"listen at %s: beyond loopback that needs TLS (--tls-cert, --tls-key, --tls-ca) or --insecure", addr)
 		}
 	}

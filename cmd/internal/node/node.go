@@ -12,8 +12,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/transport"
 )
@@ -49,7 +49,7 @@ type Node struct {
 
 // Start opens the data directory, making it where it is new, and serves it at
 // the addresses and at the socket in it. It returns when the node serves; ctx
-// may end the opening. Errors: gears.ErrInUse, ErrForeign, ErrFormat,
+// may end the opening. Errors: gearsfs.ErrInUse, ErrForeign, ErrFormat,
 // ErrDamaged, ErrInvalid for an address, and what listening fails with.
 func Start(ctx context.Context, cfg Config) (*Node, error) {
 	addrs, err := listenAddrs(cfg)
@@ -157,7 +157,7 @@ func (n *Node) Broken() <-chan error { return n.broken }
 // Local opens a session for a client in this process that checks permissions
 // by itself, as the kernel does for a mount.
 func (n *Node) Local(process string) (*dgm.Local, error) {
-	caller := gears.Root
+	caller := gearsfs.Root
 	caller.Checked = true
 	host, err := os.Hostname()
 	if err != nil {

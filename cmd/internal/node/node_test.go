@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -47,7 +47,7 @@ func TestNodeServesAtItsAddresses(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "a", status.Name)
 		assert.Equal(t, Version(), status.Version)
-		_, err = r.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "k", Records: []gears.NewRecord{{}}})
+		_, err = r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{}}})
 		assert.NoError(t, err, "who started the node may write")
 		require.NoError(t, r.Close())
 	}
@@ -63,19 +63,19 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 
 	fresh := filepath.Join(dir, "fresh")
 	_, err := Start(t.Context(), Config{Data: fresh, Listen: []string{"unix:" + filepath.Join(dir, "taken")}})
-	assert.ErrorIs(t, err, gears.ErrInUse)
+	assert.ErrorIs(t, err, gearsfs.ErrInUse)
 	assert.NoDirExists(t, fresh, "an address that is taken is found before data are made")
 
 	other := filepath.Join(dir, "other")
 	_, err = Start(t.Context(), Config{Data: filepath.Join(dir, "running"), Listen: []string{"unix:" + other}})
-	assert.ErrorIs(t, err, gears.ErrInUse)
+	assert.ErrorIs(t, err, gearsfs.ErrInUse)
 	assert.NoFileExists(t, other)
 
 	foreign := filepath.Join(dir, "foreign")
 	require.NoError(t, os.Mkdir(foreign, 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(foreign, "thesis.txt"), nil, 0o600))
 	_, err = Start(t.Context(), Config{Data: foreign})
-	assert.ErrorIs(t, err, gears.ErrForeign)
+	assert.ErrorIs(t, err, gearsfs.ErrForeign)
 	names, err := os.ReadDir(foreign)
 	require.NoError(t, err)
 	assert.Len(t, names, 1)
@@ -93,7 +93,7 @@ func TestListenBeyondLoopback(t *testing.T) {
 		_, err := listenAddrs(Config{Listen: []string{addr}})
 		assert.Equal(t, ok, err == nil, "%s: %v", addr, err)
 		if !ok {
-			assert.ErrorIs(t, err, gears.ErrInvalid)
+			assert.ErrorIs(t, err, gearsfs.ErrInvalid)
 			assert.ErrorContains(t, err, "--insecure")
 		}
 		for _, cfg := range []Config{{Insecure: true}, {TLS: &tls.Config{}}} {
@@ -103,7 +103,7 @@ func TestListenBeyondLoopback(t *testing.T) {
 		}
 	}
 	_, err := listenAddrs(Config{Listen: []string{"nonsense"}})
-	assert.ErrorIs(t, err, gears.ErrInvalid)
+	assert.ErrorIs(t, err, gearsfs.ErrInvalid)
 }
 
 func TestInsecureBelievesWhatItIsTold(t *testing.T) {
@@ -117,11 +117,11 @@ func TestInsecureBelievesWhatItIsTold(t *testing.T) {
 		})
 		r, err := dgm.Dial(t.Context(), addr, ClientOptions("test", nil, nil))
 		require.NoError(t, err)
-		_, err = r.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "k", Records: []gears.NewRecord{{}}})
+		_, err = r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{}}})
 		if insecure {
 			assert.NoError(t, err)
 		} else {
-			assert.ErrorIs(t, err, gears.ErrAccess, "over plain TCP everybody is nobody")
+			assert.ErrorIs(t, err, gearsfs.ErrAccess, "over plain TCP everybody is nobody")
 		}
 		require.NoError(t, r.Close())
 	}
@@ -129,7 +129,7 @@ func TestInsecureBelievesWhatItIsTold(t *testing.T) {
 
 func TestSocketInADirectoryWhosePathIsTooLong(t *testing.T) {
 	_, err := SocketIn("/" + strings.Repeat("x", 200))
-	assert.ErrorIs(t, err, gears.ErrInvalid)
+	assert.ErrorIs(t, err, gearsfs.ErrInvalid)
 	n := start(t, Config{
 		Data: filepath.Join(shortDir(t), strings.Repeat("x", 120)), Listen: []string{"unix:" + filepath.Join(shortDir(t), "s")},
 	})
@@ -143,7 +143,7 @@ func TestTLSFiles(t *testing.T) {
 	require.NoError(t, err)
 	assert.Nil(t, config)
 	_, err = TLSFiles{Cert: "cert"}.Config()
-	assert.ErrorIs(t, err, gears.ErrInvalid)
+	assert.ErrorIs(t, err, gearsfs.ErrInvalid)
 	_, err = TLSFiles{Cert: "/no/cert", Key: "/no/key", CA: "/no/ca"}.Config()
 	assert.ErrorContains(t, err, "/no/cert")
 }

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/gears"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -84,7 +84,7 @@ func TestTLS(t *testing.T) {
 	require.NoError(t, err)
 	r, err := dgm.Dial(t.Context(), addr, ClientOptions("test", client, nil))
 	require.NoError(t, err)
-	_, err = r.Put(t.Context(), dgm.Put{File: gears.At("/q"), Key: "k", Records: []gears.NewRecord{{}}})
+	_, err = r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{}}})
 	assert.NoError(t, err, "who has a certificate is believed")
 	require.NoError(t, r.Close())
 

@@ -1,4 +1,4 @@
-package gears
+package gearsfs
 
 import (
 	"strings"
