@@ -198,13 +198,13 @@ func TestMountAsUser(t *testing.T) {
 	require.NoError(t, exec.Command("cp", os.Args[0], binary).Run())
 	for _, d := range []string{data, dir} {
 		require.NoError(t, os.Mkdir(d, 0o755))
-		require.NoError(t, os.Chown(d, 1234, 1234))
+		require.NoError(t, os.Chown(d, 65534, 65534))
 	}
 	run := func(path string) (*exec.Cmd, *bytes.Buffer, io.Reader) {
 		cmd := child("mount", data, dir)
 		cmd.Path = binary
 		cmd.Env = append(cmd.Env, "PATH="+path)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1234, Gid: 1234}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.StdoutPipe()
