@@ -127,7 +127,7 @@ func (v *Volume) open(ctx context.Context) error {
 		return fmt.Errorf("open volume: %w", err)
 	}
 	v.machine = machine
-	v.space.init(v.cfg.Data, v.cfg.ReserveBytes)
+	v.space.init(v.cfg.Data, v.cfg.ReserveBytes, v.cfg.Clock)
 	v.replies.init(&v.owned, v.root)
 	v.group, err = replica.Open(replica.Config{
 		ID: 1, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
@@ -144,7 +144,6 @@ func (v *Volume) open(ctx context.Context) error {
 	if err := v.adoptSessions(); err != nil {
 		return fmt.Errorf("open volume: %w", err)
 	}
-	v.owned.Go(func() { v.space.run(v.root) })
 	return nil
 }
 

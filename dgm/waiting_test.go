@@ -3,6 +3,7 @@ package dgm
 import (
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,7 +47,7 @@ func TestSpaceAdmission(t *testing.T) {
 		{Op: &wire.Command_Take{}}, {Op: &wire.Command_Settle{}}, {Op: &wire.Command_Unlink{}},
 		{Op: &wire.Command_Configure{}}, {Op: &wire.Command_EndSession{}}, {Op: &wire.Command_Release{}},
 	}
-	var s space
+	s := space{clock: func() time.Time { return time.Unix(0, 0) }} // whose reading never ages
 	for _, cmd := range append(refused, admitted...) {
 		wantErr := len(refused) > 0 && cmd == refused[0]
 		if wantErr {
