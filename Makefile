@@ -62,8 +62,9 @@ torture:
 	@$(call install-missing,$(TESTTOOLS))
 	GEARSFS_TORTURE=1 $(GO) test -count 1 -timeout 12h ./...
 
+# The figures of the README; the packages' own benchmarks run by go test -bench.
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) run ./bench start queue mount wordcount
 
 # protoc's Go plugins, of the versions that go.mod names.
 PLUGINS := $(CURDIR)/bin/plugins
