@@ -215,6 +215,7 @@ func TestMountAsUser(t *testing.T) {
 	cmd, stderr, out := run(os.Getenv("PATH"))
 	_, err = io.ReadFull(out, make([]byte, len("mounted\n")))
 	require.NoError(t, err, stderr)
+	t.Cleanup(func() { mount.Detach(dir) }) // done already, unless the test failed
 	write := exec.Command("sh", "-c", "echo x > f && cat f")
 	write.Dir = "/"
 	write.SysProcAttr = cmd.SysProcAttr
