@@ -30,28 +30,47 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	os.Exit(runTests(m))
+}
+
+// runTests runs the tests with temporary files of their own directory, so that
+// a mount that is left behind is known to be theirs.
+func runTests(m *testing.M) int {
+	base, err := os.MkdirTemp("", "gearsfs-mount-test")
+	if err == nil {
+		err = os.Setenv("TMPDIR", base)
+	}
+	if err == nil {
+		err = os.Chmod(base, 0o755)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	code := m.Run()
-	if left := mounts(); len(left) > 0 {
-		fmt.Fprintln(os.Stderr, "tests left mounts behind:", left)
-		for _, dir := range left {
-			if err := mount.Detach(dir); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-			}
+	for _, dir := range mountsBelow(base) {
+		fmt.Fprintln(os.Stderr, "a test left a mount behind:", dir)
+		if err := mount.Detach(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 		}
 		code = 1
 	}
-	os.Exit(code)
+	if err := os.RemoveAll(base); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	return code
 }
 
-// mounts returns the GearsFS mounts below the directory for temporary files.
-func mounts() []string {
+// mountsBelow returns the GearsFS mounts below a directory.
+func mountsBelow(base string) []string {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return []string{err.Error()}
 	}
 	var found []string
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); strings.Contains(line, " fuse.gearsfs ") && strings.HasPrefix(f[4], os.TempDir()) && strings.Contains(f[4], "/Test") {
+		if f := strings.Fields(line); strings.Contains(line, " fuse.gearsfs ") && strings.HasPrefix(f[4], base) {
 			found = append(found, f[4])
 		}
 	}

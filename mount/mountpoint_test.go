@@ -32,7 +32,8 @@ func mountAndWait(args []string) error {
 	if err != nil {
 		return err
 	}
-	vol, err := dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data, Root: gearsfs.Root})
+	vol, err := dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data,
+		Root: gearsfs.Caller{UID: uint32(os.Geteuid()), GIDs: []uint32{uint32(os.Getegid())}}})
 	if err != nil {
 		return err
 	}
