@@ -66,7 +66,7 @@ type Attr struct {
 	Size    uint64 // bytes between Head and the tail of the data stream
 	Blocks  uint64 // of 512 bytes
 	Head    Pos    // where the data stream begins: offset 0 of a file opened now
-	Version uint64 // rises with every change of the data stream
+	Version uint64 // of the data stream: rises with every change, by one with each write or truncation
 	Taken   bool   // records were taken from the data stream
 	Atime   time.Time
 	Mtime   time.Time

@@ -63,14 +63,16 @@ func (m *Machine) content(c *context, ino uint64) (*node, *openStream, error) {
 	return n, s, err
 }
 
-// changedBytes notes that a command changed n's bytes; next was the sequence
-// number of the stream's next record before.
-func (m *Machine) changedBytes(c *context, n *node, s *openStream, next gearsfs.Seq, room bool) {
+// changedBytes notes that a command changed n's bytes; was is the stream's state
+// before. However many rows that changed, the version rises by one: a mount
+// sees from its answer that nobody else changed the bytes in between.
+func (m *Machine) changedBytes(c *context, n *node, s *openStream, was stream.State, room bool) {
+	s.queue.State().Version = was.Version + 1
 	m.dirtyStream(s)
 	m.wrote(c, n)
 	m.change(c, n.ino, true)
 	t := m.touch(n.ino, gearsfs.DataKey)
-	t.Appended = t.Appended || s.queue.State().NextSeq != next
+	t.Appended = t.Appended || s.queue.State().NextSeq != was.NextSeq
 	t.Ready = s.queue.State().Ready > 0
 	t.Room = t.Room || room
 }
@@ -110,11 +112,11 @@ func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, dat
 	} else {
 		s = m.makeStream(n, gearsfs.DataKey)
 	}
-	next := s.queue.State().NextSeq
+	was := *s.queue.State()
 	w := writing{queue: s.queue, now: c.now, buf: m.scratch.block}
 	w.write(pieces, pos, data)
 	m.scratch.block = w.buf
-	m.changedBytes(c, n, s, next, false)
+	m.changedBytes(c, n, s, was, false)
 	return nil
 }
 

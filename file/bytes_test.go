@@ -252,3 +252,19 @@ func TestBytesWakeTakers(t *testing.T) {
 	r.put(f, "z")
 	r.do(&wire.Take{Target: &wire.Target{Ino: uint64(f)}, Keys: []string{"data"}, Max: 1})
 }
+
+// TestVersionCountsCommands: a mount tells its own changes from others' by it.
+func TestVersionCountsCommands(t *testing.T) {
+	r := newRig(t)
+	f := r.create(gearsfs.RootIno, "f", 0o644)
+	version := r.attr(f).Version
+	step := func(what string, op any) {
+		r.do(op)
+		require.Equal(t, version+1, r.attr(f).Version, what)
+		version++
+	}
+	step("a write of several blocks", &wire.Write{Ino: uint64(f), Data: make([]byte, 5*blockBytes)})
+	step("one over them", &wire.Write{Ino: uint64(f), Pos: 100, Data: make([]byte, 3*blockBytes)})
+	size := uint64(blockBytes + 7)
+	step("a truncation", &wire.SetAttr{Ino: uint64(f), Size: &size})
+}

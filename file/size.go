@@ -43,6 +43,7 @@ func (m *Machine) truncate(c *context, n *node, size uint64, base *uint64) error
 // setTail moves the end of a file's bytes.
 func (m *Machine) setTail(c *context, n *node, s *openStream, tail gearsfs.Pos) error {
 	state := s.queue.State()
+	was := *state
 	empty := state.Drained() && state.Tail == state.Head.Pos
 	if tail == state.Tail && tail > state.Head.Pos || empty && tail <= state.Head.Pos {
 		m.wrote(c, n)
@@ -59,7 +60,7 @@ func (m *Machine) setTail(c *context, n *node, s *openStream, tail gearsfs.Pos) 
 	case state.Tail == state.Head.Pos: // what comes next makes it the one or the other
 		state.Blocks = false
 	}
-	m.changedBytes(c, n, s, state.NextSeq, room)
+	m.changedBytes(c, n, s, was, room)
 	return nil
 }
 
@@ -123,6 +124,7 @@ func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos)
 	if err != nil {
 		return err
 	}
+	was := *s.queue.State()
 	for i := range pieces {
 		p := &pieces[i]
 		from, to := max(p.at.Pos, pos), min(p.end(), end)
@@ -144,6 +146,6 @@ func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos)
 		rec.Data = m.scratch.block
 		s.queue.Replace(p.at, p.size, &rec)
 	}
-	m.changedBytes(c, n, s, s.queue.State().NextSeq, false)
+	m.changedBytes(c, n, s, was, false)
 	return nil
 }
