@@ -19,7 +19,10 @@ import (
 	"github.com/gearsfs/gearsfs/dgm"
 )
 
-// writeMax is how much one READ or WRITE request carries at most.
+// writeMax is how much one READ or WRITE request carries at most, and so the
+// largest write that appends one record. (With 128 KiB, dd of 192 MiB with fsync
+// and a cold read of it were a tenth faster, medians of three; 4 KiB writes the
+// same.)
 const writeMax = 1 << 20
 
 // backgroundMax is how many read-ahead and write-back requests may be on their
