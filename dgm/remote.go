@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // Times that bound what a Remote waits for.
 const (
 	dialTimeout    = 5 * time.Second        // to reach any of the addresses
+	dialTries      = 5                      // of Dial, backoffFirst apart
 	backoffFirst   = 20 * time.Millisecond  // before a lost connection is made again
 	backoffMax     = 2 * time.Second        // doubled up to here, jittered
 	cancelPatience = 3 * time.Second        // for the true outcome of a cancelled change
@@ -125,6 +127,13 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 	first, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	l, err := r.connect(first)
+	for try := 1; try < dialTries && lost(err) && first.Err() == nil; try++ {
+		select {
+		case <-time.After(backoffFirst):
+		case <-first.Done():
+		}
+		l, err = r.connect(first)
+	}
 	if err != nil {
 		r.stop()
 		if ctx.Err() == nil && first.Err() != nil {
@@ -134,6 +143,11 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 	}
 	go r.run(l)
 	return r, nil
+}
+
+// lost says whether an attempt failed on the way: the next may not.
+func lost(err error) bool {
+	return errors.Is(err, transport.ErrLost) || errors.Is(err, gearsfs.ErrNoNode)
 }
 
 // Session implements Manager.
