@@ -190,8 +190,8 @@ const unmountGrace = 2 * time.Second
 
 // Unmount takes the mount out of the tree and returns when the last request is
 // answered. Where it is in use, what waits is interrupted and the files that
-// are open answer ENOTCONN from then on. It is idempotent; an error, ctx's
-// too, means that requests may still come.
+// are open answer ENOTCONN from then on. It is idempotent; an error, ErrInUse
+// and ctx's too, means that requests may still come.
 func (mt *Mount) Unmount(ctx context.Context) error {
 	mt.mu.Lock()
 	defer mt.mu.Unlock()
@@ -214,7 +214,9 @@ func (mt *Mount) Unmount(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-grace.C:
 	}
-	mt.abort()
+	if !mt.abort() {
+		return fmt.Errorf("unmount %s: %w", mt.dir, ErrInUse)
+	}
 	select {
 	case <-mt.done:
 		return nil
@@ -222,6 +224,10 @@ func (mt *Mount) Unmount(ctx context.Context) error {
 		return fmt.Errorf("unmount %s: still in use: %w", mt.dir, ctx.Err())
 	}
 }
+
+// ErrInUse says that a mount is out of the tree while programs still have its
+// files open, and that only the end of the process will cut them off.
+var ErrInUse = errors.New("files of it are still open; the end of the process cuts them off")
 
 // leave takes the mount out of the tree.
 func (mt *Mount) leave() error {
@@ -241,15 +247,17 @@ func (mt *Mount) leave() error {
 }
 
 // abort cuts the connection where something still uses the unmounted file
-// system, as a mount namespace that has its own copy of the mount. Where the
-// control file system is not mounted, the end of the process does.
-func (mt *Mount) abort() {
+// system, as a program that has a file open, or a mount namespace that has its
+// own copy of the mount. It reports false where it can't: the control file
+// system is often not mounted.
+func (mt *Mount) abort() bool {
 	_, minor, ok := strings.Cut(mt.device, ":")
 	if !ok {
-		return
+		return false
 	}
 	err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		mt.server.log.Warn("the FUSE connection could not be aborted", "err", err)
 	}
+	return err == nil
 }

@@ -23,7 +23,7 @@ func RunMount(ctx context.Context, m dgm.Manager, dir string, o mount.Options, b
 		return err
 	}
 	gone := make(chan struct{})
-	go func() { // ends with the mount, which is waited for below
+	go func() { // ends with the mount, or the process
 		shown.Wait()
 		close(gone)
 	}()
@@ -39,7 +39,12 @@ func RunMount(ctx context.Context, m dgm.Manager, dir string, o mount.Options, b
 	}
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTimeout)
 	defer cancel()
-	err = errors.Join(err, shown.Unmount(ending))
-	<-gone
-	return err
+	left := shown.Unmount(ending)
+	if errors.Is(left, mount.ErrInUse) {
+		return err // the process ends now, and with it what is left of the mount
+	}
+	if left == nil {
+		<-gone
+	}
+	return errors.Join(err, left)
 }
