@@ -145,9 +145,11 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 	return r, nil
 }
 
-// lost says whether an attempt failed on the way: the next may not.
+// lost says whether an attempt may have failed on the way: then the next may
+// not. A peer that is cut off in its hello looks like one that speaks something
+// else.
 func lost(err error) bool {
-	return errors.Is(err, transport.ErrLost) || errors.Is(err, gearsfs.ErrNoNode)
+	return errors.Is(err, transport.ErrLost) || errors.Is(err, gearsfs.ErrNoNode) || errors.Is(err, gearsfs.ErrProtocol)
 }
 
 // Session implements Manager.
