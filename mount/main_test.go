@@ -90,7 +90,7 @@ func child(name string, args ...string) *exec.Cmd {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("mounts directly: needs root")
+		t.Fatal("mounts directly: needs root")
 	}
 }
 

@@ -84,7 +84,7 @@ func TestUnixPeer(t *testing.T) {
 // needs root, to become somebody else.
 func TestUnixPeerOfOthers(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root, to become somebody else")
 	}
 	addr := serveOn(t, "unix", serving(whoami))
 	many := []int{5000}
