@@ -71,6 +71,8 @@ var (
 	ErrOverload  = &Error{54, "too many requests"}
 	ErrUnknownOp = &Error{55, "the node does not know this operation"}
 	ErrCancelled = &Error{56, "cancelled"}
+	ErrNotLeader = &Error{57, "another node leads the volume"}
+	ErrNotMember = &Error{58, "the node is not a member of the volume"}
 
 	ErrDamaged = &Error{64, "damaged data"}
 	ErrForeign = &Error{65, "not GearsFS data"}

@@ -36,6 +36,11 @@ func (p Place) Less(q Place) bool {
 // Index is a place in a volume's replicated log; the first entry has index 1.
 type Index uint64
 
+// MemberID identifies a node in the group that replicates a volume. The node
+// that made the volume is 1; the others take theirs from the identity of their
+// data, so it is never used again for other data. 0 means none.
+type MemberID uint64
+
 // SessionID names a session: a client of a volume that owns waiting takes and
 // leases and whose retries are recognised. It contains the log time at which
 // it was minted, so that a late stranger is told from a known session. The

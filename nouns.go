@@ -132,6 +132,31 @@ type NodeStatus struct {
 	Usage                 Usage
 	Started               time.Time
 	Warnings              []string
+	Member                MemberID // 0 where the node is no member
+	Last                  Index    // of the log
+	LeaderSince           time.Time
+	Voters, Learners      uint32
+}
+
+// NodeInfo is what one node knows of another, or of itself, at some moment.
+type NodeInfo struct {
+	Member
+	Role                  string // "leader", "voter", "learner"
+	Reachable             bool
+	Version               string
+	Term                  uint64
+	Commit, Applied, Last Index
+	LagEntries, LagBytes  uint64 // applied behind what is committed
+	LogBytes, StateBytes  uint64
+	Trouble               string // why it is not reachable, or what it warns of
+}
+
+// Member is a node of a volume's group.
+type Member struct {
+	ID     MemberID
+	Name   string   // no two members have the same
+	NodeID [16]byte // of its data directory
+	Addrs  string   // where it is reached, separated by commas
 }
 
 // Change tells a watcher what others changed: an inode's data or attributes,

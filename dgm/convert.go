@@ -115,6 +115,8 @@ func statusFromWire(s *wire.NodeStatus) gearsfs.NodeStatus {
 		Commit: gearsfs.Index(s.Commit), Applied: gearsfs.Index(s.Applied), Durable: gearsfs.Index(s.Durable),
 		LogBytes: s.LogBytes, StateBytes: s.StateBytes, Sessions: s.Sessions, Waits: s.Waits,
 		Usage: usageFromWire(s.Usage), Started: fromNanos(s.Started), Warnings: s.Warnings,
+		Member: gearsfs.MemberID(s.Member), Last: gearsfs.Index(s.Last), LeaderSince: fromNanos(s.LeaderSince),
+		Voters: s.Voters, Learners: s.Learners,
 	}
 }
 
@@ -124,6 +126,8 @@ func statusToWire(s gearsfs.NodeStatus) *wire.NodeStatus {
 		Commit: uint64(s.Commit), Applied: uint64(s.Applied), Durable: uint64(s.Durable),
 		LogBytes: s.LogBytes, StateBytes: s.StateBytes, Sessions: s.Sessions, Waits: s.Waits,
 		Usage: usageToWire(s.Usage), Started: nanos(s.Started), Warnings: s.Warnings,
+		Member: uint64(s.Member), Last: uint64(s.Last), LeaderSince: nanos(s.LeaderSince),
+		Voters: s.Voters, Learners: s.Learners,
 	}
 }
 

@@ -46,6 +46,8 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrOverload.Code:  syscall.EBUSY,
 	gearsfs.ErrUnknownOp.Code: syscall.EOPNOTSUPP, // ENOSYS would turn the operation off for good
 	gearsfs.ErrCancelled.Code: syscall.EINTR,
+	gearsfs.ErrNotLeader.Code: syscall.EHOSTUNREACH,
+	gearsfs.ErrNotMember.Code: syscall.EHOSTUNREACH,
 }
 
 // errno maps an error of the Manager. What has no entry, as gearsfs.ErrMaybe or

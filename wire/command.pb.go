@@ -108,6 +108,8 @@ type Command struct {
 	//	*Command_SetRemote
 	//	*Command_Init
 	//	*Command_Confirm
+	//	*Command_SetMember
+	//	*Command_Verify
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -366,6 +368,24 @@ func (x *Command) GetConfirm() *Confirm {
 	return nil
 }
 
+func (x *Command) GetSetMember() *SetMember {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetMember); ok {
+			return x.SetMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetVerify() *Verify {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Verify); ok {
+			return x.Verify
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -438,6 +458,14 @@ type Command_Confirm struct {
 	Confirm *Confirm `protobuf:"bytes,32,opt,name=confirm,proto3,oneof"`
 }
 
+type Command_SetMember struct {
+	SetMember *SetMember `protobuf:"bytes,33,opt,name=set_member,json=setMember,proto3,oneof"`
+}
+
+type Command_Verify struct {
+	Verify *Verify `protobuf:"bytes,34,opt,name=verify,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -471,6 +499,10 @@ func (*Command_SetRemote) isCommand_Op() {}
 func (*Command_Init) isCommand_Op() {}
 
 func (*Command_Confirm) isCommand_Op() {}
+
+func (*Command_SetMember) isCommand_Op() {}
+
+func (*Command_Verify) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -2236,6 +2268,210 @@ func (x *Attr) GetCtime() uint64 {
 	return 0
 }
 
+// Member is a node of the volume's group.
+type Member struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`                     // raft's; never used again
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                   // no two members have the same
+	NodeId        []byte                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // of its data directory
+	Addrs         string                 `protobuf:"bytes,4,opt,name=addrs,proto3" json:"addrs,omitempty"`                 // where it is reached, separated by commas
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_command_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Member) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Member) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Member) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *Member) GetAddrs() string {
+	if x != nil {
+		return x.Addrs
+	}
+	return ""
+}
+
+// SetMember notes what a member says of itself: its name and addresses.
+type SetMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMember) Reset() {
+	*x = SetMember{}
+	mi := &file_command_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMember) ProtoMessage() {}
+
+func (x *SetMember) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
+func (*SetMember) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SetMember) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+// MemberChange is what a change of raft's configuration carries along.
+type MemberChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Add           *Member                `protobuf:"bytes,1,opt,name=add,proto3" json:"add,omitempty"` // as a learner
+	Remove        uint64                 `protobuf:"fixed64,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberChange) Reset() {
+	*x = MemberChange{}
+	mi := &file_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberChange) ProtoMessage() {}
+
+func (x *MemberChange) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
+func (*MemberChange) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *MemberChange) GetAdd() *Member {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *MemberChange) GetRemove() uint64 {
+	if x != nil {
+		return x.Remove
+	}
+	return 0
+}
+
+// Verify has every replica hash its state as of this entry.
+type Verify struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verify) Reset() {
+	*x = Verify{}
+	mi := &file_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verify) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verify) ProtoMessage() {}
+
+func (x *Verify) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verify.ProtoReflect.Descriptor instead.
+func (*Verify) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{28}
+}
+
 var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
@@ -2243,7 +2479,7 @@ const file_command_proto_rawDesc = "" +
 	"\rcommand.proto\x12\agearsfs\"I\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
-	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xef\a\n" +
+	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xcf\b\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -2272,7 +2508,10 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"set_remote\x18\x1e \x01(\v2\x12.gearsfs.SetRemoteH\x00R\tsetRemote\x12#\n" +
 	"\x04init\x18\x1f \x01(\v2\r.gearsfs.InitH\x00R\x04init\x12,\n" +
-	"\aconfirm\x18  \x01(\v2\x10.gearsfs.ConfirmH\x00R\aconfirmB\x04\n" +
+	"\aconfirm\x18  \x01(\v2\x10.gearsfs.ConfirmH\x00R\aconfirm\x123\n" +
+	"\n" +
+	"set_member\x18! \x01(\v2\x12.gearsfs.SetMemberH\x00R\tsetMember\x12)\n" +
+	"\x06verify\x18\" \x01(\v2\x0f.gearsfs.VerifyH\x00R\x06verifyB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -2429,7 +2668,18 @@ const file_command_proto_rawDesc = "" +
 	"\x05taken\x18\v \x01(\bR\x05taken\x12\x14\n" +
 	"\x05atime\x18\f \x01(\x06R\x05atime\x12\x14\n" +
 	"\x05mtime\x18\r \x01(\x06R\x05mtime\x12\x14\n" +
-	"\x05ctime\x18\x0e \x01(\x06R\x05ctimeB!Z\x1fgithub.com/gearsfs/gearsfs/wireb\x06proto3"
+	"\x05ctime\x18\x0e \x01(\x06R\x05ctime\"[\n" +
+	"\x06Member\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\fR\x06nodeId\x12\x14\n" +
+	"\x05addrs\x18\x04 \x01(\tR\x05addrs\"4\n" +
+	"\tSetMember\x12'\n" +
+	"\x06member\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x06member\"I\n" +
+	"\fMemberChange\x12!\n" +
+	"\x03add\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x03add\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\x06R\x06remove\"\b\n" +
+	"\x06VerifyB!Z\x1fgithub.com/gearsfs/gearsfs/wireb\x06proto3"
 
 var (
 	file_command_proto_rawDescOnce sync.Once
@@ -2443,33 +2693,37 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_command_proto_goTypes = []any{
-	(*Entry)(nil),       // 0: gearsfs.Entry
-	(*Command)(nil),     // 1: gearsfs.Command
-	(*Target)(nil),      // 2: gearsfs.Target
-	(*NewRecord)(nil),   // 3: gearsfs.NewRecord
-	(*Put)(nil),         // 4: gearsfs.Put
-	(*Take)(nil),        // 5: gearsfs.Take
-	(*Receipt)(nil),     // 6: gearsfs.Receipt
-	(*Settle)(nil),      // 7: gearsfs.Settle
-	(*Configure)(nil),   // 8: gearsfs.Configure
-	(*Write)(nil),       // 9: gearsfs.Write
-	(*Make)(nil),        // 10: gearsfs.Make
-	(*Link)(nil),        // 11: gearsfs.Link
-	(*Unlink)(nil),      // 12: gearsfs.Unlink
-	(*Rename)(nil),      // 13: gearsfs.Rename
-	(*SetAttr)(nil),     // 14: gearsfs.SetAttr
-	(*Allocate)(nil),    // 15: gearsfs.Allocate
-	(*SetXattr)(nil),    // 16: gearsfs.SetXattr
-	(*Release)(nil),     // 17: gearsfs.Release
-	(*EndSession)(nil),  // 18: gearsfs.EndSession
-	(*SetRemote)(nil),   // 19: gearsfs.SetRemote
-	(*Init)(nil),        // 20: gearsfs.Init
-	(*Confirm)(nil),     // 21: gearsfs.Confirm
-	(*Answer)(nil),      // 22: gearsfs.Answer
-	(*TakenRecord)(nil), // 23: gearsfs.TakenRecord
-	(*Attr)(nil),        // 24: gearsfs.Attr
+	(*Entry)(nil),        // 0: gearsfs.Entry
+	(*Command)(nil),      // 1: gearsfs.Command
+	(*Target)(nil),       // 2: gearsfs.Target
+	(*NewRecord)(nil),    // 3: gearsfs.NewRecord
+	(*Put)(nil),          // 4: gearsfs.Put
+	(*Take)(nil),         // 5: gearsfs.Take
+	(*Receipt)(nil),      // 6: gearsfs.Receipt
+	(*Settle)(nil),       // 7: gearsfs.Settle
+	(*Configure)(nil),    // 8: gearsfs.Configure
+	(*Write)(nil),        // 9: gearsfs.Write
+	(*Make)(nil),         // 10: gearsfs.Make
+	(*Link)(nil),         // 11: gearsfs.Link
+	(*Unlink)(nil),       // 12: gearsfs.Unlink
+	(*Rename)(nil),       // 13: gearsfs.Rename
+	(*SetAttr)(nil),      // 14: gearsfs.SetAttr
+	(*Allocate)(nil),     // 15: gearsfs.Allocate
+	(*SetXattr)(nil),     // 16: gearsfs.SetXattr
+	(*Release)(nil),      // 17: gearsfs.Release
+	(*EndSession)(nil),   // 18: gearsfs.EndSession
+	(*SetRemote)(nil),    // 19: gearsfs.SetRemote
+	(*Init)(nil),         // 20: gearsfs.Init
+	(*Confirm)(nil),      // 21: gearsfs.Confirm
+	(*Answer)(nil),       // 22: gearsfs.Answer
+	(*TakenRecord)(nil),  // 23: gearsfs.TakenRecord
+	(*Attr)(nil),         // 24: gearsfs.Attr
+	(*Member)(nil),       // 25: gearsfs.Member
+	(*SetMember)(nil),    // 26: gearsfs.SetMember
+	(*MemberChange)(nil), // 27: gearsfs.MemberChange
+	(*Verify)(nil),       // 28: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -2490,18 +2744,22 @@ var file_command_proto_depIdxs = []int32{
 	19, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
 	20, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
 	21, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	2,  // 18: gearsfs.Put.target:type_name -> gearsfs.Target
-	3,  // 19: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 20: gearsfs.Take.target:type_name -> gearsfs.Target
-	6,  // 21: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 22: gearsfs.Configure.target:type_name -> gearsfs.Target
-	24, // 23: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	23, // 24: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	26, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	28, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	2,  // 20: gearsfs.Put.target:type_name -> gearsfs.Target
+	3,  // 21: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 22: gearsfs.Take.target:type_name -> gearsfs.Target
+	6,  // 23: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 24: gearsfs.Configure.target:type_name -> gearsfs.Target
+	24, // 25: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	23, // 26: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	25, // 27: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	25, // 28: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2527,6 +2785,8 @@ func file_command_proto_init() {
 		(*Command_SetRemote)(nil),
 		(*Command_Init)(nil),
 		(*Command_Confirm)(nil),
+		(*Command_SetMember)(nil),
+		(*Command_Verify)(nil),
 	}
 	file_command_proto_msgTypes[8].OneofWrappers = []any{}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
@@ -2537,7 +2797,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

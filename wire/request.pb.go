@@ -35,6 +35,11 @@ type Hello struct {
 	ClaimGids     []uint32               `protobuf:"varint,7,rep,packed,name=claim_gids,json=claimGids,proto3" json:"claim_gids,omitempty"`
 	Offer         string                 `protobuf:"bytes,8,opt,name=offer,proto3" json:"offer,omitempty"`         // the client serves requests for this remote
 	Opens         []uint64               `protobuf:"varint,9,rep,packed,name=opens,proto3" json:"opens,omitempty"` // what it has open: an inode and how often, in turn
+	// A node of the cluster speaks for a client of its own: believed where a
+	// peer is (see Peer), also that the client's kernel checks permissions.
+	Member        uint64 `protobuf:"fixed64,10,opt,name=member,proto3" json:"member,omitempty"`
+	VolumeId      []byte `protobuf:"bytes,11,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	ClaimChecked  bool   `protobuf:"varint,12,opt,name=claim_checked,json=claimChecked,proto3" json:"claim_checked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +137,27 @@ func (x *Hello) GetOpens() []uint64 {
 	return nil
 }
 
+func (x *Hello) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *Hello) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *Hello) GetClaimChecked() bool {
+	if x != nil {
+		return x.ClaimChecked
+	}
+	return false
+}
+
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionMinted uint64                 `protobuf:"fixed64,1,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
@@ -139,6 +165,7 @@ type Welcome struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
 	VolumeId      []byte                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Addrs         []string               `protobuf:"bytes,7,rep,name=addrs,proto3" json:"addrs,omitempty"` // where the volume's nodes are, one per node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,6 +235,13 @@ func (x *Welcome) GetVolumeId() []byte {
 	return nil
 }
 
+func (x *Welcome) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -216,6 +250,9 @@ type Request struct {
 	//	*Request_Change
 	//	*Request_Query
 	//	*Request_Goodbye
+	//	*Request_Peer
+	//	*Request_Node
+	//	*Request_Fetch
 	Kind          isRequest_Kind `protobuf_oneof:"kind"`
 	Remote        string         `protobuf:"bytes,16,opt,name=remote,proto3" json:"remote,omitempty"`                                      // pass this on to the named remote, as it is
 	SessionMinted uint64         `protobuf:"fixed64,17,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"` // whose request it is; not in a hello
@@ -297,6 +334,33 @@ func (x *Request) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *Request) GetPeer() *Peer {
+	if x != nil {
+		if x, ok := x.Kind.(*Request_Peer); ok {
+			return x.Peer
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetNode() *NodeOp {
+	if x != nil {
+		if x, ok := x.Kind.(*Request_Node); ok {
+			return x.Node
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetFetch() *Fetch {
+	if x != nil {
+		if x, ok := x.Kind.(*Request_Fetch); ok {
+			return x.Fetch
+		}
+	}
+	return nil
+}
+
 func (x *Request) GetRemote() string {
 	if x != nil {
 		return x.Remote
@@ -338,6 +402,18 @@ type Request_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,4,opt,name=goodbye,proto3,oneof"`
 }
 
+type Request_Peer struct {
+	Peer *Peer `protobuf:"bytes,5,opt,name=peer,proto3,oneof"`
+}
+
+type Request_Node struct {
+	Node *NodeOp `protobuf:"bytes,6,opt,name=node,proto3,oneof"` // needs no session, and no leader unless it says so
+}
+
+type Request_Fetch struct {
+	Fetch *Fetch `protobuf:"bytes,7,opt,name=fetch,proto3,oneof"` // on a peer's bulk connection
+}
+
 func (*Request_Hello) isRequest_Kind() {}
 
 func (*Request_Change) isRequest_Kind() {}
@@ -345,6 +421,12 @@ func (*Request_Change) isRequest_Kind() {}
 func (*Request_Query) isRequest_Kind() {}
 
 func (*Request_Goodbye) isRequest_Kind() {}
+
+func (*Request_Peer) isRequest_Kind() {}
+
+func (*Request_Node) isRequest_Kind() {}
+
+func (*Request_Fetch) isRequest_Kind() {}
 
 // Change asks for a command to be applied, waiting as the options say.
 type Change struct {
@@ -484,6 +566,10 @@ type Response struct {
 	Remotes       []*Remote              `protobuf:"bytes,11,rep,name=remotes,proto3" json:"remotes,omitempty"`
 	Changed       []*Changed             `protobuf:"bytes,12,rep,name=changed,proto3" json:"changed,omitempty"`
 	Text          string                 `protobuf:"bytes,13,opt,name=text,proto3" json:"text,omitempty"`
+	Index         uint64                 `protobuf:"varint,14,opt,name=index,proto3" json:"index,omitempty"`  // applied by who answers, when it answered
+	Leader        string                 `protobuf:"bytes,15,opt,name=leader,proto3" json:"leader,omitempty"` // with not-leader: the addresses of the one that leads, where it is known
+	Nodes         []*NodeInfo            `protobuf:"bytes,16,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Joined        *Joined                `protobuf:"bytes,17,opt,name=joined,proto3" json:"joined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -609,6 +695,811 @@ func (x *Response) GetText() string {
 	return ""
 }
 
+func (x *Response) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Response) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *Response) GetNodes() []*NodeInfo {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Response) GetJoined() *Joined {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+// Peer opens a connection between two nodes of a volume: what one says of itself
+// and whom it believes to speak to. The answer carries the other's in joined.
+type Peer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Member        uint64                 `protobuf:"fixed64,2,opt,name=member,proto3" json:"member,omitempty"`
+	To            uint64                 `protobuf:"fixed64,3,opt,name=to,proto3" json:"to,omitempty"`
+	Self          *Member                `protobuf:"bytes,4,opt,name=self,proto3" json:"self,omitempty"`
+	Bulk          bool                   `protobuf:"varint,5,opt,name=bulk,proto3" json:"bulk,omitempty"` // for Fetch; else for Notice
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_request_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Peer) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *Peer) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *Peer) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *Peer) GetSelf() *Member {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *Peer) GetBulk() bool {
+	if x != nil {
+		return x.Bulk
+	}
+	return false
+}
+
+// Notice is the body of a one-way frame between peers.
+type Notice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Messages      [][]byte               `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"` // raft's, in order
+	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // come and get it
+	Taken         uint64                 `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"`      // the snapshot of this index is installed, or
+	Refused       string                 `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"`   // can't be had: why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_request_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Notice) GetMessages() [][]byte {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *Notice) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *Notice) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *Notice) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+// Snapshot is a checkpoint of the state that a peer may fetch.
+type Snapshot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Message       []byte                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // raft's, for when it is fetched
+	Files         []*SnapshotFile        `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_request_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Snapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Snapshot) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Snapshot) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Snapshot) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *Snapshot) GetFiles() []*SnapshotFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type SnapshotFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Crc32C        uint32                 `protobuf:"varint,3,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotFile) Reset() {
+	*x = SnapshotFile{}
+	mi := &file_request_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotFile) ProtoMessage() {}
+
+func (x *SnapshotFile) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotFile.ProtoReflect.Descriptor instead.
+func (*SnapshotFile) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SnapshotFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SnapshotFile) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *SnapshotFile) GetCrc32C() uint32 {
+	if x != nil {
+		return x.Crc32C
+	}
+	return 0
+}
+
+// Fetch reads a piece of a snapshot's file; the answer is in data.
+type Fetch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	File          string                 `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        uint32                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fetch) Reset() {
+	*x = Fetch{}
+	mi := &file_request_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fetch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fetch) ProtoMessage() {}
+
+func (x *Fetch) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
+func (*Fetch) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Fetch) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Fetch) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Fetch) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Fetch) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+// NodeOp asks the node, or where it says so the leader, about the cluster.
+type NodeOp struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Op:
+	//
+	//	*NodeOp_Status
+	//	*NodeOp_Nodes
+	//	*NodeOp_Join
+	//	*NodeOp_Remove
+	//	*NodeOp_Transfer
+	//	*NodeOp_Verify
+	//	*NodeOp_StateHash
+	Op            isNodeOp_Op `protobuf_oneof:"op"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeOp) Reset() {
+	*x = NodeOp{}
+	mi := &file_request_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeOp) ProtoMessage() {}
+
+func (x *NodeOp) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeOp.ProtoReflect.Descriptor instead.
+func (*NodeOp) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeOp) GetOp() isNodeOp_Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *NodeOp) GetStatus() bool {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Status); ok {
+			return x.Status
+		}
+	}
+	return false
+}
+
+func (x *NodeOp) GetNodes() bool {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Nodes); ok {
+			return x.Nodes
+		}
+	}
+	return false
+}
+
+func (x *NodeOp) GetJoin() *Join {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Join); ok {
+			return x.Join
+		}
+	}
+	return nil
+}
+
+func (x *NodeOp) GetRemove() string {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Remove); ok {
+			return x.Remove
+		}
+	}
+	return ""
+}
+
+func (x *NodeOp) GetTransfer() string {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Transfer); ok {
+			return x.Transfer
+		}
+	}
+	return ""
+}
+
+func (x *NodeOp) GetVerify() bool {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Verify); ok {
+			return x.Verify
+		}
+	}
+	return false
+}
+
+func (x *NodeOp) GetStateHash() uint64 {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_StateHash); ok {
+			return x.StateHash
+		}
+	}
+	return 0
+}
+
+type isNodeOp_Op interface {
+	isNodeOp_Op()
+}
+
+type NodeOp_Status struct {
+	Status bool `protobuf:"varint,1,opt,name=status,proto3,oneof"`
+}
+
+type NodeOp_Nodes struct {
+	Nodes bool `protobuf:"varint,2,opt,name=nodes,proto3,oneof"`
+}
+
+type NodeOp_Join struct {
+	Join *Join `protobuf:"bytes,3,opt,name=join,proto3,oneof"` // the leader
+}
+
+type NodeOp_Remove struct {
+	Remove string `protobuf:"bytes,4,opt,name=remove,proto3,oneof"` // the leader
+}
+
+type NodeOp_Transfer struct {
+	Transfer string `protobuf:"bytes,5,opt,name=transfer,proto3,oneof"` // the leader
+}
+
+type NodeOp_Verify struct {
+	Verify bool `protobuf:"varint,6,opt,name=verify,proto3,oneof"` // the leader
+}
+
+type NodeOp_StateHash struct {
+	StateHash uint64 `protobuf:"varint,7,opt,name=state_hash,json=stateHash,proto3,oneof"` // as of that index, of this node: in data, waiting until it is there
+}
+
+func (*NodeOp_Status) isNodeOp_Op() {}
+
+func (*NodeOp_Nodes) isNodeOp_Op() {}
+
+func (*NodeOp_Join) isNodeOp_Op() {}
+
+func (*NodeOp_Remove) isNodeOp_Op() {}
+
+func (*NodeOp_Transfer) isNodeOp_Op() {}
+
+func (*NodeOp_Verify) isNodeOp_Op() {}
+
+func (*NodeOp_StateHash) isNodeOp_Op() {}
+
+// Join asks to be added to the volume, as a learner first.
+type Join struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Self          *Member                `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
+	VolumeId      []byte                 `protobuf:"bytes,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which it was a part of before, if any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Join) Reset() {
+	*x = Join{}
+	mi := &file_request_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Join) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Join) ProtoMessage() {}
+
+func (x *Join) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Join.ProtoReflect.Descriptor instead.
+func (*Join) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Join) GetSelf() *Member {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *Join) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+type Joined struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Member        uint64                 `protobuf:"fixed64,3,opt,name=member,proto3" json:"member,omitempty"`
+	Members       []*Member              `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Joined) Reset() {
+	*x = Joined{}
+	mi := &file_request_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Joined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Joined) ProtoMessage() {}
+
+func (x *Joined) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Joined.ProtoReflect.Descriptor instead.
+func (*Joined) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Joined) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *Joined) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Joined) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *Joined) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type NodeInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"` // leader, voter, learner
+	Reachable     bool                   `protobuf:"varint,3,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`
+	Commit        uint64                 `protobuf:"varint,6,opt,name=commit,proto3" json:"commit,omitempty"`
+	Applied       uint64                 `protobuf:"varint,7,opt,name=applied,proto3" json:"applied,omitempty"`
+	Last          uint64                 `protobuf:"varint,8,opt,name=last,proto3" json:"last,omitempty"`                               // of its log
+	LagEntries    uint64                 `protobuf:"varint,9,opt,name=lag_entries,json=lagEntries,proto3" json:"lag_entries,omitempty"` // applied behind what is committed
+	LagBytes      uint64                 `protobuf:"varint,10,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	LogBytes      uint64                 `protobuf:"varint,11,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	StateBytes    uint64                 `protobuf:"varint,12,opt,name=state_bytes,json=stateBytes,proto3" json:"state_bytes,omitempty"`
+	Trouble       string                 `protobuf:"bytes,13,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not reachable, or what it warns of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeInfo) Reset() {
+	*x = NodeInfo{}
+	mi := &file_request_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeInfo) ProtoMessage() {}
+
+func (x *NodeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
+func (*NodeInfo) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NodeInfo) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *NodeInfo) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetLagEntries() uint64 {
+	if x != nil {
+		return x.LagEntries
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetLogBytes() uint64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetStateBytes() uint64 {
+	if x != nil {
+		return x.StateBytes
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 // Query asks for something to be read.
 type Query struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -642,7 +1533,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_request_proto_msgTypes[6]
+	mi := &file_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +1545,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[6]
+	mi := &file_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +1558,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{6}
+	return file_request_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Query) GetOp() isQuery_Op {
@@ -999,7 +1890,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_request_proto_msgTypes[7]
+	mi := &file_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1902,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[7]
+	mi := &file_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1915,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{7}
+	return file_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Watch) GetId() uint64 {
@@ -1044,7 +1935,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_request_proto_msgTypes[8]
+	mi := &file_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1947,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[8]
+	mi := &file_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1960,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{8}
+	return file_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Lookup) GetDir() uint64 {
@@ -1096,7 +1987,7 @@ type Resolve struct {
 
 func (x *Resolve) Reset() {
 	*x = Resolve{}
-	mi := &file_request_proto_msgTypes[9]
+	mi := &file_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1999,7 @@ func (x *Resolve) String() string {
 func (*Resolve) ProtoMessage() {}
 
 func (x *Resolve) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[9]
+	mi := &file_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +2012,7 @@ func (x *Resolve) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
 func (*Resolve) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{9}
+	return file_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Resolve) GetPath() string {
@@ -1149,7 +2040,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_request_proto_msgTypes[10]
+	mi := &file_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +2052,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[10]
+	mi := &file_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +2065,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{10}
+	return file_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadDir) GetDir() uint64 {
@@ -1208,7 +2099,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +2111,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +2124,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{11}
+	return file_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -1261,7 +2152,7 @@ type Read struct {
 
 func (x *Read) Reset() {
 	*x = Read{}
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +2164,7 @@ func (x *Read) String() string {
 func (*Read) ProtoMessage() {}
 
 func (x *Read) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +2177,7 @@ func (x *Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Read.ProtoReflect.Descriptor instead.
 func (*Read) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{12}
+	return file_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Read) GetIno() uint64 {
@@ -1321,7 +2212,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +2224,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +2237,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{13}
+	return file_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Seek) GetIno() uint64 {
@@ -1386,7 +2277,7 @@ type Peek struct {
 
 func (x *Peek) Reset() {
 	*x = Peek{}
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +2289,7 @@ func (x *Peek) String() string {
 func (*Peek) ProtoMessage() {}
 
 func (x *Peek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +2302,7 @@ func (x *Peek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peek.ProtoReflect.Descriptor instead.
 func (*Peek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{14}
+	return file_request_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Peek) GetTarget() *Target {
@@ -1483,7 +2374,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +2386,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +2399,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{15}
+	return file_request_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -1556,7 +2447,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +2459,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2472,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{16}
+	return file_request_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -1619,7 +2510,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +2522,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +2535,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{17}
+	return file_request_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Stream) GetKey() string {
@@ -1749,7 +2640,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +2652,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +2665,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{18}
+	return file_request_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -1816,13 +2707,18 @@ type NodeStatus struct {
 	Usage         *Usage                 `protobuf:"bytes,14,opt,name=usage,proto3" json:"usage,omitempty"`
 	Started       uint64                 `protobuf:"fixed64,15,opt,name=started,proto3" json:"started,omitempty"`
 	Warnings      []string               `protobuf:"bytes,16,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Member        uint64                 `protobuf:"fixed64,17,opt,name=member,proto3" json:"member,omitempty"`
+	Last          uint64                 `protobuf:"varint,18,opt,name=last,proto3" json:"last,omitempty"` // of the log
+	LeaderSince   uint64                 `protobuf:"fixed64,19,opt,name=leader_since,json=leaderSince,proto3" json:"leader_since,omitempty"`
+	Voters        uint32                 `protobuf:"varint,20,opt,name=voters,proto3" json:"voters,omitempty"`
+	Learners      uint32                 `protobuf:"varint,21,opt,name=learners,proto3" json:"learners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +2730,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +2743,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{19}
+	return file_request_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -1962,6 +2858,41 @@ func (x *NodeStatus) GetWarnings() []string {
 	return nil
 }
 
+func (x *NodeStatus) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetLeaderSince() uint64 {
+	if x != nil {
+		return x.LeaderSince
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetLearners() uint32 {
+	if x != nil {
+		return x.Learners
+	}
+	return 0
+}
+
 type Wait struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionMinted uint64                 `protobuf:"fixed64,1,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
@@ -1980,7 +2911,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2923,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2936,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{20}
+	return file_request_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -2088,7 +3019,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +3031,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +3044,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{21}
+	return file_request_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Remote) GetName() string {
@@ -2141,7 +3072,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +3084,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +3097,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{22}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -2194,7 +3125,7 @@ var File_request_proto protoreflect.FileDescriptor
 
 const file_request_proto_rawDesc = "" +
 	"\n" +
-	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x8c\x02\n" +
+	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\xe6\x02\n" +
 	"\x05Hello\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -2205,20 +3136,28 @@ const file_request_proto_rawDesc = "" +
 	"\n" +
 	"claim_gids\x18\a \x03(\rR\tclaimGids\x12\x14\n" +
 	"\x05offer\x18\b \x01(\tR\x05offer\x12\x14\n" +
-	"\x05opens\x18\t \x03(\x04R\x05opensB\f\n" +
+	"\x05opens\x18\t \x03(\x04R\x05opens\x12\x16\n" +
+	"\x06member\x18\n" +
+	" \x01(\x06R\x06member\x12\x1b\n" +
+	"\tvolume_id\x18\v \x01(\fR\bvolumeId\x12#\n" +
+	"\rclaim_checked\x18\f \x01(\bR\fclaimCheckedB\f\n" +
 	"\n" +
-	"_claim_uid\"\xa2\x01\n" +
+	"_claim_uid\"\xb8\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
-	"\tvolume_id\x18\x05 \x01(\fR\bvolumeIdJ\x04\b\x06\x10\a\"\x9c\x02\n" +
+	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x14\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\x90\x03\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
 	"\x05query\x18\x03 \x01(\v2\x0e.gearsfs.QueryH\x00R\x05query\x12,\n" +
-	"\agoodbye\x18\x04 \x01(\v2\x10.gearsfs.GoodbyeH\x00R\agoodbye\x12\x16\n" +
+	"\agoodbye\x18\x04 \x01(\v2\x10.gearsfs.GoodbyeH\x00R\agoodbye\x12#\n" +
+	"\x04peer\x18\x05 \x01(\v2\r.gearsfs.PeerH\x00R\x04peer\x12%\n" +
+	"\x04node\x18\x06 \x01(\v2\x0f.gearsfs.NodeOpH\x00R\x04node\x12&\n" +
+	"\x05fetch\x18\a \x01(\v2\x0e.gearsfs.FetchH\x00R\x05fetch\x12\x16\n" +
 	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
 	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
@@ -2230,7 +3169,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04fast\x18\x04 \x01(\bR\x04fast\x12\x14\n" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x03\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x04\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -2245,7 +3184,72 @@ const file_request_proto_rawDesc = "" +
 	" \x03(\v2\r.gearsfs.WaitR\x05waits\x12)\n" +
 	"\aremotes\x18\v \x03(\v2\x0f.gearsfs.RemoteR\aremotes\x12*\n" +
 	"\achanged\x18\f \x03(\v2\x10.gearsfs.ChangedR\achanged\x12\x12\n" +
-	"\x04text\x18\r \x01(\tR\x04text\"\xd4\x05\n" +
+	"\x04text\x18\r \x01(\tR\x04text\x12\x14\n" +
+	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x16\n" +
+	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
+	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
+	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\"\x84\x01\n" +
+	"\x04Peer\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
+	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x06R\x02to\x12#\n" +
+	"\x04self\x18\x04 \x01(\v2\x0f.gearsfs.MemberR\x04self\x12\x12\n" +
+	"\x04bulk\x18\x05 \x01(\bR\x04bulk\"\x83\x01\n" +
+	"\x06Notice\x12\x1a\n" +
+	"\bmessages\x18\x01 \x03(\fR\bmessages\x12-\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x11.gearsfs.SnapshotR\bsnapshot\x12\x14\n" +
+	"\x05taken\x18\x03 \x01(\x04R\x05taken\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\tR\arefused\"\x8b\x01\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\fR\amessage\x12+\n" +
+	"\x05files\x18\x05 \x03(\v2\x15.gearsfs.SnapshotFileR\x05files\"P\n" +
+	"\fSnapshotFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06crc32c\x18\x03 \x01(\rR\x06crc32c\"[\n" +
+	"\x05Fetch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\tR\x04file\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\"\xd8\x01\n" +
+	"\x06NodeOp\x12\x18\n" +
+	"\x06status\x18\x01 \x01(\bH\x00R\x06status\x12\x16\n" +
+	"\x05nodes\x18\x02 \x01(\bH\x00R\x05nodes\x12#\n" +
+	"\x04join\x18\x03 \x01(\v2\r.gearsfs.JoinH\x00R\x04join\x12\x18\n" +
+	"\x06remove\x18\x04 \x01(\tH\x00R\x06remove\x12\x1c\n" +
+	"\btransfer\x18\x05 \x01(\tH\x00R\btransfer\x12\x18\n" +
+	"\x06verify\x18\x06 \x01(\bH\x00R\x06verify\x12\x1f\n" +
+	"\n" +
+	"state_hash\x18\a \x01(\x04H\x00R\tstateHashB\x04\n" +
+	"\x02op\"H\n" +
+	"\x04Join\x12#\n" +
+	"\x04self\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x04self\x12\x1b\n" +
+	"\tvolume_id\x18\x02 \x01(\fR\bvolumeId\"\x80\x01\n" +
+	"\x06Joined\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06member\x18\x03 \x01(\x06R\x06member\x12)\n" +
+	"\amembers\x18\x04 \x03(\v2\x0f.gearsfs.MemberR\amembers\"\xef\x02\n" +
+	"\bNodeInfo\x12'\n" +
+	"\x06member\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x06member\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1c\n" +
+	"\treachable\x18\x03 \x01(\bR\treachable\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06commit\x18\x06 \x01(\x04R\x06commit\x12\x18\n" +
+	"\aapplied\x18\a \x01(\x04R\aapplied\x12\x12\n" +
+	"\x04last\x18\b \x01(\x04R\x04last\x12\x1f\n" +
+	"\vlag_entries\x18\t \x01(\x04R\n" +
+	"lagEntries\x12\x1b\n" +
+	"\tlag_bytes\x18\n" +
+	" \x01(\x04R\blagBytes\x12\x1b\n" +
+	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
+	"\vstate_bytes\x18\f \x01(\x04R\n" +
+	"stateBytes\x12\x18\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xd4\x05\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -2333,7 +3337,7 @@ const file_request_proto_rawDesc = "" +
 	"bytesTotal\x12\x1d\n" +
 	"\n" +
 	"bytes_free\x18\x02 \x01(\x04R\tbytesFree\x12\x16\n" +
-	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\"\xaa\x03\n" +
+	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\"\xad\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -2353,7 +3357,12 @@ const file_request_proto_rawDesc = "" +
 	"\x05waits\x18\r \x01(\rR\x05waits\x12$\n" +
 	"\x05usage\x18\x0e \x01(\v2\x0e.gearsfs.UsageR\x05usage\x12\x18\n" +
 	"\astarted\x18\x0f \x01(\x06R\astarted\x12\x1a\n" +
-	"\bwarnings\x18\x10 \x03(\tR\bwarnings\"\xf4\x01\n" +
+	"\bwarnings\x18\x10 \x03(\tR\bwarnings\x12\x16\n" +
+	"\x06member\x18\x11 \x01(\x06R\x06member\x12\x12\n" +
+	"\x04last\x18\x12 \x01(\x04R\x04last\x12!\n" +
+	"\fleader_since\x18\x13 \x01(\x06R\vleaderSince\x12\x16\n" +
+	"\x06voters\x18\x14 \x01(\rR\x06voters\x12\x1a\n" +
+	"\blearners\x18\x15 \x01(\rR\blearners\"\xf4\x01\n" +
 	"\x04Wait\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x16\n" +
@@ -2386,69 +3395,91 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_request_proto_goTypes = []any{
-	(*Hello)(nil),       // 0: gearsfs.Hello
-	(*Welcome)(nil),     // 1: gearsfs.Welcome
-	(*Request)(nil),     // 2: gearsfs.Request
-	(*Change)(nil),      // 3: gearsfs.Change
-	(*Goodbye)(nil),     // 4: gearsfs.Goodbye
-	(*Response)(nil),    // 5: gearsfs.Response
-	(*Query)(nil),       // 6: gearsfs.Query
-	(*Watch)(nil),       // 7: gearsfs.Watch
-	(*Lookup)(nil),      // 8: gearsfs.Lookup
-	(*Resolve)(nil),     // 9: gearsfs.Resolve
-	(*ReadDir)(nil),     // 10: gearsfs.ReadDir
-	(*GetXattr)(nil),    // 11: gearsfs.GetXattr
-	(*Read)(nil),        // 12: gearsfs.Read
-	(*Seek)(nil),        // 13: gearsfs.Seek
-	(*Peek)(nil),        // 14: gearsfs.Peek
-	(*ListStreams)(nil), // 15: gearsfs.ListStreams
-	(*NamedAttr)(nil),   // 16: gearsfs.NamedAttr
-	(*Stream)(nil),      // 17: gearsfs.Stream
-	(*Usage)(nil),       // 18: gearsfs.Usage
-	(*NodeStatus)(nil),  // 19: gearsfs.NodeStatus
-	(*Wait)(nil),        // 20: gearsfs.Wait
-	(*Remote)(nil),      // 21: gearsfs.Remote
-	(*Changed)(nil),     // 22: gearsfs.Changed
-	(*Command)(nil),     // 23: gearsfs.Command
-	(*Answer)(nil),      // 24: gearsfs.Answer
-	(*Target)(nil),      // 25: gearsfs.Target
-	(*Attr)(nil),        // 26: gearsfs.Attr
+	(*Hello)(nil),        // 0: gearsfs.Hello
+	(*Welcome)(nil),      // 1: gearsfs.Welcome
+	(*Request)(nil),      // 2: gearsfs.Request
+	(*Change)(nil),       // 3: gearsfs.Change
+	(*Goodbye)(nil),      // 4: gearsfs.Goodbye
+	(*Response)(nil),     // 5: gearsfs.Response
+	(*Peer)(nil),         // 6: gearsfs.Peer
+	(*Notice)(nil),       // 7: gearsfs.Notice
+	(*Snapshot)(nil),     // 8: gearsfs.Snapshot
+	(*SnapshotFile)(nil), // 9: gearsfs.SnapshotFile
+	(*Fetch)(nil),        // 10: gearsfs.Fetch
+	(*NodeOp)(nil),       // 11: gearsfs.NodeOp
+	(*Join)(nil),         // 12: gearsfs.Join
+	(*Joined)(nil),       // 13: gearsfs.Joined
+	(*NodeInfo)(nil),     // 14: gearsfs.NodeInfo
+	(*Query)(nil),        // 15: gearsfs.Query
+	(*Watch)(nil),        // 16: gearsfs.Watch
+	(*Lookup)(nil),       // 17: gearsfs.Lookup
+	(*Resolve)(nil),      // 18: gearsfs.Resolve
+	(*ReadDir)(nil),      // 19: gearsfs.ReadDir
+	(*GetXattr)(nil),     // 20: gearsfs.GetXattr
+	(*Read)(nil),         // 21: gearsfs.Read
+	(*Seek)(nil),         // 22: gearsfs.Seek
+	(*Peek)(nil),         // 23: gearsfs.Peek
+	(*ListStreams)(nil),  // 24: gearsfs.ListStreams
+	(*NamedAttr)(nil),    // 25: gearsfs.NamedAttr
+	(*Stream)(nil),       // 26: gearsfs.Stream
+	(*Usage)(nil),        // 27: gearsfs.Usage
+	(*NodeStatus)(nil),   // 28: gearsfs.NodeStatus
+	(*Wait)(nil),         // 29: gearsfs.Wait
+	(*Remote)(nil),       // 30: gearsfs.Remote
+	(*Changed)(nil),      // 31: gearsfs.Changed
+	(*Command)(nil),      // 32: gearsfs.Command
+	(*Answer)(nil),       // 33: gearsfs.Answer
+	(*Member)(nil),       // 34: gearsfs.Member
+	(*Target)(nil),       // 35: gearsfs.Target
+	(*Attr)(nil),         // 36: gearsfs.Attr
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
 	3,  // 1: gearsfs.Request.change:type_name -> gearsfs.Change
-	6,  // 2: gearsfs.Request.query:type_name -> gearsfs.Query
+	15, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
 	4,  // 3: gearsfs.Request.goodbye:type_name -> gearsfs.Goodbye
-	23, // 4: gearsfs.Change.command:type_name -> gearsfs.Command
-	24, // 5: gearsfs.Response.answer:type_name -> gearsfs.Answer
-	1,  // 6: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	16, // 7: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	17, // 8: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	18, // 9: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	19, // 10: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	20, // 11: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	21, // 12: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	22, // 13: gearsfs.Response.changed:type_name -> gearsfs.Changed
-	8,  // 14: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	9,  // 15: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	10, // 16: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	11, // 17: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	12, // 18: gearsfs.Query.read:type_name -> gearsfs.Read
-	13, // 19: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	14, // 20: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	15, // 21: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	7,  // 22: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	25, // 23: gearsfs.Peek.target:type_name -> gearsfs.Target
-	25, // 24: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	26, // 25: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	18, // 26: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
+	11, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
+	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
+	32, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
+	33, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	1,  // 9: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
+	25, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	26, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	27, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	28, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	29, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	30, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	31, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	14, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
+	13, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
+	34, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 20: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 21: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	12, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	34, // 23: gearsfs.Join.self:type_name -> gearsfs.Member
+	34, // 24: gearsfs.Joined.members:type_name -> gearsfs.Member
+	34, // 25: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	17, // 26: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	18, // 27: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	19, // 28: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	20, // 29: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	21, // 30: gearsfs.Query.read:type_name -> gearsfs.Read
+	22, // 31: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	23, // 32: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	24, // 33: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	16, // 34: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	35, // 35: gearsfs.Peek.target:type_name -> gearsfs.Target
+	35, // 36: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	36, // 37: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	27, // 38: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -2463,8 +3494,20 @@ func file_request_proto_init() {
 		(*Request_Change)(nil),
 		(*Request_Query)(nil),
 		(*Request_Goodbye)(nil),
+		(*Request_Peer)(nil),
+		(*Request_Node)(nil),
+		(*Request_Fetch)(nil),
 	}
-	file_request_proto_msgTypes[6].OneofWrappers = []any{
+	file_request_proto_msgTypes[11].OneofWrappers = []any{
+		(*NodeOp_Status)(nil),
+		(*NodeOp_Nodes)(nil),
+		(*NodeOp_Join)(nil),
+		(*NodeOp_Remove)(nil),
+		(*NodeOp_Transfer)(nil),
+		(*NodeOp_Verify)(nil),
+		(*NodeOp_StateHash)(nil),
+	}
+	file_request_proto_msgTypes[15].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_Resolve)(nil),
 		(*Query_GetAttr)(nil),
@@ -2492,7 +3535,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

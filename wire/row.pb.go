@@ -1260,6 +1260,83 @@ func (x *RemoteRow) GetAddrs() string {
 	return ""
 }
 
+// MemberRow is a node of the group, or one that was: its id is never used again.
+type MemberRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	NodeId        []byte                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Addrs         string                 `protobuf:"bytes,3,opt,name=addrs,proto3" json:"addrs,omitempty"`
+	Removed       bool                   `protobuf:"varint,4,opt,name=removed,proto3" json:"removed,omitempty"`
+	Added         uint64                 `protobuf:"varint,5,opt,name=added,proto3" json:"added,omitempty"` // index of the entry that added it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberRow) Reset() {
+	*x = MemberRow{}
+	mi := &file_row_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberRow) ProtoMessage() {}
+
+func (x *MemberRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
+func (*MemberRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *MemberRow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MemberRow) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *MemberRow) GetAddrs() string {
+	if x != nil {
+		return x.Addrs
+	}
+	return ""
+}
+
+func (x *MemberRow) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *MemberRow) GetAdded() uint64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
 var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
@@ -1386,7 +1463,13 @@ const file_row_proto_rawDesc = "" +
 	"\tOrphanRow\x12\x18\n" +
 	"\aholders\x18\x01 \x03(\x06R\aholders\"!\n" +
 	"\tRemoteRow\x12\x14\n" +
-	"\x05addrs\x18\x01 \x01(\tR\x05addrsB!Z\x1fgithub.com/gearsfs/gearsfs/wireb\x06proto3"
+	"\x05addrs\x18\x01 \x01(\tR\x05addrs\"~\n" +
+	"\tMemberRow\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\fR\x06nodeId\x12\x14\n" +
+	"\x05addrs\x18\x03 \x01(\tR\x05addrs\x12\x18\n" +
+	"\aremoved\x18\x04 \x01(\bR\aremoved\x12\x14\n" +
+	"\x05added\x18\x05 \x01(\x04R\x05addedB!Z\x1fgithub.com/gearsfs/gearsfs/wireb\x06proto3"
 
 var (
 	file_row_proto_rawDescOnce sync.Once
@@ -1400,7 +1483,7 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
 	(*InodeRow)(nil),     // 1: gearsfs.InodeRow
@@ -1416,6 +1499,7 @@ var file_row_proto_goTypes = []any{
 	(*BlockedPut)(nil),   // 11: gearsfs.BlockedPut
 	(*OrphanRow)(nil),    // 12: gearsfs.OrphanRow
 	(*RemoteRow)(nil),    // 13: gearsfs.RemoteRow
+	(*MemberRow)(nil),    // 14: gearsfs.MemberRow
 }
 var file_row_proto_depIdxs = []int32{
 	5,  // 0: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
@@ -1442,7 +1526,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
