@@ -731,7 +731,9 @@ type Peer struct {
 	Member        uint64                 `protobuf:"fixed64,2,opt,name=member,proto3" json:"member,omitempty"`
 	To            uint64                 `protobuf:"fixed64,3,opt,name=to,proto3" json:"to,omitempty"`
 	Self          *Member                `protobuf:"bytes,4,opt,name=self,proto3" json:"self,omitempty"`
-	Bulk          bool                   `protobuf:"varint,5,opt,name=bulk,proto3" json:"bulk,omitempty"` // for Fetch; else for Notice
+	Bulk          bool                   `protobuf:"varint,5,opt,name=bulk,proto3" json:"bulk,omitempty"`                // for Fetch; else for Notice
+	Format        uint32                 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`            // of its data
+	Incarnation   uint64                 `protobuf:"fixed64,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // random, another one in each process
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,6 +801,20 @@ func (x *Peer) GetBulk() bool {
 		return x.Bulk
 	}
 	return false
+}
+
+func (x *Peer) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Peer) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 // Notice is the body of a one-way frame between peers.
@@ -1088,6 +1104,7 @@ type NodeOp struct {
 	//	*NodeOp_Transfer
 	//	*NodeOp_Verify
 	//	*NodeOp_StateHash
+	//	*NodeOp_Verdict
 	Op            isNodeOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1193,6 +1210,15 @@ func (x *NodeOp) GetStateHash() uint64 {
 	return 0
 }
 
+func (x *NodeOp) GetVerdict() *Verdict {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Verdict); ok {
+			return x.Verdict
+		}
+	}
+	return nil
+}
+
 type isNodeOp_Op interface {
 	isNodeOp_Op()
 }
@@ -1225,6 +1251,10 @@ type NodeOp_StateHash struct {
 	StateHash uint64 `protobuf:"varint,7,opt,name=state_hash,json=stateHash,proto3,oneof"` // as of that index, of this node: in data, waiting until it is there
 }
 
+type NodeOp_Verdict struct {
+	Verdict *Verdict `protobuf:"bytes,8,opt,name=verdict,proto3,oneof"` // what the leader found when it compared
+}
+
 func (*NodeOp_Status) isNodeOp_Op() {}
 
 func (*NodeOp_Nodes) isNodeOp_Op() {}
@@ -1239,18 +1269,74 @@ func (*NodeOp_Verify) isNodeOp_Op() {}
 
 func (*NodeOp_StateHash) isNodeOp_Op() {}
 
+func (*NodeOp_Verdict) isNodeOp_Op() {}
+
+// Verdict says whether a node's state, as of an index, is that of the others.
+type Verdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Trouble       string                 `protobuf:"bytes,2,opt,name=trouble,proto3" json:"trouble,omitempty"` // what differs; "": nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_request_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Verdict) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Verdict) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 // Join asks to be added to the volume, as a learner first.
 type Join struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Self          *Member                `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
 	VolumeId      []byte                 `protobuf:"bytes,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which it was a part of before, if any
+	Format        uint32                 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"`                    // of its data
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1348,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1361,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{12}
+	return file_request_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Join) GetSelf() *Member {
@@ -1292,19 +1378,29 @@ func (x *Join) GetVolumeId() []byte {
 	return nil
 }
 
+func (x *Join) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
 type Joined struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
 	Member        uint64                 `protobuf:"fixed64,3,opt,name=member,proto3" json:"member,omitempty"`
 	Members       []*Member              `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	Removed       bool                   `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`          // who asked was a member once, and never will be again
+	Format        uint32                 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`            // of the answerer's data
+	Incarnation   uint64                 `protobuf:"fixed64,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // as in Peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Joined) Reset() {
 	*x = Joined{}
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1412,7 @@ func (x *Joined) String() string {
 func (*Joined) ProtoMessage() {}
 
 func (x *Joined) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1425,7 @@ func (x *Joined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Joined.ProtoReflect.Descriptor instead.
 func (*Joined) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{13}
+	return file_request_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Joined) GetVolumeId() []byte {
@@ -1360,6 +1456,27 @@ func (x *Joined) GetMembers() []*Member {
 	return nil
 }
 
+func (x *Joined) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *Joined) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Joined) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
 type NodeInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Member        *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
@@ -1381,7 +1498,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1510,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1523,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{14}
+	return file_request_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeInfo) GetMember() *Member {
@@ -1533,7 +1650,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1662,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1675,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{15}
+	return file_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Query) GetOp() isQuery_Op {
@@ -1890,7 +2007,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2019,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2032,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{16}
+	return file_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Watch) GetId() uint64 {
@@ -1935,7 +2052,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2064,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2077,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{17}
+	return file_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lookup) GetDir() uint64 {
@@ -1987,7 +2104,7 @@ type Resolve struct {
 
 func (x *Resolve) Reset() {
 	*x = Resolve{}
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2116,7 @@ func (x *Resolve) String() string {
 func (*Resolve) ProtoMessage() {}
 
 func (x *Resolve) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2129,7 @@ func (x *Resolve) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
 func (*Resolve) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{18}
+	return file_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Resolve) GetPath() string {
@@ -2040,7 +2157,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2169,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2182,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{19}
+	return file_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReadDir) GetDir() uint64 {
@@ -2099,7 +2216,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2228,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2241,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{20}
+	return file_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -2152,7 +2269,7 @@ type Read struct {
 
 func (x *Read) Reset() {
 	*x = Read{}
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2281,7 @@ func (x *Read) String() string {
 func (*Read) ProtoMessage() {}
 
 func (x *Read) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2294,7 @@ func (x *Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Read.ProtoReflect.Descriptor instead.
 func (*Read) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{21}
+	return file_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Read) GetIno() uint64 {
@@ -2212,7 +2329,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2341,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2354,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{22}
+	return file_request_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Seek) GetIno() uint64 {
@@ -2277,7 +2394,7 @@ type Peek struct {
 
 func (x *Peek) Reset() {
 	*x = Peek{}
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2406,7 @@ func (x *Peek) String() string {
 func (*Peek) ProtoMessage() {}
 
 func (x *Peek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2419,7 @@ func (x *Peek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peek.ProtoReflect.Descriptor instead.
 func (*Peek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{23}
+	return file_request_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Peek) GetTarget() *Target {
@@ -2374,7 +2491,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2503,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2516,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{24}
+	return file_request_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -2447,7 +2564,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2576,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2589,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{25}
+	return file_request_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -2510,7 +2627,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2639,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2652,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{26}
+	return file_request_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Stream) GetKey() string {
@@ -2640,7 +2757,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2769,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2782,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{27}
+	return file_request_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -2718,7 +2835,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2847,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2860,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{28}
+	return file_request_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -2911,7 +3028,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2923,7 +3040,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2936,7 +3053,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{29}
+	return file_request_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3019,7 +3136,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3148,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3161,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{30}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Remote) GetName() string {
@@ -3072,7 +3189,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +3201,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3214,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{31}
+	return file_request_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3188,13 +3305,15 @@ const file_request_proto_rawDesc = "" +
 	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
 	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
-	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\"\x84\x01\n" +
+	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\x06R\x02to\x12#\n" +
 	"\x04self\x18\x04 \x01(\v2\x0f.gearsfs.MemberR\x04self\x12\x12\n" +
-	"\x04bulk\x18\x05 \x01(\bR\x04bulk\"\x83\x01\n" +
+	"\x04bulk\x18\x05 \x01(\bR\x04bulk\x12\x16\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\x12 \n" +
+	"\vincarnation\x18\a \x01(\x06R\vincarnation\"\x83\x01\n" +
 	"\x06Notice\x12\x1a\n" +
 	"\bmessages\x18\x01 \x03(\fR\bmessages\x12-\n" +
 	"\bsnapshot\x18\x02 \x01(\v2\x11.gearsfs.SnapshotR\bsnapshot\x12\x14\n" +
@@ -3214,7 +3333,7 @@ const file_request_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04file\x18\x02 \x01(\tR\x04file\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\rR\x06length\"\xd8\x01\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\"\x86\x02\n" +
 	"\x06NodeOp\x12\x18\n" +
 	"\x06status\x18\x01 \x01(\bH\x00R\x06status\x12\x16\n" +
 	"\x05nodes\x18\x02 \x01(\bH\x00R\x05nodes\x12#\n" +
@@ -3223,16 +3342,24 @@ const file_request_proto_rawDesc = "" +
 	"\btransfer\x18\x05 \x01(\tH\x00R\btransfer\x12\x18\n" +
 	"\x06verify\x18\x06 \x01(\bH\x00R\x06verify\x12\x1f\n" +
 	"\n" +
-	"state_hash\x18\a \x01(\x04H\x00R\tstateHashB\x04\n" +
-	"\x02op\"H\n" +
+	"state_hash\x18\a \x01(\x04H\x00R\tstateHash\x12,\n" +
+	"\averdict\x18\b \x01(\v2\x10.gearsfs.VerdictH\x00R\averdictB\x04\n" +
+	"\x02op\"9\n" +
+	"\aVerdict\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
+	"\atrouble\x18\x02 \x01(\tR\atrouble\"`\n" +
 	"\x04Join\x12#\n" +
 	"\x04self\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x04self\x12\x1b\n" +
-	"\tvolume_id\x18\x02 \x01(\fR\bvolumeId\"\x80\x01\n" +
+	"\tvolume_id\x18\x02 \x01(\fR\bvolumeId\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\rR\x06format\"\xd4\x01\n" +
 	"\x06Joined\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06member\x18\x03 \x01(\x06R\x06member\x12)\n" +
-	"\amembers\x18\x04 \x03(\v2\x0f.gearsfs.MemberR\amembers\"\xef\x02\n" +
+	"\amembers\x18\x04 \x03(\v2\x0f.gearsfs.MemberR\amembers\x12\x18\n" +
+	"\aremoved\x18\x05 \x01(\bR\aremoved\x12\x16\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\x12 \n" +
+	"\vincarnation\x18\a \x01(\x06R\vincarnation\"\xef\x02\n" +
 	"\bNodeInfo\x12'\n" +
 	"\x06member\x18\x01 \x01(\v2\x0f.gearsfs.MemberR\x06member\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1c\n" +
@@ -3395,7 +3522,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -3409,77 +3536,79 @@ var file_request_proto_goTypes = []any{
 	(*SnapshotFile)(nil), // 9: gearsfs.SnapshotFile
 	(*Fetch)(nil),        // 10: gearsfs.Fetch
 	(*NodeOp)(nil),       // 11: gearsfs.NodeOp
-	(*Join)(nil),         // 12: gearsfs.Join
-	(*Joined)(nil),       // 13: gearsfs.Joined
-	(*NodeInfo)(nil),     // 14: gearsfs.NodeInfo
-	(*Query)(nil),        // 15: gearsfs.Query
-	(*Watch)(nil),        // 16: gearsfs.Watch
-	(*Lookup)(nil),       // 17: gearsfs.Lookup
-	(*Resolve)(nil),      // 18: gearsfs.Resolve
-	(*ReadDir)(nil),      // 19: gearsfs.ReadDir
-	(*GetXattr)(nil),     // 20: gearsfs.GetXattr
-	(*Read)(nil),         // 21: gearsfs.Read
-	(*Seek)(nil),         // 22: gearsfs.Seek
-	(*Peek)(nil),         // 23: gearsfs.Peek
-	(*ListStreams)(nil),  // 24: gearsfs.ListStreams
-	(*NamedAttr)(nil),    // 25: gearsfs.NamedAttr
-	(*Stream)(nil),       // 26: gearsfs.Stream
-	(*Usage)(nil),        // 27: gearsfs.Usage
-	(*NodeStatus)(nil),   // 28: gearsfs.NodeStatus
-	(*Wait)(nil),         // 29: gearsfs.Wait
-	(*Remote)(nil),       // 30: gearsfs.Remote
-	(*Changed)(nil),      // 31: gearsfs.Changed
-	(*Command)(nil),      // 32: gearsfs.Command
-	(*Answer)(nil),       // 33: gearsfs.Answer
-	(*Member)(nil),       // 34: gearsfs.Member
-	(*Target)(nil),       // 35: gearsfs.Target
-	(*Attr)(nil),         // 36: gearsfs.Attr
+	(*Verdict)(nil),      // 12: gearsfs.Verdict
+	(*Join)(nil),         // 13: gearsfs.Join
+	(*Joined)(nil),       // 14: gearsfs.Joined
+	(*NodeInfo)(nil),     // 15: gearsfs.NodeInfo
+	(*Query)(nil),        // 16: gearsfs.Query
+	(*Watch)(nil),        // 17: gearsfs.Watch
+	(*Lookup)(nil),       // 18: gearsfs.Lookup
+	(*Resolve)(nil),      // 19: gearsfs.Resolve
+	(*ReadDir)(nil),      // 20: gearsfs.ReadDir
+	(*GetXattr)(nil),     // 21: gearsfs.GetXattr
+	(*Read)(nil),         // 22: gearsfs.Read
+	(*Seek)(nil),         // 23: gearsfs.Seek
+	(*Peek)(nil),         // 24: gearsfs.Peek
+	(*ListStreams)(nil),  // 25: gearsfs.ListStreams
+	(*NamedAttr)(nil),    // 26: gearsfs.NamedAttr
+	(*Stream)(nil),       // 27: gearsfs.Stream
+	(*Usage)(nil),        // 28: gearsfs.Usage
+	(*NodeStatus)(nil),   // 29: gearsfs.NodeStatus
+	(*Wait)(nil),         // 30: gearsfs.Wait
+	(*Remote)(nil),       // 31: gearsfs.Remote
+	(*Changed)(nil),      // 32: gearsfs.Changed
+	(*Command)(nil),      // 33: gearsfs.Command
+	(*Answer)(nil),       // 34: gearsfs.Answer
+	(*Member)(nil),       // 35: gearsfs.Member
+	(*Target)(nil),       // 36: gearsfs.Target
+	(*Attr)(nil),         // 37: gearsfs.Attr
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
 	3,  // 1: gearsfs.Request.change:type_name -> gearsfs.Change
-	15, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
+	16, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
 	4,  // 3: gearsfs.Request.goodbye:type_name -> gearsfs.Goodbye
 	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
 	11, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
-	32, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
-	33, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	33, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
+	34, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 9: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	25, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	26, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	27, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	28, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	29, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	30, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	31, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
-	14, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
-	13, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	34, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
+	26, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	27, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	28, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	29, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	30, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	31, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	32, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	15, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
+	14, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
+	35, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
 	8,  // 20: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
 	9,  // 21: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	12, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	34, // 23: gearsfs.Join.self:type_name -> gearsfs.Member
-	34, // 24: gearsfs.Joined.members:type_name -> gearsfs.Member
-	34, // 25: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	17, // 26: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	18, // 27: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	19, // 28: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	20, // 29: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	21, // 30: gearsfs.Query.read:type_name -> gearsfs.Read
-	22, // 31: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	23, // 32: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	24, // 33: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	16, // 34: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	35, // 35: gearsfs.Peek.target:type_name -> gearsfs.Target
-	35, // 36: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	36, // 37: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	27, // 38: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	13, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	12, // 23: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	35, // 24: gearsfs.Join.self:type_name -> gearsfs.Member
+	35, // 25: gearsfs.Joined.members:type_name -> gearsfs.Member
+	35, // 26: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	18, // 27: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	19, // 28: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	20, // 29: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	21, // 30: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	22, // 31: gearsfs.Query.read:type_name -> gearsfs.Read
+	23, // 32: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	24, // 33: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	25, // 34: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	17, // 35: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	36, // 36: gearsfs.Peek.target:type_name -> gearsfs.Target
+	36, // 37: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	37, // 38: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	28, // 39: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3506,8 +3635,9 @@ func file_request_proto_init() {
 		(*NodeOp_Transfer)(nil),
 		(*NodeOp_Verify)(nil),
 		(*NodeOp_StateHash)(nil),
+		(*NodeOp_Verdict)(nil),
 	}
-	file_request_proto_msgTypes[15].OneofWrappers = []any{
+	file_request_proto_msgTypes[16].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_Resolve)(nil),
 		(*Query_GetAttr)(nil),
@@ -3535,7 +3665,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
