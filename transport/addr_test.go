@@ -187,6 +187,7 @@ func TestDialNobody(t *testing.T) {
 	for _, addr := range []Addr{ln.Address(), unixAddr(t)} {
 		_, err := Dial(t.Context(), addr, Config{})
 		require.ErrorIs(t, err, gearsfs.ErrNoNode)
+		require.ErrorIs(t, err, ErrRefused)
 		require.ErrorContains(t, err, addr.String())
 	}
 	gone, cancel := context.WithCancel(t.Context())

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"syscall"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -76,6 +77,10 @@ func parseHello(body []byte) (hello, error) {
 // Config.HandshakeTimeout.
 var errHandshakeTimeout = errors.New("handshake timeout")
 
+// ErrRefused is in the chain of Dial's error where the machine can be reached,
+// but nobody listens: the process that did is gone.
+var ErrRefused = errors.New("nobody listens")
+
 // Dial connects to addr and says hello. It waits for both as long as ctx and
 // Config.HandshakeTimeout allow. Errors: gearsfs.ErrNoNode where nobody answers,
 // gearsfs.ErrProtocol, gearsfs.ErrVersion, gearsfs.ErrAccess where a certificate is
@@ -94,6 +99,8 @@ func Dial(ctx context.Context, addr Addr, cfg Config) (*Conn, error) {
 		return nil, ctx.Err()
 	case errors.Is(err, fs.ErrPermission):
 		return nil, gearsfs.ErrAccess.Because("connect to %s: %v", addr, unwrapOp(err))
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: %w", ErrRefused, gearsfs.ErrNoNode.Because("connect to %s: %v", addr, unwrapOp(err)))
 	case err != nil:
 		return nil, gearsfs.ErrNoNode.Because("connect to %s: %v", addr, unwrapOp(err))
 	}
