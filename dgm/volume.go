@@ -293,3 +293,9 @@ func (v *Volume) usage() gearsfs.Usage {
 	u.BytesFree, u.BytesTotal = v.space.figures()
 	return u
 }
+
+// MembersChanged implements file.Observer.
+func (v *Volume) MembersChanged() {}
+
+// Verify implements file.Observer.
+func (v *Volume) Verify(_ uint64, state file.View) { state.Close() }

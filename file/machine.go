@@ -19,6 +19,14 @@ type Observer interface {
 	// Applied is called at the end of each applied entry, on the applying
 	// goroutine, with no lock held. The slices are valid during the call.
 	Applied(index uint64, touched []Touched, changed []Changed)
+	// MembersChanged says that the members of the group, or their votes, have
+	// changed: after Applied, or alone for an entry of raft's, or because the
+	// whole state was replaced. It is called as Applied is.
+	MembersChanged()
+	// Verify is called, after Applied and as that is, for an entry that asked
+	// for the state to be verified: state is as of that entry. The Observer
+	// owns it and closes it.
+	Verify(index uint64, state View)
 }
 
 // Touched says what happened to one stream, or to a whole file where Key is "".
@@ -69,6 +77,8 @@ type Machine struct {
 	dirtyStreams []*openStream                 // likewise
 	touched      []Touched
 	changed      []Changed
+	members      bool // a member's row changed in this entry
+	verify       bool // this entry asks for a verification
 	sessions     sessions
 	windows      *stream.Pool // the memory of all open streams' windows
 	scratch      scratch
@@ -105,7 +115,8 @@ func (m *Machine) Applied() (index, term uint64) {
 
 // context is what applying one command may depend on besides the tables.
 type context struct {
-	now     uint64 // the entry's log time
+	index   uint64 // the entry's
+	now     uint64 // its log time
 	session gearsfs.SessionID
 	caller  gearsfs.Caller
 }
@@ -120,8 +131,15 @@ func (m *Machine) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, erro
 	if err != nil {
 		return nil, fmt.Errorf("apply entry %d: %w", index, err)
 	}
-	if answers != nil && m.obs != nil {
-		m.obs.Applied(index, m.touched, m.changed)
+	if answers == nil || m.obs == nil {
+		return answers, nil
+	}
+	m.obs.Applied(index, m.touched, m.changed)
+	if m.members {
+		m.obs.MembersChanged()
+	}
+	if m.verify {
+		m.obs.Verify(index, m.store.View())
 	}
 	return answers, nil
 }
@@ -136,10 +154,11 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 		return nil, nil
 	}
 	m.touched, m.changed = m.touched[:0], m.changed[:0]
+	m.members, m.verify = false, false
 	m.volume.LogTime = max(m.volume.LogTime, e.Time)
 	answers := make([]*wire.Answer, len(e.Commands))
 	for i, cmd := range e.Commands {
-		answers[i] = m.applyCommand(cmd)
+		answers[i] = m.applyCommand(index, cmd)
 		if m.broken != nil {
 			return nil, m.broken
 		}
@@ -160,8 +179,9 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 
 // applyCommand applies one command; its session decides first whether it is
 // new.
-func (m *Machine) applyCommand(cmd *wire.Command) *wire.Answer {
+func (m *Machine) applyCommand(index uint64, cmd *wire.Command) *wire.Answer {
 	c := &context{
+		index:   index,
 		now:     m.volume.LogTime,
 		session: gearsfs.SessionID{Minted: int64(cmd.SessionMinted), Salt: cmd.SessionSalt},
 		caller:  gearsfs.Caller{UID: cmd.Uid, GIDs: cmd.Gids, Checked: cmd.Checked},
@@ -214,6 +234,11 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyRelease(c, op.Release)
 	case *wire.Command_SetRemote:
 		return m.applySetRemote(c, op.SetRemote)
+	case *wire.Command_SetMember:
+		return m.applySetMember(c, op.SetMember)
+	case *wire.Command_Verify:
+		m.verify = true
+		return &wire.Answer{}
 	case *wire.Command_Init:
 		return m.refuse(gearsfs.ErrExists.Because("the volume is initialised already"))
 	}

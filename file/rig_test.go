@@ -29,11 +29,22 @@ type rig struct {
 type observed struct {
 	touched []Touched
 	changed []Changed
+	members int // calls of MembersChanged
+	verify  func(index uint64, state View)
 }
 
 func (o *observed) Applied(_ uint64, touched []Touched, changed []Changed) {
 	o.touched = append(o.touched[:0], touched...)
 	o.changed = append(o.changed[:0], changed...)
+}
+
+func (o *observed) MembersChanged() { o.members++ }
+
+func (o *observed) Verify(index uint64, state View) {
+	if o.verify != nil {
+		o.verify(index, state)
+	}
+	state.Close()
 }
 
 const rigStart = 1_700_000_000_000_000_000
@@ -107,6 +118,10 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_EndSession{EndSession: op}
 	case *wire.Confirm:
 		c.Op = &wire.Command_Confirm{Confirm: op}
+	case *wire.SetMember:
+		c.Op = &wire.Command_SetMember{SetMember: op}
+	case *wire.Verify:
+		c.Op = &wire.Command_Verify{Verify: op}
 	case *wire.SetRemote:
 		c.Op = &wire.Command_SetRemote{SetRemote: op}
 	default:

@@ -10,17 +10,8 @@ import (
 
 // loadVolume reads the volume row; without one the volume waits for Init.
 func (m *Machine) loadVolume() error {
-	value, ok, err := m.get(persist.VolumeKey())
-	if err != nil || !ok {
-		return err
-	}
-	if err := m.volume.UnmarshalVT(value); err != nil {
-		return damaged("volume", err)
-	}
-	if f := m.volume.Format; f != 0 && f != formatVersion {
-		return gearsfs.ErrFormat.Because("the state has format version %d, this program knows %d", f, formatVersion)
-	}
-	return nil
+	_, err := readVolumeRow(m.store, &m.volume)
+	return err
 }
 
 func (m *Machine) flushVolume() { m.set(persist.VolumeKey(), &m.volume) }

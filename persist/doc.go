@@ -30,6 +30,7 @@
 //	session   'c' minted(8) salt(8)                                  SessionRow  last answers
 //	orphan    'u' ino(8)                                             OrphanRow   open files without a name
 //	remote    'n' name                                               RemoteRow   named nodes
+//	member    'm' id(8)                                              MemberRow   nodes of the group, and those that were
 //
 // A session's minting time is signed; its sign bit is turned over, so that
 // earlier times come first.

@@ -23,6 +23,7 @@ const (
 	TableSession Table = 'c'
 	TableOrphan  Table = 'u'
 	TableRemote  Table = 'n'
+	TableMember  Table = 'm'
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 	placeBytes  = 8 + 8
 	mintedFlip  = 1 << 63 // turns a signed number into one whose bytes sort
 	sessionSize = 1 + 8 + 8
+	memberSize  = 1 + 8
 )
 
 // VolumeKey is the key of the one VolumeRow.
@@ -103,6 +105,14 @@ func RemoteKey(name string) []byte {
 
 func AppendRemoteKey(dst []byte, name string) []byte {
 	return append(append(dst, byte(TableRemote)), name...)
+}
+
+func MemberKey(id gearsfs.MemberID) []byte {
+	return AppendMemberKey(make([]byte, 0, memberSize), id)
+}
+
+func AppendMemberKey(dst []byte, id gearsfs.MemberID) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, byte(TableMember)), uint64(id))
 }
 
 func appendIno(dst []byte, table Table, ino gearsfs.Ino) []byte {
@@ -204,6 +214,13 @@ func ParseRemoteKey(k []byte) (name string, err error) {
 		return "", badKey(k)
 	}
 	return string(k[1:]), nil
+}
+
+func ParseMemberKey(k []byte) (gearsfs.MemberID, error) {
+	if len(k) != memberSize || k[0] != byte(TableMember) {
+		return 0, badKey(k)
+	}
+	return gearsfs.MemberID(binary.BigEndian.Uint64(k[1:])), nil
 }
 
 func parseIno(k []byte, table Table) (gearsfs.Ino, error) {

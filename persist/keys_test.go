@@ -40,6 +40,8 @@ func (r row) bytes() []byte {
 		return SessionKey(gearsfs.SessionID{Minted: int64(r.a), Salt: r.b})
 	case TableOrphan:
 		return OrphanKey(ino)
+	case TableMember:
+		return MemberKey(gearsfs.MemberID(r.a))
 	default:
 		return RemoteKey(r.name)
 	}
@@ -76,6 +78,11 @@ func parseRow(k []byte) (r row, err error) {
 		ino, err = ParseOrphanKey(k)
 	case TableRemote:
 		r.name, err = ParseRemoteKey(k)
+	case TableMember:
+		var id gearsfs.MemberID
+		id, err = ParseMemberKey(k)
+		r.a = uint64(id)
+		return r, err
 	default:
 		err = badKey(k)
 	}
@@ -94,7 +101,7 @@ func (r row) compare(q row) int {
 }
 
 var tables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
-	TableSession, TableOrphan, TableRemote}
+	TableSession, TableOrphan, TableRemote, TableMember}
 
 func randomRow(rng *rand.Rand) row {
 	// Few values, so that rows share prefixes; edges of all kinds.
@@ -115,7 +122,7 @@ func randomRow(rng *rand.Rand) row {
 	}
 	switch r.table {
 	case TableVolume:
-	case TableInode, TableOrphan:
+	case TableInode, TableOrphan, TableMember:
 		r.a = number()
 	case TableDirent, TableXattr, TableStream:
 		r.a, r.name = number(), string(name)

@@ -114,7 +114,7 @@ func (g *Group) applyConf(e *raftpb.Entry) error {
 	if err != nil {
 		return fmt.Errorf("encode conf state: %w", err)
 	}
-	if err := g.cfg.Machine.ApplyConf(e.GetIndex(), e.GetTerm(), data); err != nil {
+	if err := g.cfg.Machine.ApplyConf(e.GetIndex(), e.GetTerm(), data, change.AsV2().GetContext()); err != nil {
 		return fmt.Errorf("state machine: %w", err)
 	}
 	g.status.applied.Store(e.GetIndex())

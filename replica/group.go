@@ -28,8 +28,8 @@ type Machine interface {
 	// same batch. The entry may be kept, but not changed.
 	Apply(index, term uint64, entry *wire.Entry) ([]*wire.Answer, error)
 	// ApplyConf is Apply for an entry that changed who is in the group: conf
-	// is kept as it is.
-	ApplyConf(index, term uint64, conf []byte) error
+	// is kept as it is, context is what the proposer of the change gave along.
+	ApplyConf(index, term uint64, conf, context []byte) error
 	// ConfState returns what ApplyConf was last given, nil in an empty state.
 	ConfState() []byte
 	// LogTime returns the time of the latest entry in the state.
