@@ -287,16 +287,33 @@ func (d *Data) Identity() Identity {
 // SetVolume writes down which volume is kept here. It is durable when SetVolume
 // returns. gearsfs.ErrForeign: it is another volume already.
 func (d *Data) SetVolume(volume ID) error {
+	return d.setIdentity(func(id *Identity) { id.Volume = volume })
+}
+
+// SetMember writes down which volume is kept here and which member of its group
+// this node is. It is durable when SetMember returns. gearsfs.ErrForeign: it is
+// another volume or member already.
+func (d *Data) SetMember(volume ID, member gearsfs.MemberID) error {
+	if volume == (ID{}) || member == 0 {
+		return gearsfs.ErrInvalid.Because("no volume or member is named")
+	}
+	return d.setIdentity(func(id *Identity) { id.Volume, id.Member = volume, member })
+}
+
+// setIdentity fills in what the identity does not say yet.
+func (d *Data) setIdentity(set func(*Identity)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.id.Volume == volume {
+	was, id := d.id, d.id
+	set(&id)
+	switch {
+	case id == was:
 		return nil
+	case was.Volume != (ID{}) && was.Volume != id.Volume:
+		return gearsfs.ErrForeign.Because("%s holds volume %s, not %s", d.dir, was.Volume, id.Volume)
+	case was.Member != 0 && was.Member != id.Member:
+		return gearsfs.ErrForeign.Because("%s is of member %x, not %x", d.dir, uint64(was.Member), uint64(id.Member))
 	}
-	if d.id.Volume != (ID{}) {
-		return gearsfs.ErrForeign.Because("%s holds volume %s, not %s", d.dir, d.id.Volume, volume)
-	}
-	id := d.id
-	id.Volume = volume
 	if err := writeFile(d.fs, d.dir, identityName, id.format()); err != nil {
 		return fmt.Errorf("write the identity: %w", err)
 	}

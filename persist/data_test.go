@@ -105,13 +105,19 @@ func TestOpenCreatesAndFindsAgain(t *testing.T) {
 			require.NoError(t, d.SetVolume(ID{7}))
 			require.NoError(t, d.SetVolume(ID{7}))
 			require.ErrorIs(t, d.SetVolume(ID{8}), gearsfs.ErrForeign)
+			require.ErrorIs(t, d.SetMember(ID{8}, 9), gearsfs.ErrForeign)
+			require.ErrorIs(t, d.SetMember(ID{7}, 0), gearsfs.ErrInvalid)
+			require.NoError(t, d.SetMember(ID{7}, 1<<63+9))
+			require.NoError(t, d.SetMember(ID{7}, 1<<63+9))
+			require.ErrorIs(t, d.SetMember(ID{7}, 10), gearsfs.ErrForeign)
+			require.NoError(t, d.SetVolume(ID{7}))
 			require.NoError(t, d.Close())
 			require.NoError(t, d.Close())
 
 			opts.Create, opts.Name = false, ""
 			d, err = Open(dir, opts)
 			require.NoError(t, err)
-			id.Volume = ID{7}
+			id.Volume, id.Member = ID{7}, 1<<63+9
 			require.Equal(t, id, d.Identity())
 			free, total, err := d.Free()
 			if fsys == vfs.Default {

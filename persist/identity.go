@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -26,6 +27,9 @@ type Identity struct {
 	Name   string
 	Node   ID
 	Volume ID // of the volume that is kept here; zero where none is yet
+	// Member is the node's id in the volume's group. 0 where it has none yet,
+	// and in old data, whose node is member 1.
+	Member gearsfs.MemberID
 }
 
 // FORMAT and identity are text: a title, "name value" lines, and last a line
@@ -71,8 +75,11 @@ func parseText(title string, b []byte) (lines []textLine, ok bool, err error) {
 }
 
 func (id Identity) format() []byte {
-	return formatText(identityTitle,
-		textLine{"name", strconv.Quote(id.Name)}, textLine{"node", id.Node.String()}, textLine{"volume", id.Volume.String()})
+	lines := []textLine{{"name", strconv.Quote(id.Name)}, {"node", id.Node.String()}, {"volume", id.Volume.String()}}
+	if id.Member != 0 {
+		lines = append(lines, textLine{"member", strconv.FormatUint(uint64(id.Member), 16)})
+	}
+	return formatText(identityTitle, lines...)
 }
 
 func parseIdentity(b []byte) (Identity, error) {
@@ -81,12 +88,24 @@ func parseIdentity(b []byte) (Identity, error) {
 		return Identity{}, err
 	}
 	var id Identity
-	if !ok || len(lines) != 3 || lines[0].name != "name" || lines[1].name != "node" || lines[2].name != "volume" {
+	var names []string
+	for _, line := range lines {
+		names = append(names, line.name)
+	}
+	all := []string{"name", "node", "volume", "member"}
+	if !ok || len(names) < 3 || len(names) > 4 || !slices.Equal(names, all[:len(names)]) {
 		return Identity{}, gearsfs.ErrDamaged.Because("not an identity")
 	}
 	id.Name, err = strconv.Unquote(lines[0].value)
 	if err = errors.Join(err, parseID(lines[1].value, &id.Node), parseID(lines[2].value, &id.Volume)); err != nil {
 		return Identity{}, gearsfs.ErrDamaged.Because("not an identity: %v", err)
+	}
+	if len(lines) == 4 {
+		member, err := strconv.ParseUint(lines[3].value, 16, 64)
+		if err != nil || member == 0 {
+			return Identity{}, gearsfs.ErrDamaged.Because("not an identity: member %q", lines[3].value)
+		}
+		id.Member = gearsfs.MemberID(member)
 	}
 	return id, nil
 }

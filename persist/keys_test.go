@@ -267,6 +267,7 @@ func FuzzParseRecord(f *testing.F) {
 // FuzzParseIdentity covers the text files.
 func FuzzParseIdentity(f *testing.F) {
 	f.Add(Identity{Name: "a\"b", Node: ID{1}}.format())
+	f.Add(Identity{Name: "b", Node: ID{1}, Volume: ID{2}, Member: 0xabc}.format())
 	f.Add(formatText(formatTitle, textLine{"version", "1"}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		id, err := parseIdentity(b)

@@ -111,6 +111,25 @@ func (l *Log) Bytes() uint64 {
 	return uint64(n)
 }
 
+// BytesFrom is about how much of the log lies behind entry index, up to Last:
+// what it takes to send it to who has all up to index.
+func (l *Log) BytesFrom(index uint64) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	index = max(index, l.index.frontIndex)
+	if index >= l.index.last {
+		return 0
+	}
+	run, point := l.index.find(index + 1)
+	n := run.seg.used - point.off
+	for _, seg := range l.segs {
+		if seg.number > run.seg.number {
+			n += seg.used
+		}
+	}
+	return uint64(n)
+}
+
 // Term returns the term of an entry, or of the one before First. Other indexes
 // give gearsfs.ErrRange.
 func (l *Log) Term(index uint64) (uint64, error) {

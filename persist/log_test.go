@@ -192,6 +192,39 @@ func TestLogReadsLargeEntries(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
+// TestLogBytesFrom: the figure is off by a point's distance and the heads of
+// segments at most.
+func TestLogBytesFrom(t *testing.T) {
+	l := newLogOn(t, vfs.NewMem())
+	require.Zero(t, l.BytesFrom(0))
+	sizes := map[uint64]uint64{}
+	for i := uint64(1); i <= 800; i++ {
+		e := entryOf(i)
+		sizes[i] = uint64(recordBytes(len(e.Data)))
+		require.NoError(t, l.Append([]LogEntry{e}, nil))
+	}
+	compare := func() {
+		var want uint64
+		off := uint64(smallLog.SegmentBytes) // less than the distance of points
+		for i := l.Last(); i >= l.First(); i-- {
+			got := l.BytesFrom(i)
+			require.GreaterOrEqual(t, got, want)
+			require.LessOrEqual(t, got, want+off+want/10)
+			want += sizes[i]
+		}
+		require.Equal(t, l.BytesFrom(l.First()-1), l.BytesFrom(0))
+		require.Zero(t, l.BytesFrom(l.Last()))
+		require.Zero(t, l.BytesFrom(l.Last()+1000))
+	}
+	compare()
+	require.Greater(t, len(l.segs), 3)
+	require.NoError(t, l.TruncateFront(500))
+	compare()
+	require.NoError(t, l.Reset(2000, 9))
+	require.Zero(t, l.BytesFrom(0))
+	require.NoError(t, l.Close())
+}
+
 // FuzzReplay reads logs of valid records with any fields: they are a log or
 // damage, and never make the reader panic.
 func FuzzReplay(f *testing.F) {
