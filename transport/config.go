@@ -56,8 +56,8 @@ type Config struct {
 	HandshakeTimeout time.Duration
 
 	// IdleTimeout is how long a peer may be silent before the connection counts
-	// as lost; 0 is 15 s. It is asked for a sign of life after PingInterval;
-	// 0 is a fifth of IdleTimeout, a third is the most.
+	// as lost; 0 is 4 s. It is asked for a sign of life after PingInterval;
+	// 0 is a quarter of IdleTimeout, a third is the most.
 	IdleTimeout  time.Duration
 	PingInterval time.Duration
 
@@ -83,8 +83,8 @@ func (cfg Config) withDefaults() (Config, error) {
 	setDefault(&cfg.HeldBytesMax, 256<<20)
 	setDefault(&cfg.UnreadBytesMax, 256<<20)
 	setDefault(&cfg.HandshakeTimeout, 5*time.Second)
-	setDefault(&cfg.IdleTimeout, 15*time.Second)
-	setDefault(&cfg.PingInterval, cfg.IdleTimeout/5)
+	setDefault(&cfg.IdleTimeout, 4*time.Second)
+	setDefault(&cfg.PingInterval, cfg.IdleTimeout/4)
 	setDefault(&cfg.CloseTimeout, 2*time.Second)
 	switch {
 	case len(cfg.Identity) > IdentityBytesMax:

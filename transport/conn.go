@@ -36,7 +36,8 @@ type Conn struct {
 	cfg     Config
 	sock    net.Conn        // closed to end it all
 	nc      net.Conn        // sock, or the TLS over it
-	raw     syscall.RawConn // of nc where it can be written without waiting, else nil
+	sockRaw syscall.RawConn // of sock, nil where it is no socket
+	raw     syscall.RawConn // sockRaw where nc is sock, else nil
 	in      *frameReader    // the reading goroutine's
 	peer    Peer
 	theirs  hello
@@ -107,8 +108,9 @@ func newConn(sock net.Conn, cfg Config) *Conn {
 		granted:    cfg.WindowBytes,
 	}
 	c.waiters.New = newWaiter
-	c.raw = rawConnOf(sock)
-	c.out.attempt = c.out.writeOnce
+	c.sockRaw = rawConnOf(sock)
+	c.raw = c.sockRaw
+	c.bindRaw()
 	return c
 }
 

@@ -9,7 +9,7 @@ import (
 // slowFrameBytes is how much of a frame that is under way must come within
 // IdleTimeout. By that a frame is found that never becomes whole because its
 // length was damaged: the little that comes is no sign of life then.
-const slowFrameBytes = 128 << 10
+const slowFrameBytes = 32 << 10
 
 // keepAlive is the goroutine that finds out that the peer is gone. It counts
 // ticks instead of reading a clock: a silence of IdleTimeout is found when one
@@ -18,7 +18,7 @@ func (c *Conn) keepAlive() {
 	ticker := time.NewTicker(c.cfg.PingInterval)
 	defer ticker.Stop()
 	ticksMax := int(c.cfg.IdleTimeout/c.cfg.PingInterval) - 1
-	silent, stuck := 0, 0
+	silent, stuck, unacknowledged := 0, 0, 0
 	var received, frames, mark uint64 // received when stuck was 0
 	for {
 		select {
@@ -27,7 +27,9 @@ func (c *Conn) keepAlive() {
 		case <-ticker.C:
 		}
 		r, f, moved := c.received.Load(), c.frames.Load(), c.moved.Swap(false)
-		if silent++; r != received || moved {
+		before := unacknowledged
+		unacknowledged = c.unacknowledged()
+		if silent++; r != received || moved || unacknowledged < before {
 			silent = 0
 		}
 		if stuck++; f != frames || !c.midFrame.Load() || r-mark >= slowFrameBytes {

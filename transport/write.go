@@ -18,9 +18,9 @@ const (
 	// copyBytesMax is the largest body that is copied behind its header; larger
 	// ones are written from where they are.
 	copyBytesMax = 16 << 10
-	// pieceBytes is how much a writer that may wait writes at once, so that it
-	// is seen to get on.
-	pieceBytes = 128 << 10
+	// pieceBytes is how much is written at once where the connection does not
+	// tell how far a write has got: a record of TLS.
+	pieceBytes = 16 << 10
 	// inlineWritesMax is how often a caller writes what others have queued
 	// meanwhile, before it leaves the rest to the flusher.
 	inlineWritesMax = 4
@@ -40,9 +40,9 @@ type writer struct {
 	sum     uint32 // checksum of the frame of body
 	sumDue  bool   // sum comes behind left and body
 
-	attempt func(fd uintptr) bool // writeOnce, bound once
-	n       int
-	err     error
+	attempt, persist func(fd uintptr) bool // of a RawConn, bound once
+	err              error                 // of theirs
+	waited           bool                  // persist had to wait
 }
 
 // claimLocked makes the caller the writer where there is something to write and
@@ -90,14 +90,9 @@ func (c *Conn) flusher() {
 		case <-c.wake:
 		}
 		for c.prepare() {
-			n, err := c.nc.Write(c.out.left[:min(len(c.out.left), pieceBytes)])
-			c.out.left = c.out.left[n:]
-			if err != nil {
+			if err := c.waitWrite(); err != nil {
 				c.failWrite(err)
 				break
-			}
-			if w := &c.out; len(w.left) > 0 || w.body != nil || w.sumDue || w.next < len(w.batch) {
-				c.moved.Store(true)
 			}
 		}
 	}
@@ -198,30 +193,73 @@ func (w *writer) encode() {
 
 // attemptWrite writes as much of out.left as the socket takes at once.
 func (c *Conn) attemptWrite() error {
-	w := &c.out
-	w.n, w.err = 0, nil
-	if err := c.raw.Write(w.attempt); err != nil {
-		return err
-	}
-	w.left = w.left[w.n:]
-	return w.err
+	return errors.Join(c.raw.Write(c.out.attempt), c.out.err)
 }
 
-// writeOnce is called by the RawConn; returning true tells it not to wait.
-func (w *writer) writeOnce(fd uintptr) bool {
-	for {
-		n, err := syscall.Write(int(fd), w.left)
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-		case err != nil:
-			w.err = err
-		default:
-			w.n = n
-		}
+// waitWrite writes out.left, or a piece of it, and notes when it had to wait and
+// got on.
+func (c *Conn) waitWrite() error {
+	w := &c.out
+	if c.raw != nil {
+		w.waited = false
+		return errors.Join(c.raw.Write(w.persist), w.err)
+	}
+	n, err := c.nc.Write(w.left[:min(len(w.left), pieceBytes)])
+	w.left = w.left[n:]
+	if len(w.left) > 0 || w.body != nil || w.sumDue || w.next < len(w.batch) {
+		c.moved.Store(true)
+	}
+	return err
+}
+
+// bindRaw makes what c.raw is called with. Of that returning true means not to
+// wait for the socket.
+func (c *Conn) bindRaw() {
+	w := &c.out
+	w.attempt = func(fd uintptr) bool {
+		w.writeTo(int(fd))
 		return true
 	}
+	w.persist = func(fd uintptr) bool {
+		if w.writeTo(int(fd)) > 0 && w.waited {
+			c.moved.Store(true)
+		}
+		w.waited = true
+		return len(w.left) == 0 || w.err != nil
+	}
+}
+
+// writeTo writes as much of left as the socket takes at once, and returns how
+// many bytes that were.
+func (w *writer) writeTo(fd int) int {
+	for {
+		n, err := syscall.Write(fd, w.left)
+		switch err {
+		case nil:
+			w.left = w.left[n:]
+			return n
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+		default:
+			w.err = err
+		}
+		return 0
+	}
+}
+
+// unacknowledged is how many bytes the kernel keeps for the peer, tcp(7) and
+// unix(7) SIOCOUTQ; 0 where that is not known.
+func (c *Conn) unacknowledged() int {
+	if c.sockRaw == nil {
+		return 0
+	}
+	n := 0
+	var err error
+	if c.sockRaw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) != nil || err != nil {
+		return 0
+	}
+	return n
 }
 
 // unsentBytesMax is how much the kernel keeps of a TCP connection beyond what is
