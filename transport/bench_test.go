@@ -70,3 +70,42 @@ func BenchmarkStart(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkNotice sends notices of 128 bytes: there and back before the next
+// one, and as a flood.
+func BenchmarkNotice(b *testing.B) {
+	for _, network := range []string{"unix", "tcp"} {
+		b.Run(network+"/ping-pong", func(b *testing.B) {
+			addr := serveOn(b, network, Config{NewHandler: func(c *Conn) (Handler, error) {
+				return noticeFunc(func(body []byte) {
+					if err := c.Notify(body); err != nil {
+						b.Error(err)
+					}
+				}), nil
+			}})
+			back := make(chan struct{}, 1)
+			c := dial(b, addr, serving(noticeFunc(func([]byte) { back <- struct{}{} })))
+			body := make([]byte, 128)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.Notify(body); err != nil {
+					b.Fatal(err)
+				}
+				<-back
+			}
+		})
+		b.Run(network+"/flood", func(b *testing.B) {
+			c := dial(b, serveOn(b, network, serving(noticeFunc(func([]byte) {}))), Config{})
+			body := make([]byte, 128)
+			b.ReportAllocs()
+			b.SetBytes(int64(len(body)))
+			for b.Loop() {
+				for c.Notify(body) != nil {
+				}
+			}
+			if _, err := c.Call(b.Context(), nil); err != nil { // behind all of them
+				b.Fatal(err)
+			}
+		})
+	}
+}

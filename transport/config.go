@@ -24,7 +24,8 @@ type Config struct {
 	TLS *tls.Config
 
 	// Identity is shown to the peer in HELLO, at most IdentityBytesMax bytes,
-	// and means nothing to this package. Features are bits, likewise.
+	// and means nothing to this package. Features are bits, likewise; the
+	// highest is this package's.
 	Identity []byte
 	Features uint64
 
@@ -51,6 +52,11 @@ type Config struct {
 	// quarter of it no further call is served, above it the connection is cut
 	// with gearsfs.ErrOverload. 0 is 256 MiB.
 	UnreadBytesMax int
+
+	// NoticeBytesMax bounds the notices that are not written yet: beyond it
+	// Notify returns gearsfs.ErrOverload. 0 is 64 MiB or FrameBytesMax, which is
+	// the least.
+	NoticeBytesMax int
 
 	// HandshakeTimeout bounds connecting, TLS and HELLO together; 0 is 5 s.
 	HandshakeTimeout time.Duration
@@ -82,6 +88,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	setDefault(&cfg.WindowBytes, max(64<<20, 2*cfg.FrameBytesMax))
 	setDefault(&cfg.HeldBytesMax, 256<<20)
 	setDefault(&cfg.UnreadBytesMax, 256<<20)
+	setDefault(&cfg.NoticeBytesMax, max(64<<20, cfg.FrameBytesMax))
 	setDefault(&cfg.HandshakeTimeout, 5*time.Second)
 	setDefault(&cfg.IdleTimeout, 4*time.Second)
 	setDefault(&cfg.PingInterval, cfg.IdleTimeout/4)
@@ -95,8 +102,10 @@ func (cfg Config) withDefaults() (Config, error) {
 		return cfg, gearsfs.ErrInvalid.Because("CallsMax %d is not positive", cfg.CallsMax)
 	case cfg.WindowBytes < 2*cfg.FrameBytesMax:
 		return cfg, gearsfs.ErrInvalid.Because("WindowBytes %d is less than two frames", cfg.WindowBytes)
-	case cfg.HeldBytesMax < cfg.FrameBytesMax || cfg.UnreadBytesMax < cfg.FrameBytesMax:
-		return cfg, gearsfs.ErrInvalid.Because("HeldBytesMax and UnreadBytesMax must hold a frame")
+	case min(cfg.HeldBytesMax, cfg.UnreadBytesMax, cfg.NoticeBytesMax) < cfg.FrameBytesMax:
+		return cfg, gearsfs.ErrInvalid.Because("HeldBytesMax, UnreadBytesMax and NoticeBytesMax must hold a frame")
+	case cfg.Features&featuresOwn != 0:
+		return cfg, gearsfs.ErrInvalid.Because("Features %#x contain the highest bit", cfg.Features)
 	case cfg.HandshakeTimeout < 0 || cfg.CloseTimeout < 0 || cfg.PingInterval <= 0 || cfg.PingInterval > cfg.IdleTimeout/3:
 		return cfg, gearsfs.ErrInvalid.Because("timeouts must be positive, PingInterval at most a third of IdleTimeout")
 	}

@@ -17,6 +17,7 @@ import (
 
 // ErrLost is in the chain of the error of a call that was sent and whose answer
 // did not come before the connection ended: the peer may have served it or not.
+// And it is in that of a notice for which the connection has ended.
 var ErrLost = errors.New("no answer")
 
 // Conn is one end of a connection; both ends are alike, each can start calls
@@ -42,6 +43,7 @@ type Conn struct {
 	peer    Peer
 	theirs  hello
 	handler Handler
+	notices NoticeHandler // handler, or nil
 
 	frameBytesMax int // of what is sent
 	callsMax      int
@@ -73,8 +75,10 @@ type Conn struct {
 	shut      bool    // the last byte was written
 	pongDue   bool
 	pong      uint64
-	unread    int  // bytes of answers that are not written yet
 	closeOnce bool // sockClosed is closed
+
+	// Bytes that are not written yet, of answers and of notices.
+	unread, noticeBytes int
 
 	// Calls of this end.
 	nextID       uint64
@@ -124,12 +128,11 @@ func (c *Conn) start() {
 // Peer tells who is at the other end, as far as it is proved.
 func (c *Conn) Peer() Peer { return c.peer }
 
-// Identity is the peer's Config.Identity, unproved, and Features its
-// Config.Features. The slice must not be changed.
+// Identity is the peer's Config.Identity, unproved. It must not be changed.
 func (c *Conn) Identity() []byte { return c.theirs.identity }
 
 // Features is the peer's Config.Features.
-func (c *Conn) Features() uint64 { return c.theirs.features }
+func (c *Conn) Features() uint64 { return c.theirs.features &^ featuresOwn }
 
 // Done is closed when the connection has ended and all of its callbacks have
 // returned.
@@ -305,6 +308,8 @@ func (c *Conn) handle(f frame) error {
 		return c.handleWindow(f.body)
 	case kindGoaway:
 		return c.handleGoaway(f.body)
+	case kindNotice:
+		c.handleNotice(f.body)
 	default:
 		if f.kind&kindIgnorable == 0 {
 			return gearsfs.ErrProtocol.Because("a frame of the unknown kind %d", f.kind)

@@ -25,8 +25,10 @@
 //	7     PONG      that  empty
 //	8     WINDOW    0     n u64: n more bytes of requests are welcome
 //	9     GOAWAY    0     code u32 | reason; code 0: in peace
+//	129   NOTICE    0     the notice: a message without an answer
 //
-// A code is a gearsfs.Code. Bytes behind what a body is known to hold are
+// The highest bit of features says that an end knows NOTICE; others are sent
+// none. A code is a gearsfs.Code. Bytes behind what a body is known to hold are
 // ignored, and so is a frame of an unknown kind whose highest bit is set; an
 // unknown kind without it, a wrong checksum or length, and whatever else
 // contradicts this page ends the connection with gearsfs.ErrProtocol. Since a
@@ -44,6 +46,7 @@
 //	  | CANCEL 1  ---------------------------------> |  Call.OnCancel
 //	  | <------------------- RESPONSE 1, RESPONSE 3  |  the true outcomes
 //	  | <-------------------- WINDOW, REQUEST 1 ...  |  both ends can call
+//	  | NOTICE  -----------------------------------> |  NoticeHandler.Notice
 //	  | PING  -------------------------------------> |  after a silence
 //	  | <------------------------------------- PONG  |
 //	  | GOAWAY 0  ---------------------------------> |  starts no call any more
@@ -68,7 +71,9 @@
 // So two ends that flood each other can't lock up. An end whose peer does not
 // read its answers parks further calls of that peer, which stay within its
 // window, and serves them when the answers are gone; if the answers to what it
-// serves already grow over Config.UnreadBytesMax it cuts the connection.
+// serves already grow over Config.UnreadBytesMax it cuts the connection. Notices
+// are outside of the windows: who sends them is told when the peer does not read
+// them, who receives them handles them at once or drops them.
 //
 // # Writing
 //

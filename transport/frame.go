@@ -25,6 +25,9 @@ const (
 	// kindIgnorable is the bit that lets a receiver pass over a kind that it
 	// does not know. Without it an unknown kind ends the conversation.
 	kindIgnorable kind = 0x80
+
+	// An older peer passes over notices.
+	kindNotice = 1 | kindIgnorable
 )
 
 // Sizes of a frame's parts, as drawn in doc.go.

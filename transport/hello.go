@@ -170,7 +170,7 @@ func (c *Conn) handshake(ctx context.Context, caller bool) error {
 		return fmt.Errorf("ask who the peer is: %w", err)
 	}
 	mine := frame{kind: kindHello, body: hello{
-		features:    c.cfg.Features,
+		features:    c.cfg.Features | featureNotices,
 		callsMax:    uint32(min(c.cfg.CallsMax, 1<<31-1)),
 		windowBytes: uint64(c.cfg.WindowBytes),
 		frameBytes:  uint32(c.cfg.FrameBytesMax),
@@ -207,6 +207,7 @@ func (c *Conn) meet(theirs hello) (err error) {
 	c.credit = c.windowBytes
 	if c.cfg.NewHandler != nil {
 		c.handler, err = c.cfg.NewHandler(c)
+		c.notices, _ = c.handler.(NoticeHandler)
 	}
 	return err
 }

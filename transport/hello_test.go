@@ -249,6 +249,8 @@ func TestConfigIsChecked(t *testing.T) {
 		{FrameBytesMax: 1 << 20, WindowBytes: 1 << 20},
 		{HeldBytesMax: 1},
 		{UnreadBytesMax: 1},
+		{NoticeBytesMax: 1},
+		{Features: 1 << 63},
 		{PingInterval: time.Second, IdleTimeout: 2 * time.Second},
 		{HandshakeTimeout: -1},
 	} {
@@ -276,6 +278,7 @@ func TestRulesOfTheConversation(t *testing.T) {
 		want error
 	}{
 		{"unknown kind", []frame{{kind: 10}}, gearsfs.ErrProtocol},
+		{"notice", []frame{{id: 1, kind: kindNotice, body: []byte("?")}, {id: 3, kind: kindPing}}, nil},
 		{"unknown but ignorable", []frame{{kind: 10 | kindIgnorable, body: []byte("?")}, {id: 3, kind: kindPing}}, nil},
 		{"second hello", []frame{plainHello()}, gearsfs.ErrProtocol},
 		{"answer to no call", []frame{{id: 1, kind: kindResponse}}, gearsfs.ErrProtocol},

@@ -31,14 +31,16 @@ const (
 // writer is what belongs to whoever has set Conn.writing. It turns queued
 // frames into bytes piece by piece.
 type writer struct {
-	batch   []frame // taken from the queue; batch[next:] is to be encoded
-	next    int
-	answers int    // bytes of answers in batch[:next] that are not yet known to be written
-	buf     []byte // reused
-	left    []byte // to be written next: a part of buf or of a body
-	body    []byte // to be written behind left
-	sum     uint32 // checksum of the frame of body
-	sumDue  bool   // sum comes behind left and body
+	batch  []frame // taken from the queue; batch[next:] is to be encoded
+	next   int
+	buf    []byte // reused
+	left   []byte // to be written next: a part of buf or of a body
+	body   []byte // to be written behind left
+	sum    uint32 // checksum of the frame of body
+	sumDue bool   // sum comes behind left and body
+
+	// Bytes in batch[:next] that are not yet known to be written.
+	answers, notices int
 
 	attempt, persist func(fd uintptr) bool // of a RawConn, bound once
 	err              error                 // of theirs
@@ -115,7 +117,7 @@ func (c *Conn) prepare() bool {
 		w.left, w.body = w.body, nil
 		return true
 	}
-	if w.next == len(w.batch) && !w.sumDue || w.answers > 0 {
+	if w.next == len(w.batch) && !w.sumDue || w.answers > 0 || w.notices > 0 {
 		if !c.takeBatch() {
 			return false
 		}
@@ -131,7 +133,8 @@ func (c *Conn) takeBatch() bool {
 	w := &c.out
 	c.mu.Lock()
 	c.unread -= w.answers
-	w.answers = 0
+	c.noticeBytes -= w.notices
+	w.answers, w.notices = 0, 0
 	c.resumeLocked()
 	if w.next < len(w.batch) || w.sumDue {
 		c.mu.Unlock()
@@ -176,8 +179,11 @@ func (w *writer) encode() {
 	for w.next < len(w.batch) && len(buf) < encodeBytes && !w.sumDue {
 		f := w.batch[w.next]
 		w.next++
-		if f.kind == kindResponse || f.kind == kindFailure {
+		switch f.kind {
+		case kindResponse, kindFailure:
 			w.answers += f.bytes()
+		case kindNotice:
+			w.notices += f.bytes()
 		}
 		if len(f.body) <= copyBytesMax {
 			buf = f.append(buf)
