@@ -109,7 +109,7 @@ func (o *op) fail(err error) { o.done(failure(err)) }
 // failDurable ends the operation with an error that speaks of the state, once
 // that state is on disk.
 func (o *op) failDurable(err error) {
-	o.vol.group.WhenDurable(func(broken error) {
+	o.vol.group.WhenCertain(func(broken error) {
 		if broken != nil {
 			err = broken
 		}

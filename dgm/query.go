@@ -63,7 +63,7 @@ func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wi
 		done(resp)
 		return
 	}
-	v.group.WhenDurable(func(broken error) {
+	v.group.WhenCertain(func(broken error) {
 		if broken != nil {
 			resp = failure(broken)
 		}

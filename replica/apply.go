@@ -3,7 +3,6 @@ package replica
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -140,9 +139,8 @@ func (g *Group) confChanged(conf *raftpb.ConfState) {
 	l.voters = len(voters)
 	switch {
 	case l.voters > 1 && l.ticks == nil:
-		l.ticks = time.NewTicker(tick)
-	case l.voters == 1 && l.ticks != nil:
-		l.ticks.Stop()
+		l.ticks = g.world.after(tick)
+	case l.voters == 1:
 		l.ticks = nil
 	}
 	g.leads(l.node.BasicStatus().RaftState == raft.StateLeader)
@@ -171,10 +169,7 @@ func (g *Group) replay() error {
 	if !g.alone.Load() {
 		return gearsfs.ErrForeign.Because("this node, %x, is no voter of its own log", g.cfg.ID)
 	}
-	synced := make(chan error, 1)
-	g.disk.whenSynced(func(err error) { synced <- err })
-	if err := <-synced; err != nil {
-		return g.failed()
-	}
-	return nil
+	g.disk.wantAll()
+	g.disk.sync()
+	return g.failed()
 }

@@ -27,8 +27,8 @@ type settled struct {
 	done  func(error)
 }
 
-// disk syncs the log on a goroutine of its own and answers those who wait for
-// that.
+// disk syncs the log, on a goroutine of its own once that is started, and
+// answers those who wait for it.
 //
 // Invariants, under mu:
 //
@@ -43,7 +43,8 @@ type disk struct {
 
 	wake  chan struct{} // of capacity 1
 	quit  chan struct{}
-	ended chan struct{}
+	ended chan struct{} // not nil: run was started
+	lazy  timer
 
 	mu       sync.Mutex
 	written  mark
@@ -52,22 +53,25 @@ type disk struct {
 	tell     bool   // kick after the next sync
 	queue    []settled
 	sweeping bool
-	lazy     *time.Timer
 	lazySet  bool
 	err      error
 }
 
-// newDisk starts the syncing of log; what is in it already counts as unsynced.
-func newDisk(log Log, fail func(error), kick func()) *disk {
+// newDisk prepares the syncing of log; what is in it already counts as unsynced.
+func newDisk(log Log, w world, fail func(error), kick func()) *disk {
 	d := &disk{
 		log: log, fail: fail, kick: kick,
-		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
+		wake: make(chan struct{}, 1), quit: make(chan struct{}),
 		written: mark{seq: 1, index: log.Last()},
 	}
-	d.lazy = time.AfterFunc(time.Hour, d.wantAll)
-	d.lazy.Stop()
-	go d.run()
+	d.lazy = w.timer(d.wantAll)
 	return d
+}
+
+// start begins to sync without being stepped.
+func (d *disk) start() {
+	d.ended = make(chan struct{})
+	go d.run()
 }
 
 // wrote notes an append that made index the log's last, and starts a sync at
@@ -173,8 +177,6 @@ func (d *disk) run() {
 			for d.sync() {
 			}
 		case <-d.quit:
-			d.wantAll()
-			d.sync()
 			return
 		}
 	}
@@ -266,6 +268,10 @@ func (d *disk) abort(cause error) {
 func (d *disk) close() {
 	d.lazy.Stop()
 	close(d.quit)
-	<-d.ended
+	if d.ended != nil {
+		<-d.ended
+	}
+	d.wantAll()
+	d.sync()
 	d.abort(gearsfs.ErrClosed)
 }

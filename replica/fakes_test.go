@@ -240,7 +240,7 @@ func (m *memMachine) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, e
 	return answers, nil
 }
 
-func (m *memMachine) ApplyConf(index, term uint64, conf, _ []byte) error {
+func (m *memMachine) ApplyConf(index, term uint64, conf, context []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if index != m.state.index+1 {

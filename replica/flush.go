@@ -49,13 +49,14 @@ func (g *Group) flushed(err error) {
 	f.done = nil
 	if err != nil {
 		f.mark = 0
-		f.retry = time.After(g.limits.flushRetry)
+		f.retry = g.world.after(g.limits.flushRetry)
 		g.cfg.Logger.Warn("flushing the state failed, the log can't be cut yet", "error", err)
 		return
 	}
 	cut := make(chan error, 1)
 	f.cut = cut
-	go func(index uint64) { cut <- g.cfg.Log.TruncateFront(index) }(f.index)
+	index := f.index
+	g.world.spawn(func() { cut <- g.cfg.Log.TruncateFront(index) })
 }
 
 // isCut notes that the log ends a replay earlier.

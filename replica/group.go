@@ -28,7 +28,8 @@ type Machine interface {
 	// same batch. The entry may be kept, but not changed.
 	Apply(index, term uint64, entry *wire.Entry) ([]*wire.Answer, error)
 	// ApplyConf is Apply for an entry that changed who is in the group: conf
-	// is kept as it is, context is what the proposer of the change gave along.
+	// is kept as it is. Context is what the change was proposed with: an encoded
+	// wire.MemberChange, or empty.
 	ApplyConf(index, term uint64, conf, context []byte) error
 	// ConfState returns what ApplyConf was last given, nil in an empty state.
 	ConfState() []byte
@@ -36,7 +37,9 @@ type Machine interface {
 	LogTime() uint64
 }
 
-// Config is what a Group is made of. All fields are needed but Logger.
+// Config is what a Group is made of. All fields up to Fatal are needed; a
+// Group without Peers or Snapshots can have no other members, or only such as
+// find all they need in the log.
 type Config struct {
 	// ID is the node's identity in the group; not 0, and never used again for
 	// a node that lost its log.
@@ -52,6 +55,25 @@ type Config struct {
 	// failed after Open: nothing is acknowledged any more. It must not block;
 	// the Group still wants to be closed.
 	Fatal func(error)
+	// Joined says that this node was added to a group: an empty log waits for
+	// its leader instead of founding another one.
+	Joined bool
+	// Peers carries messages to the other members; nil drops them.
+	Peers Peers
+	// Snapshots makes, sends and installs copies of the state for members whose
+	// place in the log is cut off; nil does not.
+	Snapshots Snapshots
+	// Leads is called on the loop's goroutine: with true once this node leads
+	// and has applied the first entry of its own term, with false when it does
+	// not lead any more and all that was in flight is answered. It must not
+	// block. In a group of one it is called with true before Open returns.
+	Leads func(leads bool, term uint64)
+	// KeepLogBytes is how much log is kept for members that are behind; 0 is
+	// 256 MiB.
+	KeepLogBytes uint64
+	// Seed makes the Group's own random choices repeatable; 0 does not. Raft's
+	// choices come from crypto/rand.Reader.
+	Seed int64
 	// Logger gets what raft says, at debug level; nil is nobody.
 	Logger *slog.Logger
 }
@@ -96,6 +118,7 @@ const (
 type Group struct {
 	cfg    Config
 	limits limits
+	world  world
 	store  *storage
 	disk   *disk
 	held   held
@@ -143,16 +166,18 @@ type Status struct {
 func Open(cfg Config) (*Group, error) { return open(cfg, defaultLimits) }
 
 func open(cfg Config, limits limits) (*Group, error) {
-	g, err := prepare(cfg, limits)
+	g, err := prepare(cfg, limits, earth{began: time.Now()})
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
+	g.disk.start()
 	go g.run()
 	return g, nil
 }
 
-// prepare opens a Group whose loop does not run yet.
-func prepare(cfg Config, limits limits) (*Group, error) {
+// prepare opens a Group that has no goroutines: whoever calls it steps it, or
+// starts them. See step.go.
+func prepare(cfg Config, limits limits, w world) (*Group, error) {
 	if cfg.ID == 0 || raft.IsLocalMsgTarget(cfg.ID) {
 		return nil, gearsfs.ErrInvalid.Because("node id %d", cfg.ID)
 	}
@@ -164,10 +189,10 @@ func prepare(cfg Config, limits limits) (*Group, error) {
 		return nil, err
 	}
 	g := &Group{
-		cfg: cfg, limits: limits, store: store,
+		cfg: cfg, limits: limits, world: w, store: store,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
-	g.disk = newDisk(cfg.Log, g.fail, g.kick)
+	g.disk = newDisk(cfg.Log, w, g.fail, g.kick)
 	if err := g.start(); err != nil {
 		g.disk.abort(err)
 		g.disk.close()
@@ -187,8 +212,6 @@ func (g *Group) start() error {
 	g.status.commit.Store(g.store.hard.GetCommit())
 	g.status.term.Store(g.store.hard.GetTerm())
 	g.loop.hardTerm, g.loop.hardVote = g.store.hard.GetTerm(), g.store.hard.GetVote()
-	g.loop.now = make(chan struct{})
-	close(g.loop.now)
 	g.loop.proposal = &raftpb.Message{
 		Type: raftpb.MsgProp.Enum(), From: &g.cfg.ID, Entries: []*raftpb.Entry{{}},
 	}
@@ -242,7 +265,8 @@ func (g *Group) Propose(ps ...*Proposal) {
 		g.mu.Unlock()
 		// Not on this goroutine: the caller may hold a lock that Done takes. The
 		// one begun here ends with the last Done, which does not block.
-		go refuse(slices.Clone(items), err)
+		late := slices.Clone(items)
+		g.world.spawn(func() { refuse(late, err) })
 		return
 	}
 	g.held.commands.Add(int64(len(ps)))
@@ -278,10 +302,10 @@ func (g *Group) refusalLocked(commands, bytes int) error {
 	return nil
 }
 
-// WhenDurable calls done once all that is applied now is on disk: at once, on
-// the caller's goroutine, where it is already or syncing has failed, else on
+// WhenCertain calls done once all that is applied now is sure to stay: at once,
+// on the caller's goroutine, where it is already or syncing has failed, else on
 // one of the Group's; done must not block.
-func (g *Group) WhenDurable(done func(error)) { g.disk.whenSynced(done) }
+func (g *Group) WhenCertain(done func(error)) { g.disk.whenSynced(done) }
 
 // Barrier returns when this replica has applied all that was acknowledged
 // anywhere before the call, so that a read of the state that follows is
@@ -332,11 +356,20 @@ func (g *Group) Status() Status {
 // for all that. It is idempotent and returns the Group's failure, or that of
 // the flush: what was acknowledged is in the log all the same.
 func (g *Group) Close() error {
+	g.beginClose()
+	<-g.ended
+	return g.outcome()
+}
+
+func (g *Group) beginClose() {
 	g.mu.Lock()
 	g.closing = true
 	g.mu.Unlock()
 	g.kick()
-	<-g.ended
+}
+
+// outcome is what Close returns.
+func (g *Group) outcome() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return errors.Join(g.err, g.closeErr)

@@ -129,7 +129,7 @@ func TestDurable(t *testing.T) {
 	}
 	var when error = errors.New("not called")
 	whenDone := make(chan struct{})
-	f.WhenDurable(func(err error) { when = err; close(whenDone) })
+	f.WhenCertain(func(err error) { when = err; close(whenDone) })
 	require.Empty(t, first)
 	before := f.Status()
 	require.Less(t, before.Durable, before.Applied)
@@ -151,10 +151,10 @@ func TestDurable(t *testing.T) {
 	log.syncGate, log.syncBegan = nil, nil
 	log.mu.Unlock()
 	called := false
-	f.WhenDurable(func(err error) { called = err == nil })
+	f.WhenCertain(func(err error) { called = err == nil })
 	require.True(t, called, "at once where all is on disk")
 	require.NoError(t, f.Close())
-	f.WhenDurable(func(err error) { called = err == nil })
+	f.WhenCertain(func(err error) { called = err == nil })
 	require.True(t, called)
 }
 
@@ -266,11 +266,12 @@ func TestBarrierByReadIndex(t *testing.T) {
 // plays: then nothing is committed before it is on disk.
 func TestSeveralVoters(t *testing.T) {
 	log, machine := new(memLog), new(memMachine)
-	g, err := prepare(testConfig(log, machine, make(chan error, 1)), defaultLimits)
+	g, err := prepare(testConfig(log, machine, make(chan error, 1)), defaultLimits, earth{})
 	require.NoError(t, err)
 	g.loop.voters = 2
 	g.alone.Store(false)
 	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{})
+	g.disk.start()
 	go g.run()
 	f := &fixture{Group: g, log: log, machine: machine}
 	a, b := f.start("a", false), f.start("b", true)

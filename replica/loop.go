@@ -22,10 +22,9 @@ type loop struct {
 	inflight []*batch // proposed to raft and not applied, by rising index
 	acks     []ack    // raft's answers that wait for a sync, by rising seq
 	reads    []*barrier
-	readSeq  uint64 // of the last ReadIndex attempt
-	ticks    *time.Ticker
+	readSeq  uint64           // of the last ReadIndex attempt
+	ticks    <-chan time.Time // nil in a group of one
 	flush    flushing
-	now      chan struct{} // closed
 
 	hardTerm, hardVote uint64          // as last written
 	proposal           *raftpb.Message // used again for each
@@ -49,7 +48,11 @@ type barrier struct {
 // run is the goroutine that owns raft, the log's end and the state machine.
 func (g *Group) run() {
 	defer close(g.ended)
-	err := g.guard(g.serve)
+	g.finish(g.guard(g.serve))
+}
+
+// finish ends the Group after the last turn, because of err where it is not nil.
+func (g *Group) finish(err error) {
 	if err != nil {
 		g.fail(err)
 	}
@@ -63,9 +66,6 @@ func (g *Group) run() {
 	g.mu.Lock()
 	g.closeErr = err
 	g.mu.Unlock()
-	if g.loop.ticks != nil {
-		g.loop.ticks.Stop()
-	}
 }
 
 // guard turns raft's panic about an error of the log back into that error.
@@ -85,35 +85,18 @@ func (g *Group) guard(f func() error) (err error) {
 // or has failed.
 func (g *Group) serve() error {
 	for {
-		items, barriers, state := g.next(false)
-		if state == idle {
-			// Who is ready to run may be about to propose: what comes now shares
-			// an entry and wakes nobody. With 16 clients that is four times as
-			// many a second; alone it costs nothing.
-			runtime.Gosched()
-			items, barriers, state = g.next(true)
-		}
-		switch state {
-		case stopped:
-			return nil
-		case idle:
-			if err := g.event(true); err != nil {
-				return err
-			}
-			continue
-		}
-		if len(barriers) > 0 {
-			g.read(barriers)
-		}
-		if len(items) > 0 {
-			if err := g.propose(newBatch(items, &g.held)); err != nil {
-				return err
-			}
-		}
-		if err := g.pump(); err != nil {
+		state, err := g.turn()
+		if err != nil || state == stopped {
 			return err
 		}
-		if err := g.event(false); err != nil {
+		// Who is ready to run may be about to propose: what comes now shares an
+		// entry and wakes nobody. With 16 clients that is four times as many a
+		// second; alone it costs nothing.
+		runtime.Gosched()
+		if !g.doze() {
+			continue
+		}
+		if err := g.handleEvent(g.await()); err != nil {
 			return err
 		}
 	}
@@ -127,14 +110,14 @@ const (
 	stopped
 )
 
-// next takes what waits and fits one entry. With sleep, the next proposal or
-// barrier wakes the loop where there is none.
-func (g *Group) next(sleep bool) ([]waiting, []*barrier, loopState) {
+// next takes what waits and fits one entry.
+func (g *Group) next() ([]waiting, []*barrier, loopState) {
 	stalled := g.stalled()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.err != nil {
-		return nil, nil, stopped
+	state := g.stateLocked(stalled)
+	if state != busy {
+		return nil, nil, state
 	}
 	barriers := g.barriers
 	g.barriers = nil
@@ -142,19 +125,33 @@ func (g *Group) next(sleep bool) ([]waiting, []*barrier, loopState) {
 	if !stalled {
 		n = g.fitLocked()
 	}
-	if n == 0 && len(barriers) == 0 {
-		if g.closing && len(g.pending) == 0 && len(g.loop.inflight) == 0 {
-			return nil, nil, stopped
-		}
-		g.asleep = sleep
-		return nil, nil, idle
-	}
-	g.asleep = false
 	items := slices.Clone(g.pending[:n])
 	left := copy(g.pending, g.pending[n:])
 	clear(g.pending[left:])
 	g.pending = g.pending[:left]
 	return items, barriers, busy
+}
+
+// stateLocked reports what there is to do for a loop that may be stalled.
+func (g *Group) stateLocked(stalled bool) loopState {
+	switch {
+	case g.err != nil:
+		return stopped
+	case len(g.pending) > 0 && !stalled, len(g.barriers) > 0:
+		return busy
+	case g.closing && len(g.pending) == 0 && len(g.loop.inflight) == 0:
+		return stopped
+	}
+	return idle
+}
+
+// doze has the next proposal or barrier wake the loop, where there is none.
+func (g *Group) doze() bool {
+	stalled := g.stalled()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asleep = g.stateLocked(stalled) == idle
+	return g.asleep
 }
 
 // fitLocked returns how many of the pending proposals go into the next entry:
@@ -173,33 +170,85 @@ func (g *Group) fitLocked() int {
 	return n
 }
 
-// event handles what came in meanwhile, or not always all of it; with wait it
-// waits for something.
-func (g *Group) event(wait bool) error {
+// event is something that came in while the loop worked or slept.
+type event struct {
+	kind eventKind
+	err  error
+}
+
+type eventKind int
+
+const (
+	woken eventKind = iota // something under mu or a sync changed
+	flushDone
+	cutDone
+	retryDue
+	ticked
+)
+
+// poll takes one event that is there, always the first of this order.
+func (g *Group) poll() (event, bool) {
 	l := &g.loop
-	var ticks <-chan time.Time
-	if l.ticks != nil {
-		ticks = l.ticks.C
+	select {
+	case <-g.wake:
+		return event{kind: woken}, true
+	default:
 	}
-	var now <-chan struct{}
-	if !wait {
-		if ticks == nil && !l.flush.running() && l.flush.retry == nil {
-			return nil
-		}
-		now = l.now
+	if l.ticks == nil && !l.flush.running() && l.flush.retry == nil {
+		return event{}, false
 	}
 	select {
-	case <-now:
-		return nil
-	case <-g.wake:
 	case err := <-l.flush.done:
-		g.flushed(err)
+		return event{flushDone, err}, true
+	default:
+	}
+	select {
 	case err := <-l.flush.cut:
-		return g.isCut(err)
+		return event{cutDone, err}, true
+	default:
+	}
+	select {
 	case <-l.flush.retry:
+		return event{kind: retryDue}, true
+	default:
+	}
+	select {
+	case <-l.ticks:
+		return event{kind: ticked}, true
+	default:
+	}
+	return event{}, false
+}
+
+// await waits for an event.
+func (g *Group) await() event {
+	l := &g.loop
+	select {
+	case <-g.wake:
+		return event{kind: woken}
+	case err := <-l.flush.done:
+		return event{flushDone, err}
+	case err := <-l.flush.cut:
+		return event{cutDone, err}
+	case <-l.flush.retry:
+		return event{kind: retryDue}
+	case <-l.ticks:
+		return event{kind: ticked}
+	}
+}
+
+func (g *Group) handleEvent(e event) error {
+	switch e.kind {
+	case flushDone:
+		g.flushed(e.err)
+	case cutDone:
+		if err := g.isCut(e.err); err != nil {
+			return err
+		}
+	case retryDue:
 		g.retryFlush()
-	case <-ticks:
-		l.node.Tick()
+	case ticked:
+		g.tick()
 	}
 	return g.pump()
 }
@@ -233,7 +282,7 @@ func (g *Group) propose(b *batch) error {
 	ready := l.node.Ready()
 	last := ready.Entries[len(ready.Entries)-1]
 	b.index, b.term = last.GetIndex(), last.GetTerm()
-	return g.handle(ready)
+	return g.handleReady(ready)
 }
 
 // pump does what raft asks for until it asks for nothing.
@@ -242,15 +291,15 @@ func (g *Group) pump() error {
 		return err
 	}
 	for g.loop.node.HasReady() {
-		if err := g.handle(g.loop.node.Ready()); err != nil {
+		if err := g.handleReady(g.loop.node.Ready()); err != nil {
 			return err
 		}
 	}
-	g.pass()
+	g.endBarriers()
 	return nil
 }
 
-func (g *Group) handle(ready raft.Ready) error {
+func (g *Group) handleReady(ready raft.Ready) error {
 	if ready.SoftState != nil {
 		g.status.leader.Store(ready.SoftState.Lead)
 		g.leads(ready.SoftState.RaftState == raft.StateLeader)
@@ -394,8 +443,8 @@ func (g *Group) readable(states []raft.ReadState) {
 	}
 }
 
-// pass ends the barriers whose read index is applied.
-func (g *Group) pass() {
+// endBarriers ends the barriers whose read index is applied.
+func (g *Group) endBarriers() {
 	if len(g.loop.reads) == 0 {
 		return
 	}

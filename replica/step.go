@@ -1,0 +1,99 @@
+package replica
+
+import (
+	"time"
+)
+
+// A Group can be stepped: prepare opens it without a goroutine, and then it
+// only moves when it is told to, on the caller's goroutine and in an order that
+// depends on nothing else.
+//
+//   - turn does all that is ready and returns idle, or stopped after beginClose
+//     or a failure: then finish ends the Group, and outcome is what Close
+//     would have returned. Turn is called through guard.
+//   - disk.sync syncs what was written and answers those who waited for it;
+//     until then the loop has written, but not synced.
+//   - Time passes, ticks included, when the world says so: its timers fire, and
+//     the next turn sees it.
+//   - Messages leave through Config.Peers and come in by Receive, as ever.
+//
+// Raft draws its election timeouts from crypto/rand.Reader, each time anew; who
+// wants to know them puts a reader of its own there.
+// stepped in step_test.go is such a world.
+
+// world is where a Group has threads and time from.
+type world interface {
+	// timer calls f on a goroutine of its own whenever the timer that it
+	// returns, and that does not run yet, is due.
+	timer(f func()) timer
+	// after yields once, that much later.
+	after(d time.Duration) <-chan time.Time
+	// spawn runs f beside the Group; it ends by itself.
+	spawn(f func())
+	// elapsed is the time since some moment; unlike a clock it never jumps.
+	elapsed() time.Duration
+}
+
+// timer is the part of time.Timer that is needed.
+type timer interface {
+	Reset(d time.Duration) bool
+	Stop() bool
+}
+
+// earth is the world of all Groups but those of a simulation.
+type earth struct{ began time.Time }
+
+var _ world = earth{}
+
+func (e earth) timer(f func()) timer {
+	t := time.AfterFunc(time.Hour, f)
+	t.Stop()
+	return t
+}
+
+func (e earth) after(d time.Duration) <-chan time.Time { return time.After(d) }
+func (e earth) spawn(f func())                         { go f() }
+func (e earth) elapsed() time.Duration                 { return time.Since(e.began) }
+
+// turn does all that is ready, without waiting for more.
+func (g *Group) turn() (loopState, error) {
+	for {
+		items, barriers, state := g.next()
+		if state == stopped {
+			return stopped, nil
+		}
+		if state == busy {
+			if err := g.pass(items, barriers); err != nil {
+				return stopped, err
+			}
+		}
+		e, ok := g.poll()
+		if ok {
+			if err := g.handleEvent(e); err != nil {
+				return stopped, err
+			}
+		}
+		if state == idle && !ok {
+			return idle, nil
+		}
+	}
+}
+
+// pass makes items an entry and lets raft work.
+func (g *Group) pass(items []waiting, barriers []*barrier) error {
+	if len(barriers) > 0 {
+		g.read(barriers)
+	}
+	if len(items) > 0 {
+		if err := g.propose(newBatch(items, &g.held)); err != nil {
+			return err
+		}
+	}
+	return g.pump()
+}
+
+// tick is a tenth of a second of raft's time.
+func (g *Group) tick() {
+	g.loop.ticks = g.world.after(tick)
+	g.loop.node.Tick()
+}
