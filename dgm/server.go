@@ -114,6 +114,11 @@ type peer struct {
 	conn *transport.Conn
 	as   *gearsfs.Caller
 
+	// Which member's connection it is, and for what; 0 where it is none's. They
+	// belong to the goroutine that reads from it.
+	member gearsfs.MemberID
+	bulk   bool
+
 	// mu is taken after Volume.mu.
 	mu        sync.Mutex
 	sessions  map[gearsfs.SessionID]*session

@@ -3,6 +3,7 @@ package dgm
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,6 +36,16 @@ type VolumeConfig struct {
 	ReserveBytes uint64
 	// Insecure believes whom a TCP client without TLS claims to be.
 	Insecure bool
+	// Addrs is where other nodes and their clients reach this one, separated by
+	// commas; TLS is how this one dials others over TCP, nil for plainly.
+	Addrs string
+	TLS   *tls.Config
+	// SnapshotBytesPerSecond bounds what this node sends to others that catch
+	// up; 0 is 128 MiB.
+	SnapshotBytesPerSecond int64
+	// VerifyEvery is how often the leader has the replicas compared; 0 is an
+	// hour, less is never.
+	VerifyEvery time.Duration
 	// Fatal is told that the volume can't go on (a failed write or fsync); the
 	// process should end. It is called once at most, on any goroutine.
 	Fatal func(error)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -15,7 +14,7 @@ type peekOptions struct {
 	node   string
 	count  countFlag
 	noWait bool
-	wait   units.Duration
+	wait   durationFlag
 	follow bool
 	after  afterFlag
 	last   bool
@@ -89,7 +88,7 @@ type peeker struct {
 	target
 	key     gearsfs.Key
 	noWait  bool
-	wait    units.Duration
+	wait    durationFlag
 	left    uint64 // to show; with endless always 1
 	endless bool
 	last    bool        // begin with the newest record

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -18,7 +17,7 @@ type putOptions struct {
 	node   string
 	lines  bool
 	nul    bool
-	wait   units.Duration
+	wait   durationFlag
 	noWait bool
 	seal   bool
 	format formatFlag
@@ -108,7 +107,7 @@ type putter struct {
 	target
 	key    gearsfs.Key
 	mode   uint32
-	wait   units.Duration
+	wait   durationFlag
 	noWait bool
 
 	// One put holds at most this much, by the limits that the stream had: a
@@ -247,9 +246,9 @@ func (p *putter) putBatch(ctx context.Context, put dgm.Put) error {
 }
 
 // waitContext bounds one wait by --wait; what says what did not happen.
-func waitContext(ctx context.Context, wait units.Duration, what string) (context.Context, context.CancelFunc) {
-	if !wait.Given {
+func waitContext(ctx context.Context, wait durationFlag, what string) (context.Context, context.CancelFunc) {
+	if !wait.set {
 		return ctx, func() {}
 	}
-	return context.WithDeadlineCause(ctx, time.Now().Add(wait.Value), &waitError{what})
+	return context.WithDeadlineCause(ctx, time.Now().Add(wait.value), &waitError{what})
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -17,7 +16,7 @@ type takeOptions struct {
 	node   string
 	count  countFlag
 	noWait bool
-	wait   units.Duration
+	wait   durationFlag
 	follow bool
 	force  bool
 	format recordFormat
@@ -109,7 +108,7 @@ type leaser struct {
 	*app
 	target
 	keys    []gearsfs.Key
-	wait    units.Duration
+	wait    durationFlag
 	noWait  bool
 	force   bool
 	left    uint64 // to take; with endless always 1

@@ -1,0 +1,445 @@
+package dgm
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/transport"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// meshConfig is what a mesh knows of its node.
+type meshConfig struct {
+	self   *wire.Member
+	volume persist.ID
+	tls    *tls.Config
+	log    *slog.Logger
+	roster roster
+	// offered is called for a snapshot that another member has for this node,
+	// answered for what another says to one that this node has for it. Both are
+	// set before begin, called on goroutines that read from connections, and must
+	// not wait.
+	offered  func(from gearsfs.MemberID, s *wire.Snapshot)
+	answered func(from gearsfs.MemberID, n *wire.Notice)
+}
+
+// roster says who the members are; it is the state machine.
+type roster interface {
+	Members() ([]gearsfs.Member, error)
+	MemberRow(id gearsfs.MemberID) (row *wire.MemberRow, ok bool)
+}
+
+// receiver is what takes messages and hears of the ways to others; it is the
+// replica.
+type receiver interface {
+	Receive(message []byte)
+	Unreachable(member gearsfs.MemberID)
+	Died(member gearsfs.MemberID)
+}
+
+// mesh connects this node with the other members of its volume: a link to each,
+// over which messages go one way, and the connections that the others have made
+// for theirs.
+//
+//	this node                                       another
+//	Send ---> peerLink ------- Notice ------> peer.Notice ---> its Group
+//	Group <--- notice <------- Notice ------- peerLink <--- its Send
+//	puller ------------------- Fetch -------> fetch, of snapshots
+//
+// A member that the node has not heard of is welcome all the same as long as it
+// knows the volume: the entry that added it may be one that only itself has to
+// give, as when a node begins with an empty log, or was away for long.
+type mesh struct {
+	cfg         meshConfig
+	incarnation uint64
+	group       atomic.Pointer[receiver]
+
+	ctx   context.Context // ends with close
+	stop  context.CancelFunc
+	owned sync.WaitGroup
+
+	// links is replaced as a whole, with mu held; Send reads it without.
+	links atomic.Pointer[map[gearsfs.MemberID]*peerLink]
+
+	updating sync.Mutex // held by update; taken before mu
+
+	mu       sync.Mutex // not held over I/O or a call of the replica
+	closed   bool
+	arrived  map[gearsfs.MemberID]*arrival
+	guests   map[gearsfs.MemberID]gearsfs.Member // not in the roster yet
+	lives    map[gearsfs.MemberID]uint64         // incarnations
+	expelled string                              // who says that this node was removed
+}
+
+// arrival is a member's latest connection to this node, for notices.
+type arrival struct {
+	peer *peer
+	self *wire.Member
+}
+
+// guestsMax bounds the members that are only known by what they say.
+const guestsMax = 64
+
+// newMesh makes the mesh of a volume, whose data say which member this node is.
+// It connects to nobody before begin.
+func newMesh(v *Volume) *mesh {
+	id := v.cfg.Data.Identity()
+	return makeMesh(meshConfig{
+		self:   &wire.Member{Id: uint64(id.Member), Name: id.Name, NodeId: id.Node[:], Addrs: v.cfg.Addrs},
+		volume: id.Volume, tls: v.cfg.TLS, log: v.log, roster: v.machine,
+		offered:  func(gearsfs.MemberID, *wire.Snapshot) {},
+		answered: func(gearsfs.MemberID, *wire.Notice) {},
+	})
+}
+
+func makeMesh(cfg meshConfig) *mesh {
+	m := &mesh{
+		cfg:         cfg,
+		incarnation: rand.Uint64() | 1,
+		arrived:     make(map[gearsfs.MemberID]*arrival),
+		guests:      make(map[gearsfs.MemberID]gearsfs.Member),
+		lives:       make(map[gearsfs.MemberID]uint64),
+	}
+	m.links.Store(&map[gearsfs.MemberID]*peerLink{})
+	m.ctx, m.stop = context.WithCancel(context.Background())
+	return m
+}
+
+// begin connects to the members; what arrives is for group from now on.
+func (m *mesh) begin(group receiver) {
+	m.group.Store(&group)
+	m.update()
+}
+
+// replica is nil before begin.
+func (m *mesh) replica() receiver {
+	if g := m.group.Load(); g != nil {
+		return *g
+	}
+	return nil
+}
+
+func (m *mesh) self() gearsfs.MemberID { return gearsfs.MemberID(m.cfg.self.Id) }
+
+// update takes over who the members are, and where. It waits for nothing but
+// the state.
+func (m *mesh) update() {
+	if m.replica() == nil {
+		return
+	}
+	m.updating.Lock()
+	defer m.updating.Unlock()
+	members, err := m.cfg.roster.Members()
+	if err != nil {
+		m.cfg.log.Error("the members can't be read", "error", err)
+		return
+	}
+	if row, ok := m.cfg.roster.MemberRow(m.self()); ok && row.Removed {
+		m.expel("the volume's log")
+	}
+	m.mu.Lock()
+	want := maps.Clone(m.guests)
+	m.mu.Unlock()
+	var known []gearsfs.MemberID
+	for id := range want {
+		if _, ok := m.cfg.roster.MemberRow(id); ok {
+			known = append(known, id)
+			delete(want, id)
+		}
+	}
+	for _, member := range members {
+		want[member.ID] = member
+	}
+	delete(want, m.self())
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range known {
+		delete(m.guests, id)
+	}
+	m.connectLocked(want)
+	for id, a := range m.arrived {
+		if _, ok := want[id]; !ok && !m.closed {
+			delete(m.arrived, id)
+			m.owned.Go(func() { a.peer.conn.Close() }) //nolint:errcheck // it is told when it comes again
+		}
+	}
+}
+
+// connectLocked makes the links those to want.
+func (m *mesh) connectLocked(want map[gearsfs.MemberID]gearsfs.Member) {
+	if m.closed {
+		return
+	}
+	links := maps.Clone(*m.links.Load())
+	for id, l := range links {
+		if _, ok := want[id]; !ok {
+			l.stop()
+			delete(links, id)
+		}
+	}
+	for id, member := range want {
+		if l := links[id]; l != nil {
+			l.moved(member)
+			continue
+		}
+		l := newPeerLink(m, member)
+		links[id] = l
+		m.owned.Go(l.run)
+	}
+	m.links.Store(&links)
+}
+
+func (m *mesh) link(to gearsfs.MemberID) *peerLink { return (*m.links.Load())[to] }
+
+// Send implements replica.Peers. It writes to the member's connection right
+// away, as far as the socket takes it.
+func (m *mesh) Send(to gearsfs.MemberID, messages [][]byte) {
+	if l := m.link(to); l != nil {
+		l.send(messages)
+		return
+	}
+	if g := m.replica(); g != nil {
+		g.Unreachable(to)
+	}
+}
+
+// say sends a notice that is not raft's. It returns false where there is no
+// connection.
+func (m *mesh) say(to gearsfs.MemberID, n *wire.Notice) bool {
+	l := m.link(to)
+	return l != nil && l.say(n)
+}
+
+// ask has another node answer a question. Errors: gearsfs.ErrNoNode with the
+// reason why it can't be reached, ctx's, and the node's own.
+func (m *mesh) ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*wire.Response, error) {
+	l := m.link(to)
+	if l == nil {
+		return nil, gearsfs.ErrNotMember.Because("%x is not a member", to)
+	}
+	conn, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	return exchange(ctx, conn, &wire.Request{Kind: &wire.Request_Node{Node: op}})
+}
+
+// reachable reports whether there is a connection to a member, and if not, why.
+func (m *mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
+	if to == m.self() {
+		return true, ""
+	}
+	l := m.link(to)
+	if l == nil {
+		return false, "not a member"
+	}
+	if _, err := l.current(); err != nil {
+		return false, err.Error()
+	}
+	return true, ""
+}
+
+// warnings are for the node's status.
+func (m *mesh) warnings() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.expelled == "" {
+		return nil
+	}
+	return []string{"this node was removed from the volume (says " + m.expelled + "): stop it; to come back it needs new data"}
+}
+
+// expel notes that this node was removed.
+func (m *mesh) expel(says string) {
+	m.mu.Lock()
+	first := m.expelled == ""
+	if first {
+		m.expelled = says
+	}
+	m.mu.Unlock()
+	if first {
+		m.cfg.log.Error("this node was removed from the volume: stop it; to come back it needs new data", "says", says)
+	}
+}
+
+// said returns what the members that are connected to this node say of
+// themselves.
+func (m *mesh) said() []*wire.Member {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []*wire.Member
+	for _, a := range m.arrived {
+		if a.peer.conn.Err() == nil {
+			all = append(all, a.self)
+		}
+	}
+	return all
+}
+
+// isHere reports whether a member has a live connection to this node.
+func (m *mesh) isHere(id gearsfs.MemberID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.arrived[id]
+	return a != nil && a.peer.conn.Err() == nil
+}
+
+// met notes which process of a member there was talk with. Another one than
+// before means that the member's process has died, however quickly it is back.
+func (m *mesh) met(id gearsfs.MemberID, life uint64) {
+	m.mu.Lock()
+	before := m.lives[id]
+	m.lives[id] = life
+	m.mu.Unlock()
+	if g := m.replica(); g != nil && before != 0 && before != life {
+		g.Died(id)
+	}
+}
+
+// accept answers a node that says which member it is. The caller has made sure
+// that it may be trusted. p belongs to that member from then on. It is called on
+// the goroutine that reads from the connection.
+func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
+	self := hello.Self
+	if self == nil {
+		self = new(wire.Member)
+	}
+	id := gearsfs.MemberID(hello.Member)
+	if err := m.checkVolume(hello.VolumeId, hello.Format); err != nil {
+		return nil, err
+	}
+	row, known := m.cfg.roster.MemberRow(id)
+	switch {
+	case gearsfs.MemberID(hello.To) != m.self():
+		return nil, gearsfs.ErrNotMember.Because("this is %s (member %x), not member %x", m.cfg.self.Name, m.self(), hello.To)
+	case id == 0 || id == m.self():
+		return nil, gearsfs.ErrForeign.Because("member %x is this node: was its data copied?", id)
+	case known && row.Removed:
+		err := gearsfs.ErrNotMember.Because("%s (member %x) was removed from the volume", self.Name, id)
+		resp := failure(err)
+		resp.Joined = &wire.Joined{Removed: true}
+		return resp, nil
+	case known && len(row.NodeId) > 0 && !bytes.Equal(row.NodeId, self.NodeId):
+		return nil, gearsfs.ErrForeign.Because("member %x of the volume has other data than %s", id, self.Name)
+	case self.Name == m.cfg.self.Name:
+		return nil, gearsfs.ErrExists.Because("this node has the name %s too: each node of a volume needs its own", self.Name)
+	case !known && !m.guest(id, self):
+		return nil, gearsfs.ErrNotMember.Because("%s (member %x) is not known here", self.Name, id)
+	}
+	p.member, p.bulk = id, hello.Bulk
+	if !hello.Bulk {
+		m.mu.Lock()
+		m.arrived[id] = &arrival{p, self}
+		m.mu.Unlock()
+		if l := m.link(id); l != nil {
+			l.kick()
+		} else {
+			m.update() // the member was removed meanwhile
+		}
+	}
+	m.met(id, hello.Incarnation)
+	return &wire.Response{Joined: m.joined()}, nil
+}
+
+// joined is what this node says of itself to those who come.
+func (m *mesh) joined() *wire.Joined {
+	return &wire.Joined{
+		VolumeId: m.cfg.volume[:], Member: m.cfg.self.Id,
+		Format: persist.FormatVersion, Incarnation: m.incarnation,
+	}
+}
+
+// checkVolume refuses a node of another volume or format.
+func (m *mesh) checkVolume(volume []byte, format uint32) error {
+	switch {
+	case format != persist.FormatVersion:
+		return gearsfs.ErrFormat.Because("the data of %s is of format version %d, the other's of %d", m.cfg.self.Name, persist.FormatVersion, format)
+	case !bytes.Equal(volume, m.cfg.volume[:]):
+		return gearsfs.ErrForeign.Because("%s is a node of volume %s, the other of %x", m.cfg.self.Name, m.cfg.volume, volume)
+	}
+	return nil
+}
+
+// guest welcomes a member that is not in the roster yet.
+func (m *mesh) guest(id gearsfs.MemberID, self *wire.Member) bool {
+	m.mu.Lock()
+	_, again := m.guests[id]
+	if !again && len(m.guests) >= guestsMax {
+		m.mu.Unlock()
+		return false
+	}
+	m.guests[id] = gearsfs.Member{ID: id, Name: self.Name, Addrs: self.Addrs}
+	m.mu.Unlock()
+	m.update()
+	return true
+}
+
+// notice takes what a member sends. It is called on the goroutine that reads
+// from the connection; body is the mesh's.
+func (m *mesh) notice(p *peer, body []byte) {
+	g := m.replica()
+	if p.member == 0 || p.bulk || g == nil {
+		return // it has not said who it is, or comes too early: raft repeats
+	}
+	n := new(wire.Notice)
+	if err := n.UnmarshalVTUnsafe(body); err != nil {
+		m.cfg.log.Warn("a notice can't be decoded", "member", p.member, "error", err)
+		return
+	}
+	for _, message := range n.Messages {
+		g.Receive(message)
+	}
+	if n.Snapshot != nil {
+		m.cfg.offered(p.member, n.Snapshot)
+	}
+	if n.Taken != 0 || n.Refused != "" {
+		m.cfg.answered(p.member, n)
+	}
+}
+
+// close ends all links and waits for what they have begun.
+func (m *mesh) close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.stop()
+	m.owned.Wait()
+}
+
+// exchange is one request on a connection. Where ctx ends first the answer is
+// not waited for.
+func exchange(ctx context.Context, conn *transport.Conn, req *wire.Request) (*wire.Response, error) {
+	body, err := req.MarshalVT()
+	if err != nil {
+		return nil, gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)
+	}
+	type outcome struct {
+		body []byte
+		err  error
+	}
+	out := make(chan outcome, 1)
+	pending := conn.Start(body, func(body []byte, err error) { out <- outcome{body, err} })
+	select {
+	case o := <-out:
+		if o.err != nil {
+			return nil, o.err
+		}
+		resp := new(wire.Response)
+		if err := resp.UnmarshalVT(o.body); err != nil {
+			return nil, gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", err)
+		}
+		return resp, errorOf(resp)
+	case <-ctx.Done():
+		pending.Cancel()
+		return nil, ctx.Err()
+	}
+}
