@@ -51,7 +51,7 @@ check:
 	$(GO) vet ./...
 
 # What the tests run besides Go.
-TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfattr:attr mkfs.ext4:e2fsprogs
+TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfattr:attr mkfs.ext4:e2fsprogs ip:iproute2
 
 test: check
 	@$(call install-missing,$(TESTTOOLS))

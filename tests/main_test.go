@@ -2,11 +2,15 @@ package tests
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -31,19 +35,28 @@ func size(bounded, full int) int {
 var tools = map[string]string{
 	"cp": "coreutils", "wc": "coreutils", "diff": "diffutils", "tar": "tar", "rsync": "rsync", "git": "git",
 	"sqlite3": "sqlite3", "make": "make", "vim": "vim", "go": "golang", "mount": "mount", "umount": "mount",
-	"getfattr": "attr", "setfattr": "attr",
+	"getfattr": "attr", "setfattr": "attr", "ip": "iproute2",
 }
 
 func TestMain(m *testing.M) {
-	os.Exit(runAll(m))
+	if dir := os.Getenv(insideEnv); dir != "" {
+		os.Exit(runInside(m, dir))
+	}
+	os.Exit(runAll())
 }
 
-func runAll(m *testing.M) int {
+// insideEnv tells the process that runs the tests what scratch is.
+const insideEnv = "GEARSFS_TESTS_INSIDE"
+
+// runAll has the tests run by a process of its own, in a network namespace of
+// its own where that is allowed: whatever it makes of networks goes with it,
+// and what else it leaves behind is found here, however it ended.
+func runAll() int {
 	if err := setUp(); err != nil {
 		fmt.Fprintln(os.Stderr, "tests:", err)
 		return 1
 	}
-	status := m.Run()
+	status := runAgain()
 	if leaks := append(leakedMounts(), leakedProcesses()...); len(leaks) > 0 {
 		fmt.Fprintf(os.Stderr, "tests: left behind:\n\t%s\n", strings.Join(leaks, "\n\t"))
 		status = 1
@@ -60,6 +73,50 @@ func runAll(m *testing.M) int {
 		status = 1
 	}
 	return status
+}
+
+// runAgain runs this program again, as the process that runs the tests.
+func runAgain() int {
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	inside := exec.Command("/proc/self/exe", os.Args[1:]...)
+	inside.Args[0] = os.Args[0]
+	inside.Stdin, inside.Stdout, inside.Stderr = os.Stdin, os.Stdout, os.Stderr
+	inside.Env = append(os.Environ(), insideEnv+"="+scratch)
+	inside.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		inside.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
+	}
+	if err := inside.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "tests: run them:", err)
+		return 1
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+	go func() { // ends with the process
+		for s := range signals {
+			inside.Process.Signal(s) //nolint:errcheck // it may have ended
+		}
+	}()
+	err := inside.Wait()
+	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
+		fmt.Fprintln(os.Stderr, "tests: run them:", err)
+	}
+	if status := inside.ProcessState.ExitCode(); status >= 0 {
+		return status
+	}
+	return 1
+}
+
+// runInside runs the tests.
+func runInside(m *testing.M, dir string) int {
+	scratch, binDir = dir, filepath.Join(dir, "bin")
+	if err := errors.Join(unsetOwn(), loopbackUp()); err != nil {
+		fmt.Fprintln(os.Stderr, "tests:", err)
+		return 1
+	}
+	return m.Run()
 }
 
 func setUp() error {
@@ -81,7 +138,12 @@ func setUp() error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
-	// Nothing of the caller's may decide where the programs under test go.
+	return nil
+}
+
+// unsetOwn unsets the variables of the programs under test: nothing of the
+// caller's may decide where they go.
+func unsetOwn() error {
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "GEARSFS_") || strings.HasPrefix(name, "GEARSFSD_") {
 			if err := os.Unsetenv(name); err != nil {
