@@ -195,6 +195,9 @@ func checkTables(fs vfs.FS) error {
 type deaf struct{}
 
 func (deaf) Applied(uint64, []file.Touched, []file.Changed) {}
+func (deaf) MembersChanged()                                {}
+
+func (deaf) Verify(_ uint64, state file.View) { state.Close() } //nolint:errcheck // it was not read
 
 // dump describes all that is in a client's directory.
 func dump(m dgm.Manager, dir string) (string, error) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/stretchr/testify/assert"
 )
 
@@ -59,7 +60,7 @@ func TestQuiet(t *testing.T) {
 }
 
 func TestCauseOfAWaitThatIsOver(t *testing.T) {
-	ctx, cancel := waitContext(context.Background(), durationFlag{value: time.Nanosecond, set: true}, "nothing came")
+	ctx, cancel := waitContext(context.Background(), units.Duration{Value: time.Nanosecond, Given: true}, "nothing came")
 	defer cancel()
 	<-ctx.Done()
 	over := cause(ctx, fmt.Errorf("take: %w", ctx.Err()))

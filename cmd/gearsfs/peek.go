@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -14,7 +15,7 @@ type peekOptions struct {
 	node   string
 	count  countFlag
 	noWait bool
-	wait   durationFlag
+	wait   units.Duration
 	follow bool
 	after  afterFlag
 	last   bool
@@ -88,7 +89,7 @@ type peeker struct {
 	target
 	key     gearsfs.Key
 	noWait  bool
-	wait    durationFlag
+	wait    units.Duration
 	left    uint64 // to show; with endless always 1
 	endless bool
 	last    bool        // begin with the newest record

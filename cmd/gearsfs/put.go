@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -17,7 +18,7 @@ type putOptions struct {
 	node   string
 	lines  bool
 	nul    bool
-	wait   durationFlag
+	wait   units.Duration
 	noWait bool
 	seal   bool
 	format formatFlag
@@ -107,7 +108,7 @@ type putter struct {
 	target
 	key    gearsfs.Key
 	mode   uint32
-	wait   durationFlag
+	wait   units.Duration
 	noWait bool
 
 	// One put holds at most this much, by the limits that the stream had: a
@@ -246,9 +247,9 @@ func (p *putter) putBatch(ctx context.Context, put dgm.Put) error {
 }
 
 // waitContext bounds one wait by --wait; what says what did not happen.
-func waitContext(ctx context.Context, wait durationFlag, what string) (context.Context, context.CancelFunc) {
-	if !wait.set {
+func waitContext(ctx context.Context, wait units.Duration, what string) (context.Context, context.CancelFunc) {
+	if !wait.Given {
 		return ctx, func() {}
 	}
-	return context.WithDeadlineCause(ctx, time.Now().Add(wait.value), &waitError{what})
+	return context.WithDeadlineCause(ctx, time.Now().Add(wait.Value), &waitError{what})
 }

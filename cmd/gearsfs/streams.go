@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -148,7 +149,7 @@ func (a *app) sealCommands() []*cobra.Command {
 type setOptions struct {
 	node    string
 	records limitFlag
-	bytes   sizeFlag
+	bytes   units.Size
 	format  formatFlag
 }
 
@@ -186,12 +187,12 @@ func (a *app) set(ctx context.Context, o setOptions, args []string) error {
 	}
 	limits := info.Limits
 	switch {
-	case o.records.set || o.bytes.set:
+	case o.records.set || o.bytes.Given:
 		if o.records.set {
 			limits.Records = o.records.value
 		}
-		if o.bytes.set {
-			limits.Bytes = o.bytes.value
+		if o.bytes.Given {
+			limits.Bytes = o.bytes.Value
 		}
 		return a.configure(ctx, o.node, args, dgm.StreamChange{Limits: &limits})
 	case o.format.json:

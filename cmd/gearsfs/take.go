@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -16,7 +17,7 @@ type takeOptions struct {
 	node   string
 	count  countFlag
 	noWait bool
-	wait   durationFlag
+	wait   units.Duration
 	follow bool
 	force  bool
 	format recordFormat
@@ -108,7 +109,7 @@ type leaser struct {
 	*app
 	target
 	keys    []gearsfs.Key
-	wait    durationFlag
+	wait    units.Duration
 	noWait  bool
 	force   bool
 	left    uint64 // to take; with endless always 1
