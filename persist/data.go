@@ -21,7 +21,9 @@ type Data struct {
 
 	fs   FS
 	dir  string
+	opts Options
 	lock io.Closer
+	base base // changed by Install only
 
 	mu sync.Mutex // held while the identity is replaced
 	id Identity
@@ -32,12 +34,15 @@ type Data struct {
 
 // The names in a data directory; the package comment says what each is.
 const (
-	lockName     = "LOCK"
-	formatName   = "FORMAT"
-	identityName = "identity"
-	logName      = "log"
-	stateName    = "state"
-	creatingName = "gearsfs.creating"
+	lockName      = "LOCK"
+	formatName    = "FORMAT"
+	identityName  = "identity"
+	baseName      = "base"
+	logName       = "log"
+	stateName     = "state"
+	snapshotsName = "snapshots"
+	incomingName  = "incoming"
+	creatingName  = "gearsfs.creating"
 )
 
 // Open opens the data directory dir. With Options.Create a directory that is
@@ -53,7 +58,7 @@ func Open(dir string, opts Options) (*Data, error) {
 	if err := checkNodeName(opts.Name); err != nil {
 		return nil, err
 	}
-	d := &Data{fs: opts.FS, dir: dir}
+	d := &Data{fs: opts.FS, dir: dir, opts: opts}
 	if vfs.Root(opts.FS) == vfs.Default {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
@@ -243,15 +248,21 @@ func (d *Data) load(opts Options) error {
 	if d.id, err = parseIdentity(b); err != nil {
 		return gearsfs.ErrDamaged.Because("%s: %v", path, err)
 	}
+	if d.base, err = d.readBase(); err != nil {
+		return err
+	}
 	log, recovery, err := readLog(d.fs, d.path(logName), opts)
 	if err != nil {
 		return err
 	}
-	state, err := openState(d.fs, d.path(stateName), false, opts)
+	state, err := openState(d.fs, d.path(d.base.state), false, opts)
 	if err != nil {
 		return errors.Join(err, recovery.abandon())
 	}
 	err = recovery.repair()
+	if err == nil {
+		err = d.finishInstall(log)
+	}
 	if err == nil {
 		err = d.tidy()
 	}
@@ -265,7 +276,7 @@ func (d *Data) load(opts Options) error {
 // tidy removes what a crash left behind, and makes the names in the directory
 // durable, in case the process that gave them could not.
 func (d *Data) tidy() error {
-	for _, name := range []string{creatingName, identityName + tempSuffix, formatName + tempSuffix} {
+	for _, name := range []string{creatingName, identityName + tempSuffix, formatName + tempSuffix, baseName + tempSuffix} {
 		there, err := exists(d.fs, d.path(name))
 		if err == nil && there {
 			err = d.fs.Remove(d.path(name))
@@ -273,6 +284,13 @@ func (d *Data) tidy() error {
 		if err != nil {
 			return err
 		}
+	}
+	// Who fetched a snapshot from the process before knows that it is gone.
+	if err := d.fs.RemoveAll(d.path(snapshotsName)); err != nil {
+		return err
+	}
+	if err := d.tidyStates(); err != nil {
+		return err
 	}
 	return syncDir(d.fs, d.dir)
 }

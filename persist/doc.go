@@ -5,10 +5,13 @@
 //
 //	LOCK               held by the process that has the directory open
 //	FORMAT             "gearsfs data\nversion 1\n" and a checksum; written last
-//	identity           the node's name and id, the volume's id
+//	identity           the node's name and id, the volume's id, which member the node is
+//	base               the snapshot that state and log begin with, where one was installed; see install.go
 //	log/00000001.seg…  the log, see segment.go
 //	log/spare-…        segments to be used again
-//	state/             Pebble, without a log of its own
+//	state/             Pebble, without a log of its own; state-1/ … after a snapshot was installed
+//	snapshots/…        copies of the state that other nodes fetch; gone at the next Open
+//	incoming/…         another node's snapshot, as far as it was fetched
 //	gearsfs.creating   there while the directory is made
 //
 // # The state's tables

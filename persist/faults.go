@@ -10,10 +10,10 @@ import (
 // Pebble's logger: what Pebble calls fatal goes to the injected function
 // instead of ending the process from inside.
 type faults struct {
-	tell func(error)   // may be nil
 	dead chan struct{} // closed by the first fatal error
 
-	mu      sync.Mutex
+	mu      sync.Mutex    // guards what follows
+	tell    func(error)   // may be nil
 	ended   error         // the first fatal error
 	latest  error         // of any kind
 	changed chan struct{} // closed at the next error
@@ -44,6 +44,13 @@ func (f *faults) last() error {
 	return f.latest
 }
 
+// ignore says that nobody is to be told any more.
+func (f *faults) ignore() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell = nil
+}
+
 // background takes an error that Pebble met in the background; it goes on.
 func (f *faults) background(err error) {
 	if err == nil {
@@ -62,14 +69,14 @@ func (f *faults) Fatalf(format string, args ...any) {
 	err := fmt.Errorf("state: "+format, args...)
 	f.background(err)
 	f.mu.Lock()
-	first := f.ended == nil
-	if first {
-		f.ended = err
+	var tell func(error)
+	if f.ended == nil {
+		f.ended, tell = err, f.tell
 		close(f.dead)
 	}
 	f.mu.Unlock()
-	if first && f.tell != nil {
-		f.tell(err)
+	if tell != nil {
+		tell(err)
 	}
 	runtime.Goexit()
 }

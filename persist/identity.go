@@ -139,20 +139,30 @@ func readText(fsys FS, path string) ([]byte, error) {
 // writeFile replaces a file atomically: after a crash it is the old or the new
 // one, and the new one when writeFile has returned.
 func writeFile(fsys FS, dir, name string, content []byte) error {
-	path := fsys.PathJoin(dir, name)
-	temp := path + tempSuffix
-	f, err := fsys.Create(temp, vfs.WriteCategoryUnspecified)
-	if err != nil {
+	if err := writeTemp(fsys, dir, name, content); err != nil {
 		return err
+	}
+	return renameTemp(fsys, dir, name)
+}
+
+// writeTemp writes what is to replace a file. Nothing has changed yet.
+func writeTemp(fsys FS, dir, name string, content []byte) error {
+	f, err := fsys.Create(fsys.PathJoin(dir, name)+tempSuffix, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return noSpace(err)
 	}
 	_, err = f.Write(content)
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return noSpace(err)
-	}
-	if err := fsys.Rename(temp, path); err != nil {
+	return noSpace(errors.Join(err, f.Close()))
+}
+
+// renameTemp replaces the file by what writeTemp wrote. After an error it is
+// the old or the new one.
+func renameTemp(fsys FS, dir, name string) error {
+	path := fsys.PathJoin(dir, name)
+	if err := fsys.Rename(path+tempSuffix, path); err != nil {
 		return err
 	}
 	return syncDir(fsys, dir)

@@ -100,7 +100,7 @@ func (r row) compare(q row) int {
 		cmp.Compare(r.place.Pos, q.place.Pos), cmp.Compare(r.place.Seq, q.place.Seq))
 }
 
-var tables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
+var allTables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
 	TableSession, TableOrphan, TableRemote, TableMember}
 
 func randomRow(rng *rand.Rand) row {
@@ -112,7 +112,7 @@ func randomRow(rng *rand.Rand) row {
 		}
 		return edges[rng.IntN(len(edges))]
 	}
-	r := row{table: tables[rng.IntN(len(tables))]}
+	r := row{table: allTables[rng.IntN(len(allTables))]}
 	name := make([]byte, 1+rng.IntN(3))
 	for i := range name {
 		name[i] = []byte{1, 0x1f, ' ', 'a', 'b', 0xfe, 0xff}[rng.IntN(7)]

@@ -424,28 +424,48 @@ func (l *Log) cutFront(index uint64) (first uint64, err error) {
 // Reset empties the log: the next entry is index+1, behind an entry of term.
 // The hard state stays. It is on disk when Reset returns without an error.
 func (l *Log) Reset(index, term uint64) error {
+	_, err := l.reset(index, term, l.HardState(), nil)
+	return err
+}
+
+// reset is Reset with a hard state. Where begin is not nil it is called when
+// nothing has changed and nothing but a broken disk is in the way any more:
+// its error ends the reset; what fails after it, before done, breaks the log.
+func (l *Log) reset(index, term uint64, hard []byte, begin func() error) (done bool, err error) {
 	l.appending.Lock()
 	defer l.appending.Unlock()
 	l.mu.Lock()
-	err := l.usableLocked()
+	err = l.usableLocked()
 	l.mu.Unlock()
 	if err != nil {
-		return err
+		return false, err
 	}
 	h := head{
 		first:      l.number + 1,
 		frontIndex: index, frontTerm: term,
 		lastIndex: index, lastTerm: term,
-		hard: l.HardState(),
+		hard: cloneHard(hard),
 	}
-	if err := l.rotate(0, h); err != nil {
-		return fmt.Errorf("reset the log: %w", err)
+	if begin != nil {
+		_, err = l.haveSpare(spareBytes(0, h), h.first)
+		if err == nil {
+			err = begin()
+		}
+	}
+	if err == nil {
+		if err = l.rotate(0, h); err != nil && begin != nil {
+			l.breakBy(err)
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("reset the log: %w", err)
 	}
 	l.mu.Lock()
 	l.index.reset(index, term)
 	l.recent.cut(0)
+	l.hard = h.hard
 	l.mu.Unlock()
-	return l.recycleBefore(h.first)
+	return true, l.recycleBefore(h.first)
 }
 
 // Entries returns the entries in [lo, hi), the first of them in any case, and

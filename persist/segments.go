@@ -72,8 +72,7 @@ func (l *Log) headNow() head {
 // rotation begins again. Needs appending.
 func (l *Log) rotate(size int64, h head) error {
 	h.number = l.number + 1
-	size += recordBytes(headBytes+len(h.hard)) + sealBytes
-	file, err := l.haveSpare(size, h.number)
+	file, err := l.haveSpare(spareBytes(size, h), h.number)
 	if err != nil {
 		return err
 	}
@@ -90,6 +89,11 @@ func (l *Log) rotate(size int64, h head) error {
 	l.generation++
 	l.segs = append(l.segs, seg)
 	return nil
+}
+
+// spareBytes is what a segment must hold for size bytes behind its head.
+func spareBytes(size int64, h head) int64 {
+	return size + recordBytes(headBytes+len(h.hard)) + sealBytes
 }
 
 // seal ends the tail, unless it is, and syncs it.

@@ -41,15 +41,16 @@ type View = interface {
 //
 // State implements file.Store. View, Flush, Bytes and Checkpoint are safe for
 // concurrent use with everything but Close; the other methods are for the one
-// goroutine that applies entries.
+// goroutine that applies entries. Data.Install, on that goroutine too, replaces
+// the tables by others: what reads the old ones goes on doing so.
 type State struct {
-	db     *pebble.DB
-	faults *faults
-	flush  sync.WaitGroup // goroutines of Flush
-
-	batch *pebble.Batch // open batch, indexed; owned by the applying goroutine
+	batch *pebble.Batch // open batch of tables, indexed; owned by the applying goroutine
 	err   error         // first error of the open batch
 
+	mu     sync.Mutex // guards what follows, and the uses of all tables
+	tables *tables    // the applying goroutine, which alone replaces them, reads this without mu
+
+	work    sync.WaitGroup // goroutines of Flush, and those that close replaced tables
 	closing chan struct{}
 	once    sync.Once
 	closed  error
@@ -64,25 +65,13 @@ const (
 	stateValueBytes   = 2048 // larger values go to files of their own, not through each compaction
 )
 
-// openState opens the state in dir, or makes one there, where create says so.
-// What is there is first looked at without writing: where it is damaged
-// nothing has changed.
+// openState opens the state in dir, as openTables does.
 func openState(fsys FS, dir string, create bool, opts Options) (*State, error) {
-	cache := pebble.NewCache(opts.CacheBytes)
-	defer cache.Unref()
-	if !create {
-		if err := checkState(fsys, dir, cache, opts); err != nil {
-			return nil, stateError(dir, err)
-		}
-	}
-	faults := newFaults(opts.Fatal)
-	po := pebbleOptions(fsys, cache, faults, opts)
-	po.ErrorIfExists, po.ErrorIfNotExists = create, !create
-	db, err := openPebble(dir, po, faults)
+	t, err := openTables(fsys, dir, create, opts)
 	if err != nil {
-		return nil, stateError(dir, err)
+		return nil, err
 	}
-	return &State{db: db, faults: faults, batch: db.NewIndexedBatch(), closing: make(chan struct{})}, nil
+	return &State{tables: t, batch: t.db.NewIndexedBatch(), closing: make(chan struct{})}, nil
 }
 
 func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *pebble.Options {
@@ -207,7 +196,7 @@ func valueSeparation() pebble.ValueSeparationPolicy {
 // Get appends the value of key, as the open batch leaves it, to buf.
 func (s *State) Get(key, buf []byte) ([]byte, bool, error) {
 	if s.batch.Empty() {
-		return get(s.db, key, buf)
+		return get(s.tables.db, key, buf)
 	}
 	return get(s.batch, key, buf)
 }
@@ -216,7 +205,7 @@ func (s *State) Get(key, buf []byte) ([]byte, bool, error) {
 // The iterator must be closed before Commit.
 func (s *State) Scan(lo, hi []byte) (Iterator, error) {
 	if s.batch.Empty() {
-		return scan(s.db, lo, hi)
+		return scan(s.tables.db, lo, hi)
 	}
 	return scan(s.batch, lo, hi)
 }
@@ -243,9 +232,9 @@ func (s *State) DeleteRange(lo, hi []byte) {
 // wait for the disk, but for memory where four memtables wait to be flushed.
 // After an error the state must not be used any more, only closed.
 func (s *State) Commit() error {
-	err := errors.Join(s.err, s.faults.fatal())
+	err := errors.Join(s.err, s.tables.faults.fatal())
 	if err == nil && !s.batch.Empty() {
-		err = s.db.Apply(s.batch, pebble.NoSync)
+		err = s.tables.db.Apply(s.batch, pebble.NoSync)
 	}
 	if err != nil {
 		return fmt.Errorf("commit to the state: %w", err)
@@ -256,13 +245,23 @@ func (s *State) Commit() error {
 
 // View returns the committed state as of now; it must be closed before the
 // State is.
-func (s *State) View() View { return view{s.db.NewSnapshot()} }
+func (s *State) View() View {
+	t := s.acquire()
+	return view{t.db.NewSnapshot(), func() error {
+		s.release(t)
+		return nil
+	}}
+}
 
-type view struct{ snap *pebble.Snapshot }
+// view is a moment of some tables; done lets go of them.
+type view struct {
+	snap *pebble.Snapshot
+	done func() error
+}
 
 func (v view) Get(key, buf []byte) ([]byte, bool, error) { return get(v.snap, key, buf) }
 func (v view) Scan(lo, hi []byte) (Iterator, error)      { return scan(v.snap, lo, hi) }
-func (v view) Close() error                              { return v.snap.Close() }
+func (v view) Close() error                              { return errors.Join(v.snap.Close(), v.done()) }
 
 func get(r pebble.Reader, key, buf []byte) ([]byte, bool, error) {
 	value, closer, err := r.Get(key)
@@ -301,42 +300,58 @@ func (it iterator) Close() error { return readError(it.Iterator.Close()) }
 // then Pebble keeps trying, and a later Flush may succeed. It yields
 // gearsfs.ErrClosed where the state is closed meanwhile.
 func (s *State) Flush() <-chan error {
+	t := s.acquire()
+	defer s.release(t)
+	return s.flush(t)
+}
+
+// flush is Flush of tables that the caller has acquired.
+func (s *State) flush(t *tables) <-chan error {
 	done := make(chan error, 1)
-	failed := s.faults.next()
-	flushed, err := s.db.AsyncFlush()
+	failed := t.faults.next()
+	flushed, err := t.db.AsyncFlush()
 	if err != nil {
 		done <- fmt.Errorf("flush the state: %w", err)
 		return done
 	}
-	s.flush.Add(1)
-	go func() {
-		defer s.flush.Done()
+	s.mu.Lock()
+	t.uses++
+	s.mu.Unlock()
+	s.work.Go(func() {
+		defer s.release(t)
 		select {
 		case <-flushed:
 			done <- nil
 		case <-failed:
-			done <- fmt.Errorf("flush the state: %w", s.faults.last())
+			done <- fmt.Errorf("flush the state: %w", t.faults.last())
 		case <-s.closing:
 			done <- gearsfs.ErrClosed
 		}
-	}()
+	})
 	return done
 }
 
 // Checkpoint flushes and makes a copy of the state, without any log, in dir,
-// which must not exist. Files are linked where the file system can.
+// which must not exist: it is as after some Commit since the call, or the last
+// one before. Files are linked where the file system can.
 func (s *State) Checkpoint(dir string) error {
-	if err := <-s.Flush(); err != nil {
+	t := s.acquire()
+	defer s.release(t)
+	if err := <-s.flush(t); err != nil {
 		return err
 	}
-	if err := s.db.Checkpoint(dir); err != nil {
-		return fmt.Errorf("checkpoint the state: %w", err)
+	if err := t.db.Checkpoint(dir); err != nil {
+		return fmt.Errorf("checkpoint the state: %w", noSpace(err))
 	}
 	return nil
 }
 
 // Bytes is how much disk the state takes.
-func (s *State) Bytes() uint64 { return s.db.Metrics().DiskSpaceUsage() }
+func (s *State) Bytes() uint64 {
+	t := s.acquire()
+	defer s.release(t)
+	return t.db.Metrics().DiskSpaceUsage()
+}
 
 // close flushes what is committed and waits for what runs in the background.
 // What is in the open batch is dropped. After a fatal error a goroutine of
@@ -344,21 +359,17 @@ func (s *State) Bytes() uint64 { return s.db.Metrics().DiskSpaceUsage() }
 // its files and its lock. It is idempotent.
 func (s *State) close() error {
 	s.once.Do(func() {
+		t := s.tables
 		var flushed error
-		if s.faults.fatal() == nil {
+		if t.faults.fatal() == nil {
 			flushed = <-s.Flush()
 		}
 		close(s.closing)
-		s.flush.Wait()
-		done := make(chan error, 1)
-		if s.faults.fatal() == nil {
-			go func() { done <- errors.Join(flushed, s.batch.Close(), s.db.Close()) }()
+		s.work.Wait()
+		if t.faults.fatal() == nil {
+			flushed = errors.Join(flushed, s.batch.Close())
 		}
-		select {
-		case s.closed = <-done:
-		case <-s.faults.dead:
-			s.closed = fmt.Errorf("close the state: %w", s.faults.fatal())
-		}
+		s.closed = errors.Join(flushed, t.close())
 	})
 	return s.closed
 }
