@@ -1,6 +1,7 @@
 package file
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -92,18 +93,62 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs, windows: stream.NewPool(windowBytesMax)}
-	m.nodes.init(nodesMax)
-	m.dentries.init(dentriesMax)
-	m.streams.init(streamsMax)
-	if err := m.loadVolume(); err != nil {
-		return nil, fmt.Errorf("open state: %w", err)
-	}
-	if err := m.loadSessions(); err != nil {
-		return nil, fmt.Errorf("open sessions: %w", err)
+	m := &Machine{store: store, obs: obs}
+	if err := m.load(); err != nil {
+		return nil, err
 	}
 	return m, nil
 }
+
+// load makes everything in memory what the tables say (invariant 1).
+func (m *Machine) load() error {
+	m.volume.Reset()
+	m.nodes.init(nodesMax)
+	m.dentries.init(dentriesMax)
+	m.streams.init(streamsMax)
+	m.dirtyNodes, m.dirtyStreams = nil, nil
+	m.sessions = sessions{}
+	m.windows = stream.NewPool(windowBytesMax)
+	if err := m.loadVolume(); err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	if err := m.loadSessions(); err != nil {
+		return fmt.Errorf("open sessions: %w", err)
+	}
+	return nil
+}
+
+// Replace has swap put other tables in the place of the store's and reads them,
+// so that the Machine is as if it had been made from them: readers see the
+// tables before or those after, and wait meanwhile. The Observer is told that
+// the members changed; what else did, nobody can say. It is called as Apply is.
+//
+// Where swap fails, its error is returned, and the Machine goes on with
+// whatever the store has.
+func (m *Machine) Replace(swap func() error) error {
+	err := m.replaceLocked(swap)
+	if err != nil {
+		return fmt.Errorf("replace the state: %w", err)
+	}
+	if m.obs != nil {
+		m.obs.MembersChanged()
+	}
+	return nil
+}
+
+func (m *Machine) replaceLocked(swap func() error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.broken != nil {
+		return m.broken
+	}
+	swapped := swap()
+	m.broken = m.load()
+	return errors.Join(swapped, m.broken)
+}
+
+// Reload is Replace where the tables are others already.
+func (m *Machine) Reload() error { return m.Replace(func() error { return nil }) }
 
 // Applied returns the index and term of the last applied entry, 0 where there
 // is none.
