@@ -3,28 +3,32 @@ package dgm
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // remoteCall is a request until its answer.
 type remoteCall struct {
-	req   *wire.Request
-	seq   uint64 // of a change; 0 for a query
+	req   *wire.Request // as it was asked; attempts are copies
+	seq   uint64        // of a change; 0 for another request
 	bytes int
 	out   chan remoteOutcome // of capacity 1
 
 	// Guarded by Remote.mu.
 	prev, next *remoteCall // in its callList
 	link       link        // that it is given to; nil while it waits for one
-	sent       bool
-	homeless   bool // the node did not know its session
+	cancel     canceller   // of the attempt there
+	sent       bool        // under this session
+	maybe      bool        // an attempt may have been, or may be, made
+	before     bool        // maybe, as it was before the last attempt
+	refused    int         // attempts in a row whose session was not known
+	lent       int         // attempts that still hold the request
 	cancelled  bool
 	finished   bool
-	cancel     func()
+	result     remoteOutcome // where it is finished
 }
 
 // opens says whether the call is an open, which counts at the node even where
@@ -133,16 +137,40 @@ func (l *callList) remove(c *remoteCall) {
 
 // call implements caller.
 func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	c := &remoteCall{req: req, bytes: req.SizeVT(), out: make(chan remoteOutcome, 1)}
+	c := &remoteCall{req: req, bytes: req.SizeVT()}
+	if c.opens() {
+		if err := r.makeRow(ctx); err != nil {
+			return nil, err
+		}
+	}
+	c.out = r.outs.Get().(chan remoteOutcome)
 	if err := r.enter(ctx, c); err != nil {
 		return nil, err
 	}
+	var o remoteOutcome
 	select {
-	case o := <-c.out:
-		return r.outcome(c, o)
+	case o = <-c.out:
 	case <-ctx.Done():
+		o = r.abandon(ctx, c)
 	}
-	return r.abandon(ctx, c)
+	r.outs.Put(c.out) // nothing more comes through it
+	resp, err := outcome(o)
+	if errors.Is(err, gearsfs.ErrCancelled) && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return resp, err
+}
+
+// makeRow has the volume's state know the session before it opens anything: who
+// leads next must know who may hold files without a name.
+func (r *Remote) makeRow(ctx context.Context) error {
+	r.mu.Lock()
+	rowed := r.rowed
+	r.mu.Unlock()
+	if rowed {
+		return nil
+	}
+	return r.applyOnly(ctx, &wire.Command{Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}})
 }
 
 // enter admits a call, gives a change its sequence number and sends it where
@@ -169,39 +197,43 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
 	}
 	r.calls.add(c)
 	l := r.link
-	c.link = l
-	r.mu.Unlock()
-	if l != nil {
-		r.send(c, l)
+	if l == nil || r.drained {
+		r.mu.Unlock()
+		return nil
 	}
+	attempt := r.giveLocked(c, l)
+	r.mu.Unlock()
+	r.send(c, l, attempt)
 	return nil
 }
 
 func (r *Remote) fullLocked(c *remoteCall) bool {
-	return r.calls.count >= remoteCallsMax || r.calls.count > 0 && r.calls.bytes+c.bytes > remoteBytesMax
+	return r.calls.count >= r.callsMax || r.calls.count > 0 && r.calls.bytes+c.bytes > remoteBytesMax
 }
 
-// send encodes a call and starts it on the link that it was given to.
-func (r *Remote) send(c *remoteCall, l link) {
-	r.mu.Lock()
-	if c.finished || c.link != l {
-		r.mu.Unlock()
-		return
-	}
-	c.req.SessionMinted, c.req.SessionSalt = uint64(r.session.Minted), r.session.Salt
-	if change := c.req.GetChange(); change != nil {
+// giveLocked gives a call to a link and returns what is to be sent there.
+func (r *Remote) giveLocked(c *remoteCall, l link) *wire.Request {
+	attempt := attemptAt(c.req, r.session, r.route.remote())
+	if change := attempt.GetChange(); change != nil {
 		change.Command.Seq = c.seq
 		change.Command.Confirmed, change.Command.Unconfirmed = r.calls.confirm()
 		change.Retry = c.sent
+		r.given++
 	}
-	c.sent = true
-	body, err := r.encode(c.req)
-	r.mu.Unlock()
-	if err != nil {
-		r.finish(c, nil, err)
+	c.link = l
+	c.before, c.maybe, c.sent = c.maybe, true, true
+	if l.lends() {
+		c.lent++
+	}
+	return attempt
+}
+
+// send starts an attempt on the link that the call was given to.
+func (r *Remote) send(c *remoteCall, l link, attempt *wire.Request) {
+	cancel := l.start(attempt, func(resp *wire.Response) { r.answered(c, l, attempt, resp) })
+	if cancel == nil {
 		return
 	}
-	cancel := l.start(body, func(body []byte, err error) { r.answered(c, l, body, err) })
 	r.mu.Lock()
 	cancelled := c.cancelled
 	if c.link == l {
@@ -209,57 +241,97 @@ func (r *Remote) send(c *remoteCall, l link) {
 	}
 	r.mu.Unlock()
 	if cancelled {
-		cancel()
+		cancel.cancel(gearsfs.ErrCancelled)
 	}
 }
 
-// answered takes what a link says of a call. One that a lost link leaves
-// without an answer stays for the next link.
-func (r *Remote) answered(c *remoteCall, l link, body []byte, err error) {
-	resp := new(wire.Response)
-	if err == nil {
-		if e := resp.UnmarshalVT(body); e != nil {
-			resp = failure(gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", e))
-		}
+// answered takes what a link says of an attempt. One that a lost link, or a
+// node that does not lead, leaves without an answer stays for the next link.
+func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wire.Response) {
+	if resp != nil {
+		r.noteIndex(l, resp)
 	}
+	lose, undo := false, false
 	r.mu.Lock()
-	over, current, homeless := c.finished, c.link == l, c.homeless
-	r.mu.Unlock()
+	if l.lends() {
+		c.lent--
+	}
 	code := gearsfs.Code(resp.GetAnswer().GetCode())
 	switch {
-	case over:
-		if err == nil {
-			r.undo(c, l, resp)
+	case c.finished:
+		if c.lent == 0 && l.lends() {
+			c.out <- c.result
 		}
-	case !current: // the one that it is given to now will tell
-	case err != nil:
-		switch gearsfs.CodeOf(err) {
-		case gearsfs.ErrTooBig.Code, gearsfs.ErrOverload.Code, gearsfs.ErrInvalid.Code:
-			if !errors.Is(err, transport.ErrLost) {
-				r.finish(c, nil, err)
-			}
-		}
-	case code == gearsfs.ErrNoNode.Code: // who passes it on has lost the node, or it is closing
-		l.lose()
-	case code == gearsfs.ErrSession.Code && c.seq != 0 && homeless:
-		r.finish(c, nil, gearsfs.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
-	case code == gearsfs.ErrSession.Code && !homeless: // say hello again, which tells more
-		r.mu.Lock()
-		c.homeless = true
-		r.mu.Unlock()
-		l.lose()
+		undo = resp != nil && code == 0
+	case c.link != l: // the one that it is given to now will tell
+	case resp == nil:
+	case code == gearsfs.ErrNoNode.Code, // who passes it on has lost the node, or it is closing
+		code == gearsfs.ErrNotLeader.Code:
+		lose = true
+	case code == gearsfs.ErrSession.Code:
+		lose = r.refusedLocked(c, l)
 	default:
-		r.finish(c, resp, nil)
+		r.futile = 0
+		if c.seq != 0 {
+			r.given--
+			r.rowed = r.rowed || code == 0
+		}
+		r.finishLocked(c, resp, nil)
+		lose = r.drained && r.given == 0 && r.link == l
+	}
+	r.mu.Unlock()
+	if lose {
+		r.route.told(resp)
+		l.lose()
+	}
+	if undo {
+		r.undo(c, l, attempt, resp)
+	}
+}
+
+// refusedLocked takes a call back whose session was not known where it was
+// sent: the attempt was not made. It says whether the link is of no use any more:
+// the next hello tells more. Where a session is refused that was welcomed, it is
+// not used again. The other changes on the link have their answers, which may
+// be the same, a while to come.
+func (r *Remote) refusedLocked(c *remoteCall, l link) (lose bool) {
+	c.link, c.cancel, c.maybe = nil, nil, c.before
+	c.refused++
+	if c.refused > 1 {
+		r.spent = r.session
+	}
+	if c.seq != 0 {
+		r.given--
+	}
+	if !r.drained {
+		r.drained = true
+		time.AfterFunc(drainPatience, l.lose)
+	}
+	return r.given == 0
+}
+
+// noteIndex notes how far the volume was when a link answered.
+func (r *Remote) noteIndex(l link, resp *wire.Response) {
+	raise(&r.newest, resp.Index)
+	if l.lends() {
+		raise(&r.reached, resp.Index)
+	}
+}
+
+func raise(to *atomic.Uint64, value uint64) {
+	for old := to.Load(); old < value; old = to.Load() {
+		if to.CompareAndSwap(old, value) {
+			return
+		}
 	}
 }
 
 // undo takes back what a call did that its caller has given up: a lease would
 // stay with the session, and so would an open.
-func (r *Remote) undo(c *remoteCall, l link, resp *wire.Response) {
-	if errorOf(resp) != nil {
-		return
+func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.Response) {
+	req := &wire.Request{
+		Remote: attempt.Remote, SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt,
 	}
-	req := &wire.Request{SessionMinted: c.req.SessionMinted, SessionSalt: c.req.SessionSalt}
 	switch {
 	case c.opens():
 		req.Kind = &wire.Request_Query{Query: &wire.Query{
@@ -276,9 +348,7 @@ func (r *Remote) undo(c *remoteCall, l link, resp *wire.Response) {
 	default:
 		return
 	}
-	if body, err := r.encode(req); err == nil {
-		l.start(body, func([]byte, error) {}) // with the link the session's connection goes, and all of this
-	}
+	l.start(req, func(*wire.Response) {}) // with the link the session's connection goes, and all of this
 }
 
 // finish ends a call.
@@ -300,7 +370,10 @@ func (r *Remote) finishLocked(c *remoteCall, resp *wire.Response, err error) {
 	} else {
 		r.room.Signal()
 	}
-	c.out <- remoteOutcome{resp, err}
+	c.result = remoteOutcome{resp, err}
+	if c.lent == 0 {
+		c.out <- c.result
+	}
 }
 
 // countOpenLocked notes what is open, to be said in the next hello.
@@ -321,7 +394,7 @@ func (r *Remote) countOpenLocked(c *remoteCall, resp *wire.Response) {
 	}
 }
 
-func (r *Remote) outcome(c *remoteCall, o remoteOutcome) (*wire.Response, error) {
+func outcome(o remoteOutcome) (*wire.Response, error) {
 	if o.err != nil {
 		return nil, o.err
 	}
@@ -335,33 +408,28 @@ func (r *Remote) outcome(c *remoteCall, o remoteOutcome) (*wire.Response, error)
 }
 
 // abandon cancels a call whose context has ended and waits for its true
-// outcome, though not for ever.
-func (r *Remote) abandon(ctx context.Context, c *remoteCall) (*wire.Response, error) {
+// outcome, though not for ever where the node is another.
+func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 	r.mu.Lock()
 	c.cancelled = true
 	cancel := c.cancel
-	if !c.sent || c.seq == 0 && !c.opens() {
+	if !c.maybe || c.seq == 0 && !c.opens() {
 		r.finishLocked(c, nil, ctx.Err())
 	}
 	r.mu.Unlock()
 	if cancel != nil {
-		cancel()
+		cancel.cancel(gearsfs.ErrCancelled)
 	}
-	patience := time.NewTimer(cancelPatience)
-	defer patience.Stop()
-	select {
-	case o := <-c.out:
-		return r.outcomeOr(ctx, c, o)
-	case <-patience.C:
-		r.finish(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
-		return r.outcomeOr(ctx, c, <-c.out)
+	for {
+		select {
+		case o := <-c.out:
+			return o
+		case <-time.After(cancelPatience):
+		}
+		r.mu.Lock()
+		if c.lent == 0 {
+			r.finishLocked(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
+		}
+		r.mu.Unlock()
 	}
-}
-
-func (r *Remote) outcomeOr(ctx context.Context, c *remoteCall, o remoteOutcome) (*wire.Response, error) {
-	resp, err := r.outcome(c, o)
-	if errors.Is(err, gearsfs.ErrCancelled) {
-		return nil, ctx.Err()
-	}
-	return resp, err
 }

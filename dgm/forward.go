@@ -212,7 +212,7 @@ func (v *Volume) remoteConn(name string) (*transport.Conn, error) {
 func Via(ctx context.Context, m Manager, name string) (*Remote, error) {
 	switch m := m.(type) {
 	case *Local:
-		return newRemote(ctx, RemoteOptions{Client: Client{Process: m.sess.client}}, volumeRoute{m.vol, name})
+		return newRemote(ctx, RemoteOptions{Client: Client{Process: m.remote.opts.Client.String()}}, volumeRoute{m.vol, name})
 	case *Remote:
 		opts := m.opts
 		opts.Offer, opts.OfferName = nil, "" // that is m's

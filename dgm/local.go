@@ -3,84 +3,299 @@ package dgm
 import (
 	"context"
 	"errors"
-	"sync"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// Local is a session of a Volume in this process. Its leases and waits end
-// with Close, or with the process.
+// Local is a session of a Volume in this process: a Remote whose way leads to
+// this node while that leads and to the one that does otherwise. What a
+// mount only reads comes from this node's own replica, once that has applied
+// all that this Local was answered before; Open, which the leader answers, brings
+// the replica up to date with what others have done.
 type Local struct {
 	api
-	vol  *Volume
-	sess *session
-	once sync.Once
+	vol    *Volume
+	as     gearsfs.Caller
+	remote *Remote
 }
 
 var _ Manager = (*Local)(nil)
 
-// Local opens a session for a client in this process.
+// localCallsMax bounds what a Local has in flight; further calls wait.
+const localCallsMax = 16 << 10
+
+// homeTimeout bounds the first hello to the own volume, which waits for nothing.
+const homeTimeout = time.Second
+
+// Local opens a session for a client in this process. It does not wait for a
+// leader: calls do, for up to gearsfs.SessionTTL. Until one is known the session
+// has no id.
 func (v *Volume) Local(c Client) (*Local, error) {
-	id, err := v.mint(true)
-	if err != nil {
-		return nil, err
-	}
-	v.mu.Lock()
-	if v.closed {
-		v.mu.Unlock()
+	if v.isClosed() {
 		return nil, gearsfs.ErrClosed
 	}
-	s := v.newSessionLocked(id, c, true)
-	v.mu.Unlock()
-	l := &Local{vol: v, sess: s}
+	member, volume, _ := v.asMember()
+	l := &Local{vol: v, as: c.Caller}
 	l.api = api{l}
+	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true}, homeRoute{v, c.Caller})
+	l.remote.callsMax = localCallsMax
+	l.remote.introduce = func(h *wire.Hello) {
+		h.Member, h.VolumeId, h.ClaimChecked = uint64(member), volume, c.Caller.Checked
+	}
+	var first link
+	if self, _, _ := v.leader(); self {
+		ctx, cancel := context.WithTimeout(l.remote.ctx, homeTimeout)
+		defer cancel()
+		first, _ = l.remote.connect(ctx, &search{tries: 1}) //nolint:errcheck // else run makes the first link
+	}
+	go l.remote.run(first) // ends with Close, or with the volume
 	return l, nil
 }
 
 // Session implements Manager.
-func (l *Local) Session() gearsfs.SessionID { return l.sess.id }
+func (l *Local) Session() gearsfs.SessionID { return l.remote.Session() }
 
 // Close implements Manager.
-func (l *Local) Close() error {
-	l.once.Do(func() {
-		over := make(chan struct{})
-		l.vol.end(l.sess, true, func() { close(over) })
-		<-over
-	})
-	return nil
-}
+func (l *Local) Close() error { return l.remote.Close() }
 
-// replyChans holds channels that one response goes through, for reuse.
-var replyChans = sync.Pool{New: func() any { return make(chan *wire.Response, 1) }}
-
+// call implements caller.
 func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	if op := req.GetNode(); op != nil {
+		return l.nodeOp(ctx, op)
 	}
-	reply := replyChans.Get().(chan *wire.Response)
-	c := l.vol.start(l.sess, req, func(resp *wire.Response) { reply <- resp })
-	var resp *wire.Response
-	if c == nil {
-		resp = <-reply // never waits for more than the disk
-	} else {
-		select {
-		case resp = <-reply:
-		case <-ctx.Done():
-			c.cancel(gearsfs.ErrCancelled)
-			resp = <-reply
+	q := req.GetQuery()
+	if nearby(q) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
+		if err := l.catchUp(ctx); err != nil {
+			return nil, err
+		}
+		return l.vol.readNear(l.as, q)
 	}
-	replyChans.Put(reply)
-	err := errorOf(resp)
-	if errors.Is(err, gearsfs.ErrCancelled) && ctx.Err() != nil {
-		return nil, ctx.Err()
+	resp, err := l.remote.call(ctx, req)
+	if _, open := q.GetOp().(*wire.Query_Open); open && err == nil {
+		err = l.catchUp(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if resp.Answer == nil {
-		resp.Answer = &wire.Answer{}
-	}
 	return resp, nil
+}
+
+// nearby says whether the own replica answers a query: all that neither wait
+// nor change anything, but those of the API that show what is certain.
+func nearby(q *wire.Query) bool {
+	switch q.GetOp().(type) {
+	case *wire.Query_Lookup, *wire.Query_Resolve, *wire.Query_GetAttr, *wire.Query_ReadDir, *wire.Query_Readlink,
+		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_Read,
+		*wire.Query_Seek, *wire.Query_Status, *wire.Query_Remotes:
+		return true
+	}
+	return false
+}
+
+// catchUp waits until the own replica has applied all that the session was
+// answered: gearsfs.ErrNoNode where that takes longer than calls wait for a node.
+func (l *Local) catchUp(ctx context.Context) error {
+	r := l.remote
+	newest := r.newest.Load()
+	if newest <= r.reached.Load() {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, r.opts.GiveUp)
+	defer cancel()
+	if err := l.vol.awaitApplied(limited, gearsfs.Index(newest)); err != nil {
+		if ctx.Err() == nil && limited.Err() != nil {
+			err = gearsfs.ErrNoNode.Because("this node's replica has not caught up within %v", r.opts.GiveUp)
+		}
+		return err
+	}
+	raise(&r.reached, newest)
+	return nil
+}
+
+func (l *Local) nodeOp(ctx context.Context, op *wire.NodeOp) (*wire.Response, error) {
+	out := make(chan *wire.Response, 1)
+	l.vol.nodeOp(true, l.as, op, func(resp *wire.Response) { out <- resp })
+	select {
+	case resp := <-out:
+		return outcome(remoteOutcome{resp: resp})
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Watch implements Node: it tells what this node's own replica applies, so what
+// is told is there.
+func (l *Local) Watch(ctx context.Context, started func(), changed func([]gearsfs.Change)) error {
+	begun, err := l.nextChanges(ctx, 0)
+	if err != nil {
+		return err
+	}
+	id := begun.Number
+	defer l.vol.endWatch(id)
+	started()
+	for {
+		resp, err := l.nextChanges(ctx, id)
+		if err != nil {
+			return err
+		}
+		changed(changedFromWire(resp.Changed))
+	}
+}
+
+func (l *Local) nextChanges(ctx context.Context, id uint64) (*wire.Response, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	out := make(chan *wire.Response, 1)
+	c := l.vol.watchNear(l.Session, id, func(resp *wire.Response) { out <- resp })
+	select {
+	case resp := <-out:
+		return outcome(remoteOutcome{resp: resp})
+	case <-ctx.Done():
+	case <-l.remote.stopped:
+	}
+	if c != nil {
+		c.cancel(gearsfs.ErrCancelled)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return nil, gearsfs.ErrClosed
+}
+
+// homeRoute leads to this process's own volume while that leads, else to the
+// node that does.
+type homeRoute struct {
+	vol *Volume
+	as  gearsfs.Caller
+}
+
+func (homeRoute) remote() string      { return "" }
+func (homeRoute) told(*wire.Response) {} // the volume knows by itself
+
+// connect implements route. It waits for a leader.
+func (hr homeRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
+	for failures := 1; ; failures++ {
+		if hr.vol.isClosed() {
+			return nil, nil, gearsfs.ErrClosed
+		}
+		self, addrs, changed := hr.vol.leader()
+		var l link
+		var resp *wire.Response
+		err := error(gearsfs.ErrNoNode.Because("no node leads the volume"))
+		switch {
+		case self:
+			l, resp, err = hr.home(ctx, s)
+		case addrs != "":
+			l, resp, err = hr.abroad(ctx, s, addrs, changed)
+		}
+		if err == nil || errors.Is(err, gearsfs.ErrClosed) && hr.vol.isClosed() {
+			return l, resp, err
+		}
+		s.tell(err)
+		if s.tries > 0 || ctx.Err() != nil {
+			return nil, nil, err
+		}
+		var again <-chan time.Time
+		if self || addrs != "" {
+			again = time.After(backoff(failures))
+		}
+		select {
+		case <-changed:
+			failures = 0
+		case <-again:
+		case <-ctx.Done():
+			return nil, nil, err
+		case <-hr.vol.root.Done():
+		}
+	}
+}
+
+// home makes a link to the own volume.
+func (hr homeRoute) home(ctx context.Context, s *search) (link, *wire.Response, error) {
+	in, err := hr.vol.inside(hr.as)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &insideLink{in: in, lossy: newLossy()}
+	l.loseWith(in.lost())
+	resp, err := s.greetTimely(ctx, l)
+	if err != nil {
+		l.close()
+		return nil, nil, err
+	}
+	return l, resp, nil
+}
+
+// abroad makes a link to the node that leads, until another does.
+func (hr homeRoute) abroad(ctx context.Context, s *search, addrs string, changed <-chan struct{}) (link, *wire.Response, error) {
+	_, _, tlsConfig := hr.vol.asMember()
+	d, err := newDialRoute(addrs, RemoteOptions{TLS: tlsConfig})
+	if err != nil {
+		return nil, nil, err
+	}
+	d.volume = hr.vol.ID()
+	trying, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.owned.Go(func() {
+		select {
+		case <-changed:
+		case <-hr.vol.root.Done():
+		case <-trying.Done():
+		}
+		cancel()
+	})
+	l, resp, err := d.connect(trying, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.owned.Go(func() { hr.follow(l, addrs, changed) })
+	return l, resp, nil
+}
+
+// follow makes a link lost when another node leads than the one that it leads
+// to, which that may not know: it may be cut off.
+func (hr homeRoute) follow(l link, addrs string, changed <-chan struct{}) {
+	for {
+		select {
+		case <-l.done():
+			return
+		case <-hr.vol.root.Done():
+			l.lose()
+			return
+		case <-changed:
+		}
+		var self bool
+		var now string
+		self, now, changed = hr.vol.leader()
+		if self || now != "" && now != addrs {
+			l.lose()
+			return
+		}
+	}
+}
+
+// insideLink is a link to the own volume.
+type insideLink struct {
+	in *inside
+	lossy
+}
+
+func (l *insideLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	return l.in.start(req, done)
+}
+
+func (l *insideLink) lends() bool { return true }
+func (l *insideLink) why() error {
+	return gearsfs.ErrNoNode.Because("this node does not lead any more")
+}
+
+func (l *insideLink) close() {
+	l.lose()
+	l.in.close()
 }

@@ -4,9 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"math/rand/v2"
+	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -16,12 +17,11 @@ import (
 
 // Times that bound what a Remote waits for.
 const (
-	dialTimeout    = 5 * time.Second        // to reach any of the addresses
-	dialTries      = 5                      // of Dial, backoffFirst apart
-	backoffFirst   = 20 * time.Millisecond  // before a lost connection is made again
-	backoffMax     = 2 * time.Second        // doubled up to here, jittered
 	cancelPatience = 3 * time.Second        // for the true outcome of a cancelled change
 	goodbyeTimeout = 500 * time.Millisecond // for the node to hear of the end
+	giveUpInterval = 500 * time.Millisecond // between looks for calls that have waited for too long
+	drainPatience  = 200 * time.Millisecond // for answers on a link whose session the node does not know
+	settledAfter   = time.Second            // a link that lasts so long was of use
 )
 
 // remoteCallsMax and remoteBytesMax bound what a Remote has in flight; further
@@ -43,7 +43,7 @@ type RemoteOptions struct {
 	// gearsfs.SessionTTL. The connection is tried again nevertheless.
 	GiveUp time.Duration
 	// OnRetry, where not nil, is told when the connection is lost and each time
-	// that it can't be made again. It must not block.
+	// that one of the addresses has failed since. It must not block.
 	OnRetry func(error)
 
 	// Offer, where not nil, serves requests for the remote OfferName that the
@@ -53,46 +53,63 @@ type RemoteOptions struct {
 	OfferAs   gearsfs.Caller
 }
 
-// Remote is the proxy of a volume on another node: a session there, which
-// outlives its connections. When one is lost it is made again with capped,
-// jittered back-off, and what was in flight is sent again under the same
-// session and sequence numbers, so that it happens once. Where the node has
+// Remote is the proxy of a volume on other nodes: a session of it, which
+// outlives its connections and the leaders that serve it. When a connection is
+// lost, or its node does not lead any more, the leader is looked for with
+// capped, jittered back-off, and what was in flight is sent again under the same
+// session and sequence numbers, so that it happens once. Where the volume has
 // forgotten the session the Remote goes on with a new one.
 //
 // Invariants of what mu guards:
 //
 //  1. A call is in calls until it is finished, and finished once.
-//  2. While there is a link every call in calls is given to it; what another
-//     link still says of the call does not count.
+//  2. While there is a link that is not being drained every call in calls is
+//     given to it; what another link still says of the call does not count.
 //  3. A change's seq is sent again, under the same session, until its answer
-//     has come or it is given up; then never.
+//     has come or it is given up; then never. Under another session only where
+//     every attempt so far was refused.
+//  4. A caller gets its outcome only when nothing that was lent to a link is in
+//     use any more.
 type Remote struct {
 	api
-	opts  RemoteOptions
-	addrs string
-	route route
+	opts      RemoteOptions
+	addrs     string
+	route     route
+	introduce func(*wire.Hello) // says more in each hello; may be nil
+	callsMax  int
 
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
-	stopped chan struct{} // run has returned
+	stopped chan struct{}  // run has returned
+	owned   sync.WaitGroup // what else ends with ctx
+	outs    sync.Pool      // of chan remoteOutcome
 
-	mu      sync.Mutex // not held over I/O, nor while a call's done runs
-	room    sync.Cond  // signalled when a call ends, broadcast when the Remote closes
-	session gearsfs.SessionID
-	link    link          // nil while the node is lost
-	linked  chan struct{} // closed when link is set; a new one when it is lost
-	lostAt  time.Time
-	calls   inflight
-	opens   map[gearsfs.Ino]uint64
-	closed  bool
+	newest  atomic.Uint64 // index of the newest answer
+	reached atomic.Uint64 // of those, what this process's replica is known to have applied
+
+	mu               sync.Mutex // not held over I/O, nor while a call's done runs
+	room             sync.Cond  // signalled when a call ends, broadcast when the Remote closes
+	session          gearsfs.SessionID
+	spent            gearsfs.SessionID // not to be used again: the volume refuses it
+	rowed            bool              // the volume's state knows the session
+	link             link              // nil while the node is lost
+	linked           chan struct{}     // closed when link is set; a new one when it is lost
+	drained          bool              // link gets no more calls
+	given            int               // changes that link has not answered
+	futile           int               // links in a row that answered nothing
+	trouble          error             // why there is no link
+	linkedAt, lostAt time.Time
+	calls            inflight
+	opens            map[gearsfs.Ino]uint64
+	closed           bool
 }
 
 var _ Manager = (*Remote)(nil)
 
-// Dial connects to a node: addrs are its addresses, or those of the nodes of
-// one cluster, separated by commas. It waits at most 5 s. Errors:
-// gearsfs.ErrNoNode, ErrVersion, ErrProtocol, ErrAccess and ErrInvalid for an
-// address that is none.
+// Dial connects to a volume: addrs are the addresses of one of its nodes, or of
+// several, separated by commas. It finds the one that leads by itself and waits
+// at most 5 s. Errors: gearsfs.ErrNoNode, ErrVersion, ErrProtocol, ErrAccess and
+// ErrInvalid for an address that is none.
 func Dial(ctx context.Context, addrs string, opts RemoteOptions) (*Remote, error) {
 	route, err := newDialRoute(addrs, opts)
 	if err != nil {
@@ -106,7 +123,25 @@ func Dial(ctx context.Context, addrs string, opts RemoteOptions) (*Remote, error
 	return r, nil
 }
 
+// newRemote makes a Remote that is linked.
 func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, error) {
+	r := makeRemote(opts, route)
+	first, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	l, err := r.connect(first, &search{tries: dialTries})
+	if err != nil {
+		r.stop() // what is still being closed has timeouts
+		if ctx.Err() == nil && first.Err() != nil {
+			err = gearsfs.ErrNoNode.Because("no answer within %v: %v", dialTimeout, err)
+		}
+		return nil, err
+	}
+	go r.run(l)
+	return r, nil
+}
+
+// makeRemote makes a Remote that has no link yet; run is to be started.
+func makeRemote(opts RemoteOptions, route route) *Remote {
 	if opts.Client.Host == "" {
 		opts.Client.Host, _ = os.Hostname() //nolint:errcheck // only shown to people
 	}
@@ -117,39 +152,15 @@ func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, e
 		opts.GiveUp = gearsfs.SessionTTL
 	}
 	r := &Remote{
-		opts: opts, route: route, stopped: make(chan struct{}),
-		linked: make(chan struct{}), opens: make(map[gearsfs.Ino]uint64),
+		opts: opts, route: route, callsMax: remoteCallsMax, stopped: make(chan struct{}),
+		linked: make(chan struct{}), opens: make(map[gearsfs.Ino]uint64), lostAt: time.Now(),
 	}
+	r.outs.New = func() any { return make(chan remoteOutcome, 1) }
 	r.calls.nextSeq = 1
 	r.room.L = &r.mu
 	r.api = api{r}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	first, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	l, err := r.connect(first)
-	for try := 1; try < dialTries && lost(err) && first.Err() == nil; try++ {
-		select {
-		case <-time.After(backoffFirst):
-		case <-first.Done():
-		}
-		l, err = r.connect(first)
-	}
-	if err != nil {
-		r.stop()
-		if ctx.Err() == nil && first.Err() != nil {
-			err = gearsfs.ErrNoNode.Because("no answer within %v: %v", dialTimeout, err)
-		}
-		return nil, err
-	}
-	go r.run(l)
-	return r, nil
-}
-
-// lost says whether an attempt may have failed on the way: then the next may
-// not. A peer that is cut off in its hello looks like one that speaks something
-// else.
-func lost(err error) bool {
-	return errors.Is(err, transport.ErrLost) || errors.Is(err, gearsfs.ErrNoNode) || errors.Is(err, gearsfs.ErrProtocol)
+	return r
 }
 
 // Session implements Manager.
@@ -159,105 +170,109 @@ func (r *Remote) Session() gearsfs.SessionID {
 	return r.session
 }
 
-// connect makes a link and says hello on it.
-func (r *Remote) connect(ctx context.Context) (link, error) {
-	l, err := r.route.connect(ctx)
+// connect makes a link on which the session has been welcomed.
+func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
+	s.greet, s.owned = r.hello, &r.owned
+	l, resp, err := r.route.connect(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	err = r.hello(ctx, l)
-	if errors.Is(err, gearsfs.ErrSession) && r.renew() {
-		err = r.hello(ctx, l)
+	r.route.told(resp)
+	r.noteIndex(l, resp)
+	r.mu.Lock()
+	if id := sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt); id != r.session {
+		r.session, r.rowed = id, false
 	}
-	if err != nil {
-		l.close()
-		return nil, err
-	}
+	r.mu.Unlock()
 	return l, nil
 }
 
-// exchange is one request on a link that is not in use yet.
+// exchange is one request on a link that is not in use yet. The response comes
+// also with the error that it carries.
 func (r *Remote) exchange(ctx context.Context, l link, req *wire.Request) (*wire.Response, error) {
-	body, err := r.encode(req)
-	if err != nil {
-		return nil, err
-	}
-	type outcome struct {
-		body []byte
-		err  error
-	}
-	out := make(chan outcome, 1)
-	cancel := l.start(body, func(body []byte, err error) { out <- outcome{body, err} })
+	req.Remote = r.route.remote()
+	return roundTrip(ctx, l, req)
+}
+
+func roundTrip(ctx context.Context, l link, req *wire.Request) (*wire.Response, error) {
+	out := make(chan *wire.Response, 1)
+	c := l.start(req, func(resp *wire.Response) { out <- resp })
 	select {
-	case o := <-out:
-		if o.err != nil {
-			return nil, o.err
-		}
-		resp := new(wire.Response)
-		if err := resp.UnmarshalVT(o.body); err != nil {
-			return nil, gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", err)
+	case resp := <-out:
+		if resp == nil {
+			return nil, fmt.Errorf("%w: %w", transport.ErrLost, whyLost(l))
 		}
 		return resp, errorOf(resp)
 	case <-ctx.Done():
-		cancel()
+		if c != nil {
+			c.cancel(gearsfs.ErrCancelled)
+		}
 		return nil, ctx.Err()
 	}
 }
 
-func (r *Remote) encode(req *wire.Request) ([]byte, error) {
-	req.Remote = r.route.remote()
-	body, err := req.MarshalVT()
-	if err != nil {
-		return nil, gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)
+func whyLost(l link) error {
+	if err := l.why(); err != nil {
+		return err
 	}
-	return body, nil
+	return gearsfs.ErrNoNode.Because("the connection is lost")
 }
 
-// hello attaches the session to a link, minting one where there is none, and
-// says what is open. gearsfs.ErrSession: the node has forgotten the session.
-func (r *Remote) hello(ctx context.Context, l link) error {
+// hello attaches the session to a link, asking for a new one where there is
+// none or the volume has forgotten it, and says what is open.
+func (r *Remote) hello(ctx context.Context, l link) (*wire.Response, error) {
 	r.mu.Lock()
-	id := r.session
+	id, spent := r.session, r.spent
+	r.mu.Unlock()
+	if !id.IsZero() && id == spent {
+		id = r.renew(id)
+	}
+	resp, err := r.exchange(ctx, l, r.helloAs(id))
+	if errors.Is(err, gearsfs.ErrSession) && !id.IsZero() {
+		resp, err = r.exchange(ctx, l, r.helloAs(r.renew(id)))
+	}
+	if err == nil && resp.Welcome == nil {
+		err = gearsfs.ErrProtocol
+	}
+	return resp, err
+}
+
+func (r *Remote) helloAs(id gearsfs.SessionID) *wire.Request {
 	h := &wire.Hello{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
 		Host: r.opts.Client.Host, Pid: uint32(r.opts.Client.PID), Process: r.opts.Client.Process,
 		Offer: r.opts.OfferName,
 	}
+	if r.opts.ClaimCaller {
+		h.ClaimUid, h.ClaimGids = &r.opts.Client.Caller.UID, r.opts.Client.Caller.GIDs
+	}
+	r.mu.Lock()
 	for ino, n := range r.opens {
 		h.Opens = append(h.Opens, uint64(ino), n)
 	}
 	r.mu.Unlock()
-	if r.opts.ClaimCaller {
-		h.ClaimUid, h.ClaimGids = &r.opts.Client.Caller.UID, r.opts.Client.Caller.GIDs
+	if r.introduce != nil {
+		r.introduce(h)
 	}
-	resp, err := r.exchange(ctx, l, &wire.Request{Kind: &wire.Request_Hello{Hello: h}})
-	if err != nil {
-		return err
-	}
-	w := resp.Welcome
-	if w == nil {
-		return gearsfs.ErrProtocol
-	}
-	r.mu.Lock()
-	r.session = sessionID(w.SessionMinted, w.SessionSalt)
-	r.mu.Unlock()
-	return nil
+	return &wire.Request{Kind: &wire.Request_Hello{Hello: h}}
 }
 
-// renew gives up a session that the node has forgotten, and with it its leases.
-// Changes that were sent under it may have been made; queries and what was
-// never sent go on under the next one. It returns false where there was none.
-func (r *Remote) renew() bool {
+// renew gives up a session that the volume has forgotten, and with it its
+// leases, and returns the one to go on with. Changes that were sent under it
+// may have been made, unless each attempt was refused: these, queries, and what
+// was never sent go on under the next one.
+func (r *Remote) renew(id gearsfs.SessionID) gearsfs.SessionID {
 	r.mu.Lock()
-	if r.session.IsZero() {
-		r.mu.Unlock()
-		return false
+	if r.session != id { // another attempt has found out
+		defer r.mu.Unlock()
+		return r.session
 	}
-	r.session = gearsfs.SessionID{}
+	r.session, r.spent, r.rowed = gearsfs.SessionID{}, gearsfs.SessionID{}, false
 	r.calls.told = 0
 	var over []*remoteCall
 	for _, c := range r.calls.all() {
-		if c.sent && c.seq != 0 {
+		c.refused, c.sent = 0, false
+		if c.maybe && c.seq != 0 {
 			over = append(over, c)
 		}
 	}
@@ -265,73 +280,128 @@ func (r *Remote) renew() bool {
 	for _, c := range over {
 		r.finish(c, nil, gearsfs.ErrMaybe.Because("the node has forgotten the session: the change may have been made"))
 	}
-	return true
+	return gearsfs.SessionID{}
 }
 
-// run keeps the Remote linked until it is closed.
+// run keeps the Remote linked until it is closed, or can't be linked ever again.
+// l is its first link, nil where it has none yet.
 func (r *Remote) run(l link) {
 	defer close(r.stopped)
-	for l != nil {
+	defer r.end()
+	for {
+		if l == nil {
+			if l = r.reconnect(); l == nil {
+				return
+			}
+		}
 		r.attach(l)
 		select {
 		case <-l.done():
 		case <-r.ctx.Done():
 		}
 		r.detach(l)
-		l = r.reconnect()
+		l = nil
 	}
 }
 
-// reconnect tries until a link is made; nil where the Remote is closed.
+// end ends what has no answer when no link will be made any more.
+func (r *Remote) end() {
+	r.stop()
+	r.mu.Lock()
+	r.closed = true
+	r.room.Broadcast()
+	calls := r.calls.all()
+	r.mu.Unlock()
+	for _, c := range calls {
+		err := gearsfs.ErrClosed
+		if c.seq != 0 && c.maybe {
+			err = gearsfs.ErrMaybe.Because("closed before the node answered: the change may have been made")
+		}
+		r.finish(c, nil, err)
+	}
+	r.owned.Wait()
+}
+
+// reconnect tries until a link is made; nil where none will ever be.
 func (r *Remote) reconnect() link {
-	backoff := backoffFirst
-	for r.ctx.Err() == nil {
-		ctx, cancel := context.WithTimeout(r.ctx, dialTimeout)
-		l, err := r.connect(ctx)
-		cancel()
-		if err == nil {
-			return l
-		}
-		if r.ctx.Err() != nil {
-			break
-		}
-		if r.opts.OnRetry != nil {
-			r.opts.OnRetry(err)
-		}
-		r.giveUp(err)
+	r.mu.Lock()
+	futile, since := r.futile, time.Since(r.lostAt)
+	r.mu.Unlock()
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	r.owned.Go(func() { r.limitPatience(ctx, r.opts.GiveUp-since) })
+	if futile > 0 {
 		select {
-		case <-time.After(backoff/2 + rand.N(backoff)):
+		case <-time.After(backoff(futile)):
 		case <-r.ctx.Done():
 		}
-		backoff = min(2*backoff, backoffMax)
 	}
-	return nil
+	l, err := r.connect(r.ctx, &search{failed: r.failed})
+	if err != nil {
+		return nil
+	}
+	return l
+}
+
+// limitPatience gives up calls that wait for a link, first after a while and
+// then whenever another has waited as long, until ctx ends.
+func (r *Remote) limitPatience(ctx context.Context, after time.Duration) {
+	for {
+		select {
+		case <-time.After(after):
+			r.giveUp()
+			after = giveUpInterval
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// failed notes why there is no link.
+func (r *Remote) failed(err error) {
+	if r.ctx.Err() != nil {
+		return
+	}
+	r.mu.Lock()
+	r.trouble = err
+	r.mu.Unlock()
+	if r.opts.OnRetry != nil {
+		r.opts.OnRetry(err)
+	}
 }
 
 // attach puts a link into use and sends what waits for one.
 func (r *Remote) attach(l link) {
 	r.mu.Lock()
-	r.link = l
+	r.link, r.drained, r.given, r.futile = l, false, 0, r.futile+1
+	r.linkedAt = time.Now()
 	close(r.linked)
-	var send []*remoteCall
+	type sending struct {
+		c       *remoteCall
+		attempt *wire.Request
+	}
+	var send []sending
 	for _, c := range r.calls.all() {
 		if c.link == nil {
-			c.link = l
-			send = append(send, c)
+			send = append(send, sending{c, r.giveLocked(c, l)})
 		}
 	}
 	r.mu.Unlock()
-	for _, c := range send {
-		r.send(c, l)
+	for _, s := range send {
+		r.send(s.c, l, s.attempt)
 	}
 }
 
 func (r *Remote) detach(l link) {
 	l.close()
 	r.mu.Lock()
-	r.link = nil
+	r.link, r.given = nil, 0
 	r.linked = make(chan struct{})
-	r.lostAt = time.Now()
+	now := time.Now()
+	if now.Sub(r.linkedAt) > settledAfter {
+		r.futile = 0
+	}
+	r.lostAt, r.trouble = now, whyLost(l)
 	for _, c := range r.calls.all() {
 		if c.link == l {
 			c.link, c.cancel = nil, nil
@@ -344,7 +414,7 @@ func (r *Remote) detach(l link) {
 }
 
 // giveUp fails what has waited for too long.
-func (r *Remote) giveUp(err error) {
+func (r *Remote) giveUp() {
 	r.mu.Lock()
 	var over []*remoteCall
 	if r.link == nil && time.Since(r.lostAt) >= r.opts.GiveUp {
@@ -352,18 +422,18 @@ func (r *Remote) giveUp(err error) {
 	}
 	r.mu.Unlock()
 	for _, c := range over {
-		r.finish(c, nil, r.unanswered(c, err))
+		r.finish(c, nil, r.unanswered(c))
 	}
 }
 
 // unanswered is the error of a call whose answer will not come.
-func (r *Remote) unanswered(c *remoteCall, err error) error {
+func (r *Remote) unanswered(c *remoteCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c.sent && c.seq != 0 {
-		return gearsfs.ErrMaybe.Because("the node was lost before it answered: the change may have been made (%v)", err)
+	if c.maybe && c.seq != 0 {
+		return gearsfs.ErrMaybe.Because("the node was lost before it answered: the change may have been made (%v)", r.trouble)
 	}
-	return gearsfs.ErrNoNode.Because("%v", err)
+	return gearsfs.ErrNoNode.Because("%v", r.trouble)
 }
 
 // linkNow waits for a link.
@@ -407,33 +477,27 @@ func (r *Remote) Close() error {
 	}
 	r.stop()
 	<-r.stopped
-	r.mu.Lock()
-	calls := r.calls.all()
-	r.mu.Unlock()
-	for _, c := range calls {
-		err := gearsfs.ErrClosed
-		if c.seq != 0 && c.sent {
-			err = gearsfs.ErrMaybe.Because("closed before the node answered: the change may have been made")
-		}
-		r.finish(c, nil, err)
-	}
 	return nil
 }
 
 // goodbye has the node end the session, which ends what waits there, and waits
-// for the answers of what is in flight. It is patient for goodbyeTimeout; the
-// node finds out by the connection then.
+// for the answers of what is in flight. It is patient with this process's own
+// volume; elsewhere for goodbyeTimeout: the node finds out by the connection then.
 func (r *Remote) goodbye(l link, id gearsfs.SessionID) {
-	ctx, cancel := context.WithTimeout(r.ctx, goodbyeTimeout)
-	defer cancel()
+	ctx := r.ctx
+	if !l.lends() {
+		limited, cancel := context.WithTimeout(ctx, goodbyeTimeout)
+		defer cancel()
+		ctx = limited
+	}
+	stopped := context.AfterFunc(ctx, r.wakeAll)
+	defer stopped()
 	_, err := r.exchange(ctx, l, &wire.Request{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{}},
 	})
 	if err != nil {
 		return
 	}
-	stop := context.AfterFunc(ctx, r.wakeAll)
-	defer stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.calls.count > 0 && r.link == l && ctx.Err() == nil {

@@ -1,16 +1,26 @@
 package dgm
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"slices"
 	"sync"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
+	"github.com/gearsfs/gearsfs/wire"
 )
 
 // route is a way to a volume; it makes links.
 type route interface {
-	connect(ctx context.Context) (link, error)
+	// connect makes a link on which the search's greeting has succeeded, and
+	// returns the response to that. gearsfs.ErrClosed means that there never will
+	// be one any more.
+	connect(ctx context.Context, s *search) (link, *wire.Response, error)
+	// told is given what a node says of where others are: in a response that it
+	// does not lead, or in a welcome.
+	told(resp *wire.Response)
 	// remote is what requests name as the one to be passed on to; "" for the
 	// node itself.
 	remote() string
@@ -18,16 +28,32 @@ type route interface {
 
 // link carries requests until it is lost.
 type link interface {
-	start(body []byte, done func([]byte, error)) (cancel func())
+	// start sends a request. done is called exactly once, maybe before start
+	// returns, and must not block: with nil where the link was lost before the
+	// answer came. What start returns, where that is not nil, asks for an end of
+	// the wait.
+	start(req *wire.Request, done func(*wire.Response)) canceller
+	// lends says that requests are passed on as they are, and what they hold is
+	// in use until done is called.
+	lends() bool
 	done() <-chan struct{} // closed when it is lost
+	why() error            // it was lost
 	lose()                 // makes it lost; for callbacks, waits for nothing
 	close()                // makes it lost and waits for its callbacks
 }
 
-// dialRoute dials addresses in turn.
+// waysMax bounds the addresses that are known of one volume's nodes.
+const waysMax = 64
+
+// dialRoute dials addresses.
 type dialRoute struct {
-	addrs []transport.Addr
+	given []transport.Addr
 	cfg   transport.Config
+
+	mu      sync.Mutex
+	last    []transport.Addr // where the last link was, or where the leader is said to be
+	learned []transport.Addr // of the volume's other nodes
+	volume  []byte           // its id; nil before the first link
 }
 
 func newDialRoute(addrs string, opts RemoteOptions) (*dialRoute, error) {
@@ -39,31 +65,104 @@ func newDialRoute(addrs string, opts RemoteOptions) (*dialRoute, error) {
 	if opts.Offer != nil {
 		cfg.NewHandler = opts.Offer.newPeer(&opts.OfferAs)
 	}
-	return &dialRoute{list, cfg}, nil
+	return &dialRoute{given: list, cfg: cfg}, nil
 }
 
 func (d *dialRoute) remote() string { return "" }
 
-func (d *dialRoute) connect(ctx context.Context) (link, error) {
-	var last error
-	for _, addr := range d.addrs {
-		conn, err := transport.Dial(ctx, addr, d.cfg)
-		if err == nil {
-			return connLink{conn}, nil
+// ways are the addresses to try, the likeliest first.
+func (d *dialRoute) ways() []*way {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var ways []*way
+	for _, list := range [][]transport.Addr{d.last, d.given, d.learned} {
+		for _, addr := range list {
+			if len(ways) < waysMax && !slices.ContainsFunc(ways, func(w *way) bool { return w.addr == addr }) {
+				ways = append(ways, &way{addr: addr, learned: !slices.Contains(d.given, addr)})
+			}
 		}
-		last = err
 	}
-	return nil, last
+	return ways
+}
+
+// won notes which way a link was made.
+func (d *dialRoute) won(t tried) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = []transport.Addr{t.way.addr}
+	if id := t.resp.GetWelcome().GetVolumeId(); len(id) > 0 {
+		d.volume = id
+	}
+}
+
+// foreign says whether a welcome is not that of the volume that it is known to be.
+func (d *dialRoute) foreign(resp *wire.Response) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := resp.GetWelcome().GetVolumeId()
+	return d.volume != nil && len(id) > 0 && !bytes.Equal(id, d.volume)
+}
+
+func (d *dialRoute) told(resp *wire.Response) {
+	var learned []transport.Addr
+	for _, node := range resp.GetWelcome().GetAddrs() {
+		if addrs, err := transport.ParseAddrs(node); err == nil { // else it can't be dialled
+			learned = append(learned, addrs...)
+		}
+	}
+	leader, _ := transport.ParseAddrs(resp.Leader) //nolint:errcheck // empty where it is not known
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if learned != nil {
+		d.learned = learned
+	}
+	if leader != nil {
+		d.last = leader
+	}
 }
 
 type connLink struct{ conn *transport.Conn }
 
-func (l connLink) start(body []byte, done func([]byte, error)) func() {
-	return l.conn.Start(body, done).Cancel
+func (l connLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	body, err := req.MarshalVT()
+	if err != nil {
+		done(failure(gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)))
+		return nil
+	}
+	return pendingCall{l.conn.Start(body, func(body []byte, err error) { done(received(body, err)) })}
 }
+
+func (l connLink) lends() bool           { return false }
 func (l connLink) done() <-chan struct{} { return l.conn.Done() }
+func (l connLink) why() error            { return l.conn.Err() }
 func (l connLink) lose()                 { go l.close() }   // ends with the connection, which has a timeout
 func (l connLink) close()                { l.conn.Close() } //nolint:errcheck // always nil
+
+// pendingCall makes a transport's call a canceller.
+type pendingCall struct{ *transport.Pending }
+
+func (p pendingCall) cancel(error) { p.Cancel() }
+
+// received is the response to a request as the transport answers it: nil where
+// that says nothing of the request.
+func received(body []byte, err error) *wire.Response {
+	if err != nil {
+		if errors.Is(err, transport.ErrLost) {
+			return nil
+		}
+		switch gearsfs.CodeOf(err) {
+		case gearsfs.ErrTooBig.Code, gearsfs.ErrOverload.Code, gearsfs.ErrInvalid.Code,
+			gearsfs.ErrUnknownOp.Code, gearsfs.ErrCancelled.Code:
+			return failure(err)
+		}
+		return nil
+	}
+	resp := new(wire.Response)
+	if err := resp.UnmarshalVT(body); err != nil {
+		return failure(gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", err))
+	}
+	return resp
+}
 
 // current waits for the connection of a Remote that dials.
 func (r *Remote) current(ctx context.Context) (*transport.Conn, error) {
@@ -84,9 +183,22 @@ type lossy struct {
 	lost chan struct{}
 }
 
+func newLossy() lossy { return lossy{lost: make(chan struct{})} }
+
 func (l *lossy) done() <-chan struct{} { return l.lost }
 func (l *lossy) close()                { l.lose() }
 func (l *lossy) lose()                 { l.once.Do(func() { close(l.lost) }) }
+
+// loseWith loses it with another; the goroutine ends then.
+func (l *lossy) loseWith(other <-chan struct{}) {
+	go func() {
+		select {
+		case <-other:
+			l.lose()
+		case <-l.lost:
+		}
+	}()
+}
 
 // remoteRoute goes through the connection of another Remote, whose node passes
 // on what names the remote.
@@ -95,22 +207,19 @@ type remoteRoute struct {
 	name   string
 }
 
-func (rr remoteRoute) remote() string { return rr.name }
+func (rr remoteRoute) remote() string      { return rr.name }
+func (rr remoteRoute) told(*wire.Response) {}
 
-func (rr remoteRoute) connect(ctx context.Context) (link, error) {
-	parent, err := rr.parent.linkNow(ctx)
-	if err != nil {
-		return nil, err
-	}
-	l := &sharedLink{parent: parent, lossy: lossy{lost: make(chan struct{})}}
-	go func() { // ends with the link
-		select {
-		case <-parent.done():
-			l.close()
-		case <-l.lost:
+func (rr remoteRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
+	return s.single(ctx, func(ctx context.Context) (link, error) {
+		parent, err := rr.parent.linkNow(ctx)
+		if err != nil {
+			return nil, err
 		}
-	}()
-	return l, nil
+		l := &sharedLink{parent: parent, lossy: newLossy()}
+		l.loseWith(parent.done())
+		return l, nil
+	})
 }
 
 type sharedLink struct {
@@ -118,8 +227,17 @@ type sharedLink struct {
 	lossy
 }
 
-func (l *sharedLink) start(body []byte, done func([]byte, error)) func() {
-	return l.parent.start(body, done)
+func (l *sharedLink) lends() bool { return l.parent.lends() }
+
+func (l *sharedLink) why() error {
+	if err := l.parent.why(); err != nil {
+		return err
+	}
+	return gearsfs.ErrNoNode.Because("the node has lost the remote")
+}
+
+func (l *sharedLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	return l.parent.start(req, done)
 }
 
 // volumeRoute goes from this process's volume to a remote that it knows.
@@ -128,26 +246,50 @@ type volumeRoute struct {
 	name string
 }
 
-func (vr volumeRoute) remote() string { return "" }
+func (vr volumeRoute) remote() string      { return "" }
+func (vr volumeRoute) told(*wire.Response) {}
 
-func (vr volumeRoute) connect(context.Context) (link, error) {
-	return &volumeLink{vr, lossy{lost: make(chan struct{})}}, nil
+func (vr volumeRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
+	return s.single(ctx, func(context.Context) (link, error) {
+		if vr.vol.isClosed() {
+			return nil, gearsfs.ErrClosed
+		}
+		return &volumeLink{volumeRoute: vr, lossy: newLossy()}, nil
+	})
 }
 
 type volumeLink struct {
 	volumeRoute
 	lossy
+	mu  sync.Mutex
+	err error
 }
 
-func (l *volumeLink) start(body []byte, done func([]byte, error)) func() {
+func (l *volumeLink) lends() bool { return false }
+
+func (l *volumeLink) why() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func (l *volumeLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	body, err := req.MarshalVT()
+	if err != nil {
+		done(failure(gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)))
+		return nil
+	}
 	c := new(lateCancel)
 	l.vol.pass(l.name, body, func(resp []byte, err error) {
 		if err != nil {
+			l.mu.Lock()
+			l.err = err
+			l.mu.Unlock()
 			l.close()
 		}
-		done(resp, err)
+		done(received(resp, err))
 	}, c.set)
-	return c.cancel
+	return c
 }
 
 // lateCancel is a cancel that may be called before it is known what to cancel.
@@ -167,7 +309,7 @@ func (c *lateCancel) set(f func()) {
 	}
 }
 
-func (c *lateCancel) cancel() {
+func (c *lateCancel) cancel(error) {
 	c.mu.Lock()
 	f := c.f
 	c.called = true
