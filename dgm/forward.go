@@ -70,12 +70,12 @@ func (p *peer) forward(req *wire.Request, call *transport.Call) {
 	}
 	body, err := req.MarshalVT()
 	if err != nil {
-		v.replies.push(call, failure(gearsfs.ErrProtocol.Because("a request can't be passed on: %v", err)))
+		v.replies.push(reply{call: call, resp: failure(gearsfs.ErrProtocol.Because("a request can't be passed on: %v", err))})
 		return
 	}
 	v.pass(name, body, func(answer []byte, err error) {
 		if err != nil {
-			v.replies.push(call, failure(gearsfs.ErrNoNode.Because("remote %q: %v", name, err)))
+			v.replies.push(reply{call: call, resp: failure(gearsfs.ErrNoNode.Because("remote %q: %v", name, err))})
 			return
 		}
 		if hello != nil {

@@ -1,8 +1,10 @@
 package dgm
 
 import (
+	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
@@ -23,6 +25,7 @@ type gate struct {
 	bytes    int
 	commands int
 	held     [][]*op
+	closed   error // nothing passes any more, nor is held
 }
 
 func (g *gate) admitLocked(ops []*op) bool {
@@ -38,9 +41,20 @@ func (g *gate) admitLocked(ops []*op) bool {
 	return true
 }
 
+// shut lets nothing pass any more because of why, and returns what it held.
+func (g *gate) shut(why error) (held []*op) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, ops := range g.held {
+		held = append(held, ops...)
+	}
+	g.held, g.closed = nil, why
+	return held
+}
+
 // submit sends operations to the log, next to each other. Those of sessions
-// that have ended meanwhile fail.
-func (v *Volume) submit(ops ...*op) {
+// that have ended meanwhile fail, and all where the tenure is over.
+func (t *tenure) submit(ops ...*op) {
 	var refused []*op
 	for _, o := range ops {
 		o.bytes = o.change.Command.SizeVT()
@@ -59,42 +73,74 @@ func (v *Volume) submit(ops ...*op) {
 	if len(ops) == 0 {
 		return
 	}
-	g := &v.gate
+	g := &t.gate
 	g.mu.Lock()
+	if why := g.closed; why != nil {
+		g.mu.Unlock()
+		for _, o := range ops {
+			t.refuse(o, why)
+		}
+		return
+	}
 	if len(g.held) > 0 || !g.admitLocked(ops) {
 		g.held = append(g.held, ops)
 		g.mu.Unlock()
 		return
 	}
 	g.mu.Unlock()
-	v.proposeOps(ops)
+	t.proposeOps(ops)
 }
+
+// refuse ends an operation that the gate has not let through.
+func (t *tenure) refuse(o *op, why error) {
+	t.leaveSession(o)
+	o.outcome(nil, why)
+}
+
+// orderRetry is when a command of the volume's own is tried again that the
+// replica refused although this node leads: it is handing over, or was about to.
+const orderRetry = 100 * time.Millisecond
 
 // order sends one of the volume's own commands, on behalf of a session or of
 // none. then, which may be nil, is called once.
-func (v *Volume) order(s *session, cmd *wire.Command, then func(*wire.Answer, error)) {
-	if then == nil {
-		then = func(*wire.Answer, error) {}
-	}
-	v.submit(&op{vol: v, sess: s, change: &wire.Change{Command: cmd, Fast: true}, then: then})
+func (t *tenure) order(s *session, cmd *wire.Command, then func(*wire.Answer, error)) {
+	t.submit(&op{ten: t, sess: s, change: &wire.Change{Command: cmd, Fast: true}, then: func(answer *wire.Answer, err error) {
+		switch {
+		case errors.Is(err, gearsfs.ErrNotLeader) && t.ended() == nil:
+			time.AfterFunc(orderRetry, func() { t.order(s, cmd, then) })
+		case then != nil:
+			then(answer, err)
+		}
+	}})
 }
 
-func (v *Volume) proposeOps(ops []*op) {
-	if len(ops) == 1 {
-		v.group.Propose(ops[0].proposal())
+// proposeOps hands commands to the replica, unless the tenure is over.
+func (t *tenure) proposeOps(ops []*op) {
+	if !t.desk.enter() {
+		why := t.ended()
+		for _, o := range ops {
+			o.proposed(nil, why)
+		}
 		return
 	}
-	batch := make([]*replica.Proposal, len(ops))
-	for i, o := range ops {
-		batch[i] = o.proposal()
+	if len(ops) == 1 {
+		t.vol.group.Propose(ops[0].proposal())
+	} else {
+		batch := make([]*replica.Proposal, len(ops))
+		for i, o := range ops {
+			batch[i] = o.proposal()
+		}
+		t.vol.group.Propose(batch...)
 	}
-	v.group.Propose(batch...)
+	if t.desk.leave() {
+		close(t.left)
+	}
 }
 
 // passed notes that an operation's command has been answered and lets through
 // what was held back for it.
-func (v *Volume) passed(o *op) {
-	g := &v.gate
+func (t *tenure) passed(o *op) {
+	g := &t.gate
 	g.mu.Lock()
 	g.bytes -= o.bytes
 	g.commands--
@@ -106,9 +152,14 @@ func (v *Volume) passed(o *op) {
 	}
 	g.mu.Unlock()
 	for _, ops := range next {
-		v.proposeOps(ops)
+		t.proposeOps(ops)
 	}
+	t.leaveSession(o)
+}
+
+// leaveSession is for an operation whose command is not on its way any more.
+func (t *tenure) leaveSession(o *op) {
 	if o.sess != nil && o.sess.door.leave() {
-		v.proposeEnd(o.sess)
+		t.proposeEnd(o.sess)
 	}
 }

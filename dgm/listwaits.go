@@ -14,10 +14,10 @@ const nearKeysMax = 1000
 
 // listWaits describes what waits, oldest first, and names existing keys that
 // look like misspellings of those waited for.
-func (v *Volume) listWaits() (*wire.Response, error) {
-	v.mu.Lock()
+func (t *tenure) listWaits() (*wire.Response, error) {
+	t.mu.Lock()
 	var waits []gearsfs.Wait
-	for _, o := range v.waits.all() {
+	for _, o := range t.waits.all() {
 		w := gearsfs.Wait{
 			Session: o.sess.id, Client: o.sess.client, Op: o.kind(), Path: o.path, Ino: o.ino,
 			Keys: slices.Clone(o.keys), Since: o.since,
@@ -30,7 +30,7 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 		}
 		waits = append(waits, w)
 	}
-	v.mu.Unlock()
+	t.mu.Unlock()
 	slices.SortStableFunc(waits, func(a, b gearsfs.Wait) int { return a.Since.Compare(b.Since) })
 	resp := &wire.Response{}
 	nearOf := make(map[string][]gearsfs.Key) // many wait for the same
@@ -40,7 +40,7 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 			near, known := nearOf[place]
 			if !known {
 				var err error
-				if near, err = v.nearKeys(w.Ino, w.Keys); err != nil {
+				if near, err = t.nearKeys(w.Ino, w.Keys); err != nil {
 					return nil, err
 				}
 				nearOf[place] = near
@@ -53,8 +53,8 @@ func (v *Volume) listWaits() (*wire.Response, error) {
 }
 
 // nearKeys returns the keys of a file that look like misspellings of keys.
-func (v *Volume) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
-	infos, err := v.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
+func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
+	infos, err := t.vol.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
 	if err != nil {
 		if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code || gearsfs.CodeOf(err) == gearsfs.ErrNotFound.Code {
 			return nil, nil // removed meanwhile
@@ -122,10 +122,10 @@ func editDistance(a, b string) int {
 }
 
 // waitingOn counts the takes and peeks that wait at a stream.
-func (v *Volume) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	s := v.waits.spot(ino, key)
+func (t *tenure) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.waits.spot(ino, key)
 	if s == nil {
 		return 0
 	}

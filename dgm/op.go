@@ -9,7 +9,7 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// op is one operation of a session on its way through a volume.
+// op is one operation of a session on its way through a tenure.
 //
 //	       start             can run            answered
 //	idle ─────────▶ waiting ─────────▶ proposed ─────────▶ done
@@ -21,7 +21,7 @@ import (
 // the attempt changed nothing, back to its old place among the waiting; cancel
 // ends it at once where it waits and otherwise as soon as it would wait again.
 type op struct {
-	vol  *Volume
+	ten  *tenure
 	sess *session             // nil for a command of the volume's own
 	done func(*wire.Response) // called exactly once, must not block
 
@@ -34,7 +34,7 @@ type op struct {
 	bytes  int                       // of the command, while it is proposed
 	then   func(*wire.Answer, error) // in place of answered
 
-	// Guarded by Volume.mu.
+	// Guarded by tenure.mu.
 	state    opState
 	ended    error       // set by cancel: do not wait again
 	ino      gearsfs.Ino // the file; 0 while it is missing
@@ -106,16 +106,9 @@ func (o *op) noWait() bool {
 
 func (o *op) fail(err error) { o.done(failure(err)) }
 
-// failDurable ends the operation with an error that speaks of the state, once
-// that state is on disk.
-func (o *op) failDurable(err error) {
-	o.vol.group.WhenCertain(func(broken error) {
-		if broken != nil {
-			err = broken
-		}
-		o.fail(err)
-	})
-}
+// failCertain ends the operation with an error that speaks of the state, once
+// that state is certain.
+func (o *op) failCertain(err error) { o.ten.vol.answer(nil, err, false, o.done) }
 
 // proposal readies the operation's command for the replica.
 func (o *op) proposal() *replica.Proposal {
@@ -125,7 +118,7 @@ func (o *op) proposal() *replica.Proposal {
 
 // proposed takes the replica's answer.
 func (o *op) proposed(answer *wire.Answer, err error) {
-	o.vol.passed(o)
+	o.ten.passed(o)
 	o.outcome(answer, err)
 }
 
@@ -149,14 +142,14 @@ func (o *op) answered(answer *wire.Answer, err error) {
 	case code == gearsfs.ErrStale.Code && o.byPath():
 		o.misled()
 	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && !o.isTake():
-		if o.vol.park(o) {
+		if o.ten.park(o) {
 			return
 		}
 		err := gearsfs.FromCode(code, answer.Reason)
 		if ended := o.endedBy(); ended != nil {
 			err = ended
 		}
-		o.failDurable(err)
+		o.failCertain(err)
 	default:
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
@@ -167,16 +160,16 @@ func (o *op) answered(answer *wire.Answer, err error) {
 // to another by the time it was applied: it looks again, or, if it has waited
 // for the file, ends.
 func (o *op) misled() {
-	v := o.vol
+	t := o.ten
 	if o.isTake() && len(o.waiters) > 0 {
 		o.settled()
 		o.done(failure(gearsfs.ErrRemoved))
 		return
 	}
-	v.mu.Lock()
+	t.mu.Lock()
 	o.takeBackLocked()
-	v.mu.Unlock()
-	v.begin(o)
+	t.mu.Unlock()
+	t.launch(o)
 }
 
 // settled marks the operation as done and takes its promise back. What was
@@ -186,35 +179,35 @@ func (o *op) settled() {
 	if o.keys == nil {
 		return // never among those that wait
 	}
-	v := o.vol
-	v.mu.Lock()
+	t := o.ten
+	t.mu.Lock()
 	o.state = opDone
 	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
 	if o.turn != nil { // the next in line may fit too
 		key, wake = o.keys[0], true
 	}
 	o.takeBackLocked()
-	v.mu.Unlock()
+	t.mu.Unlock()
 	if wake {
-		v.wake(o.ino, key)
+		t.wake(o.ino, key)
 	}
 }
 
 func (o *op) takeBackLocked() {
 	if o.promised.line != nil {
 		o.promised.line.promised -= o.promised.records
-		o.vol.waits.tidy(o.ino, o.promised.key)
+		o.ten.waits.tidy(o.ino, o.promised.key)
 		o.promised = promise{}
 	}
 	if o.turn != nil {
 		o.turn.putting, o.turn = false, nil
-		o.vol.waits.tidy(o.ino, o.keys[0])
+		o.ten.waits.tidy(o.ino, o.keys[0])
 	}
 }
 
 func (o *op) endedBy() error {
-	o.vol.mu.Lock()
-	defer o.vol.mu.Unlock()
+	o.ten.mu.Lock()
+	defer o.ten.mu.Unlock()
 	return o.ended
 }
 
@@ -222,43 +215,54 @@ func (o *op) endedBy() error {
 // finished first: it then ends with its true outcome, or with why where it
 // changed nothing. Those who waited behind a put that leaves may fit.
 func (o *op) cancel(why error) {
-	v := o.vol
-	v.mu.Lock()
+	t := o.ten
+	t.mu.Lock()
 	if o.state == opDone || o.ended != nil {
-		v.mu.Unlock()
+		t.mu.Unlock()
 		return
 	}
 	o.ended = why
 	waiting := o.state == opWaiting
 	if waiting {
-		v.waits.leave(o)
+		t.waits.leave(o)
 		o.state = opDone
 	}
-	v.mu.Unlock()
+	t.mu.Unlock()
 	if !waiting {
 		return
 	}
+	put := o.kind() == "put" // its request goes with the answer
 	o.fail(why)
-	if o.ino != 0 && o.kind() == "put" {
-		v.wake(o.ino, o.keys[0])
+	if o.ino != 0 && put {
+		t.wake(o.ino, o.keys[0])
 	}
 }
 
 // start begins an operation for session s. done is called exactly once, maybe
 // before start returns. What it returns, where that is not nil, ends the wait.
-func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
-	if !v.enter() {
+func (t *tenure) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
+	if !t.vol.enter() {
 		done(failure(gearsfs.ErrClosed))
 		return nil
 	}
-	defer v.leave()
+	defer t.vol.leave()
+	if why := t.ended(); why != nil {
+		done(failure(why))
+		return nil
+	}
 	switch kind := req.Kind.(type) {
 	case *wire.Request_Change:
-		return v.startChange(s, kind.Change, done)
+		return t.startChange(s, kind.Change, done)
 	case *wire.Request_Query:
-		return v.startQuery(s, kind.Query, done)
+		return t.startQuery(s, kind.Query, done)
 	case *wire.Request_Goodbye:
-		v.end(s, true, func() { done(&wire.Response{}) })
+		t.endSession(s, true, func(err error) {
+			resp := &wire.Response{}
+			if err != nil {
+				resp = failure(err)
+			}
+			done(resp)
+		})
 	default:
 		done(failure(gearsfs.ErrUnknownOp))
 	}
@@ -266,7 +270,7 @@ func (v *Volume) start(s *session, req *wire.Request, done func(*wire.Response))
 }
 
 // startChange sends a command on its way.
-func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Response)) canceller {
+func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Response)) canceller {
 	cmd := ch.GetCommand()
 	if cmd == nil {
 		done(failure(gearsfs.ErrUnknownOp))
@@ -274,36 +278,36 @@ func (v *Volume) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 	}
 	cmd.SessionMinted, cmd.SessionSalt = uint64(s.id.Minted), s.id.Salt
 	cmd.Uid, cmd.Gids, cmd.Checked = s.caller.UID, s.caller.GIDs, s.caller.Checked
-	if err := v.space.admit(cmd); err != nil {
+	if err := t.vol.space.admit(cmd); err != nil {
 		done(failure(err))
 		return nil
 	}
-	return v.begin(&op{vol: v, sess: s, epoch: s.epoch.Load(), change: ch, done: done, path: ch.Path})
+	return t.launch(&op{ten: t, sess: s, epoch: s.epoch.Load(), change: ch, done: done, path: ch.Path})
 }
 
-// begin sends an operation on its way, as if it had just come.
-func (v *Volume) begin(o *op) canceller {
+// launch sends an operation on its way, as if it had just come.
+func (t *tenure) launch(o *op) canceller {
 	if o.peek != nil {
-		return v.startPeek(o)
+		return t.startPeek(o)
 	}
 	switch c := o.change.Command.Op.(type) {
 	case *wire.Command_Put:
-		return v.startPut(o, c.Put)
+		return t.startPut(o, c.Put)
 	case *wire.Command_Take:
-		return v.startTake(o, c.Take)
+		return t.startTake(o, c.Take)
 	case *wire.Command_Configure:
-		if err := v.resolve(o.sess, o.path, &c.Configure.Target); err != nil {
-			o.failDurable(err)
+		if err := t.resolve(o.sess, o.path, &c.Configure.Target); err != nil {
+			o.failCertain(err)
 			return nil
 		}
-		v.submit(o)
+		t.submit(o)
 	case *wire.Command_Unlink:
-		v.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
+		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
-		v.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
+		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
 	case *wire.Command_Settle, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
-		v.submit(o)
+		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know
 		o.fail(gearsfs.ErrUnknownOp)
 	}
@@ -311,21 +315,21 @@ func (v *Volume) begin(o *op) canceller {
 }
 
 // resolve fills in a command's target where it was named by a path.
-func (v *Volume) resolve(s *session, path string, t **wire.Target) error {
+func (t *tenure) resolve(s *session, path string, target **wire.Target) error {
 	if path == "" {
-		if *t == nil {
+		if *target == nil {
 			return gearsfs.ErrInvalid.Because("the request names no file")
 		}
 		return nil
 	}
-	dir, name, ino, err := v.machine.ResolveTarget(path, s.caller)
+	dir, name, ino, err := t.vol.machine.ResolveTarget(path, s.caller)
 	if err != nil {
 		return err
 	}
 	if ino != 0 {
-		*t = &wire.Target{Ino: uint64(ino)}
+		*target = &wire.Target{Ino: uint64(ino)}
 	} else {
-		*t = &wire.Target{Dir: uint64(dir), Name: name}
+		*target = &wire.Target{Dir: uint64(dir), Name: name}
 	}
 	return nil
 }
@@ -333,29 +337,29 @@ func (v *Volume) resolve(s *session, path string, t **wire.Target) error {
 // proposeUnlink proposes what may remove the last name of an inode, naming the
 // sessions that have it open. Where the name led elsewhere by the time it was
 // applied, the command changed nothing and is proposed again.
-func (v *Volume) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, holders *[]uint64) {
-	victim := v.victim(dir, name)
+func (t *tenure) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, holders *[]uint64) {
+	victim := t.victim(dir, name)
 	*openIno, *holders = uint64(victim), nil
 	if victim != 0 {
-		*holders = v.holders(victim)
+		*holders = t.holders(victim)
 	}
 	o.then = func(answer *wire.Answer, err error) {
 		if victim != 0 {
-			v.unlinked(victim)
+			t.unlinked(victim)
 		}
-		if err == nil && gearsfs.Code(answer.Code) == gearsfs.ErrStale.Code && v.victim(dir, name) != victim {
-			v.proposeUnlink(o, dir, name, openIno, holders)
+		if err == nil && gearsfs.Code(answer.Code) == gearsfs.ErrStale.Code && t.victim(dir, name) != victim {
+			t.proposeUnlink(o, dir, name, openIno, holders)
 			return
 		}
 		o.then = nil
 		o.answered(answer, err)
 	}
-	v.submit(o)
+	t.submit(o)
 }
 
 // victim is the inode that a name leads to, 0 where it leads nowhere.
-func (v *Volume) victim(dir uint64, name string) gearsfs.Ino {
-	attr, err := v.machine.Lookup(gearsfs.Ino(dir), name, gearsfs.Root)
+func (t *tenure) victim(dir uint64, name string) gearsfs.Ino {
+	attr, err := t.vol.machine.Lookup(gearsfs.Ino(dir), name, gearsfs.Root)
 	if err != nil {
 		return 0 // the command will say why
 	}

@@ -5,40 +5,49 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// startQuery reads. What an API query shows is on disk first; a fast one shows
-// what is applied.
-func (v *Volume) startQuery(s *session, q *wire.Query, done func(*wire.Response)) canceller {
+// startQuery reads. What an API query shows is certain; a fast one shows what is
+// applied.
+func (t *tenure) startQuery(s *session, q *wire.Query, done func(*wire.Response)) canceller {
+	v := t.vol
 	switch kind := q.Op.(type) {
 	case *wire.Query_Peek:
-		return v.startPeek(&op{vol: v, sess: s, epoch: s.epoch.Load(), peek: kind.Peek, done: done, path: kind.Peek.Path})
+		return t.startPeek(&op{ten: t, sess: s, epoch: s.epoch.Load(), peek: kind.Peek, done: done, path: kind.Peek.Path})
 	case *wire.Query_Watch:
-		return v.startWatch(s, kind.Watch.Id, done)
+		return s.watcher.start(kind.Watch.Id, done)
 	case *wire.Query_Sync:
 		v.answer(&wire.Response{}, nil, false, done)
 		return nil
 	case *wire.Query_Open:
-		ino := gearsfs.Ino(kind.Open)
-		if !v.opened(s, ino, func() { v.finishOpen(s, ino, done) }) {
-			done(failure(gearsfs.ErrClosed))
-		}
+		t.open(s, gearsfs.Ino(kind.Open), done)
 		return nil
 	case *wire.Query_Release:
-		v.released(s, gearsfs.Ino(kind.Release))
+		t.released(s, gearsfs.Ino(kind.Release))
 		done(&wire.Response{})
 		return nil
 	}
 	if bulky(q) && !s.local {
 		v.owned.Go(func() {
 			v.reads <- struct{}{}
-			resp, err := v.read(s, q)
+			resp, err := t.read(s, q)
 			v.answer(resp, err, q.Fast, done)
 			<-v.reads
 		})
 		return nil
 	}
-	resp, err := v.read(s, q)
+	resp, err := t.read(s, q)
 	v.answer(resp, err, q.Fast, done)
 	return nil
+}
+
+// read answers the queries that neither wait nor change anything.
+func (t *tenure) read(s *session, q *wire.Query) (*wire.Response, error) {
+	switch op := q.Op.(type) {
+	case *wire.Query_ListStreams:
+		return t.listStreams(s, op.ListStreams)
+	case *wire.Query_Waits:
+		return t.listWaits()
+	}
+	return t.vol.look(s.caller, q)
 }
 
 // readsMax bounds the bulky queries that read at once: each may take a MiB and
@@ -54,7 +63,9 @@ func bulky(q *wire.Query) bool {
 	return false
 }
 
-// answer ends a query, once what it saw is on disk unless it is fast.
+// answer ends a query, or what found nothing, once what it saw is certain: in a
+// group of one on disk, in one of several confirmed by a majority; a fast one at
+// once.
 func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wire.Response)) {
 	if err != nil {
 		resp = failure(err)
@@ -71,28 +82,24 @@ func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wi
 	})
 }
 
-func (v *Volume) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
-	if !v.enter() { // it has waited for an unlink
-		done(failure(gearsfs.ErrClosed))
-		return
-	}
-	defer v.leave()
-	attr, err := v.machine.GetAttr(ino)
-	if err != nil {
-		v.released(s, ino)
-		done(failure(gearsfs.ErrStale))
-		return
-	}
-	done(attrResponse(attrToWire(attr)))
-}
-
 func attrResponse(a *wire.Attr) *wire.Response {
 	return &wire.Response{Answer: &wire.Answer{Attr: a}}
 }
 
-// read answers the queries that neither wait nor change anything.
-func (v *Volume) read(s *session, q *wire.Query) (*wire.Response, error) {
-	m, who := v.machine, s.caller
+// readNear answers a query from this node's replica as it is, whether the node leads
+// or not. Errors: those of what is asked for, gearsfs.ErrClosed, and
+// gearsfs.ErrUnknownOp for what only a session can ask.
+func (v *Volume) readNear(who gearsfs.Caller, q *wire.Query) (*wire.Response, error) {
+	if !v.enter() {
+		return nil, gearsfs.ErrClosed
+	}
+	defer v.leave()
+	return v.look(who, q)
+}
+
+// look is readNear for who is inside already.
+func (v *Volume) look(who gearsfs.Caller, q *wire.Query) (*wire.Response, error) {
+	m := v.machine
 	switch op := q.Op.(type) {
 	case *wire.Query_Lookup:
 		attr, err := m.Lookup(gearsfs.Ino(op.Lookup.Dir), op.Lookup.Name, who)
@@ -129,12 +136,8 @@ func (v *Volume) read(s *session, q *wire.Query) (*wire.Response, error) {
 	case *wire.Query_Seek:
 		pos, err := m.Seek(gearsfs.Ino(op.Seek.Ino), gearsfs.Pos(op.Seek.Pos), op.Seek.Hole, who)
 		return &wire.Response{Number: uint64(pos)}, err
-	case *wire.Query_ListStreams:
-		return v.listStreams(s, op.ListStreams)
 	case *wire.Query_Status:
-		return &wire.Response{Status: statusToWire(v.status())}, nil
-	case *wire.Query_Waits:
-		return v.listWaits()
+		return &wire.Response{Status: statusToWire(v.nodeStatus())}, nil
 	case *wire.Query_Remotes:
 		return v.remotes()
 	}
@@ -153,8 +156,8 @@ func (v *Volume) readDir(r *wire.ReadDir, who gearsfs.Caller) (*wire.Response, e
 	return resp, nil
 }
 
-func (v *Volume) listStreams(s *session, l *wire.ListStreams) (*wire.Response, error) {
-	if err := v.resolve(s, l.Path, &l.Target); err != nil {
+func (t *tenure) listStreams(s *session, l *wire.ListStreams) (*wire.Response, error) {
+	if err := t.resolve(s, l.Path, &l.Target); err != nil {
 		return nil, err
 	}
 	if l.Target.Ino == 0 {
@@ -163,21 +166,21 @@ func (v *Volume) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	ino := gearsfs.Ino(l.Target.Ino)
 	var infos []gearsfs.StreamInfo
 	if l.Only {
-		info, err := v.machine.Stream(ino, gearsfs.Key(l.After), s.caller)
+		info, err := t.vol.machine.Stream(ino, gearsfs.Key(l.After), s.caller)
 		if err != nil {
 			return nil, err
 		}
 		infos = []gearsfs.StreamInfo{info}
 	} else {
 		var err error
-		infos, err = v.machine.ListStreams(ino, gearsfs.Key(l.After), int(min(l.Max, gearsfs.BatchRecordsMax)), s.caller)
+		infos, err = t.vol.machine.ListStreams(ino, gearsfs.Key(l.After), int(min(l.Max, gearsfs.BatchRecordsMax)), s.caller)
 		if err != nil {
 			return nil, err
 		}
 	}
 	resp := &wire.Response{Streams: make([]*wire.Stream, len(infos))}
 	for i, info := range infos {
-		info.Waiting = v.waitingOn(ino, info.Key)
+		info.Waiting = t.waitingOn(ino, info.Key)
 		resp.Streams[i] = streamToWire(info)
 	}
 	return resp, nil

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -104,77 +102,12 @@ func (v *Volume) newPeer(as *gearsfs.Caller) func(*transport.Conn) (transport.Ha
 	}
 }
 
-// peerSessionsMax bounds the sessions of one connection; a node that passes
-// requests on brings those of all its clients.
-const peerSessionsMax = 16 << 10
-
-// peer is one connection's sessions: its own and those it forwards.
-type peer struct {
-	vol  *Volume
-	conn *transport.Conn
-	as   *gearsfs.Caller
-
-	// Which member's connection it is, and for what; 0 where it is none's. They
-	// belong to the goroutine that reads from it.
-	member gearsfs.MemberID
-	bulk   bool
-
-	// mu is taken after Volume.mu.
-	mu        sync.Mutex
-	sessions  map[gearsfs.SessionID]*session
-	dismissed bool // this end closes the connection
-	gone      bool
-}
-
-// lose takes a session from the connection.
-func (p *peer) lose(id gearsfs.SessionID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.sessions, id)
-}
-
-func (p *peer) session(id gearsfs.SessionID) *session {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.sessions[id]
-}
-
-// dismiss readies the connection to be closed by this end: what waits on it
-// ends, for its clients to ask elsewhere or later.
-func (p *peer) dismiss() {
-	p.mu.Lock()
-	p.dismissed = true
-	sessions := slices.Collect(maps.Values(p.sessions))
-	p.mu.Unlock()
-	v := p.vol
-	for _, s := range sessions {
-		v.mu.Lock()
-		waiting, watch := v.waits.of(s), s.watch
-		v.mu.Unlock()
-		v.watches.drop(watch)
-		for _, o := range waiting {
-			o.cancel(gearsfs.ErrNoNode)
-		}
-	}
-}
-
-// run detaches the connection's sessions when it is lost.
+// run clears up when the connection is lost.
 func (p *peer) run() {
 	<-p.conn.Done()
-	p.mu.Lock()
-	p.gone = true
-	sessions := p.sessions
-	p.sessions = nil
-	grace := graceTCP
-	if p.conn.Peer().Kind == transport.PeerUnix && !p.dismissed {
-		grace = 0
-	}
-	p.mu.Unlock()
+	p.depart()
 	p.vol.withdraw(p)
 	p.vol.departed(p)
-	for _, s := range sessions {
-		p.vol.detach(s, p, grace)
-	}
 }
 
 // Serve implements transport.Handler.
@@ -185,121 +118,48 @@ func (p *peer) Serve(call *transport.Call) {
 		return
 	}
 	if req.Remote != "" {
+		if why := p.keepBack(req); why != nil {
+			p.reply(call, failure(why))
+			return
+		}
 		p.forward(req, call)
 		return
 	}
-	if hello, ok := req.Kind.(*wire.Request_Hello); ok {
-		p.hello(call, hello.Hello)
-		return
-	}
-	id := sessionID(req.SessionMinted, req.SessionSalt)
-	s := p.session(id)
-	if s == nil {
-		p.reply(call, failure(gearsfs.ErrSession))
-		return
-	}
-	if req.GetGoodbye().GetDeparted() {
-		p.lose(id)
-		p.vol.detach(s, p, graceTCP)
-		p.reply(call, &wire.Response{})
-		return
-	}
-	c := p.vol.start(s, req, func(resp *wire.Response) { p.reply(call, resp) })
-	if c == nil {
-		return
-	}
-	call.OnCancel(func() { c.cancel(gearsfs.ErrCancelled) })
-	if why := p.unfit(id, s); why != nil {
-		c.cancel(why)
+	if c := p.serve(req, func(resp *wire.Response) { p.reply(call, resp) }); c != nil {
+		call.OnCancel(func() { c.cancel(gearsfs.ErrCancelled) })
 	}
 }
 
-// unfit returns why an operation that s has just begun must not wait: its
-// client has said hello elsewhere meanwhile, or the connection is being closed.
-func (p *peer) unfit(id gearsfs.SessionID, s *session) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.sessions[id] != s:
-		return gearsfs.ErrCancelled
-	case p.dismissed:
-		return gearsfs.ErrNoNode
+// keepBack refuses to pass on what the far end would believe because it comes
+// from this node.
+func (p *peer) keepBack(req *wire.Request) error {
+	switch kind := req.Kind.(type) {
+	case *wire.Request_Hello:
+		kind.Hello.Member, kind.Hello.ClaimChecked = 0, false
+	case *wire.Request_Change, *wire.Request_Query, *wire.Request_Goodbye:
+	default:
+		return gearsfs.ErrUnknownOp.Because("ask that node itself")
 	}
 	return nil
 }
 
-// reply answers a call. Where the volume ends without having served it the
-// client is to ask again: what is sent again under its numbers happens once.
+// reply answers a call.
 func (p *peer) reply(call *transport.Call, resp *wire.Response) {
-	switch gearsfs.Code(resp.GetAnswer().GetCode()) {
-	case gearsfs.ErrClosed.Code, gearsfs.ErrMaybe.Code:
-		if p.vol.broken.Load() || p.vol.isClosed() {
-			resp = failure(gearsfs.ErrNoNode.Because("the node is closing"))
-		}
-	}
-	p.vol.replies.push(call, resp)
+	p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})
 }
 
-// hello attaches a session, new or known, to the connection.
-func (p *peer) hello(call *transport.Call, h *wire.Hello) {
-	v := p.vol
-	if !v.enter() {
-		p.reply(call, failure(gearsfs.ErrClosed))
-		return
+// part ends a client's connection from this side, behind the answers that it is
+// about to get: its sessions go on elsewhere.
+func (p *peer) part() {
+	p.dismiss()
+	if p.conn != nil {
+		p.vol.replies.push(reply{last: p})
 	}
-	defer v.leave()
-	client := Client{Caller: p.caller(h), Host: clip(h.Host), PID: int(h.Pid), Process: clip(h.Process)}
-	s, back, err := v.attach(sessionID(h.SessionMinted, h.SessionSalt), client, p, h.Opens)
-	if err != nil {
-		p.reply(call, failure(err))
-		return
-	}
-	if !back {
-		v.keepOpen(s)
-		p.welcome(call, s, h.Offer)
-		return
-	}
-	// The state may know it still, or not any more.
-	v.confirm(s, func(answer *wire.Answer, err error) {
-		if err == nil {
-			err = gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason)
-		}
-		if err != nil {
-			v.end(s, false, func() { p.reply(call, failure(err)) })
-			return
-		}
-		p.welcome(call, s, h.Offer)
-	})
 }
 
-func (p *peer) welcome(call *transport.Call, s *session, offer string) {
-	v := p.vol
-	if offer != "" {
-		v.offer(offer, p)
-	}
-	p.reply(call, &wire.Response{Welcome: &wire.Welcome{
-		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt,
-		Node: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), VolumeId: v.machine.VolumeID(),
-	}})
-}
-
-// clip bounds what a client says of itself, which is only shown.
-func clip(s string) string { return s[:min(len(s), gearsfs.NameBytesMax)] }
-
-// caller says who a connection speaks for: over a unix socket whom the kernel
-// names, with TLS and with Insecure whom it claims to be, else nobody.
-func (p *peer) caller(h *wire.Hello) gearsfs.Caller {
-	if p.as != nil {
-		return *p.as
-	}
-	who := p.conn.Peer()
-	switch {
-	case who.Kind == transport.PeerUnix:
-		return gearsfs.Caller{UID: who.UID, GIDs: who.GIDs}
-	case h.ClaimUid != nil && (who.Kind == transport.PeerTLS || p.vol.cfg.Insecure):
-		return gearsfs.Caller{UID: *h.ClaimUid, GIDs: h.ClaimGids}
-	}
-	return gearsfs.Nobody
+// end closes the connection.
+func (p *peer) end() {
+	p.vol.owned.Go(func() { p.conn.Close() }) //nolint:errcheck // it is over either way
 }
 
 // replies answers calls on a goroutine of its own, so that those who apply and
@@ -317,6 +177,7 @@ type replies struct {
 type reply struct {
 	call *transport.Call
 	resp *wire.Response
+	last *peer // instead: what was queued before is all that this one gets
 }
 
 func (r *replies) init(owner *sync.WaitGroup, ctx context.Context) {
@@ -326,14 +187,14 @@ func (r *replies) init(owner *sync.WaitGroup, ctx context.Context) {
 }
 
 // push queues an answer. What it holds is bounded by the calls in flight.
-func (r *replies) push(call *transport.Call, resp *wire.Response) {
+func (r *replies) push(answer reply) {
 	r.mu.Lock()
 	if r.over {
 		r.mu.Unlock()
-		reply{call, resp}.send()
+		answer.send()
 		return
 	}
-	r.queue = append(r.queue, reply{call, resp})
+	r.queue = append(r.queue, answer)
 	wake := !r.busy && len(r.queue) == 1
 	r.mu.Unlock()
 	if wake {
@@ -388,6 +249,10 @@ func (r *replies) drain() {
 }
 
 func (r reply) send() {
+	if r.last != nil {
+		r.last.end()
+		return
+	}
 	body, err := r.resp.MarshalVT()
 	if err != nil { // it can't be encoded
 		body, _ = failure(gearsfs.ErrIO.Because("encode an answer: %v", err)).MarshalVT() //nolint:errcheck // plain text

@@ -1,8 +1,8 @@
 package dgm
 
 import (
+	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"sync/atomic"
@@ -12,48 +12,49 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// graceTCP is how long a session whose network connection is lost keeps its
-// leases: a broken connection can't be told from a dead client, and a client
-// that comes back goes on. Over a unix socket there is no network to break, so
-// a lost connection is a dead client.
-const graceTCP = 2 * time.Second
-
-// session is one client of a volume: a Local, or a Remote somewhere.
+// session is one client of a volume, in one tenure.
 //
-//	        hello, Local            connection lost
-//	(none) ─────────────▶ attached ────────────────▶ departed ──▶ ended ──▶ forgotten
-//	                          ▲            hello         │  grace      SessionTTL
-//	                          └──────────────────────────┘
+//	        hello                   connection lost
+//	(none) ───────▶ attached ───────────────────────▶ departed ──▶ ended ──▶ forgotten
+//	                    ▲            hello                │ grace     SessionTTL
+//	                    ├─────────────────────────────────┤
+//	                    └───────────────────────────── absent ◀── (adopted)
 //
-// detach moves it to departed, end to ended (its leases go back); the state
-// machine forgets its answers SessionTTL later. A goodbye and Local.Close go
-// straight to the end. One who comes back before SessionTTL begins anew under
-// the same id, with the answers and without the leases.
+// detach moves it to departed, endSession to ended (its leases go back); the
+// state machine forgets its answers SessionTTL later. A goodbye goes straight to
+// the end. One who comes back before SessionTTL begins anew under the same id,
+// with the answers and without the leases. Over a unix socket and in this
+// process there is no network to break, so there a lost connection is a dead
+// client, who has no grace.
 //
 // Invariants:
 //
-//  1. It is in Volume.sessions exactly until it is ended.
+//  1. It is in tenure.sessions exactly until it is ended.
 //  2. Its end is proposed once, when all that it proposed has been answered,
-//     so nothing that it leased or that is remembered of it stays behind.
+//     so nothing that it leased or that is remembered of it stays behind. Who
+//     says hello under its id meanwhile waits for that.
 //  3. It is in the sessions of at, and of no other peer.
 type session struct {
 	id     gearsfs.SessionID
 	caller gearsfs.Caller
 	client string // "host pid process"
-	local  bool
+	local  bool   // its client is in this node's process, or was when it was minted
+	ten    *tenure
 
 	door  door          // its commands are inside while they are in the log
 	epoch atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
 
-	// Guarded by Volume.mu.
-	at         *peer // the connection; nil for one that has departed and for a Local
+	// Guarded by tenure.mu.
+	at         *peer // nil for one that has departed
 	departures int
 	opens      map[gearsfs.Ino]int
-	waits      int // its ops in lines
-	watch      *watch
+	rowed      bool // the state knows it
+	waits      int  // its ops in lines
 	ended      bool
-	forget     bool     // with the end its answers go at once
-	over       []func() // called when the end is applied
+	forget     bool          // with the end its answers go at once
+	over       []func(error) // called when the end is applied
+
+	watcher watcher
 }
 
 // Client says who a session belongs to, for permissions and for `waits`.
@@ -67,49 +68,65 @@ type Client struct {
 func (c Client) String() string { return fmt.Sprintf("%s %d %s", c.Host, c.PID, c.Process) }
 
 // newSessionLocked makes a session of a client.
-func (v *Volume) newSessionLocked(id gearsfs.SessionID, c Client, local bool) *session {
-	s := &session{id: id, caller: c.Caller, client: c.String(), local: local, opens: make(map[gearsfs.Ino]int)}
-	v.sessions[id] = s
+func (t *tenure) newSessionLocked(id gearsfs.SessionID, c Client, local bool) *session {
+	s := &session{
+		id: id, caller: c.Caller, client: c.String(), local: local, ten: t,
+		opens: make(map[gearsfs.Ino]int),
+	}
+	s.watcher = watcher{ws: &t.vol.watches, by: func() gearsfs.SessionID { return id }}
+	t.sessions[id] = s
 	return s
 }
 
+// errEnding says that the end of a session is still on its way.
+var errEnding = errors.New("the session is ending")
+
 // attach finds or makes the session of a client that says hello on a
 // connection, having open what opens lists. A zero id asks for a new one; back
-// says that the node does not know the id, or not any more.
-func (v *Volume) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64) (s *session, back bool, err error) {
+// says that the client has an id and that only the state can say whether it is
+// still known. errEnding: again is called when it is time to try again.
+func (t *tenure) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64, again func()) (s *session, back bool, err error) {
 	back = !id.IsZero()
 	if !back {
-		if id, err = v.mint(false); err != nil {
+		if id, err = t.vol.mint(p.conn == nil); err != nil {
 			return nil, false, err
 		}
 	}
-	v.mu.Lock()
-	s = v.sessions[id]
-	known := s != nil
-	s, err = v.attachLocked(s, id, c, p)
+	t.mu.Lock()
+	if leaving := t.ending[id]; leaving != nil {
+		leaving.over = append(leaving.over, func(error) { again() })
+		t.mu.Unlock()
+		return nil, false, errEnding
+	}
+	s = t.sessions[id]
+	back = back && (s == nil || t.absent[id] != nil)
+	s, err = t.attachLocked(s, id, c, p)
 	if err != nil {
-		v.mu.Unlock()
+		t.mu.Unlock()
 		return nil, false, err
 	}
-	waiting, watch := v.waits.of(s), s.watch
-	released := v.declareLocked(s, opens)
-	v.mu.Unlock()
-	v.watches.lose(watch)
+	waiting := t.waits.of(s)
+	released := t.declareLocked(s, opens)
+	t.mu.Unlock()
+	s.watcher.lose()
 	for _, o := range waiting {
 		o.cancel(gearsfs.ErrCancelled) // its client asks again
 	}
 	for _, ino := range released {
-		v.letGo(s, ino)
+		t.letGo(s, ino)
 	}
-	return s, back && !known, nil
+	return s, back, nil
 }
 
 // attachLocked gives a session, nil for a new one, its connection.
-func (v *Volume) attachLocked(s *session, id gearsfs.SessionID, c Client, p *peer) (*session, error) {
-	if v.closed {
-		return nil, gearsfs.ErrClosed
-	}
-	if s != nil && (s.local || !sameCaller(s.caller, c.Caller)) {
+func (t *tenure) attachLocked(s *session, id gearsfs.SessionID, c Client, p *peer) (*session, error) {
+	switch {
+	case t.over != nil:
+		return nil, t.over
+	case s == nil:
+	case t.absent[id] != nil:
+		s.caller, s.client = c.Caller, c.String()
+	case !sameCaller(s.caller, c.Caller):
 		return nil, gearsfs.ErrAccess.Because("session %s belongs to another client", id)
 	}
 	p.mu.Lock()
@@ -121,11 +138,12 @@ func (v *Volume) attachLocked(s *session, id gearsfs.SessionID, c Client, p *pee
 		return nil, gearsfs.ErrOverload.Because("more than %d sessions on one connection", peerSessionsMax)
 	}
 	if s == nil {
-		s = v.newSessionLocked(id, c, false)
+		s = t.newSessionLocked(id, c, p.conn == nil)
 	}
+	delete(t.absent, id)
 	s.epoch.Add(1)
 	if s.at != nil && s.at != p {
-		s.at.lose(id)
+		s.at.lose(s)
 	}
 	s.at = p
 	p.sessions[id] = s
@@ -138,89 +156,98 @@ func sameCaller(a, b gearsfs.Caller) bool {
 
 // detach takes its connection from a session, which ends after grace unless
 // its client comes back.
-func (v *Volume) detach(s *session, p *peer, grace time.Duration) {
-	v.mu.Lock()
-	if s.at != p || s.ended || v.closed {
-		v.mu.Unlock()
+func (t *tenure) detach(s *session, p *peer, grace time.Duration) {
+	t.mu.Lock()
+	if s.at != p || s.ended || t.over != nil {
+		t.mu.Unlock()
 		return
 	}
 	s.at = nil
 	s.departures++
 	if departure := s.departures; grace > 0 {
-		time.AfterFunc(grace, func() { v.expire(s, departure) })
-		v.mu.Unlock()
+		time.AfterFunc(grace, func() { t.expire(s, departure) })
+		t.mu.Unlock()
 		return
 	}
-	v.endLocked(s, false)()
+	t.endLocked(s, false)()
 }
 
 // expire ends a session that has not come back since a departure.
-func (v *Volume) expire(s *session, departure int) {
-	v.mu.Lock()
-	if s.at != nil || s.departures != departure || s.ended || v.closed {
-		v.mu.Unlock()
+func (t *tenure) expire(s *session, departure int) {
+	t.mu.Lock()
+	if s.at != nil || s.departures != departure || s.ended || t.over != nil {
+		t.mu.Unlock()
 		return
 	}
-	v.endLocked(s, false)()
+	t.endLocked(s, false)()
 }
 
-// end cancels what a session waits for and gives back what it holds. Its
+// endSession cancels what a session waits for and gives back what it holds. Its
 // answers stay for a retry until SessionTTL, or go now with forget. over is
-// called when that is done, or the volume is closed.
-func (v *Volume) end(s *session, forget bool, over func()) {
-	v.mu.Lock()
-	if s.ended || v.closed {
-		v.mu.Unlock()
-		over()
+// called when that is done, or with why it was not recorded.
+func (t *tenure) endSession(s *session, forget bool, over func(error)) {
+	t.mu.Lock()
+	if t.over != nil || s.ended && t.ending[s.id] != s {
+		err := t.over
+		t.mu.Unlock()
+		over(err)
 		return
 	}
 	s.over = append(s.over, over)
-	v.endLocked(s, forget)()
+	if s.ended {
+		t.mu.Unlock()
+		return
+	}
+	t.endLocked(s, forget)()
 }
 
 // endLocked marks a session as ended. It unlocks mu with what it returns, which
 // does the rest.
-func (v *Volume) endLocked(s *session, forget bool) (rest func()) {
+func (t *tenure) endLocked(s *session, forget bool) (rest func()) {
 	s.ended, s.forget = true, forget
-	delete(v.sessions, s.id)
+	delete(t.sessions, s.id)
+	delete(t.absent, s.id)
+	t.ending[s.id] = s
 	if s.at != nil {
-		s.at.lose(s.id)
+		s.at.lose(s)
 		s.at = nil
 	}
 	for ino, n := range s.opens {
-		decrement(v.opens, ino, n)
+		decrement(t.opens, ino, n)
 	}
 	clear(s.opens)
-	waiting, watch := v.waits.of(s), s.watch
+	waiting := t.waits.of(s)
 	return func() {
-		v.mu.Unlock()
-		v.watches.drop(watch)
+		t.mu.Unlock()
+		s.watcher.close(gearsfs.ErrClosed)
 		for _, o := range waiting {
 			o.cancel(gearsfs.ErrClosed)
 		}
 		if s.door.shut() {
-			v.proposeEnd(s)
+			t.proposeEnd(s)
 		}
 	}
 }
 
 // proposeEnd puts a session's end into the log, behind all that it proposed.
-func (v *Volume) proposeEnd(s *session) {
-	v.order(nil, endCommand(s.id, s.forget), func(_ *wire.Answer, err error) {
-		v.noteEnd(s.id, err)
-		for _, over := range s.over {
-			over()
+func (t *tenure) proposeEnd(s *session) {
+	t.order(nil, endCommand(s.id, s.forget), func(_ *wire.Answer, err error) {
+		t.mu.Lock()
+		delete(t.ending, s.id)
+		over := s.over
+		s.over = nil
+		lasts := t.over == nil
+		t.mu.Unlock()
+		if err != nil && lasts {
+			t.vol.log.Warn("a session's end was not recorded", "session", s.id, "error", err)
 		}
-		if !s.forget {
-			v.sweepLater()
+		for _, f := range over {
+			f(err)
+		}
+		if !s.forget && lasts {
+			t.sweepLater()
 		}
 	})
-}
-
-func (v *Volume) noteEnd(id gearsfs.SessionID, err error) {
-	if err != nil && !v.isClosed() {
-		v.log.Warn("a session's end was not recorded", "session", id, "error", err)
-	}
 }
 
 func endCommand(id gearsfs.SessionID, forget bool) *wire.Command {
@@ -231,10 +258,10 @@ func endCommand(id gearsfs.SessionID, forget bool) *wire.Command {
 
 // sweepLater lets an entry come when what ends now is to be forgotten: the
 // state machine does that by the time of entries.
-func (v *Volume) sweepLater() {
+func (t *tenure) sweepLater() {
 	time.AfterFunc(gearsfs.SessionTTL+time.Second, func() {
-		if !v.isClosed() {
-			v.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}, nil)
+		if t.ended() == nil {
+			t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}, nil)
 		}
 	})
 }
@@ -242,195 +269,33 @@ func (v *Volume) sweepLater() {
 // confirm keeps a session's row, making it where there is none. then gets
 // gearsfs.ErrSession where the session is older than SessionTTL and unknown: what
 // it did is forgotten.
-func (v *Volume) confirm(s *session, then func(*wire.Answer, error)) {
-	v.order(s, &wire.Command{
+func (t *tenure) confirm(s *session, then func(error)) {
+	t.order(s, &wire.Command{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Checked: true,
 		Seq: math.MaxUint64, // none of the client's
 		Op:  &wire.Command_Confirm{Confirm: &wire.Confirm{}},
-	}, then)
+	}, func(answer *wire.Answer, err error) {
+		if err == nil {
+			err = gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason)
+		}
+		if err == nil {
+			t.mu.Lock()
+			s.rowed = true
+			t.mu.Unlock()
+		}
+		then(err)
+	})
 }
 
 // keepOpen makes a new session's row after a while, so that a client may wait
 // longer than SessionTTL before its first change.
-func (v *Volume) keepOpen(s *session) {
+func (t *tenure) keepOpen(s *session) {
 	time.AfterFunc(gearsfs.SessionTTL/2, func() {
-		v.mu.Lock()
-		over := s.ended || v.closed
-		v.mu.Unlock()
+		t.mu.Lock()
+		over := s.ended || s.rowed || t.over != nil
+		t.mu.Unlock()
 		if !over {
-			v.confirm(s, nil)
+			t.confirm(s, func(error) {})
 		}
 	})
-}
-
-func (v *Volume) isClosed() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.closed
-}
-
-// adoptSessions takes over the sessions that the state knows when the volume
-// opens: those of this node's last process are over, the others have a grace
-// to come back.
-func (v *Volume) adoptSessions() error {
-	known, err := v.machine.Sessions()
-	if err != nil {
-		return err
-	}
-	ids := slices.SortedFunc(maps.Keys(known), func(a, b gearsfs.SessionID) int {
-		if a.Less(b) {
-			return -1
-		}
-		return 1
-	})
-	for _, id := range ids {
-		if id.Salt&localSession != 0 {
-			v.order(nil, endCommand(id, true), nil)
-			continue
-		}
-		time.AfterFunc(graceTCP, func() { v.disown(id) })
-	}
-	v.sweepLater() // what was closed before
-	return nil
-}
-
-// disown ends a session of before the volume was opened that has not come back.
-func (v *Volume) disown(id gearsfs.SessionID) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.sessions[id] != nil || v.closed {
-		return
-	}
-	v.order(nil, endCommand(id, false), func(_ *wire.Answer, err error) { // in front of whatever a hello brings
-		v.noteEnd(id, err)
-		v.sweepLater()
-	})
-}
-
-// opened counts an open of ino and waits for an unlink that may not have seen
-// it; the caller then looks whether the inode is still there. It returns false,
-// and does nothing, where the session has ended.
-func (v *Volume) opened(s *session, ino gearsfs.Ino, then func()) bool {
-	v.mu.Lock()
-	if s.ended {
-		v.mu.Unlock()
-		return false
-	}
-	s.opens[ino]++
-	v.opens[ino]++
-	u := v.waits.unlinking[ino]
-	if u != nil {
-		u.after = append(u.after, then)
-	}
-	v.mu.Unlock()
-	if u == nil {
-		then()
-	}
-	return true
-}
-
-// released takes one open back. The last one of an inode without a name lets
-// the inode go.
-func (v *Volume) released(s *session, ino gearsfs.Ino) {
-	v.mu.Lock()
-	n := s.opens[ino]
-	if n > 0 {
-		decrement(s.opens, ino, 1)
-		decrement(v.opens, ino, 1)
-	}
-	v.mu.Unlock()
-	if n == 1 {
-		v.letGo(s, ino)
-	}
-}
-
-// declareLocked makes a session's opens what its client says that they are (an
-// inode and how often, in turn), and returns those that it has no more.
-func (v *Volume) declareLocked(s *session, opens []uint64) (released []gearsfs.Ino) {
-	before := s.opens
-	s.opens = make(map[gearsfs.Ino]int, len(opens)/2)
-	for i := 0; i+1 < len(opens); i += 2 {
-		s.opens[gearsfs.Ino(opens[i])] += int(min(opens[i+1], math.MaxInt32))
-	}
-	for ino, n := range s.opens {
-		v.opens[ino] += n
-	}
-	for ino, n := range before {
-		decrement(v.opens, ino, n)
-		if s.opens[ino] == 0 {
-			released = append(released, ino)
-		}
-	}
-	return released
-}
-
-// letGo tells the state that a session does not have an inode open any more,
-// where that has no name left.
-func (v *Volume) letGo(s *session, ino gearsfs.Ino) {
-	if v.machine.IsOrphan(ino) {
-		v.order(s, &wire.Command{
-			SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Checked: true,
-			Op: &wire.Command_Release{Release: &wire.Release{Ino: uint64(ino)}},
-		}, nil)
-	}
-}
-
-func decrement(counts map[gearsfs.Ino]int, ino gearsfs.Ino, by int) {
-	if counts[ino] -= by; counts[ino] <= 0 {
-		delete(counts, ino)
-	}
-}
-
-// unlinking is an unlink on its way through the log: opens of its inode wait
-// for it, since it may not know them as holders.
-type unlinking struct {
-	count int
-	after []func()
-}
-
-// holders names the sessions that have ino open, for a command that may remove
-// its last name, and notes that the command is on its way; unlinked undoes that.
-func (v *Volume) holders(ino gearsfs.Ino) []uint64 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	u := v.waits.unlinking[ino]
-	if u == nil {
-		u = new(unlinking)
-		v.waits.unlinking[ino] = u
-	}
-	u.count++
-	var ids []gearsfs.SessionID
-	if v.opens[ino] > 0 {
-		for id, s := range v.sessions {
-			if s.opens[ino] > 0 {
-				ids = append(ids, id)
-			}
-		}
-	}
-	slices.SortFunc(ids, func(a, b gearsfs.SessionID) int {
-		if a.Less(b) {
-			return -1
-		}
-		return 1
-	})
-	out := make([]uint64, 0, 2*len(ids))
-	for _, id := range ids {
-		out = append(out, uint64(id.Minted), id.Salt)
-	}
-	return out
-}
-
-func (v *Volume) unlinked(ino gearsfs.Ino) {
-	v.mu.Lock()
-	u := v.waits.unlinking[ino]
-	u.count--
-	var after []func()
-	if u.count == 0 {
-		delete(v.waits.unlinking, ino)
-		after = u.after
-	}
-	v.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
 }

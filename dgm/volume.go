@@ -16,7 +16,6 @@ import (
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
-	"github.com/gearsfs/gearsfs/wire"
 )
 
 // VolumeConfig says what a Volume is made of.
@@ -53,48 +52,89 @@ type VolumeConfig struct {
 	Log *slog.Logger
 }
 
-const reserveBytesDefault = 64 << 20
+const (
+	reserveBytesDefault           = 64 << 20
+	snapshotBytesPerSecondDefault = 128 << 20
+	verifyEveryDefault            = time.Hour
+)
+
+// founder is the member that made the volume.
+const founder gearsfs.MemberID = 1
 
 // Volume runs one replica of a volume in this process: the state machine
-// behind its log, the operations that wait, and the sessions, local ones and
-// those of clients that come over sockets. All methods are safe for concurrent
-// use.
+// behind its log, and while this node leads (tenure) the operations that wait and
+// the sessions, those of Locals and of clients that come over sockets. All
+// methods are safe for concurrent use.
 type Volume struct {
 	cfg     VolumeConfig
 	log     *slog.Logger
+	member  gearsfs.MemberID
 	machine *file.Machine
-	group   *replica.Group
+	group   *replica.Group // set when opened is closed
+	mesh    atomic.Pointer[mesh]
 	door    door          // inside is who uses the machine for a caller
+	opened  chan struct{} // closed when group is set, or never will be
 	ended   chan struct{} // closed when Close is done
 	left    chan struct{} // closed when the door is shut and nobody is inside
 	reads   chan struct{} // holds one for each bulky query that reads
-	gate    gate
 	space   space
 	started time.Time
 
-	// mu guards the sessions and what waits. It is never held over I/O or a
-	// call into the replica that could wait; it is taken before the machine's
-	// own lock, never while that is held.
-	mu       sync.Mutex
-	sessions map[gearsfs.SessionID]*session
-	opens    map[gearsfs.Ino]int // over all sessions
-	waits    waits
-	offers   map[string][]*peer // the latest last
-	passages map[passage]*peer
-	links    map[string]*Remote // proxies by name, made when first used
-	closed   bool
+	// mu is taken before that of a tenure or a peer, and never held over I/O.
+	mu            sync.Mutex
+	last          *tenure            // the latest, whatever has become of it
+	leaderChanged chan struct{}      // closed when who leads may have changed
+	membersNoted  chan struct{}      // closed when the members may have changed
+	offers        map[string][]*peer // the latest last
+	passages      map[passage]*peer
+	links         map[string]*Remote // proxies by name, made when first used
+	closed        bool
 
-	replies replies
-	watches watches
-	root    context.Context // ends when the volume closes
-	stop    context.CancelFunc
-	owned   sync.WaitGroup // goroutines that end with root
-	broken  atomic.Bool
+	tenure   atomic.Pointer[tenure] // that serves; nil while this node does not lead
+	ruled    atomic.Bool            // a tenure began since the volume was opened
+	single   atomic.Bool            // this node is the only voter
+	progress progress
+	replies  replies
+	watches  watches
+	joining  sync.Mutex      // held while a node is added or removed
+	busy     context.Context // ends when the volume begins to close
+	quit     context.CancelFunc
+	root     context.Context // ends when the volume is closed
+	stop     context.CancelFunc
+	owned    sync.WaitGroup // goroutines that end with root
+	broken   atomic.Bool
 }
 
+var _ file.Observer = (*Volume)(nil)
+
 // OpenVolume opens the volume whose replica is in cfg.Data, replaying its log,
-// and makes it where the data is new. It returns when the volume serves.
+// and makes it where the data is new. In a group of one it returns when the
+// volume serves; in one of several when this node takes part, whoever leads.
+// Errors: gearsfs.ErrDamaged, and those of log and state.
 func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
+	cfg.setDefaults()
+	v := &Volume{
+		cfg: cfg, log: cfg.Log, started: cfg.Clock(),
+		offers:        make(map[string][]*peer),
+		passages:      make(map[passage]*peer),
+		links:         make(map[string]*Remote),
+		opened:        make(chan struct{}),
+		ended:         make(chan struct{}),
+		left:          make(chan struct{}),
+		leaderChanged: make(chan struct{}),
+		membersNoted:  make(chan struct{}),
+		reads:         make(chan struct{}, readsMax),
+	}
+	v.watches.init()
+	v.root, v.stop = context.WithCancel(context.Background())
+	v.busy, v.quit = context.WithCancel(v.root)
+	if err := v.open(ctx); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+func (cfg *VolumeConfig) setDefaults() {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
@@ -104,99 +144,101 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 	if cfg.ReserveBytes == 0 {
 		cfg.ReserveBytes = reserveBytesDefault
 	}
+	if cfg.SnapshotBytesPerSecond == 0 {
+		cfg.SnapshotBytesPerSecond = snapshotBytesPerSecondDefault
+	}
+	if cfg.VerifyEvery == 0 {
+		cfg.VerifyEvery = verifyEveryDefault
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	v := &Volume{
-		cfg: cfg, log: cfg.Log, started: cfg.Clock(),
-		sessions: make(map[gearsfs.SessionID]*session),
-		opens:    make(map[gearsfs.Ino]int),
-		offers:   make(map[string][]*peer),
-		passages: make(map[passage]*peer),
-		links:    make(map[string]*Remote),
-		ended:    make(chan struct{}),
-		left:     make(chan struct{}),
-		reads:    make(chan struct{}, readsMax),
-	}
-	v.waits.init()
-	v.watches.init()
-	v.root, v.stop = context.WithCancel(context.Background())
-	if err := v.open(ctx); err != nil {
-		v.stop()
-		v.owned.Wait()
-		if v.group != nil {
-			err = errors.Join(err, v.group.Close())
-		}
-		return nil, errors.Join(err, cfg.Data.Close())
-	}
-	return v, nil
 }
 
 func (v *Volume) open(ctx context.Context) error {
-	machine, err := file.New(v.cfg.Data.State, v)
-	if err != nil {
-		return fmt.Errorf("open volume: %w", err)
-	}
-	v.machine = machine
-	v.space.init(v.cfg.Data, v.cfg.ReserveBytes, v.cfg.Clock)
 	v.replies.init(&v.owned, v.root)
-	v.group, err = replica.Open(replica.Config{
-		ID: 1, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
-		Flush: v.cfg.Data.State.Flush, Fatal: v.fatal,
-	})
+	err := v.openReplica()
+	close(v.opened)
 	if err != nil {
 		return fmt.Errorf("open volume: %w", err)
 	}
-	if !machine.Initialised() {
-		if err := v.initialise(ctx); err != nil {
-			return err
+	v.membersChanged()
+	v.mu.Lock()
+	told := v.last != nil
+	v.mu.Unlock()
+	if !told { // the replica does not tell yet
+		v.leads(true, v.group.Status().Term)
+	}
+	v.mu.Lock()
+	first := v.last
+	v.mu.Unlock()
+	if v.alone() && first != nil {
+		select {
+		case <-first.begun:
+			err = first.err
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
 	}
-	if err := v.adoptSessions(); err != nil {
+	if err == nil {
+		err = v.noteFounder()
+	}
+	if err != nil {
 		return fmt.Errorf("open volume: %w", err)
 	}
+	m := newMesh(v)
+	v.mesh.Store(m)
+	m.begin(v.group)
 	return nil
 }
 
-// initialise makes the empty volume, durably.
-func (v *Volume) initialise(ctx context.Context) error {
-	id := make([]byte, 16)
-	if _, err := rand.Read(id); err != nil {
-		return fmt.Errorf("mint a volume id: %w", err)
-	}
-	uid, gid := v.cfg.Root.UID, uint32(0)
-	if len(v.cfg.Root.GIDs) > 0 {
-		gid = v.cfg.Root.GIDs[0]
-	}
-	answer, err := v.propose(ctx, &wire.Command{Op: &wire.Command_Init{
-		Init: &wire.Init{Id: id, Name: v.cfg.Name, Uid: uid, Gid: gid},
-	}})
+// openReplica opens the state machine and the log above it. Where this node is
+// the only voter it leads when openReplica returns.
+func (v *Volume) openReplica() error {
+	machine, err := file.New(v.cfg.Data.State, v)
 	if err != nil {
-		return fmt.Errorf("make volume: %w", err)
+		return err
 	}
-	if err := gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason); err != nil {
-		return fmt.Errorf("make volume: %w", err)
+	v.machine = machine
+	index, _ := machine.Applied()
+	v.progress.reach(index)
+	v.space.init(v.cfg.Data, v.cfg.ReserveBytes, v.cfg.Clock)
+	who := v.cfg.Data.Identity()
+	joined := who.Member != 0
+	if v.member = who.Member; !joined {
+		v.member = founder
 	}
-	return nil
+	if v.member == founder && joined && index == 0 && v.cfg.Data.Log.Last() == 0 {
+		return gearsfs.ErrDamaged.Because("%s has lost its log and its state: let it join the volume with new data", who.Name)
+	}
+	v.group, err = replica.Open(replica.Config{
+		ID: uint64(v.member), Joined: joined, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
+		Peers: carrier{v}, Leads: v.leads, Flush: v.cfg.Data.State.Flush, Fatal: v.fatal, Logger: v.log,
+	})
+	return err
 }
 
-// propose sends one of the volume's own commands and waits until its answer is
-// on disk.
-func (v *Volume) propose(ctx context.Context, cmd *wire.Command) (*wire.Answer, error) {
-	type outcome struct {
-		answer *wire.Answer
-		err    error
+// carrier is the replica's way to the mesh, which is made after it.
+type carrier struct{ vol *Volume }
+
+var _ replica.Peers = carrier{}
+
+// Send implements replica.Peers.
+func (c carrier) Send(to gearsfs.MemberID, messages [][]byte) {
+	if m := c.vol.mesh.Load(); m != nil {
+		m.Send(to, messages)
 	}
-	done := make(chan outcome, 1)
-	v.group.Propose(&replica.Proposal{Command: cmd, Durable: true, Done: func(a *wire.Answer, err error) {
-		done <- outcome{a, err}
-	}})
-	select {
-	case o := <-done:
-		return o.answer, o.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
+}
+
+// noteFounder writes down which volume this node's data is a part of, where
+// it made that volume: who was added to one has it written before.
+func (v *Volume) noteFounder() error {
+	if v.cfg.Data.Identity().Member != 0 || !v.machine.Initialised() {
+		return nil
 	}
+	var id persist.ID
+	copy(id[:], v.machine.VolumeID())
+	return v.cfg.Data.SetMember(id, v.member)
 }
 
 // fatal marks the volume as broken and tells its owner.
@@ -222,7 +264,8 @@ func (v *Volume) leave() {
 
 // Close ends what waits, finishes what was accepted, flushes the state and
 // closes the data directory. The sessions of Locals are over; Remotes can go on
-// with theirs when the volume is opened again. It is idempotent and waits.
+// with theirs when the volume is opened again, or on another node. It is
+// idempotent and waits.
 func (v *Volume) Close() error {
 	v.mu.Lock()
 	if v.closed {
@@ -236,13 +279,15 @@ func (v *Volume) Close() error {
 	for _, l := range v.links {
 		links = append(links, l)
 	}
-	waiting := v.waits.all()
+	last := v.last
 	v.mu.Unlock()
-
-	for _, o := range waiting {
-		o.cancel(gearsfs.ErrClosed)
+	v.quit()
+	if last != nil {
+		last.end(gearsfs.ErrClosed)
+		last.clear()
 	}
-	v.watches.dropAll()
+	v.watches.dropAll(gearsfs.ErrClosed)
+	v.progress.close()
 	if v.door.shut() {
 		close(v.left)
 	}
@@ -251,12 +296,23 @@ func (v *Volume) Close() error {
 	for _, l := range links {
 		errs = append(errs, l.Close())
 	}
-	errs = append(errs, v.group.Close())
+	if v.group != nil {
+		errs = append(errs, v.group.Close())
+	}
+	if m := v.mesh.Load(); m != nil {
+		m.close()
+	}
 	v.replies.drain()
 	v.stop()
 	v.owned.Wait()
 	errs = append(errs, v.cfg.Data.Close())
 	return errors.Join(errs...)
+}
+
+func (v *Volume) isClosed() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.closed
 }
 
 // ID returns the volume's id, the same on every replica.
@@ -276,37 +332,16 @@ func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
 	return gearsfs.SessionID{Minted: now, Salt: salt}, nil
 }
 
-// localSession marks the ids of sessions that live in the node's own process:
-// none of them survives it, so their leases go back when the node starts.
+// localSession marks the ids of sessions that live in a node's own process:
+// none of them survives it, so where a node is alone their leases go back when
+// it starts.
 const localSession = 1 << 63
 
-// status gathers what Status shows.
-func (v *Volume) status() gearsfs.NodeStatus {
-	g := v.group.Status()
-	v.mu.Lock()
-	sessions, waits := len(v.sessions), v.waits.len()
-	v.mu.Unlock()
-	s := gearsfs.NodeStatus{
-		Name: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), Version: v.cfg.Version,
-		Role: "leader", Leader: v.cfg.Data.Identity().Name, Term: g.Term,
-		Commit: gearsfs.Index(g.Commit), Applied: gearsfs.Index(g.Applied), Durable: gearsfs.Index(g.Durable),
-		LogBytes: v.cfg.Data.Log.Bytes(), StateBytes: v.cfg.Data.State.Bytes(),
-		Sessions: uint32(sessions), Waits: uint32(waits), Usage: v.usage(), Started: v.started,
-	}
-	if v.space.full() {
-		s.Warnings = append(s.Warnings, gearsfs.ErrNoSpace.Reason)
-	}
-	return s
-}
+// alone says whether this node is the only voter, and leads: nobody else can.
+func (v *Volume) alone() bool { return v.single.Load() }
 
 func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
 	u.BytesFree, u.BytesTotal = v.space.figures()
 	return u
 }
-
-// MembersChanged implements file.Observer.
-func (v *Volume) MembersChanged() {}
-
-// Verify implements file.Observer.
-func (v *Volume) Verify(_ uint64, state file.View) { state.Close() }

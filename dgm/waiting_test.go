@@ -132,19 +132,19 @@ func TestDoor(t *testing.T) {
 // A watch that misses changes says so, also to one who waits already.
 func TestWatchOverflow(t *testing.T) {
 	many := make([]file.Changed, watchPendingMax+1)
-	v := &Volume{}
-	v.watches.init()
+	var ws watches
+	ws.init()
+	wr := &watcher{ws: &ws, by: func() gearsfs.SessionID { return gearsfs.SessionID{Salt: 1} }}
 	for _, waits := range []bool{true, false} {
-		s := &session{id: gearsfs.SessionID{Salt: 1}}
 		var id uint64
-		v.startWatch(s, 0, func(r *wire.Response) { id = r.Number })
+		wr.start(0, func(r *wire.Response) { id = r.Number })
 		var answers []*wire.Response
-		fetch := func() { v.startWatch(s, id, func(r *wire.Response) { answers = append(answers, r) }) }
+		fetch := func() { wr.start(id, func(r *wire.Response) { answers = append(answers, r) }) }
 		if waits {
 			fetch()
 			require.Empty(t, answers)
 		}
-		v.watches.tell(many)
+		ws.tell(many)
 		if !waits {
 			fetch()
 		}
@@ -152,10 +152,10 @@ func TestWatchOverflow(t *testing.T) {
 		require.ErrorIs(t, errorOf(answers[0]), gearsfs.ErrOverload)
 		fetch()
 		require.ErrorIs(t, errorOf(answers[1]), gearsfs.ErrOverload)
-		require.Empty(t, s.watch.pending)
-		v.watches.drop(s.watch)
+		require.Empty(t, wr.now.pending)
 	}
-	require.Empty(t, v.watches.all)
+	wr.close(gearsfs.ErrClosed)
+	require.Empty(t, ws.all)
 }
 
 // However long some calls wait, what is confirmed follows the newest, and what

@@ -5,8 +5,8 @@ import (
 	"github.com/gearsfs/gearsfs/stream"
 )
 
-// waits holds what waits in a volume: takes and peeks for records, puts for
-// room, and opens for an unlink. It is guarded by Volume.mu.
+// waits holds what waits in a tenure: takes and peeks for records, puts for
+// room, and opens for an unlink. It is guarded by tenure.mu.
 //
 // Invariants:
 //

@@ -15,55 +15,50 @@ import (
 // changed.
 const watchPendingMax = 16 << 10
 
-// watches are the sessions that are told what others change.
+// watches are who is told what others change, each on this replica.
 type watches struct {
-	mu   sync.Mutex // never held over a call out
+	mu   sync.Mutex // never held over a call out; taken after all others
 	last uint64
 	all  map[*watch]bool
+	own  map[uint64]*watcher // of Locals, by their watches' ids
+	over bool
 }
 
 // watch is one of them, guarded by watches.mu.
 type watch struct {
 	id      uint64
-	session gearsfs.SessionID
+	by      func() gearsfs.SessionID // whose own changes it is not told of; must not block
 	pending []*wire.Changed
 	lost    bool
 	waiting func(*wire.Response) // of a request that waits for changes
 }
 
-func (ws *watches) init() { ws.all = make(map[*watch]bool) }
+func (ws *watches) init() {
+	ws.all = make(map[*watch]bool)
+	ws.own = make(map[uint64]*watcher)
+}
 
-// startWatch begins a session's watch (id 0), in place of an older one, or
-// fetches what has changed since it was asked last.
-func (v *Volume) startWatch(s *session, id uint64, done func(*wire.Response)) canceller {
-	ws := &v.watches
+// watcher is one client, who has one watch at a time: a session here, or a Local
+// whose session may be anywhere. Its fields ws and by are set when it is made.
+type watcher struct {
+	ws *watches
+	by func() gearsfs.SessionID
+
+	// Guarded by watches.mu.
+	now    *watch
+	closed bool
+}
+
+// start begins a watch (id 0), in place of an older one, or fetches what has
+// changed since it was asked last.
+func (wr *watcher) start(id uint64, done func(*wire.Response)) canceller {
 	if id == 0 {
-		w := &watch{session: s.id}
-		ws.mu.Lock()
-		ws.last++
-		w.id = ws.last
-		ws.all[w] = true
-		ws.mu.Unlock()
-		v.mu.Lock()
-		old, over := s.watch, s.ended || v.closed
-		if over {
-			old = w
-		} else {
-			s.watch = w
-		}
-		v.mu.Unlock()
-		ws.drop(old)
-		if over {
-			done(failure(gearsfs.ErrClosed))
-			return nil
-		}
-		done(&wire.Response{Number: w.id})
+		wr.begin(done)
 		return nil
 	}
-	v.mu.Lock()
-	w := s.watch
-	v.mu.Unlock()
+	ws := wr.ws
 	ws.mu.Lock()
+	w := wr.now
 	switch {
 	case w == nil || w.id != id || w.lost || w.waiting != nil:
 		ws.mu.Unlock()
@@ -79,6 +74,58 @@ func (v *Volume) startWatch(s *session, id uint64, done func(*wire.Response)) ca
 	ws.mu.Unlock()
 	done(&wire.Response{Changed: changed})
 	return nil
+}
+
+func (wr *watcher) begin(done func(*wire.Response)) {
+	ws := wr.ws
+	ws.mu.Lock()
+	if wr.closed || ws.over {
+		ws.mu.Unlock()
+		done(failure(gearsfs.ErrClosed))
+		return
+	}
+	old := wr.now
+	ws.last++
+	w := &watch{id: ws.last, by: wr.by}
+	ws.all[w] = true
+	wr.now = w
+	ws.mu.Unlock()
+	ws.drop(old, gearsfs.ErrClosed)
+	done(&wire.Response{Number: w.id})
+}
+
+// lose makes the watch miss changes: an answer with some may be lost.
+func (wr *watcher) lose() {
+	wr.ws.mu.Lock()
+	w := wr.now
+	wr.ws.mu.Unlock()
+	wr.ws.lose(w)
+}
+
+// close ends the watcher; who waits is told why.
+func (wr *watcher) close(why error) {
+	wr.ws.mu.Lock()
+	w := wr.now
+	wr.now, wr.closed = nil, true
+	if w != nil {
+		delete(wr.ws.own, w.id)
+	}
+	wr.ws.mu.Unlock()
+	wr.ws.drop(w, why)
+}
+
+// keep remembers a Local's watcher by the id of its watch.
+func (ws *watches) keep(id uint64, wr *watcher) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.own[id] = wr
+}
+
+// near is the Local's watcher with a watch of that id, nil where there is none.
+func (ws *watches) near(id uint64) *watcher {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.own[id]
 }
 
 // watchWait is a request that waits for changes.
@@ -99,7 +146,7 @@ func (ww watchWait) cancel(why error) {
 
 var errMissed = gearsfs.ErrOverload.Because("the watch has missed changes")
 
-// lose makes a watch miss changes: an answer with some may be lost. nil is none.
+// lose makes a watch miss changes; nil is none.
 func (ws *watches) lose(w *watch) {
 	if w == nil {
 		return
@@ -110,25 +157,39 @@ func (ws *watches) lose(w *watch) {
 	watchWait{ws, w}.cancel(errMissed)
 }
 
-// dropAll ends all watches.
-func (ws *watches) dropAll() {
-	ws.mu.Lock()
-	all := slices.Collect(maps.Keys(ws.all))
-	ws.mu.Unlock()
-	for _, w := range all {
-		ws.drop(w)
+// loseAll is for when the state is another one altogether.
+func (ws *watches) loseAll() {
+	for _, w := range ws.list() {
+		ws.lose(w)
 	}
 }
 
+// dropAll ends all watches, and lets none begin.
+func (ws *watches) dropAll(why error) {
+	ws.mu.Lock()
+	ws.over = true
+	ws.mu.Unlock()
+	for _, w := range ws.list() {
+		ws.drop(w, why)
+	}
+}
+
+func (ws *watches) list() []*watch {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return slices.Collect(maps.Keys(ws.all))
+}
+
 // drop ends a watch; nil is none.
-func (ws *watches) drop(w *watch) {
+func (ws *watches) drop(w *watch, why error) {
 	if w == nil {
 		return
 	}
 	ws.mu.Lock()
+	w.lost, w.pending = true, nil
 	delete(ws.all, w)
 	ws.mu.Unlock()
-	watchWait{ws, w}.cancel(gearsfs.ErrClosed)
+	watchWait{ws, w}.cancel(why)
 }
 
 // tell gives every watch what others changed.
@@ -140,8 +201,9 @@ func (ws *watches) tell(changed []file.Changed) {
 	var out []delivery
 	ws.mu.Lock()
 	for w := range ws.all {
+		by := w.by()
 		for _, c := range changed {
-			if c.By == w.session {
+			if c.By == by {
 				continue
 			}
 			if len(w.pending) >= watchPendingMax {

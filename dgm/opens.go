@@ -1,0 +1,217 @@
+package dgm
+
+import (
+	"math"
+	"slices"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// What sessions have open: an inode that loses its last name stays for them.
+// Only the node that leads knows it, the state learns of it with the unlink,
+// which names the holders. Over a change of leader that works because
+//
+//  1. a session with something open has a row in the state, so the next leader
+//     adopts it;
+//  2. an adopted session counts as having open whatever is unlinked before it
+//     is back, and what the state says that it holds;
+//  3. when it comes back its hello says what it has open, and what it does not
+//     is released; when it does not come back its end releases all.
+
+// open counts an open of ino, once the state knows the session, and answers with
+// the inode's attributes where it is still there.
+func (t *tenure) open(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
+	finish := func() { t.finishOpen(s, ino, done) }
+	rowed, err := t.opened(s, ino, finish)
+	switch {
+	case err != nil:
+		done(failure(err))
+	case !rowed:
+		t.confirm(s, func(err error) {
+			if err != nil {
+				t.released(s, ino)
+				done(failure(err))
+				return
+			}
+			t.behindUnlinks(ino, finish)
+		})
+	}
+}
+
+// opened counts an open of ino. Where the state knows the session it calls then,
+// behind the unlinks that may not have seen the open.
+func (t *tenure) opened(s *session, ino gearsfs.Ino, then func()) (rowed bool, err error) {
+	t.mu.Lock()
+	switch {
+	case t.over != nil:
+		err = t.over
+	case s.ended:
+		err = gearsfs.ErrClosed
+	default:
+		s.opens[ino]++
+		t.opens[ino]++
+		rowed = s.rowed
+	}
+	t.mu.Unlock()
+	if rowed {
+		t.behindUnlinks(ino, then)
+	}
+	return rowed, err
+}
+
+// behindUnlinks calls then when no unlink of ino that is on its way can be
+// without the opens of now.
+func (t *tenure) behindUnlinks(ino gearsfs.Ino, then func()) {
+	t.mu.Lock()
+	u := t.waits.unlinking[ino]
+	if u != nil {
+		u.after = append(u.after, then)
+	}
+	t.mu.Unlock()
+	if u == nil {
+		then()
+	}
+}
+
+func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
+	v := t.vol
+	if !v.enter() { // it has waited for an unlink
+		done(failure(gearsfs.ErrClosed))
+		return
+	}
+	defer v.leave()
+	attr, err := v.machine.GetAttr(ino)
+	if err != nil || t.late(s, ino) {
+		t.released(s, ino)
+		v.answer(nil, gearsfs.ErrStale, v.alone(), done)
+		return
+	}
+	// Alone nobody else can have changed it, and what the mount does need not be
+	// on disk.
+	v.answer(attrResponse(attrToWire(attr)), nil, v.alone(), done)
+}
+
+// late says that an inode had lost its last name when a session opened it first,
+// so that it may not be among those for whom it stays.
+func (t *tenure) late(s *session, ino gearsfs.Ino) bool {
+	t.mu.Lock()
+	first := s.opens[ino] <= 1
+	t.mu.Unlock()
+	return first && t.vol.machine.IsOrphan(ino)
+}
+
+// released takes one open back. The last one of an inode without a name lets
+// the inode go.
+func (t *tenure) released(s *session, ino gearsfs.Ino) {
+	t.mu.Lock()
+	n := s.opens[ino]
+	if n > 0 {
+		decrement(s.opens, ino, 1)
+		decrement(t.opens, ino, 1)
+	}
+	t.mu.Unlock()
+	if n == 1 {
+		t.letGo(s, ino)
+	}
+}
+
+// declareLocked makes a session's opens what its client says that they are (an
+// inode and how often, in turn), and returns those that it has no more.
+func (t *tenure) declareLocked(s *session, opens []uint64) (released []gearsfs.Ino) {
+	before := s.opens
+	s.opens = make(map[gearsfs.Ino]int, len(opens)/2)
+	for i := 0; i+1 < len(opens); i += 2 {
+		s.opens[gearsfs.Ino(opens[i])] += int(min(opens[i+1], math.MaxInt32))
+	}
+	for ino, n := range s.opens {
+		t.opens[ino] += n
+	}
+	for ino, n := range before {
+		decrement(t.opens, ino, n)
+		if s.opens[ino] == 0 {
+			released = append(released, ino)
+		}
+	}
+	slices.Sort(released)
+	return released
+}
+
+// letGo tells the state that a session does not have an inode open any more,
+// where that has no name left: behind the unlinks that name the session.
+func (t *tenure) letGo(s *session, ino gearsfs.Ino) {
+	t.behindUnlinks(ino, func() {
+		t.mu.Lock()
+		again := s.opens[ino] > 0 || s.ended
+		t.mu.Unlock()
+		if again || !t.vol.machine.IsOrphan(ino) {
+			return
+		}
+		t.order(s, &wire.Command{
+			SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Checked: true,
+			Op: &wire.Command_Release{Release: &wire.Release{Ino: uint64(ino)}},
+		}, nil)
+	})
+}
+
+func decrement(counts map[gearsfs.Ino]int, ino gearsfs.Ino, by int) {
+	if counts[ino] -= by; counts[ino] <= 0 {
+		delete(counts, ino)
+	}
+}
+
+// unlinking is an unlink on its way through the log: opens of its inode wait
+// for it, since it may not know them as holders.
+type unlinking struct {
+	count int
+	after []func()
+}
+
+// holders names the sessions that have ino open, or may have, for a command that
+// may remove its last name, and notes that the command is on its way; unlinked
+// undoes that.
+func (t *tenure) holders(ino gearsfs.Ino) []uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.waits.unlinking[ino]
+	if u == nil {
+		u = new(unlinking)
+		t.waits.unlinking[ino] = u
+	}
+	u.count++
+	for _, s := range t.absent {
+		if s.opens[ino] == 0 {
+			s.opens[ino] = 1
+			t.opens[ino]++
+		}
+	}
+	var ids []gearsfs.SessionID
+	if t.opens[ino] > 0 {
+		for id, s := range t.sessions {
+			if s.opens[ino] > 0 {
+				ids = append(ids, id)
+			}
+		}
+	}
+	slices.SortFunc(ids, compareSessions)
+	out := make([]uint64, 0, 2*len(ids))
+	for _, id := range ids {
+		out = append(out, uint64(id.Minted), id.Salt)
+	}
+	return out
+}
+
+func (t *tenure) unlinked(ino gearsfs.Ino) {
+	t.mu.Lock()
+	u := t.waits.unlinking[ino]
+	u.count--
+	var after []func()
+	if u.count == 0 {
+		delete(t.waits.unlinking, ino)
+		after = u.after
+	}
+	t.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+}

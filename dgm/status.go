@@ -1,0 +1,148 @@
+package dgm
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// Roles of a node.
+const (
+	roleLeader  = "leader"
+	roleVoter   = "voter"
+	roleLearner = "learner"
+)
+
+// self is what this node says of itself.
+func (v *Volume) self() *wire.Member {
+	id := v.cfg.Data.Identity()
+	return &wire.Member{Id: uint64(v.member), Name: id.Name, NodeId: id.Node[:], Addrs: v.cfg.Addrs}
+}
+
+// asMember is what a Local says of itself to a leader on another node, and how
+// it gets there.
+func (v *Volume) asMember() (member gearsfs.MemberID, volume []byte, tlsConfig *tls.Config) {
+	return v.member, v.ID(), v.cfg.TLS
+}
+
+// nodeAddrs are the addresses of the volume's nodes, one text for each.
+func (v *Volume) nodeAddrs() []string {
+	members, err := v.machine.Members()
+	if err != nil {
+		return nil // the client keeps to the addresses that it has
+	}
+	var addrs []string
+	for _, m := range members {
+		if m.Addrs != "" {
+			addrs = append(addrs, m.Addrs)
+		}
+	}
+	return addrs
+}
+
+// votes are the members that have one and those that have not.
+func (v *Volume) votes() (voters, learners []gearsfs.MemberID) {
+	return []gearsfs.MemberID{v.member}, nil
+}
+
+// nodeStatus gathers what Status shows.
+func (v *Volume) nodeStatus() gearsfs.NodeStatus {
+	g := v.group.Status()
+	voters, learners := v.votes()
+	s := gearsfs.NodeStatus{
+		Name: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), Version: v.cfg.Version,
+		Role: roleOf(v.member, gearsfs.MemberID(g.Leader), voters), Member: v.member, Term: g.Term,
+		Commit: g.Commit, Applied: g.Applied, Durable: g.Durable, Last: gearsfs.Index(v.cfg.Data.Log.Last()),
+		LogBytes: v.cfg.Data.Log.Bytes(), StateBytes: v.cfg.Data.State.Bytes(),
+		Usage: v.usage(), Started: v.started, Voters: uint32(len(voters)), Learners: uint32(len(learners)),
+	}
+	leader := gearsfs.MemberID(g.Leader)
+	if row, ok := v.machine.MemberRow(leader); ok {
+		s.Leader = row.Name
+	}
+	if t := v.tenure.Load(); t != nil {
+		s.Sessions, s.Waits = t.counts()
+	}
+	s.Warnings = v.warnings(leader, voters)
+	return s
+}
+
+func roleOf(id, leader gearsfs.MemberID, voters []gearsfs.MemberID) string {
+	switch {
+	case id == leader:
+		return roleLeader
+	case slices.Contains(voters, id):
+		return roleVoter
+	}
+	return roleLearner
+}
+
+// counts are the sessions with a client and what they wait for.
+func (t *tenure) counts() (sessions, waits uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return uint32(len(t.sessions) - len(t.absent)), uint32(t.waits.len())
+}
+
+// warnings are what somebody should do something about, the worst first.
+func (v *Volume) warnings(leader gearsfs.MemberID, voters []gearsfs.MemberID) []string {
+	var w []string
+	if m := v.mesh.Load(); m != nil {
+		w = append(w, m.warnings()...)
+	}
+	if leader == 0 {
+		w = append(w, fmt.Sprintf("no node leads the volume: changes wait until %d of its %d voters can reach each other", len(voters)/2+1, len(voters)))
+	}
+	if v.space.full() {
+		w = append(w, gearsfs.ErrNoSpace.Reason)
+	}
+	if len(voters) == 2 {
+		w = append(w, "two voters: losing one stops the volume: add a third")
+	}
+	return w
+}
+
+// WaitVoter returns when this node has a vote in its volume's group, telling
+// progress, where that is not nil, about once a second how far it is. Errors:
+// gearsfs.ErrNotMember where the node was removed, ctx's, and gearsfs.ErrClosed.
+func (v *Volume) WaitVoter(ctx context.Context, progress func(gearsfs.NodeStatus)) error {
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		v.mu.Lock()
+		noted := v.membersNoted
+		v.mu.Unlock()
+		if !v.enter() {
+			return gearsfs.ErrClosed
+		}
+		voters, _ := v.votes()
+		row, ok := v.machine.MemberRow(v.member)
+		var s gearsfs.NodeStatus
+		if progress != nil {
+			s = v.nodeStatus()
+		}
+		v.leave()
+		switch {
+		case slices.Contains(voters, v.member):
+			return nil
+		case ok && row.Removed:
+			return gearsfs.ErrNotMember.Because("%s was removed from the volume", row.Name)
+		}
+		if progress != nil {
+			progress(s)
+		}
+		select {
+		case <-noted:
+		case <-again.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-v.busy.Done():
+			return gearsfs.ErrClosed
+		}
+	}
+}
