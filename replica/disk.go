@@ -163,6 +163,16 @@ func (d *disk) isSynced(seq uint64, tell bool) bool {
 	return ok
 }
 
+// installed notes that the log was replaced by one that ends at index and is on
+// disk.
+func (d *disk) installed(index uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.written = mark{seq: d.written.seq + 1, index: index}
+	d.synced = d.written
+	d.sweepLocked()
+}
+
 func (d *disk) syncedIndex() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -203,7 +213,9 @@ func (d *disk) sync() bool {
 	tell := d.tell
 	d.tell = false
 	if d.err == nil {
-		d.synced = target
+		if target.seq > d.synced.seq {
+			d.synced = target
+		}
 		d.sweepLocked()
 	}
 	d.mu.Unlock()

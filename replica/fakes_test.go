@@ -141,6 +141,16 @@ func (l *memLog) Bytes() uint64 {
 	return uint64(n)
 }
 
+func (l *memLog) BytesFrom(index uint64) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, e := range l.entries[min(max(index, l.front.Index)-l.front.Index, uint64(len(l.entries))):] {
+		n += len(e.Data)
+	}
+	return uint64(n)
+}
+
 func (l *memLog) TruncateFront(index uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

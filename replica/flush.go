@@ -2,8 +2,13 @@ package replica
 
 import (
 	"fmt"
+	"sort"
 	"time"
 )
+
+// keepLogBytes is how much log is kept for members that are behind, where
+// Config does not say.
+const keepLogBytes = 256 << 20
 
 // entryOverhead is what an entry takes in the log beside its data, about.
 const entryOverhead = 32
@@ -55,8 +60,44 @@ func (g *Group) flushed(err error) {
 	}
 	cut := make(chan error, 1)
 	f.cut = cut
-	index := f.index
-	g.world.spawn(func() { cut <- g.cfg.Log.TruncateFront(index) })
+	index := g.cutIndex(f.index)
+	g.world.spawn(func() { cut <- g.cut(index) })
+}
+
+// cut cuts the log up to index. It may wait for the disk.
+func (g *Group) cut(index uint64) error {
+	if index < g.cfg.Log.First() {
+		return nil
+	}
+	return g.cfg.Log.TruncateFront(index)
+}
+
+// cutIndex returns up to where the log may be cut when the state's files have
+// all up to flushed. Other members may need what is behind: the leader knows
+// what, the others may lead next. But they get no more than KeepLogBytes; who
+// is further behind gets a snapshot.
+func (g *Group) cutIndex(flushed uint64) uint64 {
+	l := &g.loop
+	if l.conf.sole(g.cfg.ID) {
+		return flushed
+	}
+	needed := uint64(0)
+	if l.tenure {
+		needed = l.copies.keptFrom(flushed)
+		g.eachMember(func(m member) {
+			if m.id != g.cfg.ID {
+				needed = min(needed, max(m.match, m.pending))
+			}
+		})
+	}
+	if needed >= flushed {
+		return flushed
+	}
+	// The least index behind which there is not more than may be kept.
+	kept := sort.Search(int(flushed-needed), func(i int) bool {
+		return g.cfg.Log.BytesFrom(needed+uint64(i)) <= g.cfg.KeepLogBytes
+	})
+	return needed + uint64(kept)
 }
 
 // isCut notes that the log ends a replay earlier.
@@ -101,7 +142,7 @@ func (g *Group) lastFlush() error {
 	if err := <-g.cfg.Flush(); err != nil {
 		return fmt.Errorf("flush the state: %w", err)
 	}
-	if err := g.cfg.Log.TruncateFront(g.status.applied.Load()); err != nil {
+	if err := g.cut(g.cutIndex(g.status.applied.Load())); err != nil {
 		return fmt.Errorf("cut the log: %w", err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -108,6 +107,7 @@ const (
 	heartbeatTicks   = 1
 	messageBytesMax  = 1 << 20
 	inflightMessages = 256
+	inflightBytes    = 32 << 20 // to one member
 	uncommittedBytes = 64 << 20
 	applyBytes       = 8 << 20 // committed entries that raft hands out at once
 )
@@ -123,8 +123,10 @@ type Group struct {
 	disk   *disk
 	held   held
 	time   atomic.Uint64 // log time of the last entry
+	ahead  atomic.Int64  // in a tenure: log time less world.elapsed; else 0
 	status published
-	alone  atomic.Bool // this node is the only voter and leads
+	sole   atomic.Bool // this node is the only member
+	alone  atomic.Bool // and leads
 	broken atomic.Bool // err is set
 
 	loop loop // belongs to the goroutine run
@@ -134,26 +136,14 @@ type Group struct {
 
 	mu       sync.Mutex
 	pending  []waiting
-	barriers []*barrier
+	arrivals arrivals
 	asleep   bool // the loop waits on wake
+	leading  bool // proposals are taken: a tenure
 	opened   bool // Open has succeeded
 	closing  bool
+	over     bool  // the loop does nothing any more
 	err      error // the first failure
 	closeErr error // what the last flush said
-}
-
-// published are the figures of Status that the loop writes.
-type published struct {
-	term, leader, commit, applied atomic.Uint64
-}
-
-// Status describes a replica.
-type Status struct {
-	ID, Leader      uint64 // Leader is 0 where it is not known
-	Term            uint64
-	Commit, Applied gearsfs.Index
-	Durable         gearsfs.Index // log entries up to here are on this node's disk
-	LogBytes        uint64
 }
 
 // Open makes cfg.Log and cfg.Machine a replica. It applies what the log has
@@ -184,7 +174,10 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	store, err := openStorage(cfg.Log, cfg.Machine, cfg.ID)
+	if cfg.KeepLogBytes == 0 {
+		cfg.KeepLogBytes = keepLogBytes
+	}
+	store, err := openStorage(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -192,6 +185,7 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 		cfg: cfg, limits: limits, world: w, store: store,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	store.snapshot = g.snapshot
 	g.disk = newDisk(cfg.Log, w, g.fail, g.kick)
 	if err := g.start(); err != nil {
 		g.disk.abort(err)
@@ -211,9 +205,14 @@ func (g *Group) start() error {
 	g.status.applied.Store(applied)
 	g.status.commit.Store(g.store.hard.GetCommit())
 	g.status.term.Store(g.store.hard.GetTerm())
-	g.loop.hardTerm, g.loop.hardVote = g.store.hard.GetTerm(), g.store.hard.GetVote()
-	g.loop.proposal = &raftpb.Message{
+	l := &g.loop
+	l.hardTerm, l.hardVote, l.hardCommit = g.store.hard.GetTerm(), g.store.hard.GetVote(), g.store.hard.GetCommit()
+	l.term = l.hardTerm
+	l.proposal = &raftpb.Message{
 		Type: raftpb.MsgProp.Enum(), From: &g.cfg.ID, Entries: []*raftpb.Entry{{}},
+	}
+	if err := g.seed(); err != nil {
+		return err
 	}
 	return g.guard(func() error {
 		node, err := raft.NewRawNode(&raft.Config{
@@ -227,6 +226,7 @@ func (g *Group) start() error {
 			MaxCommittedSizePerReady:  applyBytes,
 			MaxUncommittedEntriesSize: uncommittedBytes,
 			MaxInflightMsgs:           inflightMessages,
+			MaxInflightBytes:          inflightBytes,
 			CheckQuorum:               true,
 			PreVote:                   true,
 			ReadOnlyOption:            raft.ReadOnlySafe,
@@ -237,7 +237,7 @@ func (g *Group) start() error {
 		if err != nil {
 			return fmt.Errorf("raft: %w", err)
 		}
-		g.loop.node = node
+		l.node = node
 		g.confChanged(g.store.conf)
 		return g.replay()
 	})
@@ -272,12 +272,7 @@ func (g *Group) Propose(ps ...*Proposal) {
 	g.held.commands.Add(int64(len(ps)))
 	g.held.bytes.Add(int64(total))
 	g.pending = append(g.pending, items...)
-	asleep := g.asleep
-	g.asleep = false
-	g.mu.Unlock()
-	if asleep {
-		g.kick()
-	}
+	g.unlockAndKick()
 }
 
 func refuse(items []waiting, err error) {
@@ -293,6 +288,8 @@ func (g *Group) refusalLocked(commands, bytes int) error {
 		return gearsfs.ErrClosed.Because("the replica has failed: %v", g.err)
 	case g.closing:
 		return gearsfs.ErrClosed
+	case !g.leading:
+		return gearsfs.ErrNotLeader
 	case bytes > g.limits.callBytes || int64(commands) > g.limits.heldCommands:
 		return gearsfs.ErrTooBig.Because("%d commands of %d bytes in one call", commands, bytes)
 	case g.held.commands.Load()+int64(commands) > g.limits.heldCommands,
@@ -302,58 +299,25 @@ func (g *Group) refusalLocked(commands, bytes int) error {
 	return nil
 }
 
-// WhenCertain calls done once all that is applied now is sure to stay: at once,
-// on the caller's goroutine, where it is already or syncing has failed, else on
-// one of the Group's; done must not block.
-func (g *Group) WhenCertain(done func(error)) { g.disk.whenSynced(done) }
-
-// Barrier returns when this replica has applied all that was acknowledged
-// anywhere before the call, so that a read of the state that follows is
-// linearizable. In a group of one that is always so. It waits until ctx ends;
-// errors: ctx's and gearsfs.ErrClosed.
-func (g *Group) Barrier(ctx context.Context) error {
-	if g.alone.Load() && !g.broken.Load() {
-		return nil
-	}
-	b := &barrier{done: make(chan error, 1)}
-	g.mu.Lock()
-	if g.closing || g.err != nil {
-		g.mu.Unlock()
-		return gearsfs.ErrClosed
-	}
-	g.barriers = append(g.barriers, b)
-	g.mu.Unlock()
-	g.kick()
-	select {
-	case err := <-b.done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// Time returns a log time not before that of any entry that is written, and
-// that of now unless the clock was ahead once.
+// Time returns a log time not before that of any entry that this node has
+// written or applied. While it leads, that is the clock's when that began and
+// the time since, however the clock is set meanwhile; else it is the clock's,
+// unless that was ahead once.
 func (g *Group) Time() uint64 {
-	return max(g.time.Load(), uint64(max(0, g.cfg.Clock().UnixNano())))
-}
-
-// Status returns the replica's figures, each as of some moment during the call.
-func (g *Group) Status() Status {
-	return Status{
-		ID:       g.cfg.ID,
-		Leader:   g.status.leader.Load(),
-		Term:     g.status.term.Load(),
-		Commit:   gearsfs.Index(g.status.commit.Load()),
-		Applied:  gearsfs.Index(g.status.applied.Load()),
-		Durable:  gearsfs.Index(g.disk.syncedIndex()),
-		LogBytes: g.cfg.Log.Bytes(),
+	now := g.ahead.Load()
+	if now != 0 {
+		now += int64(g.world.elapsed())
+	} else {
+		now = g.cfg.Clock().UnixNano()
 	}
+	return max(g.time.Load(), uint64(max(0, now)))
 }
 
 // Close refuses new proposals, finishes those that were taken, syncs the log,
 // flushes the state, so that the next Open has nothing to replay, and waits
-// for all that. It is idempotent and returns the Group's failure, or that of
+// for all that. A leader of several hands its place to another first. Without
+// a majority that takes two seconds at most, and what could not be finished is
+// gearsfs.ErrMaybe. It is idempotent and returns the Group's failure, or that of
 // the flush: what was acknowledged is in the log all the same.
 func (g *Group) Close() error {
 	g.beginClose()
@@ -380,6 +344,16 @@ func (g *Group) kick() {
 	select {
 	case g.wake <- struct{}{}:
 	default:
+	}
+}
+
+// unlockAndKick releases mu, under which something was put down for the loop.
+func (g *Group) unlockAndKick() {
+	asleep := g.asleep
+	g.asleep = false
+	g.mu.Unlock()
+	if asleep {
+		g.kick()
 	}
 }
 

@@ -231,24 +231,42 @@ func TestCloseFinishes(t *testing.T) {
 	wantCode(t, gearsfs.ErrClosed, f.Barrier(context.Background()))
 }
 
-// TestClock lets the clock jump: memMachine refuses a time that falls.
+// TestClock lets the clock jump: in a tenure that changes nothing, and log time
+// never falls; memMachine refuses that.
 func TestClock(t *testing.T) {
-	now := time.Unix(1000, 0)
-	clock := func(c *Config, _ *limits) { c.Clock = func() time.Time { return now } }
+	clock, world := time.Unix(1000, 0), new(stepped)
 	log, machine := new(memLog), new(memMachine)
-	f := openTest(t, log, machine, clock)
-	for _, step := range []time.Duration{0, time.Hour, -2 * time.Hour, time.Nanosecond} {
-		now = now.Add(step)
-		require.NoError(t, f.put("a", true).err)
-		require.GreaterOrEqual(t, f.Time(), machine.LogTime())
+	open := func() *Group {
+		cfg := testConfig(log, machine, nil)
+		cfg.Clock = func() time.Time { return clock }
+		g, err := prepare(cfg, defaultLimits, world)
+		require.NoError(t, err)
+		return g
 	}
-	require.EqualValues(t, time.Unix(4600, 0).UnixNano(), f.Time())
-	require.NoError(t, f.Close())
-	now = time.Unix(-5, 0)
-	f = openTest(t, log, machine.restart(), clock)
-	require.EqualValues(t, time.Unix(4600, 0).UnixNano(), f.Time(), "also after a restart")
-	require.NoError(t, f.put("a", true).err)
-	require.NoError(t, f.Close())
+	g := open()
+	put := func() time.Time {
+		g.Propose(&Proposal{Command: put("a"), Done: func(*wire.Answer, error) {}})
+		require.True(t, world.step(g, true))
+		require.GreaterOrEqual(t, g.Time(), machine.LogTime())
+		return time.Unix(0, int64(machine.LogTime()))
+	}
+	for _, step := range []time.Duration{0, time.Hour, -2 * time.Hour, time.Nanosecond} {
+		clock = clock.Add(step)
+		world.advance(time.Second)
+		put()
+	}
+	require.Equal(t, time.Unix(1004, 0), put())
+	g.beginClose()
+	require.False(t, world.step(g, true))
+
+	machine, clock = machine.restart(), time.Unix(-5, 0)
+	g = open()
+	require.Equal(t, time.Unix(1004, 0), put(), "also after a restart")
+	world.advance(time.Minute)
+	require.Equal(t, time.Unix(1064, 0), put())
+	machine, clock = machine.restart(), time.Unix(5000, 0)
+	g = open()
+	require.Equal(t, time.Unix(5000, 0), put())
 }
 
 func TestBarrierByReadIndex(t *testing.T) {
@@ -260,35 +278,6 @@ func TestBarrierByReadIndex(t *testing.T) {
 	}
 	require.NoError(t, f.Close())
 	wantCode(t, gearsfs.ErrClosed, f.Barrier(context.Background()))
-}
-
-// TestSeveralVoters has a loop that believes in a second voter, whose part raft
-// plays: then nothing is committed before it is on disk.
-func TestSeveralVoters(t *testing.T) {
-	log, machine := new(memLog), new(memMachine)
-	g, err := prepare(testConfig(log, machine, make(chan error, 1)), defaultLimits, earth{})
-	require.NoError(t, err)
-	g.loop.voters = 2
-	g.alone.Store(false)
-	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{})
-	g.disk.start()
-	go g.run()
-	f := &fixture{Group: g, log: log, machine: machine}
-	a, b := f.start("a", false), f.start("b", true)
-	<-log.syncBegan
-	require.Empty(t, machine.records())
-	c := f.start("c", false)
-	go func() {
-		for range log.syncBegan {
-		}
-	}()
-	close(log.syncGate)
-	for _, out := range []<-chan outcome{a, b, c} {
-		require.NoError(t, (<-out).err)
-	}
-	require.Equal(t, []string{"a", "b", "c"}, machine.records())
-	require.NoError(t, f.Close())
-	close(log.syncBegan)
 }
 
 // TestConfChange replays an entry that adds a learner.

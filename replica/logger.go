@@ -37,7 +37,7 @@ func (q quiet) Errorf(format string, v ...any)   { q.sayf(format, v) }
 
 // Raft panics when an invariant of its own is broken, or when its storage
 // returned an error: Group.guard tells the two apart.
-func (q quiet) Fatal(v ...any)                 { panic(fmt.Sprint(v...)) }
-func (q quiet) Fatalf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
-func (q quiet) Panic(v ...any)                 { panic(fmt.Sprint(v...)) }
-func (q quiet) Panicf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
+func (q quiet) Fatal(v ...any)                 { panic(raftPanic(fmt.Sprint(v...))) }
+func (q quiet) Fatalf(format string, v ...any) { panic(raftPanic(fmt.Sprintf(format, v...))) }
+func (q quiet) Panic(v ...any)                 { panic(raftPanic(fmt.Sprint(v...))) }
+func (q quiet) Panicf(format string, v ...any) { panic(raftPanic(fmt.Sprintf(format, v...))) }

@@ -1,16 +1,14 @@
 package replica
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
-	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -18,31 +16,29 @@ import (
 // loop is what the goroutine run alone may touch.
 type loop struct {
 	node     *raft.RawNode
-	voters   int      // of both halves of a joint configuration
+	conf     membership
+	leads    bool   // for raft; a tenure begins a little later
+	term     uint64 // of the hard state
+	lead     uint64 // who leads, as raft says
+	tenure   bool
 	inflight []*batch // proposed to raft and not applied, by rising index
 	acks     []ack    // raft's answers that wait for a sync, by rising seq
-	reads    []*barrier
-	readSeq  uint64           // of the last ReadIndex attempt
-	ticks    <-chan time.Time // nil in a group of one
+	reads    reading
+	change   change
+	transfer transfer
+	ending   ending
 	flush    flushing
+	copies   copies
+	ticks    <-chan time.Time // nil where this node is the only member
+	campaign campaigning
+	rand     *rand.Rand
 
-	hardTerm, hardVote uint64          // as last written
-	proposal           *raftpb.Message // used again for each
-	entries            []LogEntry      // likewise
-	buf                []byte          // likewise
-}
-
-// ack are raft's answers to an append, due when append seq is on disk.
-type ack struct {
-	seq       uint64
-	responses []*raftpb.Message
-}
-
-// barrier is a Barrier call.
-type barrier struct {
-	context uint64 // of its ReadIndex attempt
-	index   uint64 // its outcome, once known
-	done    chan error
+	hardTerm, hardVote, hardCommit uint64          // as last written
+	commitMark                     uint64          // commit index at the last tick
+	proposal                       *raftpb.Message // used again for each
+	entries                        []LogEntry      // likewise
+	buf                            []byte          // likewise
+	outbox                         outbox
 }
 
 // run is the goroutine that owns raft, the log's end and the state machine.
@@ -68,14 +64,26 @@ func (g *Group) finish(err error) {
 	g.mu.Unlock()
 }
 
-// guard turns raft's panic about an error of the log back into that error.
+// raftPanic is what raft panics with where an invariant of its own is broken.
+type raftPanic string
+
+// guard turns a panic of raft into an error: the log's, where that made it
+// panic, else gearsfs.ErrDamaged, because a member's log is not what it said.
 func (g *Group) guard(f func() error) (err error) {
 	defer func() {
-		if g.store.err == nil {
+		r := recover()
+		if r == nil {
 			return
 		}
-		if r := recover(); r != nil {
+		said, ok := r.(raftPanic)
+		switch {
+		case g.store.err != nil:
 			err = g.store.err
+		case ok:
+			err = gearsfs.ErrDamaged.Because("the log is not the one that the group counts on; remove this node "+
+				"from the group and let it join with empty data (raft: %s)", string(said))
+		default:
+			panic(r)
 		}
 	}()
 	return f()
@@ -96,159 +104,58 @@ func (g *Group) serve() error {
 		if !g.doze() {
 			continue
 		}
-		if err := g.handleEvent(g.await()); err != nil {
+		if err := g.handleEvent(g.wait()); err != nil {
 			return err
 		}
 	}
 }
 
-type loopState int
-
-const (
-	busy loopState = iota
-	idle
-	stopped
-)
-
-// next takes what waits and fits one entry.
-func (g *Group) next() ([]waiting, []*barrier, loopState) {
-	stalled := g.stalled()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	state := g.stateLocked(stalled)
-	if state != busy {
-		return nil, nil, state
-	}
-	barriers := g.barriers
-	g.barriers = nil
-	n := 0
-	if !stalled {
-		n = g.fitLocked()
-	}
-	items := slices.Clone(g.pending[:n])
-	left := copy(g.pending, g.pending[n:])
-	clear(g.pending[left:])
-	g.pending = g.pending[:left]
-	return items, barriers, busy
-}
-
-// stateLocked reports what there is to do for a loop that may be stalled.
-func (g *Group) stateLocked(stalled bool) loopState {
-	switch {
-	case g.err != nil:
-		return stopped
-	case len(g.pending) > 0 && !stalled, len(g.barriers) > 0:
-		return busy
-	case g.closing && len(g.pending) == 0 && len(g.loop.inflight) == 0:
-		return stopped
-	}
-	return idle
-}
-
-// doze has the next proposal or barrier wake the loop, where there is none.
-func (g *Group) doze() bool {
-	stalled := g.stalled()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.asleep = g.stateLocked(stalled) == idle
-	return g.asleep
-}
-
-// fitLocked returns how many of the pending proposals go into the next entry:
-// whole calls only, and at least one.
-func (g *Group) fitLocked() int {
-	n, bytes := 0, 0
-	for end := 0; end < len(g.pending); end++ {
-		bytes += g.pending[end].bytes
-		if n > 0 && (bytes > g.limits.entryBytes || end >= g.limits.entryCommands) {
-			break
+// turn does all that is ready, without waiting for more.
+func (g *Group) turn() (loopState, error) {
+	for {
+		items, got, state := g.next()
+		if state == stopped {
+			return stopped, nil
 		}
-		if g.pending[end].last {
-			n = end + 1
+		if state == busy {
+			if err := g.pass(items, got); err != nil {
+				return stopped, err
+			}
 		}
-	}
-	return n
-}
-
-// event is something that came in while the loop worked or slept.
-type event struct {
-	kind eventKind
-	err  error
-}
-
-type eventKind int
-
-const (
-	woken eventKind = iota // something under mu or a sync changed
-	flushDone
-	cutDone
-	retryDue
-	ticked
-)
-
-// poll takes one event that is there, always the first of this order.
-func (g *Group) poll() (event, bool) {
-	l := &g.loop
-	select {
-	case <-g.wake:
-		return event{kind: woken}, true
-	default:
-	}
-	if l.ticks == nil && !l.flush.running() && l.flush.retry == nil {
-		return event{}, false
-	}
-	select {
-	case err := <-l.flush.done:
-		return event{flushDone, err}, true
-	default:
-	}
-	select {
-	case err := <-l.flush.cut:
-		return event{cutDone, err}, true
-	default:
-	}
-	select {
-	case <-l.flush.retry:
-		return event{kind: retryDue}, true
-	default:
-	}
-	select {
-	case <-l.ticks:
-		return event{kind: ticked}, true
-	default:
-	}
-	return event{}, false
-}
-
-// await waits for an event.
-func (g *Group) await() event {
-	l := &g.loop
-	select {
-	case <-g.wake:
-		return event{kind: woken}
-	case err := <-l.flush.done:
-		return event{flushDone, err}
-	case err := <-l.flush.cut:
-		return event{cutDone, err}
-	case <-l.flush.retry:
-		return event{kind: retryDue}
-	case <-l.ticks:
-		return event{kind: ticked}
+		e, ok := g.poll()
+		if ok {
+			if err := g.handleEvent(e); err != nil {
+				return stopped, err
+			}
+		}
+		if state == busy || ok {
+			continue
+		}
+		if state == closing {
+			if stop, err := g.mayStop(); stop || err != nil {
+				return stopped, err
+			}
+		}
+		return idle, nil
 	}
 }
 
-func (g *Group) handleEvent(e event) error {
-	switch e.kind {
-	case flushDone:
-		g.flushed(e.err)
-	case cutDone:
-		if err := g.isCut(e.err); err != nil {
+// pass gives raft what arrived and makes items an entry, so that all of it
+// shares messages, a write and a sync.
+func (g *Group) pass(items []waiting, got arrivals) error {
+	for _, o := range got.orders {
+		if err := o.do(); err != nil {
 			return err
 		}
-	case retryDue:
-		g.retryFlush()
-	case ticked:
-		g.tick()
+	}
+	if err := g.receive(got.messages); err != nil {
+		return err
+	}
+	g.beginReads(got.reads)
+	if len(items) > 0 {
+		if err := g.propose(newBatch(items, &g.held)); err != nil {
+			return err
+		}
 	}
 	return g.pump()
 }
@@ -257,10 +164,14 @@ func (g *Group) handleEvent(e event) error {
 // pump returns.
 func (g *Group) propose(b *batch) error {
 	l := &g.loop
-	l.inflight = append(l.inflight, b)
+	if !l.tenure {
+		b.refuse(gearsfs.ErrNotLeader)
+		return nil
+	}
 	b.entry.Time = g.Time()
 	data, err := b.marshal(l.buf)
 	if err != nil {
+		b.refuse(gearsfs.ErrIO.Because("%v", err))
 		return err
 	}
 	// Raft copies the entry, so message and buffer serve again, unless it is large.
@@ -270,10 +181,10 @@ func (g *Group) propose(b *batch) error {
 	l.proposal.Entries[0].Data = data
 	err = l.node.Step(l.proposal)
 	if errors.Is(err, raft.ErrProposalDropped) {
-		l.inflight = l.inflight[:len(l.inflight)-1]
-		b.refuse(gearsfs.ErrOverload)
+		b.refuse(g.dropped())
 		return nil
 	}
+	l.inflight = append(l.inflight, b)
 	if err != nil {
 		return fmt.Errorf("propose: %w", err)
 	}
@@ -285,28 +196,48 @@ func (g *Group) propose(b *batch) error {
 	return g.handleReady(ready)
 }
 
+// dropped returns why raft dropped a proposal.
+func (g *Group) dropped() error {
+	switch s := g.loop.node.BasicStatus(); {
+	case s.RaftState != raft.StateLeader:
+		return gearsfs.ErrNotLeader
+	case s.LeadTransferee != raft.None:
+		return gearsfs.ErrNotLeader.Because("another node is taking over the volume")
+	}
+	return gearsfs.ErrOverload
+}
+
 // pump does what raft asks for until it asks for nothing.
 func (g *Group) pump() error {
 	if err := g.release(); err != nil {
 		return err
 	}
-	for g.loop.node.HasReady() {
-		if err := g.handleReady(g.loop.node.Ready()); err != nil {
-			return err
+	for {
+		for g.loop.node.HasReady() {
+			if err := g.handleReady(g.loop.node.Ready()); err != nil {
+				return err
+			}
+		}
+		if !g.endReads() {
+			return nil
 		}
 	}
-	g.endBarriers()
-	return nil
 }
 
+// handleReady does what raft asks for. Messages to peers leave before the log
+// is written, so that their disks work beside ours: raft gives those that must
+// wait for the disk along with the write.
 func (g *Group) handleReady(ready raft.Ready) error {
 	if ready.SoftState != nil {
-		g.status.leader.Store(ready.SoftState.Lead)
-		g.leads(ready.SoftState.RaftState == raft.StateLeader)
+		g.leaderChanged(ready.SoftState)
 	}
 	if !raft.IsEmptyHardState(ready.HardState) {
+		g.loop.term = ready.HardState.GetTerm()
 		g.status.term.Store(ready.HardState.GetTerm())
 		g.status.commit.Store(ready.HardState.GetCommit())
+	}
+	if err := g.send(ready.Messages); err != nil {
+		return err
 	}
 	for _, m := range ready.Messages {
 		var err error
@@ -324,156 +255,44 @@ func (g *Group) handleReady(ready raft.Ready) error {
 	return nil
 }
 
-// append writes entries and hard state. In a group of one what is written is
-// committed; with more voters raft hears of it when it is on disk. A commit
-// index alone is not worth a write: it is learned again from the log.
-func (g *Group) append(m *raftpb.Message) error {
-	l := &g.loop
-	hard, err := g.hardState(m)
-	if err != nil {
-		return err
-	}
-	syncBeforeAck := l.voters > 1
-	if len(m.GetEntries()) > 0 || hard != nil {
-		clear(l.entries)
-		l.entries = l.entries[:0]
-		for _, e := range m.GetEntries() {
-			l.entries = append(l.entries, LogEntry{
-				Index: e.GetIndex(), Term: e.GetTerm(), Type: uint8(e.GetType()), Data: e.GetData(),
-			})
-		}
-		if err := g.cfg.Log.Append(l.entries, hard); err != nil {
-			return fmt.Errorf("write the log: %w", err)
-		}
-		if len(m.GetEntries()) > 0 {
-			g.store.appended(m.GetEntries())
-		}
-		seq := g.disk.wrote(g.cfg.Log.Last(), syncBeforeAck || g.awaited(m.GetEntries()))
-		if syncBeforeAck {
-			l.acks = append(l.acks, ack{seq: seq, responses: m.GetResponses()})
-			return g.release()
-		}
-	} else if n := len(l.acks); n > 0 {
-		l.acks[n-1].responses = append(slices.Clip(l.acks[n-1].responses), m.GetResponses()...)
-		return nil
-	}
-	return g.respond(m.GetResponses())
-}
-
-// awaited reports whether one of entries holds a durable proposal of ours.
-func (g *Group) awaited(entries []*raftpb.Entry) bool {
-	if len(entries) == 0 {
-		return false
-	}
-	first := entries[0].GetIndex()
-	for i := len(g.loop.inflight) - 1; i >= 0; i-- {
-		b := g.loop.inflight[i]
-		if b.index < first {
-			break
-		}
-		if b.durable {
-			return true
-		}
-	}
-	return false
-}
-
-// hardState returns the encoding of m's hard state where its term or vote is
-// new, else nil.
-func (g *Group) hardState(m *raftpb.Message) ([]byte, error) {
-	l := &g.loop
-	if m.Term == nil || m.GetTerm() == l.hardTerm && m.GetVote() == l.hardVote {
-		return nil, nil
-	}
-	l.hardTerm, l.hardVote = m.GetTerm(), m.GetVote()
-	hard, err := proto.Marshal(&raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit})
-	if err != nil {
-		return nil, fmt.Errorf("encode hard state: %w", err)
-	}
-	return hard, nil
-}
-
-// release gives raft the answers whose appends are on disk.
-func (g *Group) release() error {
-	l := &g.loop
-	for len(l.acks) > 0 && g.disk.isSynced(l.acks[0].seq, true) {
-		responses := l.acks[0].responses
-		l.acks = slices.Delete(l.acks, 0, 1)
-		if err := g.respond(responses); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// respond hands raft its own messages back, in order.
-func (g *Group) respond(responses []*raftpb.Message) error {
-	for _, m := range responses {
-		if m.GetTo() != g.cfg.ID {
-			continue // a group of one has no peers to send to
-		}
-		if err := g.loop.node.Step(m); err != nil {
-			return fmt.Errorf("raft: %w", err)
-		}
-	}
-	return nil
-}
-
-// read begins one ReadIndex attempt for all barriers.
-func (g *Group) read(barriers []*barrier) {
-	l := &g.loop
-	l.readSeq++
-	for _, b := range barriers {
-		b.context = l.readSeq
-	}
-	l.reads = append(l.reads, barriers...)
-	l.node.ReadIndex(binary.BigEndian.AppendUint64(nil, l.readSeq))
-}
-
-// readable notes the read indexes that a quorum confirmed; an attempt confirms
-// those before it.
-func (g *Group) readable(states []raft.ReadState) {
-	for _, s := range states {
-		context := binary.BigEndian.Uint64(s.RequestCtx)
-		for _, b := range g.loop.reads {
-			if b.context <= context && b.index == 0 {
-				b.index = s.Index
-			}
-		}
-	}
-}
-
-// endBarriers ends the barriers whose read index is applied.
-func (g *Group) endBarriers() {
-	if len(g.loop.reads) == 0 {
-		return
-	}
-	applied := g.status.applied.Load()
-	g.loop.reads = slices.DeleteFunc(g.loop.reads, func(b *barrier) bool {
-		if b.index == 0 || b.index > applied {
-			return false
-		}
-		b.done <- nil
-		return true
-	})
+// tick is a tenth of a second of raft's time, and the time to look after what
+// is repeated or given up.
+func (g *Group) tick() error {
+	g.loop.ticks = g.world.after(tick)
+	g.loop.node.Tick()
+	g.repeatReads()
+	g.watchTransfer()
+	g.tickCopies()
+	g.publish()
+	return g.promote()
 }
 
 // abandon answers all that the loop has not: nothing of the pending was
 // written, and of what is in flight nobody knows.
 func (g *Group) abandon() {
 	g.mu.Lock()
-	err := g.err
-	pending, barriers := g.pending, g.barriers
-	g.pending, g.barriers = nil, nil
+	g.over = true
+	pending, got := g.pending, g.arrivals
+	g.pending, g.arrivals = nil, arrivals{}
+	closed := error(gearsfs.ErrClosed)
+	if g.err != nil {
+		closed = gearsfs.ErrClosed.Because("the replica has failed: %v", g.err)
+	}
 	g.mu.Unlock()
-	for _, b := range g.loop.inflight {
-		b.refuse(gearsfs.ErrMaybe.Because("outcome unknown: %v", err))
+	for _, o := range got.orders {
+		if o.drop != nil {
+			o.drop()
+		}
 	}
-	g.loop.inflight = nil
-	for i := range pending {
-		pending[i].Done(nil, gearsfs.ErrClosed.Because("the replica has failed: %v", err))
+	g.endTenure(gearsfs.ErrMaybe.Because("outcome unknown: %v", closed))
+	if len(pending) > 0 {
+		newBatch(pending, &g.held).refuse(closed)
 	}
-	for _, b := range append(barriers, g.loop.reads...) {
-		b.done <- gearsfs.ErrClosed
+	for _, r := range append(got.reads, g.loop.reads.waiting...) {
+		r.done(gearsfs.ErrClosed)
 	}
+	g.loop.reads.waiting = nil
+	g.endChange(gearsfs.ErrClosed)
+	g.endTransfer(gearsfs.ErrClosed)
+	g.dropCopies()
 }

@@ -1,7 +1,8 @@
 package replica
 
 import (
-	"context"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -9,58 +10,117 @@ import (
 // Peers carries messages to the other members of the group.
 type Peers interface {
 	// Send queues encoded messages for a member, in order. It may drop them, as
-	// a network does, never blocks, and owns the slices.
+	// a network does, and never blocks. It owns the slice; the messages in it
+	// may be another member's too and must not be changed.
 	Send(to gearsfs.MemberID, messages [][]byte)
 }
 
-// SnapshotMeta says what a snapshot holds.
-type SnapshotMeta struct {
-	Index, Term uint64 // of the last entry in it
-	Conf        []byte // what Machine.ConfState returns for it
-	Data        any    // the maker's: from Make to Send and Drop
+// outbox are the messages that leave together.
+type outbox struct {
+	parcels []parcel
+	encoded []encoded // the appends among them, which often are the same for all
 }
 
-// Snapshots makes, sends and installs copies of the whole state.
-type Snapshots interface {
-	// Make begins to copy the state as it is now or a little later; done is
-	// called once, from any goroutine.
-	Make(done func(SnapshotMeta, error))
-	// Send has a member fetch a snapshot. The message is for that member's
-	// Group.Receive, once it has everything. Done is called once, from any
-	// goroutine: with nil when the member has installed it.
-	Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta, done func(error))
-	// Drop says that a snapshot that was made is not needed any more.
-	Drop(meta SnapshotMeta)
-	// Install replaces state and log by the snapshot that was fetched and whose
-	// last entry is that one; hard is the hard state for the log. All of it is
-	// on disk when it returns, and Machine.Applied is that entry. It is called
-	// on the loop's goroutine.
-	Install(index, term uint64, hard []byte) error
+type parcel struct {
+	to       uint64
+	messages []*raftpb.Message
 }
 
-// Receive takes a raft message that a peer sent. It never blocks and owns the
-// slice; what is no message, or too much at once, is dropped, since raft
-// repeats what matters.
-func (g *Group) Receive(message []byte) {}
-
-// Unreachable says that what was last sent to a member may be lost.
-func (g *Group) Unreachable(member gearsfs.MemberID) {}
-
-// Died says that a member's process is known to be gone. If it led, the others
-// need not wait until they miss it.
-func (g *Group) Died(member gearsfs.MemberID) {}
-
-// AddLearner adds a member; it becomes a voter by itself when it has caught up.
-func (g *Group) AddLearner(ctx context.Context, id gearsfs.MemberID, change []byte) error {
-	return gearsfs.ErrUnsupported
+type encoded struct {
+	message *raftpb.Message
+	bytes   []byte
 }
 
-// RemoveMember removes a member.
-func (g *Group) RemoveMember(ctx context.Context, id gearsfs.MemberID, change []byte) error {
-	return gearsfs.ErrUnsupported
+// send gives messages to the peers: to each of them at once, and without those
+// that a later one makes needless.
+func (g *Group) send(messages []*raftpb.Message) error {
+	o := &g.loop.outbox
+	for _, m := range messages {
+		switch {
+		case raft.IsLocalMsgTarget(m.GetTo()), m.GetTo() == g.cfg.ID:
+		case m.GetType() == raftpb.MsgSnap:
+			if err := g.sendCopy(m); err != nil {
+				return err
+			}
+		case g.cfg.Peers != nil:
+			o.add(m)
+		}
+	}
+	for i := range o.parcels {
+		p := &o.parcels[i]
+		if len(p.messages) == 0 {
+			continue
+		}
+		out := make([][]byte, len(p.messages))
+		for i, m := range p.messages {
+			b, err := o.encode(m)
+			if err != nil {
+				return err
+			}
+			out[i] = b
+		}
+		clear(p.messages)
+		p.messages = p.messages[:0]
+		g.cfg.Peers.Send(gearsfs.MemberID(p.to), out)
+	}
+	clear(o.encoded)
+	o.encoded = o.encoded[:0]
+	return nil
 }
 
-// Transfer makes another voter lead and returns when it does.
-func (g *Group) Transfer(ctx context.Context, to gearsfs.MemberID) error {
-	return gearsfs.ErrUnsupported
+func (o *outbox) add(m *raftpb.Message) {
+	for i := range o.parcels {
+		p := &o.parcels[i]
+		if p.to != m.GetTo() {
+			continue
+		}
+		if n := len(p.messages); n > 0 && replaces(m, p.messages[n-1]) {
+			p.messages[n-1] = m
+		} else {
+			p.messages = append(p.messages, m)
+		}
+		return
+	}
+	o.parcels = append(o.parcels, parcel{to: m.GetTo(), messages: []*raftpb.Message{m}})
+}
+
+// replaces reports whether a receiver of next needs not hear prev, sent to it
+// right before. Raft takes any loss; here nothing is lost.
+func replaces(next, prev *raftpb.Message) bool {
+	if next.GetType() != prev.GetType() || next.GetTerm() != prev.GetTerm() {
+		return false
+	}
+	switch next.GetType() {
+	case raftpb.MsgApp: // an empty one tells how much is committed
+		return len(prev.GetEntries()) == 0 && next.GetIndex() >= prev.GetIndex() && next.GetCommit() >= prev.GetCommit()
+	case raftpb.MsgAppResp:
+		return !prev.GetReject() && !next.GetReject() && next.GetIndex() >= prev.GetIndex()
+	case raftpb.MsgHeartbeat: // a later read round confirms the earlier ones
+		return next.GetCommit() >= prev.GetCommit() && (len(prev.GetContext()) == 0 || len(next.GetContext()) > 0)
+	case raftpb.MsgHeartbeatResp:
+		return len(prev.GetContext()) == 0 || len(next.GetContext()) > 0
+	}
+	return false
+}
+
+// encode encodes m, only once where several get the same entries.
+func (o *outbox) encode(m *raftpb.Message) ([]byte, error) {
+	shared := m.GetType() == raftpb.MsgApp && len(m.GetEntries()) > 0
+	if shared {
+		for _, e := range o.encoded {
+			if sameAppend(e.message, m) {
+				return e.bytes, nil
+			}
+		}
+	}
+	b, err := encodeMessage(m)
+	if err == nil && shared {
+		o.encoded = append(o.encoded, encoded{m, b})
+	}
+	return b, err
+}
+
+func sameAppend(a, b *raftpb.Message) bool {
+	return a.GetIndex() == b.GetIndex() && a.GetLogTerm() == b.GetLogTerm() && a.GetTerm() == b.GetTerm() &&
+		a.GetCommit() == b.GetCommit() && len(a.GetEntries()) == len(b.GetEntries()) && a.GetEntries()[0] == b.GetEntries()[0]
 }

@@ -50,6 +50,9 @@ type LogReader interface {
 	HardState() []byte
 	// Bytes is how much disk the log takes.
 	Bytes() uint64
+	// BytesFrom is about how much of the log lies behind entry index, up to
+	// Last. It is cheap.
+	BytesFrom(index uint64) uint64
 }
 
 // storage shows a Log to raft. Raft reads an entry back as soon as it is
@@ -60,6 +63,8 @@ type storage struct {
 	conf   *raftpb.ConfState
 	recent []*raftpb.Entry // by rising index without gaps, ends at the last entry
 	err    error           // the log's first error; raft panics on it
+
+	snapshot func() (*raftpb.Snapshot, error)
 }
 
 var (
@@ -155,9 +160,7 @@ func (s *storage) FirstIndex() (uint64, error) { return s.log.First(), nil }
 func (s *storage) LastIndex() (uint64, error)  { return s.log.Last(), nil }
 
 // Snapshot is asked for by raft when a follower needs entries that are cut off.
-func (s *storage) Snapshot() (*raftpb.Snapshot, error) {
-	return nil, raft.ErrSnapshotTemporarilyUnavailable
-}
+func (s *storage) Snapshot() (*raftpb.Snapshot, error) { return s.snapshot() }
 
 func (s *storage) failed(err error) error {
 	if s.err == nil {
@@ -169,27 +172,31 @@ func (s *storage) failed(err error) error {
 // openStorage checks the log against the state and makes both agree. It
 // returns gearsfs.ErrDamaged where entries between them are missing, and
 // gearsfs.ErrForeign where both belong to another node.
-func openStorage(log Log, machine Machine, id uint64) (*storage, error) {
+func openStorage(cfg Config) (*storage, error) {
+	log := cfg.Log
 	s := &storage{log: log, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}}
 	if err := proto.Unmarshal(log.HardState(), s.hard); err != nil {
 		return nil, gearsfs.ErrDamaged.Because("hard state: %v", err)
 	}
-	if err := proto.Unmarshal(machine.ConfState(), s.conf); err != nil {
+	if err := proto.Unmarshal(cfg.Machine.ConfState(), s.conf); err != nil {
 		return nil, gearsfs.ErrDamaged.Because("conf state: %v", err)
 	}
-	applied, appliedTerm := machine.Applied()
-	if applied == 0 && log.Last() == 0 {
-		if err := s.bootstrap(id); err != nil {
+	applied, appliedTerm := cfg.Machine.Applied()
+	if !cfg.Joined {
+		if applied == 0 && log.Last() == 0 {
+			if err := s.bootstrap(cfg.ID); err != nil {
+				return nil, err
+			}
+		}
+		if err := s.checkFounder(cfg.ID); err != nil {
 			return nil, err
 		}
 	}
 	// Only a log that nobody else holds is worth less than the state.
-	alone := len(s.conf.GetVoters()) == 1 && len(s.conf.GetVotersOutgoing()) == 0
-	if alone && s.conf.GetVoters()[0] != id {
-		return nil, gearsfs.ErrForeign.Because("the state belongs to node %x, this is node %x", s.conf.GetVoters()[0], id)
-	}
+	var conf membership
+	conf.set(s.conf)
 	switch {
-	case log.Last() < applied && !alone:
+	case log.Last() < applied && !conf.sole(cfg.ID):
 		return nil, gearsfs.ErrDamaged.Because("the log ends at %d, but the state is at %d", log.Last(), applied)
 	case log.Last() < applied:
 		if err := log.Reset(applied, appliedTerm); err != nil {
@@ -202,6 +209,27 @@ func openStorage(log Log, machine Machine, id uint64) (*storage, error) {
 		return nil, err
 	}
 	return s, s.settleHard(applied, appliedTerm)
+}
+
+// checkFounder holds the log of a node that did not join against its first
+// entry, where that is still there: it made the node its group's only voter.
+func (s *storage) checkFounder(id uint64) error {
+	if s.log.First() != 1 || s.log.Last() == 0 {
+		return nil
+	}
+	entries, err := s.log.Entries(1, 2, 1<<20)
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	kind := raftpb.EntryType(entries[0].Type)
+	change, err := decodeConf(&raftpb.Entry{Type: &kind, Data: entries[0].Data})
+	if err != nil {
+		return gearsfs.ErrDamaged.Because("entry 1: %v", err)
+	}
+	if c := change.AsV2().GetChanges(); len(c) != 1 || c[0].GetNodeId() != id {
+		return gearsfs.ErrForeign.Because("the log is not that of node %x", id)
+	}
+	return nil
 }
 
 // bootstrap begins a fresh log with the entry that makes this node its group's

@@ -1,0 +1,143 @@
+package replica
+
+import (
+	"context"
+	"slices"
+
+	"github.com/gearsfs/gearsfs"
+)
+
+// What peers may leave before the loop takes it; more is dropped.
+const (
+	receivedBytesMax = 64 << 20
+	receivedMax      = 1 << 14
+)
+
+// arrivals are what other goroutines left for the loop, besides proposals.
+type arrivals struct {
+	messages [][]byte // from peers
+	bytes    int      // of messages
+	reads    []*read
+	orders   []order
+}
+
+// order is a function for the loop's goroutine.
+type order struct {
+	do   func() error // an error ends the Group
+	drop func()       // instead of do when the Group has ended; may be nil
+}
+
+func (a *arrivals) empty() bool {
+	return len(a.messages) == 0 && len(a.reads) == 0 && len(a.orders) == 0
+}
+
+// Receive takes a raft message that a peer sent. It never blocks and owns the
+// slice; what is no message, or too much at once, is dropped, since raft
+// repeats what matters.
+func (g *Group) Receive(message []byte) {
+	g.mu.Lock()
+	a := &g.arrivals
+	if g.over || len(a.messages) >= receivedMax || a.bytes+len(message) > receivedBytesMax {
+		g.mu.Unlock()
+		return
+	}
+	a.messages = append(a.messages, message)
+	a.bytes += len(message)
+	g.unlockAndKick()
+}
+
+// order has the loop call o.do, soon.
+func (g *Group) order(o order) {
+	g.mu.Lock()
+	if g.over {
+		g.mu.Unlock()
+		if o.drop != nil {
+			o.drop()
+		}
+		return
+	}
+	g.arrivals.orders = append(g.arrivals.orders, o)
+	g.unlockAndKick()
+}
+
+// ask has the loop begin something and waits for its outcome, or that ctx ends.
+func (g *Group) ask(ctx context.Context, begin func(done func(error)) error) error {
+	outcome := make(chan error, 1)
+	done := func(err error) { outcome <- err }
+	g.order(order{do: func() error { return begin(done) }, drop: func() { done(gearsfs.ErrClosed) }})
+	select {
+	case err := <-outcome:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+type loopState int
+
+const (
+	busy loopState = iota
+	idle
+	closing // and idle
+	stopped
+)
+
+// next takes what waits, of the proposals what fits one entry.
+func (g *Group) next() ([]waiting, arrivals, loopState) {
+	stalled := g.stalled()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	state := g.stateLocked(stalled)
+	if state != busy {
+		return nil, arrivals{}, state
+	}
+	got := g.arrivals
+	g.arrivals = arrivals{}
+	var items []waiting
+	if n := g.fitLocked(); n > 0 && !stalled {
+		items = slices.Clone(g.pending[:n])
+		left := copy(g.pending, g.pending[n:])
+		clear(g.pending[left:])
+		g.pending = g.pending[:left]
+	}
+	return items, got, busy
+}
+
+// stateLocked reports what there is to do for a loop that may be stalled.
+func (g *Group) stateLocked(stalled bool) loopState {
+	switch {
+	case g.err != nil:
+		return stopped
+	case len(g.pending) > 0 && !stalled, !g.arrivals.empty():
+		return busy
+	case g.closing:
+		return closing
+	}
+	return idle
+}
+
+// doze has what comes next wake the loop, where there is nothing to do.
+func (g *Group) doze() bool {
+	stalled := g.stalled()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	state := g.stateLocked(stalled)
+	g.asleep = state == idle || state == closing
+	return g.asleep
+}
+
+// fitLocked returns how many of the pending proposals go into the next entry:
+// whole calls only, and at least one.
+func (g *Group) fitLocked() int {
+	n, bytes := 0, 0
+	for end := 0; end < len(g.pending); end++ {
+		bytes += g.pending[end].bytes
+		if n > 0 && (bytes > g.limits.entryBytes || end >= g.limits.entryCommands) {
+			break
+		}
+		if g.pending[end].last {
+			n = end + 1
+		}
+	}
+	return n
+}

@@ -1,0 +1,93 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/gearsfs/gearsfs"
+)
+
+// receive steps messages of peers. What no honest member would send is dropped.
+func (g *Group) receive(messages [][]byte) error {
+	for _, b := range messages {
+		m, err := decodeMessage(b)
+		if err != nil || !g.acceptable(m) {
+			g.cfg.Logger.Debug("a peer's message is dropped", "type", m.GetType(), "from", m.GetFrom())
+			continue
+		}
+		if m.GetType() == raftpb.MsgSnap {
+			g.renew(m)
+		}
+		err = g.loop.node.Step(m)
+		if err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) && !errors.Is(err, raft.ErrProposalDropped) {
+			return fmt.Errorf("raft: %w", err)
+		}
+	}
+	return nil
+}
+
+// acceptable reports whether m may be given to raft. Whoever is alone in its
+// group listens to nobody. Nor does anybody to a member that it saw removed;
+// but a stranger may be a member of whom this node has not heard yet.
+func (g *Group) acceptable(m *raftpb.Message) bool {
+	l := &g.loop
+	from := m.GetFrom()
+	if from == raft.None || from == g.cfg.ID || raft.IsLocalMsgTarget(from) || l.conf.sole(g.cfg.ID) ||
+		slices.Contains(l.conf.gone, from) {
+		return false
+	}
+	if len(m.GetResponses()) > 0 {
+		return false
+	}
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		return m.GetTerm() > 0 && inOrder(m)
+	case raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp:
+		return m.GetTerm() > 0 && (len(m.GetContext()) == 0 || len(m.GetContext()) == 8)
+	case raftpb.MsgAppResp, raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp,
+		raftpb.MsgTimeoutNow:
+		return m.GetTerm() > 0
+	case raftpb.MsgSnap:
+		return m.GetTerm() > 0 && !raft.IsEmptySnap(m.GetSnapshot())
+	case raftpb.MsgReadIndex:
+		return m.GetTerm() == 0 && len(m.GetEntries()) == 1
+	case raftpb.MsgReadIndexResp:
+		return m.GetTerm() > 0 && len(m.GetEntries()) == 1
+	}
+	return false
+}
+
+// inOrder reports whether the entries of an append follow on its index, their
+// terms not falling, and none newer than the message's.
+func inOrder(m *raftpb.Message) bool {
+	index, term := m.GetIndex(), m.GetLogTerm()
+	for _, e := range m.GetEntries() {
+		index++
+		if e.GetIndex() != index || e.GetTerm() < term || e.GetTerm() > m.GetTerm() {
+			return false
+		}
+		term = e.GetTerm()
+	}
+	return true
+}
+
+// renew makes a snapshot that took longer to fetch than its sender led the
+// present leader's: what is in it was committed, so all leaders agree on it.
+func (g *Group) renew(m *raftpb.Message) {
+	l := &g.loop
+	if term := l.node.BasicStatus().GetTerm(); m.GetTerm() < term && l.lead != raft.None && l.lead != g.cfg.ID {
+		m.Term, m.From = &term, new(l.lead)
+	}
+}
+
+// Unreachable says that what was last sent to a member may be lost.
+func (g *Group) Unreachable(member gearsfs.MemberID) {
+	g.order(order{do: func() error {
+		g.loop.node.ReportUnreachable(uint64(member))
+		return nil
+	}})
+}

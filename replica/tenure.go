@@ -1,0 +1,263 @@
+package replica
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	cryptorand "crypto/rand"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/gearsfs/gearsfs"
+)
+
+// How long Close works for a majority that may not be there, each for what is
+// in flight and for handing its place to another.
+const endingTimeout = time.Second
+
+// campaigning is the hurry after the leader's process died.
+type campaigning struct {
+	due   <-chan time.Time
+	tries int
+}
+
+// campaignTries bounds the hurried elections; then the usual timeout decides.
+const campaignTries = 6
+
+// transfer is the handing over of the lead that is on its way.
+type transfer struct {
+	to    uint64
+	ticks int
+	done  func(error)
+}
+
+// ending is what is left to do before a Close.
+type ending struct {
+	due     <-chan time.Time
+	late    bool
+	handing bool // another node is asked to take over
+}
+
+// seed makes the Group's own random choices.
+func (g *Group) seed() error {
+	seed := uint64(g.cfg.Seed)
+	var b [16]byte
+	if _, err := cryptorand.Read(b[:]); err != nil {
+		return fmt.Errorf("seed: %w", err)
+	}
+	if seed == 0 {
+		seed = binary.BigEndian.Uint64(b[:8])
+	}
+	g.loop.rand = rand.New(rand.NewPCG(seed, g.cfg.ID))
+	g.loop.reads.life = binary.BigEndian.Uint64(b[8:])
+	return nil
+}
+
+// leaderChanged notes who leads. A tenure ends here; it begins in beginTenure.
+func (g *Group) leaderChanged(s *raft.SoftState) {
+	l := &g.loop
+	leads := s.RaftState == raft.StateLeader
+	if l.tenure && !leads {
+		g.endTenure(gearsfs.ErrMaybe.Because("outcome unknown: another node leads the volume now"))
+	}
+	if s.Lead != l.lead {
+		l.lead = s.Lead
+		g.status.leader.Store(s.Lead)
+		now := g.cfg.Clock()
+		g.status.since.Store(&now)
+		if l.lead != raft.None {
+			g.repeatReads() // the old one did not answer
+		}
+	}
+	l.leads = leads
+	if l.lead != raft.None {
+		l.campaign = campaigning{}
+	}
+	if l.transfer.done != nil && l.lead == l.transfer.to {
+		g.endTransfer(nil)
+	}
+}
+
+// beginTenure begins to take proposals, once the first entry of this node's own
+// term is applied: from then on the state has all that was ever acknowledged,
+// and log time is not behind any entry.
+func (g *Group) beginTenure() {
+	l := &g.loop
+	l.tenure = true
+	wall := max(g.cfg.Clock().UnixNano(), int64(g.time.Load()))
+	g.ahead.Store(wall - int64(g.world.elapsed()))
+	g.mu.Lock()
+	g.leading = true
+	g.mu.Unlock()
+	g.updateAlone()
+	g.publish()
+	if g.cfg.Leads != nil {
+		g.cfg.Leads(true, l.term)
+	}
+}
+
+// endTenure takes no more proposals and answers what is on its way: nobody
+// knows what becomes of what is in flight, the rest was not written.
+func (g *Group) endTenure(inFlight error) {
+	l := &g.loop
+	if !l.tenure {
+		return
+	}
+	l.tenure = false
+	g.mu.Lock()
+	g.leading = false
+	pending := g.pending
+	g.pending = nil
+	g.mu.Unlock()
+	g.updateAlone()
+	g.ahead.Store(0)
+	batches := l.inflight
+	l.inflight = nil
+	for _, b := range batches {
+		b.refuse(inFlight)
+	}
+	if len(pending) > 0 {
+		newBatch(pending, &g.held).refuse(gearsfs.ErrNotLeader)
+	}
+	g.refuseCertain(gearsfs.ErrNotLeader)
+	g.endChange(gearsfs.ErrMaybe.Because("outcome unknown: another node leads the volume now"))
+	g.publish()
+	if g.cfg.Leads != nil {
+		g.cfg.Leads(false, l.term)
+	}
+}
+
+// Died says that a member's process is known to be gone. If it led, this node
+// does not wait for an election timeout to miss it.
+func (g *Group) Died(member gearsfs.MemberID) {
+	g.order(order{do: func() error {
+		l := &g.loop
+		l.node.ReportUnreachable(uint64(member))
+		if l.lead != uint64(member) || l.lead == g.cfg.ID {
+			return nil
+		}
+		// Followers do not vote against a leader that they believe in, not even
+		// in the hurry below, so each of them must hear of it by itself.
+		if err := l.node.ForgetLeader(); err != nil {
+			return fmt.Errorf("raft: %w", err)
+		}
+		l.campaign = campaigning{due: g.world.after(g.hurry(0))}
+		return nil
+	}})
+}
+
+// hurry is how long to wait before another try, so that two nodes rarely try at
+// once: 5 to 25 ms at first.
+func (g *Group) hurry(tries int) time.Duration {
+	return (5*time.Millisecond + time.Duration(g.loop.rand.Int64N(int64(20*time.Millisecond)))) << tries
+}
+
+// campaignAgain tries to be elected while there is no leader.
+func (g *Group) campaignAgain() error {
+	l := &g.loop
+	l.campaign.due = nil
+	if l.lead != raft.None || l.campaign.tries >= campaignTries {
+		return nil
+	}
+	if err := l.node.Campaign(); err != nil {
+		return fmt.Errorf("raft: %w", err)
+	}
+	l.campaign.tries++
+	l.campaign.due = g.world.after(g.hurry(l.campaign.tries))
+	return nil
+}
+
+// Transfer makes the voter to lead and returns when it does. It waits until ctx
+// ends. Errors: gearsfs.ErrNotLeader where this node does not lead,
+// gearsfs.ErrNotMember where to is no voter, gearsfs.ErrBusy where another
+// transfer is on its way or to did not take over in time; ctx's, and
+// gearsfs.ErrClosed.
+func (g *Group) Transfer(ctx context.Context, to gearsfs.MemberID) error {
+	return g.ask(ctx, func(done func(error)) error { return g.beginTransfer(uint64(to), done) })
+}
+
+func (g *Group) beginTransfer(to uint64, done func(error)) error {
+	l := &g.loop
+	switch {
+	case !l.tenure:
+		done(gearsfs.ErrNotLeader)
+	case to == g.cfg.ID:
+		done(nil)
+	case !l.conf.votes(to):
+		done(gearsfs.ErrNotMember.Because("member %x has no vote", to))
+	case l.transfer.done != nil:
+		done(gearsfs.ErrBusy.Because("the volume is being handed to member %x", l.transfer.to))
+	default:
+		l.transfer = transfer{to: to, done: done}
+		l.node.TransferLeader(to)
+	}
+	return nil
+}
+
+// watchTransfer ends a transfer that raft gave up, or that another node won.
+func (g *Group) watchTransfer() {
+	l := &g.loop
+	if l.transfer.done == nil {
+		return
+	}
+	l.transfer.ticks++
+	if l.leads && l.node.BasicStatus().LeadTransferee == raft.None || l.transfer.ticks > 3*electionTicks {
+		g.endTransfer(gearsfs.ErrBusy.Because("member %x did not take over in time", l.transfer.to))
+	}
+}
+
+func (g *Group) endTransfer(err error) {
+	if done := g.loop.transfer.done; done != nil {
+		g.loop.transfer = transfer{}
+		done(err)
+	}
+}
+
+// mayStop reports whether a closing Group that is idle has nothing left to do. A
+// leader of several finishes what is in flight, and then has another node lead,
+// so that nobody has to miss it first; both only for a while.
+func (g *Group) mayStop() (bool, error) {
+	l := &g.loop
+	e := &l.ending
+	waiting := len(l.inflight) > 0 || g.waiting()
+	switch {
+	case !waiting && (!l.tenure || l.conf.sole(g.cfg.ID)), e.late:
+		return true, nil
+	case l.conf.sole(g.cfg.ID): // the state's flush is behind
+		return false, nil
+	case e.due == nil:
+		e.due = g.world.after(endingTimeout)
+	}
+	if waiting || e.handing || l.transfer.done != nil {
+		return false, nil
+	}
+	to := g.heir()
+	if to == raft.None {
+		return true, nil
+	}
+	e.handing = true
+	e.due = g.world.after(endingTimeout)
+	l.node.TransferLeader(to)
+	return false, g.pump()
+}
+
+func (g *Group) waiting() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.pending) > 0
+}
+
+// heir is the voter that knows most of the log, of those that were heard of
+// lately.
+func (g *Group) heir() uint64 {
+	var best, match uint64
+	g.eachMember(func(m member) {
+		if m.id != g.cfg.ID && !m.learner && m.active && m.match > match {
+			best, match = m.id, m.match
+		}
+	})
+	return best
+}
