@@ -13,9 +13,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// go test ./persist -run TestGolden -write-golden makes testdata/golden-vN of
-// the current format version anew. It is made once per version, and kept.
-var writeGolden = flag.Bool("write-golden", false, "write testdata/golden-v of this format version")
+// go test ./persist -run TestGolden -write-golden makes what is missing in
+// testdata: golden-vN is of format version N; golden-vN-member has what came
+// later without making older data unreadable: a member of a group, with a
+// snapshot installed. They are made once, and kept.
+var writeGolden = flag.Bool("write-golden", false, "write what testdata lacks for this format version")
 
 var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume: ID{4, 5, 6}}
 
@@ -62,6 +64,57 @@ func goldenLog() (first uint64, entries []LogEntry, hard string) {
 	return 33, entries, "term 9, vote 1, commit 40"
 }
 
+// goldenMember is the identity of golden-vN-member.
+func goldenMember() Identity {
+	id := goldenIdentity
+	id.Member = 0x8000000000000abc
+	return id
+}
+
+// goldenMemberRows has a row of each table that there is.
+func goldenMemberRows() map[string][]byte {
+	rows := goldenRows()
+	for id, row := range map[gearsfs.MemberID]*wire.MemberRow{
+		1:                     {Name: "a", NodeId: goldenIdentity.Node[:], Addrs: "unix:/run/a.sock,host:4242", Added: 2},
+		goldenMember().Member: {Name: "b", NodeId: goldenIdentity.Volume[:], Removed: true, Added: 20},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[string(MemberKey(id))] = value
+	}
+	return rows
+}
+
+// makeGoldenMember installs a snapshot as of entry 32 and goes on from there.
+func makeGoldenMember(t *testing.T, dir string) {
+	donor := newDataAt(t, vfs.NewMem(), 0)
+	donor.State.DeleteRange([]byte{0}, []byte{0xff})
+	setGolden(t, donor, goldenMemberRows())
+	s, err := donor.MakeSnapshot()
+	require.NoError(t, err)
+
+	opts := smallData(vfs.Default)
+	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
+	d, err := Open(dir, opts)
+	require.NoError(t, err)
+	d.id.Node = goldenIdentity.Node
+	require.NoError(t, d.SetMember(goldenIdentity.Volume, goldenMember().Member))
+	_, entries, hard := goldenLog()
+	require.NoError(t, d.Install(newIncoming(t, d, s), 32, 4, []byte("as of the snapshot")))
+	require.NoError(t, d.Log.Append(entries[32:], []byte(hard)))
+	require.NoError(t, d.Close())
+	require.NoError(t, donor.Close())
+}
+
+func setGolden(t *testing.T, d *Data, rows map[string][]byte) {
+	for key, value := range rows {
+		d.State.Set([]byte(key), value)
+	}
+	require.NoError(t, d.State.Commit())
+}
+
 func makeGolden(t *testing.T, dir string) {
 	opts := smallData(vfs.Default)
 	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
@@ -76,19 +129,22 @@ func makeGolden(t *testing.T, dir string) {
 	require.NoError(t, d.Log.Append([]LogEntry{{Index: 36, Term: 4}, {Index: 37, Term: 4}}, nil))
 	require.NoError(t, d.Log.Append(entries[35:], []byte(hard)))
 	require.NoError(t, d.Log.TruncateFront(first-1))
-	for key, value := range goldenRows() {
-		d.State.Set([]byte(key), value)
-	}
-	require.NoError(t, d.State.Commit())
+	setGolden(t, d, goldenRows())
 	require.NoError(t, d.Close())
 }
 
 // TestGolden reads what each version of the format wrote.
 func TestGolden(t *testing.T) {
 	dir := fmt.Sprintf("testdata/golden-v%d", FormatVersion)
-	if *writeGolden {
-		require.NoError(t, os.RemoveAll(dir))
-		makeGolden(t, dir)
+	t.Run("founder", func(t *testing.T) { testGolden(t, dir, makeGolden, goldenIdentity, goldenRows()) })
+	t.Run("member", func(t *testing.T) {
+		testGolden(t, dir+"-member", makeGoldenMember, goldenMember(), goldenMemberRows())
+	})
+}
+
+func testGolden(t *testing.T, dir string, write func(*testing.T, string), id Identity, rows map[string][]byte) {
+	if _, err := os.Stat(dir); *writeGolden && os.IsNotExist(err) {
+		write(t, dir)
 	}
 	disk := vfs.NewMem()
 	copied, err := vfs.Clone(vfs.Default, disk, dir, "data")
@@ -96,7 +152,7 @@ func TestGolden(t *testing.T) {
 	require.True(t, copied)
 	d, err := Open("data", Options{FS: disk})
 	require.NoError(t, err)
-	require.Equal(t, goldenIdentity, d.Identity())
+	require.Equal(t, id, d.Identity())
 
 	first, entries, hard := goldenLog()
 	require.LessOrEqual(t, d.Log.First(), first)
@@ -107,7 +163,6 @@ func TestGolden(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, entries[first-1:], got)
 
-	rows := goldenRows()
 	it, err := d.State.Scan([]byte{0}, []byte{0xff})
 	require.NoError(t, err)
 	seen := map[string][]byte{}
