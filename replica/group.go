@@ -48,7 +48,8 @@ type Config struct {
 	// Flush begins to write the state as it is to disk; the channel yields nil
 	// when it is there. An error is not final: the Group asks again later.
 	Flush func() <-chan error
-	// Clock is the source of log time; it may jump.
+	// Clock is the source of log time, as time.Now: it may jump, but while this
+	// node leads only the monotonic time between its readings counts.
 	Clock func() time.Time
 	// Fatal is called once, on a goroutine of the Group, when log or state
 	// failed after Open: nothing is acknowledged any more. It must not block;
@@ -156,7 +157,7 @@ type Group struct {
 func Open(cfg Config) (*Group, error) { return open(cfg, defaultLimits) }
 
 func open(cfg Config, limits limits) (*Group, error) {
-	g, err := prepare(cfg, limits, earth{began: time.Now()})
+	g, err := prepare(cfg, limits, newEarth(cfg.Clock))
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}

@@ -40,10 +40,16 @@ type timer interface {
 	Stop() bool
 }
 
-// earth is the world of all Groups but those of a simulation.
-type earth struct{ began time.Time }
+// earth is the world of all Groups but those of a simulation. Its clock jumps,
+// but the readings of time.Now know how much time is between them.
+type earth struct {
+	clock func() time.Time
+	began time.Time
+}
 
 var _ world = earth{}
+
+func newEarth(clock func() time.Time) earth { return earth{clock: clock, began: clock()} }
 
 func (e earth) timer(f func()) timer {
 	t := time.AfterFunc(time.Hour, f)
@@ -53,4 +59,4 @@ func (e earth) timer(f func()) timer {
 
 func (e earth) after(d time.Duration) <-chan time.Time { return time.After(d) }
 func (e earth) spawn(f func())                         { go f() }
-func (e earth) elapsed() time.Duration                 { return time.Since(e.began) }
+func (e earth) elapsed() time.Duration                 { return e.clock().Sub(e.began) }
