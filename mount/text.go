@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -71,12 +72,12 @@ func (s *server) renderer(p place) func(context.Context) (string, error) {
 		}
 	}
 	return func(ctx context.Context) (string, error) {
-		st, err := s.m.Status(ctx)
+		nodes, err := s.m.Nodes(ctx)
 		if err != nil {
 			return "", err
 		}
 		remotes, err := s.m.Remotes(ctx)
-		return nodesText(st, remotes), err
+		return nodesText(nodes, remotes), err
 	}
 }
 
@@ -97,8 +98,13 @@ func infoText(i gearsfs.StreamInfo) string {
 }
 
 func statusText(s gearsfs.NodeStatus) string {
+	since := ""
+	if !s.LeaderSince.IsZero() {
+		since = s.LeaderSince.Format(time.RFC3339)
+	}
 	text := fields("node", s.Name, "volume", s.Volume, "version", s.Version, "role", s.Role, "leader", s.Leader,
-		"term", s.Term, "commit", s.Commit, "applied", s.Applied, "durable", s.Durable,
+		"leader_since", since, "voters", s.Voters, "learners", s.Learners,
+		"term", s.Term, "last", s.Last, "commit", s.Commit, "applied", s.Applied, "durable", s.Durable,
 		"log_bytes", s.LogBytes, "state_bytes", s.StateBytes, "sessions", s.Sessions, "waits", s.Waits,
 		"bytes_total", s.Usage.BytesTotal, "bytes_free", s.Usage.BytesFree, "inodes", s.Usage.Inodes,
 		"started", s.Started.Format(time.RFC3339))
@@ -124,15 +130,20 @@ func keysText(keys []gearsfs.Key) string {
 	return strings.Join(list, ",")
 }
 
-func nodesText(s gearsfs.NodeStatus, remotes map[string]string) string {
-	type line struct{ name, role, address string }
-	lines := []line{{s.Name, s.Role, ""}}
-	for name, address := range remotes {
-		lines = append(lines, line{name, "remote", address})
-	}
-	slices.SortFunc(lines[1:], func(a, b line) int { return strings.Compare(a.name, b.name) })
-	return table("NODE\tROLE\tADDRESS", len(lines), func(i int) string {
-		return lines[i].name + "\t" + lines[i].role + "\t" + lines[i].address
+// nodesText lists the volume's nodes, as the one sees them that is asked, and
+// behind them the remotes that are known by name.
+func nodesText(nodes []gearsfs.NodeInfo, remotes map[string]string) string {
+	names := slices.Sorted(maps.Keys(remotes))
+	return table("NODE\tROLE\tSTATE\tAPPLIED\tLAG\tBYTES\tADDRESS\tNOTE", len(nodes)+len(names), func(i int) string {
+		if i >= len(nodes) {
+			name := names[i-len(nodes)]
+			return fmt.Sprintf("%s\tremote\t-\t-\t-\t-\t%s\t", name, remotes[name])
+		}
+		n := nodes[i]
+		if !n.Reachable {
+			return fmt.Sprintf("%s\t%s\taway\t-\t-\t-\t%s\t%s", n.Name, n.Role, n.Addrs, n.Trouble)
+		}
+		return fmt.Sprintf("%s\t%s\tup\t%d\t%d\t%d\t%s\t%s", n.Name, n.Role, n.Applied, n.LagEntries, n.LagBytes, n.Addrs, n.Trouble)
 	})
 }
 

@@ -105,16 +105,22 @@ func (a *app) manager(ctx context.Context, addrs string) (dgm.Manager, error) {
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	m, err := a.dial(dialing, addrs)
-	switch {
-	case errors.Is(err, gearsfs.ErrInvalid):
-		return nil, usagef("%v", err)
-	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		return nil, gearsfs.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)
-	case err != nil:
-		return nil, cause(ctx, err)
+	if err != nil {
+		return nil, dialError(ctx, addrs, err)
 	}
 	a.managers[addrs] = m
 	return m, nil
+}
+
+// dialError says what it means that the node at addrs was not reached.
+func dialError(ctx context.Context, addrs string, err error) error {
+	switch {
+	case errors.Is(err, gearsfs.ErrInvalid):
+		return usagef("%v", err)
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		return gearsfs.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)
+	}
+	return cause(ctx, err)
 }
 
 // close ends the sessions, so that what is still leased goes back.

@@ -280,6 +280,37 @@ func TestStatusAndWaits(t *testing.T) {
 	assert.Equal(t, "x\n", (<-taking).out)
 }
 
+func TestNodes(t *testing.T) {
+	addr := startNode(t)
+	got := cli(t, addr, nil, "nodes", "-o", "json")
+	require.Equal(t, 0, got.status, got.errs)
+	var node map[string]any
+	require.NoError(t, json.Unmarshal([]byte(got.out), &node))
+	assert.Equal(t, "n", node["node"])
+	assert.Equal(t, "1", node["member"])
+	assert.Equal(t, "leader", node["role"])
+	assert.Equal(t, true, node["reachable"])
+	assert.Contains(t, node["address"], addr)
+
+	got = cli(t, addr, nil, "nodes")
+	require.Equal(t, 0, got.status, got.errs)
+	lines := strings.Split(got.out, "\n")
+	require.Len(t, lines, 3)
+	assert.Regexp(t, "^NODE +ROLE +STATE +TERM +COMMIT +APPLIED +LAG +BYTES +ADDRESS +NOTE$", lines[0])
+	assert.Regexp(t, "^n +leader +up +[0-9]+ ", lines[1])
+	assert.Contains(t, cli(t, addr, nil, "status").out, "\nleader n\n")
+
+	runSteps(t, addr, []step{
+		{line: "nodes transfer other", status: 1, errs: `no node "other": gearsfs nodes lists`},
+		{line: "nodes remove other", status: 1, errs: `no node "other": gearsfs nodes lists`},
+		{line: "nodes remove n", status: 1, errs: "transfer"},
+		{line: "nodes remove", status: 2, errs: "too few"},
+		{line: "nodes tranfser n", status: 2, errs: "transfer?"},
+		{line: "nodes verify n", status: 2, errs: "too many"},
+		{line: "nodes --node unix:/none/sock", status: 1, errs: "unreachable"},
+	})
+}
+
 func TestUnreachable(t *testing.T) {
 	addr := "unix:" + filepath.Join(t.TempDir(), "none")
 	runSteps(t, addr, []step{

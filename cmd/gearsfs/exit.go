@@ -85,6 +85,10 @@ func advice(err error) string {
 		return "the mount there is dead: detach it with gearsfs umount"
 	case errors.Is(err, gearsfs.ErrVersion), errors.Is(err, gearsfs.ErrProtocol):
 		return "check the address, and gearsfs version on both sides"
+	case errors.Is(err, gearsfs.ErrNotLeader):
+		return "nobody leads the volume now: a majority of its nodes must run and reach each other, gearsfs nodes shows which do"
+	case errors.Is(err, gearsfs.ErrNotMember):
+		return "gearsfs nodes shows which nodes the volume has"
 	case errors.Is(err, gearsfs.ErrMaybe):
 		return "the change may have been made: look before repeating it"
 	case errors.Is(err, gearsfs.ErrBlocks):

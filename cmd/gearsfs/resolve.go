@@ -117,16 +117,19 @@ func (a *app) place(arg, nodeFlag string, locate func(string) (mount.Location, e
 // here is the node that commands without a FILE are about: --node, else that
 // of the current directory's mount, else the default.
 func (a *app) here(ctx context.Context, nodeFlag string) (target, error) {
-	addrs := nodeFlag
-	if addrs == "" {
-		if at, err := a.locate("."); err == nil && at.Node != "" {
-			addrs = at.Node
-		} else {
-			addrs = a.addrs("")
-		}
-	}
+	addrs := a.hereAddrs(nodeFlag)
 	m, err := a.manager(ctx, addrs)
 	return target{m, addrs, "/", addrs}, err
+}
+
+func (a *app) hereAddrs(nodeFlag string) string {
+	if nodeFlag != "" {
+		return nodeFlag
+	}
+	if at, err := a.locate("."); err == nil && at.Node != "" {
+		return at.Node
+	}
+	return a.addrs("")
 }
 
 // addrs is ADDR: --node, GEARSFS_NODE, or a socket in its usual place.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"strings"
@@ -59,9 +60,15 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), ou
 	log := slog.New(slog.NewTextHandler(errs, nil))
 	n, err := node.Start(ctx, node.Config{
 		Data: s.data, Name: s.name, Listen: s.listen, Insecure: s.insecure, TLS: tlsConfig, Log: log,
+		Join: s.join, Advertise: s.advertise, CatchUpBytesPerSecond: int64(min(s.catchUp.Value, math.MaxInt64)), VerifyEvery: s.verifyEvery(),
 	})
 	if err != nil {
-		return wrong(err)
+		return wrong(told(ctx, err))
+	}
+	if s.join != "" {
+		if err := n.WaitVoter(ctx); err != nil {
+			return errors.Join(told(ctx, err), n.Close())
+		}
 	}
 	ready := func() error {
 		_, err := fmt.Fprintln(errs, "gearsfsd: ready")
@@ -105,6 +112,15 @@ func mounted(ctx context.Context, n *node.Node, s settings, ready func() error) 
 		return err
 	}
 	return wait(ctx, n, func() error { return nil })
+}
+
+// told is nil for the error of what was given up because the process was told
+// to end.
+func told(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
 }
 
 // usageError says that the settings are wrong.

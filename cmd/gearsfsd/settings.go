@@ -6,21 +6,27 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/spf13/pflag"
 )
 
 // settings are what the flags, the environment and the configuration file say.
 type settings struct {
-	data     string
-	name     string
-	listen   []string
-	mount    string
-	insecure bool
-	tls      node.TLSFiles
-	config   string
-	version  bool
+	data      string
+	name      string
+	listen    []string
+	join      string
+	advertise []string
+	catchUp   units.Size
+	verify    units.Duration
+	mount     string
+	insecure  bool
+	tls       node.TLSFiles
+	config    string
+	version   bool
 }
 
 // envPrefix begins the environment variable of each flag: GEARSFSD_DATA for
@@ -35,20 +41,34 @@ func flagSet(s *settings) *pflag.FlagSet {
 	f.StringVar(&s.name, "name", "", "the `NAME` of a new node (default the host's name)")
 	f.StringSliceVar(&s.listen, "listen", nil, "serve at `ADDR`, host:port or unix:PATH; may be repeated "+
 		"(default unix:$XDG_RUNTIME_DIR/gearsfs.sock, else unix:/run/gearsfs.sock)")
+	f.StringVar(&s.join, "join", "", "with new data: become a node of the volume that the node at `ADDR` is one of; "+
+		"several addresses are separated by commas")
+	f.StringSliceVar(&s.advertise, "advertise", nil, "tell the other nodes that this one is reached at `ADDR`; may be repeated "+
+		"(default what it listens at)")
 	f.StringVar(&s.mount, "mount", "", "also mount the volume on `DIR`")
 	f.BoolVar(&s.insecure, "insecure", false, "allow TCP beyond loopback without TLS, and believe whom its clients claim to be")
 	f.StringVar(&s.tls.Cert, "tls-cert", "", "show the certificate in `FILE` to TCP clients")
 	f.StringVar(&s.tls.Key, "tls-key", "", "the certificate's private key, in `FILE`")
 	f.StringVar(&s.tls.CA, "tls-ca", "", "let in clients with a certificate that an authority in `FILE` has signed")
+	f.Var(&s.catchUp, "catchup-rate", "bring a node that is far behind up to date with at most `SIZE` a second (default 128M)")
+	f.Var(&s.verify, "verify-every", "compare the replicas every `DURATION` while this node leads; 0 is never (default 1h)")
 	f.StringVar(&s.config, "config", "", "read `FILE`, with lines like: data = /var/lib/gearsfs")
 	f.BoolVar(&s.version, "version", false, "print the version")
 	return f
 }
 
+// verifyEvery is --verify-every as a node takes it.
+func (s *settings) verifyEvery() time.Duration {
+	if s.verify.Given && s.verify.Value == 0 {
+		return -1
+	}
+	return s.verify.Value
+}
+
 func usage() string {
 	return `A GearsFS node: keeps a volume in a data directory, serves it on sockets, mounts it.
-Prints "gearsfsd: ready" on standard error once it serves. SIGTERM and SIGINT unmount, finish
-what was accepted and end it with status 0.
+Prints "gearsfsd: ready" on standard error once it serves, and, with --join, once it has caught
+up and votes. SIGTERM and SIGINT unmount, finish what was accepted and end it with status 0.
 
 Usage:
   gearsfsd --data DIR [flags]
@@ -56,6 +76,7 @@ Usage:
 Examples:
   gearsfsd --data /var/lib/gearsfs --mount /mnt/gears
   gearsfsd --data ~/b --listen 127.0.0.1:4096 --listen unix:/tmp/b.sock
+  gearsfsd --data ~/c --listen 127.0.0.1:4097 --join 127.0.0.1:4096    # a second node of ~/b's volume
 
 Flags:
 ` + flagSet(&settings{}).FlagUsages() + `

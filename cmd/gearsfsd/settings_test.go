@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
@@ -42,6 +43,24 @@ func TestFlagsBeforeEnvironmentBeforeFile(t *testing.T) {
 	assert.Equal(t, []string{"a:1", "b:2"}, s.listen, "the file adds nothing to what a flag says")
 }
 
+func TestSettingsOfACluster(t *testing.T) {
+	s, err := readSettings([]string{"--data", "/d", "--join", "a:1,b:2", "--advertise", "c:3,unix:/c", "--verify-every", "0"},
+		environment(map[string]string{"GEARSFSD_CATCHUP_RATE": "64M"}))
+	require.NoError(t, err)
+	assert.Equal(t, "a:1,b:2", s.join)
+	assert.Equal(t, []string{"c:3", "unix:/c"}, s.advertise)
+	assert.EqualValues(t, 64<<20, s.catchUp.Value)
+	assert.Negative(t, s.verifyEvery(), "never")
+
+	s, err = readSettings([]string{"--data", "/d"}, environment(map[string]string{"GEARSFSD_VERIFY_EVERY": "1d"}))
+	require.NoError(t, err)
+	assert.Equal(t, 24*time.Hour, s.verifyEvery())
+	assert.Zero(t, s.catchUp.Value)
+	s, err = readSettings([]string{"--data", "/d"}, environment(nil))
+	require.NoError(t, err)
+	assert.Zero(t, s.verifyEvery(), "as often as a node does by itself")
+}
+
 func TestListenDefaultsToASocket(t *testing.T) {
 	s, err := readSettings([]string{"--data", "/d"}, environment(map[string]string{"XDG_RUNTIME_DIR": "/run/user/7"}))
 	require.NoError(t, err)
@@ -58,7 +77,8 @@ func TestWrongSettings(t *testing.T) {
 	}{
 		"no data":           {},
 		"unknown flag":      {args: []string{"--data", "/d", "--nonsense"}},
-		"a later issue's":   {args: []string{"--data", "/d", "--join", "a:1"}},
+		"no duration":       {args: []string{"--data", "/d", "--verify-every", "often"}},
+		"no size":           {args: []string{"--data", "/d", "--catchup-rate", "fast"}},
 		"argument":          {args: []string{"--data", "/d", "extra"}},
 		"bad variable":      {args: []string{"--data", "/d"}, env: map[string]string{"GEARSFSD_INSECURE": "perhaps"}},
 		"no file":           {args: []string{"--data", "/d", "--config", "/does/not/exist"}},

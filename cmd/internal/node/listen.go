@@ -3,6 +3,9 @@ package node
 import (
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
@@ -33,4 +36,49 @@ func listenAddrs(cfg Config) ([]transport.Addr, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// checkAddrs finds what is no address before anything is made.
+func checkAddrs(cfg Config) error {
+	for _, addr := range cfg.Advertise {
+		if _, err := transport.ParseAddrs(addr); err != nil {
+			return fmt.Errorf("advertise %s: %w", addr, err)
+		}
+	}
+	if cfg.Join == "" {
+		return nil
+	}
+	if _, err := transport.ParseAddrs(cfg.Join); err != nil {
+		return fmt.Errorf("join %s: %w", cfg.Join, err)
+	}
+	return nil
+}
+
+// listensAt are the addresses that other nodes are told where nothing else is
+// said: the socket in the data directory, for those on this machine, and what
+// the node listens at. Where that is every address of the machine, its name
+// stands for them.
+func (n *Node) listensAt(data string) ([]string, error) {
+	var list []string
+	if inside, err := socketIn(data); err == nil { // else it does without
+		list = append(list, inside.String())
+	}
+	for _, l := range n.listeners {
+		addr := l.Address()
+		if addr.Network == "unix" {
+			path, err := filepath.Abs(addr.Address)
+			if err != nil {
+				return nil, fmt.Errorf("listen at %s: %w", addr, err)
+			}
+			addr.Address = path
+		} else if tcp, ok := l.Addr().(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+			host, err := os.Hostname()
+			if err != nil {
+				return nil, fmt.Errorf("the host's name: %w", err)
+			}
+			addr.Address = net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+		}
+		list = append(list, addr.String())
+	}
+	return list, nil
 }

@@ -11,7 +11,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
@@ -27,8 +29,21 @@ type Config struct {
 	// Insecure allows TCP beyond loopback without TLS, and believes whom its
 	// clients claim to be.
 	Insecure bool
-	TLS      *tls.Config // for TCP; nil is none
-	Log      *slog.Logger
+	TLS      *tls.Config  // for TCP; nil is none
+	Log      *slog.Logger // nil is slog.Default()
+
+	// Join makes new data a part of the volume that the nodes at these
+	// addresses hold. Data that is a part of a volume stays one of that.
+	Join string
+	// Advertise are the addresses that the other nodes of the volume are told;
+	// none are those that the node listens at.
+	Advertise []string
+	// CatchUpBytesPerSecond limits what a node that is far behind is sent;
+	// 0 is a default.
+	CatchUpBytesPerSecond int64
+	// VerifyEvery is how often the replicas are compared while this node leads;
+	// 0 is a default, less is never.
+	VerifyEvery time.Duration
 }
 
 // memorySoftLimit is where the garbage collector begins to work harder: below
@@ -54,6 +69,7 @@ type Node struct {
 	vol       *dgm.Volume
 	listeners []*transport.Listener
 	broken    chan error // holds the error after which the node can't go on
+	log       *slog.Logger
 	stop      context.CancelFunc
 	owned     sync.WaitGroup // serving goroutines; end with stop
 
@@ -62,18 +78,28 @@ type Node struct {
 }
 
 // Start opens the data directory, making it where it is new, and serves it at
-// the addresses and at the socket in it. It returns when the node serves; ctx
-// may end the opening. Errors: gearsfs.ErrInUse, ErrForeign, ErrFormat,
-// ErrDamaged, ErrInvalid for an address, and what listening fails with.
+// the addresses and at the socket in it. It returns when the node serves, which
+// needs no other node but for new data that is to join one; ctx may end the
+// opening. Errors: gearsfs.ErrInUse, ErrForeign, ErrFormat, ErrDamaged,
+// ErrInvalid for an address, what listening fails with, and those of dgm.Join.
 func Start(ctx context.Context, cfg Config) (*Node, error) {
 	addrs, err := listenAddrs(cfg)
+	if err == nil {
+		err = checkAddrs(cfg)
+	}
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{broken: make(chan error, 1)}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	n := &Node{broken: make(chan error, 1), log: cfg.Log}
 	// An address that is taken is found before the data are touched, and data
 	// that can't be opened before a socket is made beside them.
 	err = n.listen(addrs)
+	if err == nil && len(cfg.Advertise) == 0 {
+		cfg.Advertise, err = n.listensAt(cfg.Data)
+	}
 	if err == nil {
 		n.vol, err = OpenVolume(ctx, cfg, n.fatal)
 	}
@@ -104,8 +130,16 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 	if err != nil {
 		return nil, err
 	}
+	addrs := strings.Join(cfg.Advertise, ",")
+	if cfg.Join != "" && data.Identity().Member == 0 {
+		err := gearsfs.ErrUnsupported.Because("a node can't join another yet")
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("join %s: %w", cfg.Join, err), data.Close())
+		}
+	}
 	return dgm.OpenVolume(ctx, dgm.VolumeConfig{
-		Data: data, Root: Caller(), Version: Version(), Insecure: cfg.Insecure, Fatal: fatal, Log: cfg.Log,
+		Data: data, Root: Caller(), Clock: clock(), Version: Version(), Insecure: cfg.Insecure, TLS: cfg.TLS, Fatal: fatal, Log: cfg.Log,
+		Addrs: addrs, SnapshotBytesPerSecond: cfg.CatchUpBytesPerSecond, VerifyEvery: cfg.VerifyEvery,
 	})
 }
 
@@ -154,6 +188,44 @@ func (n *Node) Address() string {
 		}
 	}
 	return n.listeners[0].Address().String()
+}
+
+// progressEvery is how often a node that catches up says so.
+const progressEvery = 2 * time.Second
+
+// WaitVoter returns when the node has caught up with the volume that it joined
+// and votes; at once where it does already, and then without any other node.
+// Until then it says in the log how far it is.
+func (n *Node) WaitVoter(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() { // ends with ctx
+		select {
+		case err := <-n.broken:
+			n.fatal(err) // for whoever asks Broken
+			stop(fmt.Errorf("the node can't go on: %w", err))
+		case <-ctx.Done():
+		}
+	}()
+	var said time.Time
+	err := n.vol.WaitVoter(ctx, func(s gearsfs.NodeStatus) {
+		if now := time.Now(); now.Sub(said) >= progressEvery {
+			said = now
+			n.log.Info(catchingUp(s))
+		}
+	})
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func catchingUp(s gearsfs.NodeStatus) string {
+	line := fmt.Sprintf("catching up: entry %d of %d", s.Applied, max(s.Commit, s.Applied))
+	if s.Leader == "" {
+		line += ", nobody leads"
+	}
+	return strings.Join(append([]string{line}, s.Warnings...), "; ")
 }
 
 // fatal keeps the first error after which the node can't go on.
