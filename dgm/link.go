@@ -83,6 +83,9 @@ func (l *peerLink) moved(member gearsfs.Member) {
 	}
 }
 
+// group is there: links are made from begin on.
+func (l *peerLink) group() receiver { return l.mesh.station.Load().group }
+
 func (l *peerLink) who() gearsfs.Member {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,8 +124,8 @@ func (l *peerLink) send(messages [][]byte) {
 	if conn != nil {
 		whole = l.notify(conn, messages)
 	}
-	if g := l.mesh.replica(); !whole && g != nil {
-		g.Unreachable(l.id)
+	if !whole {
+		l.group().Unreachable(l.id)
 	}
 }
 
@@ -195,7 +198,7 @@ func (l *peerLink) run() {
 		} else {
 			l.failed(err)
 			if lost && refused(err) && !l.mesh.isHere(l.id) {
-				l.mesh.replica().Died(l.id)
+				l.group().Died(l.id)
 				lost = false
 			}
 		}
@@ -235,7 +238,7 @@ func (l *peerLink) detach(conn *transport.Conn) {
 	l.conn, l.why = nil, err
 	l.mu.Unlock()
 	if l.ctx.Err() == nil {
-		l.mesh.replica().Unreachable(l.id)
+		l.group().Unreachable(l.id)
 		l.mesh.cfg.log.Info("the connection to a node is lost", "node", l.who().Name, "error", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), farewellPause)
@@ -320,8 +323,9 @@ func (m *mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.M
 	if who := conn.Peer(); who.Kind == transport.PeerUnix && who.UID != 0 && int(who.UID) != os.Geteuid() {
 		return gearsfs.ErrAccess.Because("user %d listens there, not this node's", who.UID)
 	}
+	st := m.station.Load()
 	resp, err := exchange(ctx, conn, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
-		VolumeId: m.cfg.volume[:], Member: m.cfg.self.Id, To: uint64(to), Self: m.cfg.self, Bulk: bulk,
+		VolumeId: st.volume[:], Member: st.self.Id, To: uint64(to), Self: st.self, Bulk: bulk,
 		Format: persist.FormatVersion, Incarnation: m.incarnation,
 	}}})
 	if resp.GetJoined().GetRemoved() {
@@ -333,8 +337,8 @@ func (m *mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.M
 	switch j := resp.Joined; {
 	case j == nil:
 		return gearsfs.ErrProtocol.Because("the answer does not say which node it is")
-	case !bytes.Equal(j.VolumeId, m.cfg.volume[:]):
-		return gearsfs.ErrForeign.Because("a node of volume %x answers, not one of %s", j.VolumeId, m.cfg.volume)
+	case !bytes.Equal(j.VolumeId, st.volume[:]):
+		return gearsfs.ErrForeign.Because("a node of volume %x answers, not one of %s", j.VolumeId, st.volume)
 	case j.Member != uint64(to):
 		return gearsfs.ErrNotMember.Because("member %x answers, not %x", j.Member, to)
 	}

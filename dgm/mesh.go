@@ -12,23 +12,25 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // meshConfig is what a mesh knows of its node.
 type meshConfig struct {
-	self   *wire.Member
-	volume persist.ID
-	tls    *tls.Config
-	log    *slog.Logger
-	roster roster
+	// identity says who this node is, and of which volume; it is asked by begin.
+	identity func() (self *wire.Member, volume persist.ID)
+	tls      *tls.Config
+	log      *slog.Logger
+	roster   roster
 	// offered is called for a snapshot that another member has for this node,
-	// answered for what another says to one that this node has for it. Both are
-	// set before begin, called on goroutines that read from connections, and must
-	// not wait.
+	// answered for what another says to one that this node has for it, lend for
+	// a piece that another wants of such a one. They are called on goroutines
+	// that read from connections, and must not wait.
 	offered  func(from gearsfs.MemberID, s *wire.Snapshot)
 	answered func(from gearsfs.MemberID, n *wire.Notice)
+	lend     func(to gearsfs.MemberID, want *wire.Fetch, done func(*wire.Response))
 }
 
 // roster says who the members are; it is the state machine.
@@ -41,6 +43,7 @@ type roster interface {
 // replica.
 type receiver interface {
 	Receive(message []byte)
+	Status() replica.Status
 	Unreachable(member gearsfs.MemberID)
 	Died(member gearsfs.MemberID)
 }
@@ -60,7 +63,8 @@ type receiver interface {
 type mesh struct {
 	cfg         meshConfig
 	incarnation uint64
-	group       atomic.Pointer[receiver]
+	snapshots   *snapshots
+	station     atomic.Pointer[station] // nil before begin
 
 	ctx   context.Context // ends with close
 	stop  context.CancelFunc
@@ -79,6 +83,15 @@ type mesh struct {
 	expelled string                              // who says that this node was removed
 }
 
+// station is what a mesh works for.
+type station struct {
+	group  receiver
+	self   *wire.Member
+	volume persist.ID
+}
+
+func (st *station) id() gearsfs.MemberID { return gearsfs.MemberID(st.self.Id) }
+
 // arrival is a member's latest connection to this node, for notices.
 type arrival struct {
 	peer *peer
@@ -88,16 +101,18 @@ type arrival struct {
 // guestsMax bounds the members that are only known by what they say.
 const guestsMax = 64
 
-// newMesh makes the mesh of a volume, whose data say which member this node is.
-// It connects to nobody before begin.
+// newMesh makes the mesh of a volume, and what carries its snapshots. It
+// connects to nobody before begin.
 func newMesh(v *Volume) *mesh {
-	id := v.cfg.Data.Identity()
-	return makeMesh(meshConfig{
-		self:   &wire.Member{Id: uint64(id.Member), Name: id.Name, NodeId: id.Node[:], Addrs: v.cfg.Addrs},
-		volume: id.Volume, tls: v.cfg.TLS, log: v.log, roster: v.machine,
-		offered:  func(gearsfs.MemberID, *wire.Snapshot) {},
-		answered: func(gearsfs.MemberID, *wire.Notice) {},
+	m := makeMesh(meshConfig{
+		identity: func() (*wire.Member, persist.ID) {
+			id := v.cfg.Data.Identity()
+			return &wire.Member{Id: uint64(id.Member), Name: id.Name, NodeId: id.Node[:], Addrs: v.cfg.Addrs}, id.Volume
+		},
+		tls: v.cfg.TLS, log: v.log, roster: v.machine,
 	})
+	m.snapshots = newSnapshots(v, m)
+	return m
 }
 
 func makeMesh(cfg meshConfig) *mesh {
@@ -113,26 +128,20 @@ func makeMesh(cfg meshConfig) *mesh {
 	return m
 }
 
-// begin connects to the members; what arrives is for group from now on.
+// begin connects to the members; what arrives is for group from now on. The
+// node's identity must say which member of which volume it is. Before that the
+// mesh drops what is to be sent, and answers that it is too early.
 func (m *mesh) begin(group receiver) {
-	m.group.Store(&group)
+	self, volume := m.cfg.identity()
+	m.station.Store(&station{group, self, volume})
 	m.update()
 }
-
-// replica is nil before begin.
-func (m *mesh) replica() receiver {
-	if g := m.group.Load(); g != nil {
-		return *g
-	}
-	return nil
-}
-
-func (m *mesh) self() gearsfs.MemberID { return gearsfs.MemberID(m.cfg.self.Id) }
 
 // update takes over who the members are, and where. It waits for nothing but
 // the state.
 func (m *mesh) update() {
-	if m.replica() == nil {
+	st := m.station.Load()
+	if st == nil {
 		return
 	}
 	m.updating.Lock()
@@ -142,7 +151,7 @@ func (m *mesh) update() {
 		m.cfg.log.Error("the members can't be read", "error", err)
 		return
 	}
-	if row, ok := m.cfg.roster.MemberRow(m.self()); ok && row.Removed {
+	if row, ok := m.cfg.roster.MemberRow(st.id()); ok && row.Removed {
 		m.expel("the volume's log")
 	}
 	m.mu.Lock()
@@ -158,7 +167,7 @@ func (m *mesh) update() {
 	for _, member := range members {
 		want[member.ID] = member
 	}
-	delete(want, m.self())
+	delete(want, st.id())
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -207,8 +216,8 @@ func (m *mesh) Send(to gearsfs.MemberID, messages [][]byte) {
 		l.send(messages)
 		return
 	}
-	if g := m.replica(); g != nil {
-		g.Unreachable(to)
+	if st := m.station.Load(); st != nil {
+		st.group.Unreachable(to)
 	}
 }
 
@@ -235,7 +244,7 @@ func (m *mesh) ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*
 
 // reachable reports whether there is a connection to a member, and if not, why.
 func (m *mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
-	if to == m.self() {
+	if st := m.station.Load(); st != nil && to == st.id() {
 		return true, ""
 	}
 	l := m.link(to)
@@ -300,8 +309,8 @@ func (m *mesh) met(id gearsfs.MemberID, life uint64) {
 	before := m.lives[id]
 	m.lives[id] = life
 	m.mu.Unlock()
-	if g := m.replica(); g != nil && before != 0 && before != life {
-		g.Died(id)
+	if before != 0 && before != life {
+		m.station.Load().group.Died(id)
 	}
 }
 
@@ -309,31 +318,26 @@ func (m *mesh) met(id gearsfs.MemberID, life uint64) {
 // that it may be trusted. p belongs to that member from then on. It is called on
 // the goroutine that reads from the connection.
 func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
+	st := m.station.Load()
+	if st == nil {
+		return nil, gearsfs.ErrNoNode.Because("the node is starting")
+	}
 	self := hello.Self
 	if self == nil {
 		self = new(wire.Member)
 	}
 	id := gearsfs.MemberID(hello.Member)
-	if err := m.checkVolume(hello.VolumeId, hello.Format); err != nil {
-		return nil, err
-	}
 	row, known := m.cfg.roster.MemberRow(id)
-	switch {
-	case gearsfs.MemberID(hello.To) != m.self():
-		return nil, gearsfs.ErrNotMember.Because("this is %s (member %x), not member %x", m.cfg.self.Name, m.self(), hello.To)
-	case id == 0 || id == m.self():
-		return nil, gearsfs.ErrForeign.Because("member %x is this node: was its data copied?", id)
-	case known && row.Removed:
-		err := gearsfs.ErrNotMember.Because("%s (member %x) was removed from the volume", self.Name, id)
-		resp := failure(err)
+	if known && row.Removed && bytes.Equal(hello.VolumeId, st.volume[:]) {
+		resp := failure(gearsfs.ErrNotMember.Because("%s (member %x) was removed from the volume", self.Name, uint64(id)))
 		resp.Joined = &wire.Joined{Removed: true}
 		return resp, nil
-	case known && len(row.NodeId) > 0 && !bytes.Equal(row.NodeId, self.NodeId):
-		return nil, gearsfs.ErrForeign.Because("member %x of the volume has other data than %s", id, self.Name)
-	case self.Name == m.cfg.self.Name:
-		return nil, gearsfs.ErrExists.Because("this node has the name %s too: each node of a volume needs its own", self.Name)
-	case !known && !m.guest(id, self):
-		return nil, gearsfs.ErrNotMember.Because("%s (member %x) is not known here", self.Name, id)
+	}
+	if err := st.check(hello, self, row); err != nil {
+		return nil, err
+	}
+	if !known && !m.guest(id, self) {
+		return nil, gearsfs.ErrNotMember.Because("%s (member %x) is not known here", self.Name, uint64(id))
 	}
 	p.member, p.bulk = id, hello.Bulk
 	if !hello.Bulk {
@@ -347,24 +351,27 @@ func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
 		}
 	}
 	m.met(id, hello.Incarnation)
-	return &wire.Response{Joined: m.joined()}, nil
+	return &wire.Response{Joined: &wire.Joined{
+		VolumeId: st.volume[:], Member: st.self.Id, Format: persist.FormatVersion, Incarnation: m.incarnation,
+	}}, nil
 }
 
-// joined is what this node says of itself to those who come.
-func (m *mesh) joined() *wire.Joined {
-	return &wire.Joined{
-		VolumeId: m.cfg.volume[:], Member: m.cfg.self.Id,
-		Format: persist.FormatVersion, Incarnation: m.incarnation,
-	}
-}
-
-// checkVolume refuses a node of another volume or format.
-func (m *mesh) checkVolume(volume []byte, format uint32) error {
+// check refuses who does not fit; row is what is known of it, or nil.
+func (st *station) check(hello *wire.Peer, self *wire.Member, row *wire.MemberRow) error {
+	here := st.self.Name
 	switch {
-	case format != persist.FormatVersion:
-		return gearsfs.ErrFormat.Because("the data of %s is of format version %d, the other's of %d", m.cfg.self.Name, persist.FormatVersion, format)
-	case !bytes.Equal(volume, m.cfg.volume[:]):
-		return gearsfs.ErrForeign.Because("%s is a node of volume %s, the other of %x", m.cfg.self.Name, m.cfg.volume, volume)
+	case hello.Format != persist.FormatVersion:
+		return gearsfs.ErrFormat.Because("the data of %s is of format version %d, that of %s of %d", here, persist.FormatVersion, self.Name, hello.Format)
+	case !bytes.Equal(hello.VolumeId, st.volume[:]):
+		return gearsfs.ErrForeign.Because("%s is a node of volume %s, %s of %x", here, st.volume, self.Name, hello.VolumeId)
+	case hello.To != st.self.Id:
+		return gearsfs.ErrNotMember.Because("this is %s (member %x), not member %x", here, st.self.Id, hello.To)
+	case hello.Member == 0 || hello.Member == st.self.Id:
+		return gearsfs.ErrForeign.Because("member %x is %s: was its data copied?", hello.Member, here)
+	case row != nil && len(row.NodeId) > 0 && !bytes.Equal(row.NodeId, self.NodeId):
+		return gearsfs.ErrForeign.Because("member %x of the volume has other data than %s", hello.Member, self.Name)
+	case self.Name == here:
+		return gearsfs.ErrExists.Because("this node has the name %s too: each node of a volume needs its own", here)
 	}
 	return nil
 }
@@ -386,9 +393,9 @@ func (m *mesh) guest(id gearsfs.MemberID, self *wire.Member) bool {
 // notice takes what a member sends. It is called on the goroutine that reads
 // from the connection; body is the mesh's.
 func (m *mesh) notice(p *peer, body []byte) {
-	g := m.replica()
-	if p.member == 0 || p.bulk || g == nil {
-		return // it has not said who it is, or comes too early: raft repeats
+	st := m.station.Load()
+	if p.member == 0 || p.bulk || st == nil {
+		return // it has not said who it is
 	}
 	n := new(wire.Notice)
 	if err := n.UnmarshalVTUnsafe(body); err != nil {
@@ -396,7 +403,7 @@ func (m *mesh) notice(p *peer, body []byte) {
 		return
 	}
 	for _, message := range n.Messages {
-		g.Receive(message)
+		st.group.Receive(message)
 	}
 	if n.Snapshot != nil {
 		m.cfg.offered(p.member, n.Snapshot)
@@ -406,11 +413,24 @@ func (m *mesh) notice(p *peer, body []byte) {
 	}
 }
 
-// close ends all links and waits for what they have begun.
+// fetch serves a piece of a snapshot to another member; done is called once.
+func (m *mesh) fetch(p *peer, want *wire.Fetch, done func(*wire.Response)) {
+	if p.member == 0 || !p.bulk || m.cfg.lend == nil {
+		done(failure(gearsfs.ErrAccess.Because("only a member may fetch a snapshot")))
+		return
+	}
+	m.cfg.lend(p.member, want, done)
+}
+
+// close ends all links and waits for what they have begun. The group must be
+// closed before.
 func (m *mesh) close() {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
+	if m.snapshots != nil {
+		m.snapshots.close()
+	}
 	m.stop()
 	m.owned.Wait()
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -52,13 +53,20 @@ func (r *fakeRoster) MemberRow(id gearsfs.MemberID) (*wire.MemberRow, bool) {
 
 // fakeReplica notes what a mesh tells the replica.
 type fakeReplica struct {
+	install func(message []byte) // instead of noting it, where not nil
+
 	mu          sync.Mutex
+	term        uint64
 	got         []string
 	unreachable []gearsfs.MemberID
 	died        []gearsfs.MemberID
 }
 
 func (r *fakeReplica) Receive(message []byte) {
+	if r.install != nil {
+		r.install(message)
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.got = append(r.got, string(message))
@@ -74,6 +82,12 @@ func (r *fakeReplica) Died(id gearsfs.MemberID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.died = append(r.died, id)
+}
+
+func (r *fakeReplica) Status() replica.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return replica.Status{ID: 1, Leader: 1, Term: r.term}
 }
 
 func (r *fakeReplica) received() []string {
@@ -92,12 +106,14 @@ func (r *fakeReplica) deaths() int {
 type meshNode struct {
 	t      *testing.T
 	cfg    meshConfig
+	self   *wire.Member
 	mesh   *mesh
 	roster *fakeRoster
 	group  *fakeReplica
 	addr   transport.Addr
 	server *transport.Server
 	ops    func(*wire.NodeOp) *wire.Response
+	lent   func(*transport.Conn, *wire.Fetch, *wire.Response)
 }
 
 var meshVolume = persist.ID{1, 2, 3}
@@ -105,11 +121,12 @@ var meshVolume = persist.ID{1, 2, 3}
 func newMeshNode(t *testing.T, id gearsfs.MemberID) *meshNode {
 	addr := transport.Addr{Network: "unix", Address: filepath.Join(t.TempDir(), "s")}
 	n := &meshNode{t: t, addr: addr, group: new(fakeReplica), roster: &fakeRoster{rows: make(map[gearsfs.MemberID]*wire.MemberRow)}}
+	n.self = &wire.Member{
+		Id: uint64(id), Name: fmt.Sprintf("n%d", id), NodeId: slices.Repeat([]byte{byte(id)}, 16), Addrs: addr.String(),
+	}
 	n.cfg = meshConfig{
-		self: &wire.Member{
-			Id: uint64(id), Name: fmt.Sprintf("n%d", id), NodeId: slices.Repeat([]byte{byte(id)}, 16), Addrs: addr.String(),
-		},
-		volume: meshVolume, roster: n.roster, log: slog.New(slog.DiscardHandler),
+		identity: func() (*wire.Member, persist.ID) { return n.self, meshVolume },
+		roster:   n.roster, log: slog.New(slog.DiscardHandler),
 	}
 	n.mesh = makeMesh(n.cfg)
 	t.Cleanup(func() {
@@ -121,11 +138,10 @@ func newMeshNode(t *testing.T, id gearsfs.MemberID) *meshNode {
 
 // row is what the others' rosters say of the node.
 func (n *meshNode) row() *wire.MemberRow {
-	s := n.cfg.self
-	return &wire.MemberRow{Name: s.Name, NodeId: s.NodeId, Addrs: s.Addrs}
+	return &wire.MemberRow{Name: n.self.Name, NodeId: n.self.NodeId, Addrs: n.self.Addrs}
 }
 
-func (n *meshNode) id() gearsfs.MemberID { return gearsfs.MemberID(n.cfg.self.Id) }
+func (n *meshNode) id() gearsfs.MemberID { return gearsfs.MemberID(n.self.Id) }
 
 func (n *meshNode) listen() {
 	n.t.Helper()
@@ -169,12 +185,24 @@ func (h meshHandler) Serve(call *transport.Call) {
 		if resp, err = h.n.mesh.accept(h.p, kind.Peer); err != nil {
 			resp = failure(err)
 		}
+	case *wire.Request_Fetch:
+		h.n.mesh.fetch(h.p, kind.Fetch, func(resp *wire.Response) {
+			if h.n.lent != nil {
+				h.n.lent(h.p.conn, kind.Fetch, resp)
+			}
+			h.reply(call, resp)
+		})
+		return
 	case *wire.Request_Node:
 		resp = h.n.ops(kind.Node)
 		if resp == nil {
 			return
 		}
 	}
+	h.reply(call, resp)
+}
+
+func (h meshHandler) reply(call *transport.Call, resp *wire.Response) {
 	body, err := resp.MarshalVT()
 	if err != nil {
 		panic(err)
@@ -213,7 +241,7 @@ func (n *meshNode) reaches(o *meshNode) {
 	eventually(n.t, func() bool {
 		ok, _ := n.mesh.reachable(o.id())
 		return ok
-	}, "%s does not reach %s", n.cfg.self.Name, o.cfg.self.Name)
+	}, "%s does not reach %s", n.self.Name, o.self.Name)
 }
 
 // eventually waits for what other goroutines do.
@@ -327,6 +355,7 @@ func TestMeshStopped(t *testing.T) {
 func TestMeshRefuses(t *testing.T) {
 	n := newMeshNode(t, 1)
 	n.roster.set(1, n.row())
+	n.mesh.begin(n.group)
 	n.roster.set(2, &wire.MemberRow{Name: "two", NodeId: slices.Repeat([]byte{2}, 16)})
 	n.roster.set(3, &wire.MemberRow{Name: "three", Removed: true})
 	good := func() *wire.Peer {

@@ -820,10 +820,11 @@ func (x *Peer) GetIncarnation() uint64 {
 // Notice is the body of a one-way frame between peers.
 type Notice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Messages      [][]byte               `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"` // raft's, in order
-	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // come and get it
-	Taken         uint64                 `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"`      // the snapshot of this index is installed, or
-	Refused       string                 `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"`   // can't be had: why
+	Messages      [][]byte               `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`                       // raft's, in order
+	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                       // come and get it
+	Taken         uint64                 `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"`                            // the snapshot of this index is installed, or
+	Refused       string                 `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"`                         // can't be had: why
+	SnapshotId    string                 `protobuf:"bytes,5,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"` // which one that is; with neither it is being fetched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -886,6 +887,13 @@ func (x *Notice) GetRefused() string {
 	return ""
 }
 
+func (x *Notice) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
 // Snapshot is a checkpoint of the state that a peer may fetch.
 type Snapshot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -894,6 +902,7 @@ type Snapshot struct {
 	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
 	Message       []byte                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // raft's, for when it is fetched
 	Files         []*SnapshotFile        `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	LeaderTerm    uint64                 `protobuf:"varint,6,opt,name=leader_term,json=leaderTerm,proto3" json:"leader_term,omitempty"` // message is worth nothing in a later one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -961,6 +970,13 @@ func (x *Snapshot) GetFiles() []*SnapshotFile {
 		return x.Files
 	}
 	return nil
+}
+
+func (x *Snapshot) GetLeaderTerm() uint64 {
+	if x != nil {
+		return x.LeaderTerm
+	}
+	return 0
 }
 
 type SnapshotFile struct {
@@ -3313,18 +3329,22 @@ const file_request_proto_rawDesc = "" +
 	"\x04self\x18\x04 \x01(\v2\x0f.gearsfs.MemberR\x04self\x12\x12\n" +
 	"\x04bulk\x18\x05 \x01(\bR\x04bulk\x12\x16\n" +
 	"\x06format\x18\x06 \x01(\rR\x06format\x12 \n" +
-	"\vincarnation\x18\a \x01(\x06R\vincarnation\"\x83\x01\n" +
+	"\vincarnation\x18\a \x01(\x06R\vincarnation\"\xa4\x01\n" +
 	"\x06Notice\x12\x1a\n" +
 	"\bmessages\x18\x01 \x03(\fR\bmessages\x12-\n" +
 	"\bsnapshot\x18\x02 \x01(\v2\x11.gearsfs.SnapshotR\bsnapshot\x12\x14\n" +
 	"\x05taken\x18\x03 \x01(\x04R\x05taken\x12\x18\n" +
-	"\arefused\x18\x04 \x01(\tR\arefused\"\x8b\x01\n" +
+	"\arefused\x18\x04 \x01(\tR\arefused\x12\x1f\n" +
+	"\vsnapshot_id\x18\x05 \x01(\tR\n" +
+	"snapshotId\"\xac\x01\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\fR\amessage\x12+\n" +
-	"\x05files\x18\x05 \x03(\v2\x15.gearsfs.SnapshotFileR\x05files\"P\n" +
+	"\x05files\x18\x05 \x03(\v2\x15.gearsfs.SnapshotFileR\x05files\x12\x1f\n" +
+	"\vleader_term\x18\x06 \x01(\x04R\n" +
+	"leaderTerm\"P\n" +
 	"\fSnapshotFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n" +
