@@ -16,7 +16,7 @@ type caller interface {
 
 // api turns the calls of Manager into requests. Local and Remote embed it, so
 // that both mean the same by each of them.
-type api struct{ caller }
+type api struct{ cluster }
 
 // contentBytesMax bounds what one Read or Write carries.
 const contentBytesMax = 1 << 20

@@ -271,6 +271,9 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 	case code == gearsfs.ErrSession.Code:
 		lose = r.refusedLocked(c, l)
 	default:
+		if c.before && madeBefore(c.req, code) {
+			resp = &wire.Response{Index: resp.Index}
+		}
 		r.futile = 0
 		if c.seq != 0 {
 			r.given--

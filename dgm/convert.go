@@ -131,6 +131,21 @@ func statusToWire(s gearsfs.NodeStatus) *wire.NodeStatus {
 	}
 }
 
+func memberFromWire(m *wire.Member) gearsfs.Member {
+	out := gearsfs.Member{ID: gearsfs.MemberID(m.GetId()), Name: m.GetName(), Addrs: m.GetAddrs()}
+	copy(out.NodeID[:], m.GetNodeId())
+	return out
+}
+
+func nodeInfoFromWire(n *wire.NodeInfo) gearsfs.NodeInfo {
+	return gearsfs.NodeInfo{
+		Member: memberFromWire(n.Member), Role: n.Role, Reachable: n.Reachable, Version: n.Version, Term: n.Term,
+		Commit: gearsfs.Index(n.Commit), Applied: gearsfs.Index(n.Applied), Last: gearsfs.Index(n.Last),
+		LagEntries: n.LagEntries, LagBytes: n.LagBytes, LogBytes: n.LogBytes, StateBytes: n.StateBytes,
+		Trouble: n.Trouble,
+	}
+}
+
 func waitFromWire(w *wire.Wait) gearsfs.Wait {
 	return gearsfs.Wait{
 		Session: gearsfs.SessionID{Minted: int64(w.SessionMinted), Salt: w.SessionSalt},

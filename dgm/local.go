@@ -38,7 +38,7 @@ func (v *Volume) Local(c Client) (*Local, error) {
 	}
 	member, volume, _ := v.asMember()
 	l := &Local{vol: v, as: c.Caller}
-	l.api = api{l}
+	l.api = api{cluster{l}}
 	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true}, homeRoute{v, c.Caller})
 	l.remote.callsMax = localCallsMax
 	l.remote.introduce = func(h *wire.Hello) {
@@ -62,8 +62,8 @@ func (l *Local) Close() error { return l.remote.Close() }
 
 // call implements caller.
 func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	if op := req.GetNode(); op != nil {
-		return l.nodeOp(ctx, op)
+	if req.GetNode() != nil {
+		return l.askNode(ctx, req)
 	}
 	q := req.GetQuery()
 	if nearby(q) {
@@ -117,12 +117,30 @@ func (l *Local) catchUp(ctx context.Context) error {
 	return nil
 }
 
-func (l *Local) nodeOp(ctx context.Context, op *wire.NodeOp) (*wire.Response, error) {
+// askNode asks this node, or where only the one that leads can answer, that one.
+func (l *Local) askNode(ctx context.Context, req *wire.Request) (*wire.Response, error) {
+	resp, err := insist(ctx, l.remote.opts.GiveUp, req, func(ctx context.Context) (*wire.Response, error) {
+		resp, err := l.askHere(ctx, req.GetNode())
+		if resp == nil || resp.Leader == "" || !errors.Is(err, gearsfs.ErrNotLeader) {
+			return resp, err
+		}
+		_, _, tlsConfig := l.vol.asMember()
+		return askAt(ctx, resp.Leader, RemoteOptions{TLS: tlsConfig}, req)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (l *Local) askHere(ctx context.Context, op *wire.NodeOp) (*wire.Response, error) {
 	out := make(chan *wire.Response, 1)
 	l.vol.nodeOp(true, l.as, op, func(resp *wire.Response) { out <- resp })
 	select {
 	case resp := <-out:
-		return outcome(remoteOutcome{resp: resp})
+		return resp, errorOf(resp)
+	case <-l.remote.ctx.Done():
+		return nil, gearsfs.ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

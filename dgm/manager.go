@@ -27,6 +27,7 @@ type Manager interface {
 	Names
 	Content
 	Node
+	Cluster
 
 	// Session is the id under which this Manager's leases and waiting
 	// operations stand.
@@ -227,4 +228,20 @@ type Node interface {
 	// ends. A watcher that falls behind gets gearsfs.ErrOverload and must take
 	// everything as changed. started is called once nothing is missed any more.
 	Watch(ctx context.Context, started func(), changed func([]gearsfs.Change)) error
+}
+
+// Cluster are the operations on the nodes that a volume is replicated by. What
+// changes something waits for the node that leads; permission for it has the
+// owner of the volume's root directory.
+type Cluster interface {
+	// Nodes describes the nodes, those included that can't be reached.
+	Nodes(ctx context.Context) ([]gearsfs.NodeInfo, error)
+	// RemoveNode removes a node for ever; returns when the others have agreed.
+	// Errors: gearsfs.ErrNotFound, and gearsfs.ErrBusy for the one that leads.
+	RemoveNode(ctx context.Context, name string) error
+	// TransferLeader lets another node lead; returns when it does.
+	TransferLeader(ctx context.Context, name string) error
+	// Verify has every node compare its state with the others' at one index:
+	// gearsfs.ErrDamaged names those that differ.
+	Verify(ctx context.Context) error
 }

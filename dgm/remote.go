@@ -158,7 +158,7 @@ func makeRemote(opts RemoteOptions, route route) *Remote {
 	r.outs.New = func() any { return make(chan remoteOutcome, 1) }
 	r.calls.nextSeq = 1
 	r.room.L = &r.mu
-	r.api = api{r}
+	r.api = api{cluster{r}}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	return r
 }

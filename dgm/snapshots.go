@@ -97,7 +97,7 @@ type loan struct {
 }
 
 func newSnapshots(v *Volume, m *mesh) *snapshots {
-	rate := v.cfg.SnapshotBytesPerSecond
+	rate := uint64(max(v.cfg.SnapshotBytesPerSecond, 0))
 	if rate == 0 {
 		rate = snapshotBytesPerSecond
 	}

@@ -41,7 +41,7 @@ type VolumeConfig struct {
 	TLS   *tls.Config
 	// SnapshotBytesPerSecond bounds what this node sends to others that catch
 	// up; 0 is 128 MiB.
-	SnapshotBytesPerSecond uint64
+	SnapshotBytesPerSecond int64
 	// VerifyEvery is how often the leader has the replicas compared; 0 is an
 	// hour, less is never.
 	VerifyEvery time.Duration
