@@ -1,0 +1,39 @@
+package dgm
+
+import "fmt"
+
+// Depose ends the tenure, as if another node led; Reinstate begins the next.
+func (v *Volume) Depose() { v.leads(false, 0) }
+
+func (v *Volume) Reinstate() { v.leads(true, v.group.Status().Term) }
+
+// Tenure is the latest.
+func (v *Volume) Tenure() *Tenure {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return &Tenure{v.last}
+}
+
+type Tenure struct{ t *tenure }
+
+// Begun returns when it serves or never will.
+func (t *Tenure) Begun() { <-t.t.begun }
+
+// Leftovers says what is still on its way or waits in a tenure, "" for nothing.
+func (t *Tenure) Leftovers() string {
+	t.t.gate.mu.Lock()
+	commands, bytes, held := t.t.gate.commands, t.t.gate.bytes, len(t.t.gate.held)
+	t.t.gate.mu.Unlock()
+	t.t.mu.Lock()
+	defer t.t.mu.Unlock()
+	w := &t.t.waits
+	waits := 0
+	for _, s := range t.t.sessions {
+		waits += s.waits
+	}
+	if commands+bytes+held+w.count+len(w.files)+len(w.names)+len(w.unlinking)+waits+len(t.t.ending) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d commands of %d bytes, %d held; %d wait (%d for sessions) at %d files and %d names; %d unlinks, %d ends",
+		commands, bytes, held, w.count, waits, len(w.files), len(w.names), len(w.unlinking), len(t.t.ending))
+}
