@@ -68,6 +68,9 @@ type Config struct {
 	// not lead any more and all that was in flight is answered. It must not
 	// block. In a group of one it is called with true before Open returns.
 	Leads func(leads bool, term uint64)
+	// LeaderChanged is called on the loop's goroutine when another node leads, or
+	// none: Status says which. It must not block; nil is nobody.
+	LeaderChanged func()
 	// KeepLogBytes is how much log is kept for members that are behind; 0 is
 	// 256 MiB.
 	KeepLogBytes uint64

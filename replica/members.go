@@ -219,11 +219,11 @@ func (g *Group) applyConf(e *raftpb.Entry) error {
 	if err != nil {
 		return fmt.Errorf("encode conf state: %w", err)
 	}
+	g.confChanged(conf) // so that Status is right when the state machine tells of it
 	if err := g.cfg.Machine.ApplyConf(e.GetIndex(), e.GetTerm(), data, change.AsV2().GetContext()); err != nil {
 		return fmt.Errorf("state machine: %w", err)
 	}
 	g.status.applied.Store(e.GetIndex())
-	g.confChanged(conf)
 	if l.change.index == e.GetIndex() && l.change.term == e.GetTerm() {
 		g.endChange(nil)
 	}
@@ -293,6 +293,9 @@ func (g *Group) confChanged(conf *raftpb.ConfState) {
 	g.updateAlone()
 	g.publish()
 }
+
+// Sole reports whether this node is the only member of its group.
+func (g *Group) Sole() bool { return g.sole.Load() }
 
 // updateAlone notes whether this node leads and is the only member.
 func (g *Group) updateAlone() { g.alone.Store(g.loop.tenure && g.sole.Load()) }

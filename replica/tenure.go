@@ -68,6 +68,9 @@ func (g *Group) leaderChanged(s *raft.SoftState) {
 		g.status.leader.Store(s.Lead)
 		now := g.cfg.Clock()
 		g.status.since.Store(&now)
+		if g.cfg.LeaderChanged != nil {
+			g.cfg.LeaderChanged()
+		}
 		if l.lead != raft.None {
 			g.repeatReads() // the old one did not answer
 		}
