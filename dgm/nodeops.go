@@ -240,7 +240,7 @@ func (v *Volume) transferLead(ctx context.Context, name string) error {
 	if err != nil || m.ID == v.member {
 		return err
 	}
-	if voters, _ := v.votes(); !slices.Contains(voters, m.ID) {
+	if !slices.Contains(v.group.Status().Voters, m.ID) {
 		return gearsfs.ErrBusy.Because("%s has no vote yet: it is catching up", name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverLimit)
@@ -328,7 +328,7 @@ func (v *Volume) askNode(ctx context.Context, m gearsfs.Member) *wire.NodeInfo {
 // judge says how far the nodes are behind, and what those are that did not
 // answer.
 func (v *Volume) judge(infos []*wire.NodeInfo) {
-	voters, _ := v.votes()
+	g := v.group.Status()
 	var commit uint64
 	for _, n := range infos {
 		commit = max(commit, n.Commit)
@@ -336,7 +336,7 @@ func (v *Volume) judge(infos []*wire.NodeInfo) {
 	for _, n := range infos {
 		if n.Role == "" {
 			n.Role = roleLearner
-			if slices.Contains(voters, gearsfs.MemberID(n.Member.Id)) {
+			if slices.Contains(g.Voters, gearsfs.MemberID(n.Member.Id)) {
 				n.Role = roleVoter
 			}
 			continue

@@ -126,11 +126,10 @@ func (v *Volume) MembersChanged() {
 
 // membersChanged takes over who is in the group.
 func (v *Volume) membersChanged() {
-	voters, _ := v.votes()
-	v.single.Store(len(voters) == 1 && voters[0] == v.member)
 	v.mu.Lock()
 	close(v.membersNoted)
 	v.membersNoted = make(chan struct{})
+	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
 	if m := v.mesh.Load(); m != nil {
 		m.update()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -45,30 +46,24 @@ func (v *Volume) nodeAddrs() []string {
 	return addrs
 }
 
-// votes are the members that have one and those that have not.
-func (v *Volume) votes() (voters, learners []gearsfs.MemberID) {
-	return []gearsfs.MemberID{v.member}, nil
-}
-
 // nodeStatus gathers what Status shows.
 func (v *Volume) nodeStatus() gearsfs.NodeStatus {
 	g := v.group.Status()
-	voters, learners := v.votes()
 	s := gearsfs.NodeStatus{
 		Name: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), Version: v.cfg.Version,
-		Role: roleOf(v.member, gearsfs.MemberID(g.Leader), voters), Member: v.member, Term: g.Term,
-		Commit: g.Commit, Applied: g.Applied, Durable: g.Durable, Last: gearsfs.Index(v.cfg.Data.Log.Last()),
-		LogBytes: v.cfg.Data.Log.Bytes(), StateBytes: v.cfg.Data.State.Bytes(),
-		Usage: v.usage(), Started: v.started, Voters: uint32(len(voters)), Learners: uint32(len(learners)),
+		Role: roleOf(v.member, gearsfs.MemberID(g.Leader), g.Voters), Member: v.member,
+		Term: g.Term, LeaderSince: g.LeaderSince,
+		Commit: g.Commit, Applied: g.Applied, Durable: g.Durable, Last: g.Last,
+		LogBytes: g.LogBytes, StateBytes: v.cfg.Data.State.Bytes(),
+		Usage: v.usage(), Started: v.started, Voters: uint32(len(g.Voters)), Learners: uint32(len(g.Learners)),
 	}
-	leader := gearsfs.MemberID(g.Leader)
-	if row, ok := v.machine.MemberRow(leader); ok {
+	if row, ok := v.machine.MemberRow(gearsfs.MemberID(g.Leader)); ok {
 		s.Leader = row.Name
 	}
 	if t := v.tenure.Load(); t != nil {
 		s.Sessions, s.Waits = t.counts()
 	}
-	s.Warnings = v.warnings(leader, voters)
+	s.Warnings = v.warnings(g)
 	return s
 }
 
@@ -90,18 +85,18 @@ func (t *tenure) counts() (sessions, waits uint32) {
 }
 
 // warnings are what somebody should do something about, the worst first.
-func (v *Volume) warnings(leader gearsfs.MemberID, voters []gearsfs.MemberID) []string {
+func (v *Volume) warnings(g replica.Status) []string {
 	var w []string
 	if m := v.mesh.Load(); m != nil {
 		w = append(w, m.warnings()...)
 	}
-	if leader == 0 {
-		w = append(w, fmt.Sprintf("no node leads the volume: changes wait until %d of its %d voters can reach each other", len(voters)/2+1, len(voters)))
+	if voters := len(g.Voters); g.Leader == 0 && voters > 0 {
+		w = append(w, fmt.Sprintf("no node leads the volume: changes wait until %d of its %d voters reach each other", voters/2+1, voters))
 	}
 	if v.space.full() {
 		w = append(w, gearsfs.ErrNoSpace.Reason)
 	}
-	if len(voters) == 2 {
+	if len(g.Voters) == 2 {
 		w = append(w, "two voters: losing one stops the volume: add a third")
 	}
 	return w
@@ -120,7 +115,7 @@ func (v *Volume) WaitVoter(ctx context.Context, progress func(gearsfs.NodeStatus
 		if !v.enter() {
 			return gearsfs.ErrClosed
 		}
-		voters, _ := v.votes()
+		voters := v.group.Status().Voters
 		row, ok := v.machine.MemberRow(v.member)
 		var s gearsfs.NodeStatus
 		if progress != nil {

@@ -158,7 +158,6 @@ func (t *tenure) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	v.membersChanged() // adopt asks how many vote
 	if err := v.introduceSelf(ctx); err != nil {
 		return err
 	}
@@ -322,6 +321,13 @@ func (v *Volume) leaderAddrs() string {
 		return ""
 	}
 	return row.Addrs
+}
+
+// leaderMoved implements replica.Config.LeaderChanged.
+func (v *Volume) leaderMoved() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.leaderChangedLocked()
 }
 
 func (v *Volume) leaderChangedLocked() {

@@ -154,7 +154,7 @@ func TestPresumedHolders(t *testing.T) {
 	other := local(t, vol)
 	require.NoError(t, other.Unlink(t.Context(), gearsfs.RootIno, "q"))
 	_, err = a.GetAttr(t.Context(), gearsfs.RootIno)
-	require.NoError(t, err) // a is back, and has nothing open
+	require.NoError(t, err)  // a is back, and has nothing open
 	goes(t, other, attr.Ino) // and the other's grace ends
 }
 

@@ -92,7 +92,6 @@ type Volume struct {
 
 	tenure   atomic.Pointer[tenure] // that serves; nil while this node does not lead
 	ruled    atomic.Bool            // a tenure began since the volume was opened
-	single   atomic.Bool            // this node is the only voter
 	progress progress
 	replies  replies
 	watches  watches
@@ -164,12 +163,6 @@ func (v *Volume) open(ctx context.Context) error {
 	}
 	v.membersChanged()
 	v.mu.Lock()
-	told := v.last != nil
-	v.mu.Unlock()
-	if !told { // the replica does not tell yet
-		v.leads(true, v.group.Status().Term)
-	}
-	v.mu.Lock()
 	first := v.last
 	v.mu.Unlock()
 	if v.alone() && first != nil {
@@ -213,7 +206,7 @@ func (v *Volume) openReplica() error {
 	}
 	v.group, err = replica.Open(replica.Config{
 		ID: uint64(v.member), Joined: joined, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
-		Peers: carrier{v}, Leads: v.leads, Flush: v.cfg.Data.State.Flush, Fatal: v.fatal, Logger: v.log,
+		Peers: carrier{v}, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
 }
@@ -337,8 +330,8 @@ func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
 // it starts.
 const localSession = 1 << 63
 
-// alone says whether this node is the only voter, and leads: nobody else can.
-func (v *Volume) alone() bool { return v.single.Load() }
+// alone says whether this node is the only member of its group.
+func (v *Volume) alone() bool { return v.group.Sole() }
 
 func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
