@@ -30,6 +30,7 @@ type cluster struct {
 	refuse error         // what fetching one ends with, if not nil
 	made   int           // snapshots
 	drops  int           // of them
+	wg     sync.WaitGroup
 }
 
 // clusterNode is one member.
@@ -51,6 +52,7 @@ func inCluster(t *testing.T, n int, change func(*Config, *limits), test func(t *
 			t: t, nodes: make(map[uint64]*clusterNode), cut: make(map[[2]uint64]bool), sent: make(map[[2]uint64]int),
 			change: change, fetch: 50 * time.Millisecond,
 		}
+		defer c.clear()
 		c.add(1, false)
 		for id := 2; id <= n; id++ {
 			c.join(uint64(id))
@@ -61,8 +63,22 @@ func inCluster(t *testing.T, n int, change func(*Config, *limits), test func(t *
 				n.stop()
 			}
 		}
+		c.wg.Wait()
 		require.Equal(t, c.made, c.drops, "snapshots that were made and not dropped")
 	})
+}
+
+// clear ends what a failed test left, so that its bubble can end.
+func (c *cluster) clear() {
+	if c.t.Failed() {
+		for _, n := range c.nodes {
+			if n.up {
+				n.fail(errors.New("the test failed"))
+				c.t.Log(n.Close())
+			}
+		}
+		c.wg.Wait()
+	}
 }
 
 func (c *cluster) add(id uint64, joined bool) *clusterNode {
@@ -71,7 +87,7 @@ func (c *cluster) add(id uint64, joined bool) *clusterNode {
 	c.mu.Lock()
 	c.nodes[id] = n
 	c.mu.Unlock()
-	n.start()
+	n.boot()
 	return n
 }
 
@@ -80,11 +96,16 @@ func (c *cluster) join(id uint64) *clusterNode {
 	c.t.Helper()
 	n := c.add(id, true)
 	c.addLearner(id)
-	c.eventually("a voter", func() bool {
-		s := n.Status()
-		return slices.Contains(s.Voters, gearsfs.MemberID(id)) && s.Applied > 0
-	})
+	c.promoted(n)
 	return n
+}
+
+// promoted waits until a learner is a voter, and says so itself.
+func (c *cluster) promoted(n *clusterNode) {
+	c.t.Helper()
+	c.eventually("a voter", func() bool {
+		return slices.Contains(n.Status().Voters, gearsfs.MemberID(n.id))
+	})
 }
 
 func (c *cluster) addLearner(id uint64) {
@@ -101,7 +122,7 @@ func (c *cluster) addLearner(id uint64) {
 	}
 }
 
-func (n *clusterNode) start() {
+func (n *clusterNode) boot() {
 	n.c.t.Helper()
 	n.fatal = make(chan error, 1)
 	cfg, limits := testConfig(n.log, n.machine, n.fatal), defaultLimits
@@ -172,19 +193,19 @@ func (n *nodeCopies) Make(done func(SnapshotMeta, error)) {
 	n.c.mu.Lock()
 	n.c.made++
 	n.c.mu.Unlock()
-	go func() {
+	n.c.wg.Go(func() {
 		n.machine.mu.Lock()
 		state := n.machine.state
 		state.records = slices.Clone(state.records)
 		n.machine.mu.Unlock()
 		time.Sleep(10 * time.Millisecond)
 		done(SnapshotMeta{Index: state.index, Term: state.term, Conf: state.conf, Data: state}, nil)
-	}()
+	})
 }
 
 func (n *nodeCopies) Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta, done func(error)) {
 	c := n.c
-	go func() {
+	c.wg.Go(func() {
 		c.mu.Lock()
 		wait, err, o := c.fetch, c.refuse, c.nodes[uint64(to)]
 		c.mu.Unlock()
@@ -210,7 +231,7 @@ func (n *nodeCopies) Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta
 			time.Sleep(10 * time.Millisecond)
 		}
 		done(errors.New("it was not installed"))
-	}()
+	})
 }
 
 func (n *nodeCopies) Drop(SnapshotMeta) {

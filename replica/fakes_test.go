@@ -197,13 +197,14 @@ func (l *memLog) syncedIndex() uint64 {
 // memMachine is a state machine that remembers what it was told: the records of
 // all puts in order, by their data.
 type memMachine struct {
-	mu      sync.Mutex
-	state   machineState
-	saved   machineState // as of the last flush
-	fail    bool
-	flushes int
-	flushed func() <-chan error // nil: at once
-	hold    chan struct{}       // not nil: a flush is told done when it is closed
+	mu       sync.Mutex
+	state    machineState
+	saved    machineState // as of the last flush
+	fail     bool
+	flushes  int
+	contexts []string            // of ApplyConf
+	flushed  func() <-chan error // nil: at once
+	hold     chan struct{}       // not nil: a flush is told done when it is closed
 }
 
 type machineState struct {
@@ -257,6 +258,7 @@ func (m *memMachine) ApplyConf(index, term uint64, conf, context []byte) error {
 		return fmt.Errorf("applied %d, then %d", m.state.index, index)
 	}
 	m.state.index, m.state.term, m.state.conf = index, term, conf
+	m.contexts = append(m.contexts, string(context))
 	return nil
 }
 

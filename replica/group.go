@@ -65,8 +65,9 @@ type Config struct {
 	Snapshots Snapshots
 	// Leads is called on the loop's goroutine: with true once this node leads
 	// and has applied the first entry of its own term, with false when it does
-	// not lead any more and all that was in flight is answered. It must not
-	// block. In a group of one it is called with true before Open returns.
+	// not lead any more and all that was in flight is answered; the term is that
+	// in which it led. It must not block. In a group of one it is called with
+	// true before Open returns.
 	Leads func(leads bool, term uint64)
 	// LeaderChanged is called on the loop's goroutine when another node leads, or
 	// none: Status says which. It must not block; nil is nobody.

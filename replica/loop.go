@@ -21,6 +21,7 @@ type loop struct {
 	term     uint64 // of the hard state
 	lead     uint64 // who leads, as raft says
 	tenure   bool
+	ledTerm  uint64   // of the last tenure
 	inflight []*batch // proposed to raft and not applied, by rising index
 	acks     []ack    // raft's answers that wait for a sync, by rising seq
 	reads    reading
@@ -143,13 +144,13 @@ func (g *Group) turn() (loopState, error) {
 // pass gives raft what arrived and makes items an entry, so that all of it
 // shares messages, a write and a sync.
 func (g *Group) pass(items []waiting, got arrivals) error {
-	for _, o := range got.orders {
+	if err := g.receive(got.messages); err != nil {
+		return err
+	}
+	for _, o := range got.orders { // after messages, which the dead may have sent before
 		if err := o.do(); err != nil {
 			return err
 		}
-	}
-	if err := g.receive(got.messages); err != nil {
-		return err
 	}
 	g.beginReads(got.reads)
 	if len(items) > 0 {

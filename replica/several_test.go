@@ -3,6 +3,8 @@ package replica
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,9 +52,277 @@ func TestFailover(t *testing.T) {
 			leader := c.leader()
 			leader.kill()
 			acked = append(acked, c.count(fmt.Sprint(round, ".down."), 20)...)
-			leader.start()
+			leader.boot()
 			acked = append(acked, c.count(fmt.Sprint(round, ".back."), 20)...)
 		}
 		inOrderOf(t, c.settled(), acked)
+	})
+}
+
+// TestDied: those who know that the leader's process is gone do not wait for an
+// election timeout.
+func TestDied(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		for range 10 {
+			leader := c.leader()
+			leader.kill()
+			began := time.Now()
+			for _, n := range c.nodes {
+				if n.up {
+					n.Died(gearsfs.MemberID(leader.id))
+				}
+			}
+			require.NotSame(t, leader, c.leader())
+			require.Less(t, time.Since(began), 500*time.Millisecond)
+			leader.boot()
+			c.settled()
+		}
+		// It is of no consequence where it is not true.
+		term := c.leader().Status().Term
+		c.follower().Died(gearsfs.MemberID(c.leader().id))
+		time.Sleep(5 * time.Second)
+		require.LessOrEqual(t, c.leader().Status().Term, term+1)
+		c.leader().Died(gearsfs.MemberID(c.follower().id))
+		c.settled()
+	})
+}
+
+// TestDeposed cuts the leader off: it knows after an election timeout, answers
+// what is in flight, and what only it had in its log is never applied.
+func TestDeposed(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		acked := c.count("a", 5)
+		old := c.leader()
+		c.isolate(old, true)
+		var lost []<-chan outcome
+		for i := range 5 {
+			lost = append(lost, old.start(fmt.Sprint("lost", i), i%2 == 0))
+			time.Sleep(time.Millisecond)
+		}
+		certain := make(chan error, 1)
+		old.WhenCertain(func(err error) { certain <- err })
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		require.ErrorIs(t, old.Barrier(ctx), context.DeadlineExceeded)
+		cancel()
+		fresh := make(chan error, 1)
+		go func() { fresh <- old.Barrier(context.Background()) }()
+
+		for _, out := range lost {
+			wantCode(t, gearsfs.ErrMaybe, waitOut(t, out).err)
+		}
+		wantCode(t, gearsfs.ErrNotLeader, <-certain)
+		wantCode(t, gearsfs.ErrNotLeader, old.put("late", true).err)
+		old.WhenCertain(func(err error) { certain <- err })
+		wantCode(t, gearsfs.ErrNotLeader, <-certain)
+		require.Zero(t, old.held.commands.Load())
+		require.Zero(t, old.held.bytes.Load())
+
+		acked = append(acked, c.count("b", 20)...)
+		require.Empty(t, fresh)
+		c.isolate(old, false)
+		require.NoError(t, <-fresh)
+		require.Contains(t, old.machine.records(), "b19", "a barrier saw less than was acknowledged before")
+		require.Equal(t, acked, c.settled())
+		require.Len(t, old.terms, 2)
+	})
+}
+
+// TestCertain: a read of the leader's state is answered when others agree that
+// it leads, and all that wait share rounds.
+func TestCertain(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		leader := c.leader()
+		way := [2]uint64{leader.id, c.follower().id}
+		before := c.sent[way]
+		const n = 500
+		done := make(chan error, n)
+		for range n {
+			leader.WhenCertain(func(err error) { done <- err })
+		}
+		for range n {
+			require.NoError(t, <-done)
+		}
+		require.Less(t, c.sent[way]-before, n/2)
+
+		leader.WhenCertain(func(err error) { done <- err })
+		require.NoError(t, <-done)
+		c.isolate(leader, true)
+		leader.WhenCertain(func(err error) { done <- err })
+		require.Empty(t, done)
+		wantCode(t, gearsfs.ErrNotLeader, <-done)
+		c.isolate(leader, false)
+	})
+}
+
+// TestLossyNetwork drops messages at random.
+func TestLossyNetwork(t *testing.T) {
+	for seed := range 10 {
+		inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
+			c.mu.Lock()
+			c.drop = func(uint64, uint64, []byte) bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return rnd.IntN(10) < 2
+			}
+			c.mu.Unlock()
+			acked := c.count("a", 50)
+			for range 20 {
+				require.NoError(t, c.follower().Barrier(context.Background()))
+			}
+			c.mu.Lock()
+			c.drop = nil
+			c.mu.Unlock()
+			inOrderOf(t, c.settled(), acked)
+		})
+	}
+}
+
+// TestRestartOfAll cuts the power of all nodes at once.
+func TestRestartOfAll(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		var acked []string
+		for round := range 4 {
+			acked = append(acked, c.count(fmt.Sprint(round, "."), 30)...)
+			for _, n := range c.nodes {
+				n.kill()
+			}
+			for _, n := range c.nodes {
+				n.boot()
+			}
+		}
+		acked = append(acked, c.count("end", 5)...)
+		inOrderOf(t, c.settled(), acked)
+	})
+}
+
+// TestForgottenChange restarts the founder, whose state on disk is from before
+// the others joined: it must not believe that it is alone.
+func TestForgottenChange(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		for id, n := range c.nodes {
+			require.Zero(t, n.machine.restart().state.index, "node %d flushed its state", id)
+		}
+		founder := c.nodes[1]
+		for _, n := range c.nodes {
+			n.kill()
+		}
+		founder.boot()
+		time.Sleep(time.Minute)
+		require.False(t, founder.led())
+		require.Len(t, founder.Status().Voters, 3)
+		c.nodes[2].boot()
+		c.count("a", 10)
+		founder.kill()
+		c.nodes[3].boot()
+		c.count("b", 10)
+		founder.boot()
+		c.settled()
+	})
+}
+
+// TestLostLog empties the log of a member that had acknowledged entries.
+func TestLostLog(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		c.count("a", 10)
+		victim := c.follower()
+		victim.kill()
+		victim.log, victim.machine, victim.joined = new(memLog), new(memMachine), true
+		victim.boot()
+		err := <-victim.fatal
+		wantCode(t, gearsfs.ErrDamaged, err)
+		require.ErrorContains(t, err, "remove this node")
+		victim.down()
+		wantCode(t, gearsfs.ErrDamaged, victim.Close())
+		require.Len(t, c.count("b", 10), 10)
+	})
+}
+
+// TestClocks gives every node a clock that is off, and jumps: log time does not
+// fall when the lead changes, which memMachine would refuse.
+func TestClocks(t *testing.T) {
+	skew := map[uint64]time.Duration{1: time.Hour, 2: -time.Hour, 3: 0}
+	change := func(cfg *Config, _ *limits) {
+		off := skew[cfg.ID]
+		cfg.Clock = func() time.Time { return time.Now().Add(off) }
+	}
+	inCluster(t, 3, change, func(t *testing.T, c *cluster) {
+		var acked []string
+		for range 5 {
+			acked = append(acked, c.count("a", 5)...)
+			leader := c.leader()
+			leader.kill()
+			acked = append(acked, c.count("b", 5)...)
+			leader.boot()
+		}
+		inOrderOf(t, c.settled(), acked)
+	})
+}
+
+// TestCloseHandsOver closes the leader under load: what was taken is answered
+// well, and another node leads at once.
+func TestCloseHandsOver(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		leader := c.leader()
+		var outs []<-chan outcome
+		for i := range 1000 {
+			outs = append(outs, leader.start(fmt.Sprint(i), true))
+		}
+		began := time.Now()
+		leader.stop()
+		for _, out := range outs {
+			require.NoError(t, waitOut(t, out).err)
+		}
+		require.NotSame(t, leader, c.leader())
+		require.Less(t, time.Since(began), 200*time.Millisecond)
+		last := leader.terms[len(leader.terms)-2:]
+		require.Equal(t, strings.Replace(last[0], "true", "false", 1), last[1])
+		leader.boot()
+		c.settled()
+	})
+}
+
+// TestCloseAlone closes nodes without a majority.
+func TestCloseAlone(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		leader := c.leader()
+		for _, n := range c.nodes {
+			if n != leader {
+				n.kill()
+			}
+		}
+		out := leader.start("a", false)
+		began := time.Now()
+		leader.stop()
+		require.LessOrEqual(t, time.Since(began), 2*time.Second)
+		wantCode(t, gearsfs.ErrMaybe, waitOut(t, out).err)
+		for _, n := range c.nodes {
+			n.boot()
+		}
+		c.settled()
+	})
+}
+
+func TestTransfer(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		ctx := context.Background()
+		c.count("a", 5)
+		for _, to := range []gearsfs.MemberID{2, 3, 3, 1} {
+			require.NoError(t, c.leader().Transfer(ctx, to))
+			require.EqualValues(t, to, c.nodes[uint64(to)].Status().Leader)
+			require.EqualValues(t, to, c.leader().id)
+		}
+		wantCode(t, gearsfs.ErrNotLeader, c.follower().Transfer(ctx, 1))
+		wantCode(t, gearsfs.ErrNotMember, c.leader().Transfer(ctx, 9))
+		c.isolate(c.nodes[3], true)
+		failed := make(chan error, 1)
+		go func() { failed <- c.nodes[1].Transfer(ctx, 3) }()
+		time.Sleep(10 * time.Millisecond)
+		wantCode(t, gearsfs.ErrNotLeader, c.nodes[1].put("x", true).err)
+		wantCode(t, gearsfs.ErrBusy, c.nodes[1].Transfer(ctx, 2))
+		wantCode(t, gearsfs.ErrBusy, <-failed)
+		require.NoError(t, c.nodes[1].put("y", true).err, "it leads again")
+		c.isolate(c.nodes[3], false)
+		c.settled()
 	})
 }

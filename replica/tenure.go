@@ -97,8 +97,9 @@ func (g *Group) beginTenure() {
 	g.mu.Unlock()
 	g.updateAlone()
 	g.publish()
+	l.ledTerm = l.term
 	if g.cfg.Leads != nil {
-		g.cfg.Leads(true, l.term)
+		g.cfg.Leads(true, l.ledTerm)
 	}
 }
 
@@ -129,7 +130,7 @@ func (g *Group) endTenure(inFlight error) {
 	g.endChange(gearsfs.ErrMaybe.Because("outcome unknown: another node leads the volume now"))
 	g.publish()
 	if g.cfg.Leads != nil {
-		g.cfg.Leads(false, l.term)
+		g.cfg.Leads(false, l.ledTerm)
 	}
 }
 

@@ -1,0 +1,229 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs"
+)
+
+func TestMembers(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		ctx := context.Background()
+		acked := c.count("a", 5)
+		leader, follower := c.leader(), c.follower()
+		require.Contains(t, leader.machine.contexts, "add 2")
+		wantCode(t, gearsfs.ErrNotLeader, follower.AddLearner(ctx, 9, nil))
+		wantCode(t, gearsfs.ErrNotLeader, follower.RemoveMember(ctx, 9, nil))
+		require.NoError(t, leader.RemoveMember(ctx, 9, nil), "it is not there")
+		require.NoError(t, leader.AddLearner(ctx, gearsfs.MemberID(follower.id), nil), "it is there")
+		wantCode(t, gearsfs.ErrBusy, leader.RemoveMember(ctx, gearsfs.MemberID(leader.id), nil))
+		wantCode(t, gearsfs.ErrInvalid, leader.AddLearner(ctx, 0, nil))
+
+		// One that is not there stays a learner, and can go again.
+		require.NoError(t, leader.AddLearner(ctx, 9, []byte("nobody")))
+		time.Sleep(5 * time.Second)
+		require.Equal(t, []gearsfs.MemberID{9}, leader.Status().Learners)
+		wantCode(t, gearsfs.ErrNotMember, leader.Transfer(ctx, 9))
+		acked = append(acked, c.count("b", 5)...)
+		require.NoError(t, leader.RemoveMember(ctx, 9, []byte("gone")))
+
+		// Changes in flight exclude each other.
+		c.isolate(leader, true)
+		first := make(chan error, 1)
+		go func() { first <- leader.AddLearner(ctx, 10, nil) }()
+		time.Sleep(time.Millisecond)
+		wantCode(t, gearsfs.ErrBusy, leader.AddLearner(ctx, 11, nil))
+		wantCode(t, gearsfs.ErrMaybe, <-first)
+		c.isolate(leader, false)
+		inOrderOf(t, c.settled(), acked)
+		require.Empty(t, c.leader().Status().Learners)
+
+		// A fourth and a fifth.
+		c.join(4)
+		c.join(5)
+		acked = append(acked, c.count("c", 5)...)
+		require.Len(t, c.leader().Status().Voters, 5)
+		require.Equal(t, acked, c.settled())
+	})
+}
+
+// TestRemoved removes members until one is left.
+func TestRemoved(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		ctx := context.Background()
+		acked := c.count("a", 5)
+		leader := c.leader()
+		for id, n := range c.nodes {
+			if n == leader {
+				continue
+			}
+			require.NoError(t, leader.RemoveMember(ctx, gearsfs.MemberID(id), []byte("bye")))
+			c.eventually("removed", func() bool { return n.Status().Removed })
+			acked = append(acked, c.count(fmt.Sprint("b", id), 5)...)
+			// It is passive, also when it starts again, and disturbs nobody.
+			n.stop()
+			n.boot()
+			time.Sleep(10 * time.Second)
+			require.True(t, n.Status().Removed)
+			require.False(t, n.led())
+			acked = append(acked, c.count(fmt.Sprint("c", id), 5)...)
+		}
+		require.True(t, leader.alone.Load())
+		require.NoError(t, leader.Barrier(ctx))
+		require.Len(t, leader.terms, 1, "it led all the time")
+		require.Equal(t, acked, slices.DeleteFunc(leader.machine.records(), func(s string) bool { return s == "" }))
+		leader.stop()
+		leader.boot()
+		require.True(t, leader.led(), "it is alone, and leads when it is open")
+	})
+}
+
+// TestRemoveNeeded does not remove the member without which nothing goes on,
+// but the dead one.
+func TestRemoveNeeded(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		ctx := context.Background()
+		dead := c.follower()
+		dead.kill()
+		time.Sleep(3 * time.Second)
+		leader, other := c.leader(), c.follower()
+		wantCode(t, gearsfs.ErrBusy, leader.RemoveMember(ctx, gearsfs.MemberID(other.id), nil))
+		require.NoError(t, leader.RemoveMember(ctx, gearsfs.MemberID(dead.id), nil))
+		require.Len(t, c.count("a", 5), 5)
+		// It does not know, asks for votes, and is not heard.
+		dead.boot()
+		term := leader.Status().Term
+		time.Sleep(30 * time.Second)
+		require.Equal(t, term, leader.Status().Term)
+		require.False(t, dead.Status().Removed)
+	})
+}
+
+// TestLearnerSeesNoMore: with a learner beside it a single voter commits nothing
+// that is not on its disk, or a power cut took it back while the learner has it.
+func TestLearnerSeesNoMore(t *testing.T) {
+	inCluster(t, 1, nil, func(t *testing.T, c *cluster) {
+		n := c.nodes[1]
+		require.NoError(t, n.AddLearner(context.Background(), 9, nil))
+		gate := make(chan struct{})
+		n.log.mu.Lock()
+		n.log.syncGate = gate
+		n.log.mu.Unlock()
+		out := n.start("a", false)
+		time.Sleep(time.Minute)
+		require.Empty(t, out)
+		require.Empty(t, n.machine.records())
+		close(gate)
+		require.NoError(t, waitOut(t, out).err)
+	})
+}
+
+// smallLog flushes and cuts the log often, and keeps little.
+func smallLog(keep uint64) func(*Config, *limits) {
+	return func(cfg *Config, l *limits) {
+		cfg.KeepLogBytes = keep
+		l.flushBytes = 2000
+	}
+}
+
+var long = strings.Repeat("x", 100)
+
+// TestRetention kills a follower: while it is away no longer than the log is
+// kept, it catches up from the log, else by a snapshot.
+func TestRetention(t *testing.T) {
+	inCluster(t, 3, smallLog(20_000), func(t *testing.T, c *cluster) {
+		victim := c.follower()
+		for _, away := range []struct{ puts, installs int }{{50, 0}, {1000, 1}, {50, 1}, {1000, 2}} {
+			victim.kill()
+			acked := c.count(fmt.Sprint(away.installs, long), away.puts)
+			time.Sleep(time.Second)
+			for _, n := range c.nodes {
+				if n.up {
+					require.Less(t, n.log.Bytes(), uint64(30_000), "the log grows")
+					require.Greater(t, n.log.Bytes(), uint64(5_000))
+				}
+			}
+			victim.boot()
+			inOrderOf(t, c.settled(), acked)
+			require.Equal(t, away.installs, victim.installs)
+		}
+		// All have all: the leader keeps nothing.
+		c.count("end", 100)
+		leader := c.leader()
+		for range 40 { // in memLog a segment has 32 entries
+			c.settled()
+		}
+		require.Less(t, leader.log.Bytes(), uint64(20_000))
+	})
+}
+
+// TestJoinBySnapshot adds a member to a group whose log does not begin at 1.
+func TestJoinBySnapshot(t *testing.T) {
+	inCluster(t, 1, smallLog(1000), func(t *testing.T, c *cluster) {
+		acked := c.count(long, 200)
+		require.Greater(t, c.nodes[1].log.First(), uint64(100))
+		for id := range uint64(2) {
+			n := c.join(id + 2)
+			require.Equal(t, 1, n.installs)
+			acked = append(acked, c.count(fmt.Sprint("b", id, long), 20)...)
+		}
+		require.Equal(t, acked, c.settled())
+		for _, n := range c.nodes {
+			n.kill()
+		}
+		for _, n := range c.nodes {
+			n.boot()
+		}
+		require.Equal(t, acked, c.settled())
+	})
+}
+
+// TestSnapshotFails refuses snapshots for a while: they are asked for again, not
+// too often.
+func TestSnapshotFails(t *testing.T) {
+	inCluster(t, 1, smallLog(1000), func(t *testing.T, c *cluster) {
+		acked := c.count(long, 200)
+		c.mu.Lock()
+		c.refuse = errDisk
+		c.mu.Unlock()
+		n := c.add(2, true)
+		c.addLearner(2)
+		time.Sleep(time.Minute)
+		require.Zero(t, n.installs)
+		require.Less(t, c.made, 120)
+		require.Greater(t, c.made, 1)
+		c.mu.Lock()
+		c.refuse = nil
+		c.mu.Unlock()
+		c.promoted(n)
+		require.Equal(t, acked, c.settled())
+	})
+}
+
+// TestSlowSnapshot has the lead change while a member fetches a snapshot, which
+// is as good under the new leader, and what is written meanwhile is kept for it.
+func TestSlowSnapshot(t *testing.T) {
+	inCluster(t, 3, smallLog(50_000), func(t *testing.T, c *cluster) {
+		c.count(long, 800)
+		c.mu.Lock()
+		c.fetch = 20 * time.Second
+		c.mu.Unlock()
+		n := c.add(4, true)
+		c.addLearner(4)
+		c.eventually("it needs a snapshot", func() bool { return c.leader().Status().Progress[4].Snapshot })
+		time.Sleep(time.Second)
+		require.NoError(t, c.leader().Transfer(context.Background(), gearsfs.MemberID(c.follower().id%3+1)))
+		acked := c.count(fmt.Sprint("b", long), 100)
+		c.promoted(n)
+		require.Equal(t, 1, n.installs)
+		inOrderOf(t, c.settled(), acked)
+		c.settled()
+	})
+}
