@@ -132,7 +132,7 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 	}
 	addrs := strings.Join(cfg.Advertise, ",")
 	if cfg.Join != "" && data.Identity().Member == 0 {
-		err := gearsfs.ErrUnsupported.Because("a node can't join another yet")
+		err := dgm.Join(ctx, cfg.Join, dgm.JoinConfig{Data: data, Addrs: addrs, TLS: cfg.TLS, Log: cfg.Log})
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("join %s: %w", cfg.Join, err), data.Close())
 		}
@@ -221,9 +221,9 @@ func (n *Node) WaitVoter(ctx context.Context) error {
 }
 
 func catchingUp(s gearsfs.NodeStatus) string {
-	line := fmt.Sprintf("catching up: entry %d of %d", s.Applied, max(s.Commit, s.Applied))
-	if s.Leader == "" {
-		line += ", nobody leads"
+	line := "catching up: waiting to hear from the node that leads"
+	if s.Leader != "" {
+		line = fmt.Sprintf("catching up: entry %d of %d", s.Applied, max(s.Commit, s.Applied))
 	}
 	return strings.Join(append([]string{line}, s.Warnings...), "; ")
 }
