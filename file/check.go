@@ -23,7 +23,7 @@ func (m *Machine) Check() []error {
 		streams: make(map[streamKey]*checkedStream),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readStreams, c.readOuts, c.readRecords} {
+		c.readOrphans, c.readStreams, c.readOuts, c.readRecords, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}
@@ -166,6 +166,19 @@ func (c *check) readOrphans() error {
 		default:
 			n.orphan = true
 		}
+	})
+}
+
+func (c *check) readMembers() error {
+	named := make(map[string]gearsfs.MemberID)
+	return scanMembers(c.view, func(id gearsfs.MemberID, row *wire.MemberRow) {
+		if row.Removed {
+			return
+		}
+		if other, taken := named[row.Name]; taken {
+			c.bad("members %x and %x are both named %q", uint64(other), uint64(id), row.Name)
+		}
+		named[row.Name] = id
 	})
 }
 

@@ -147,9 +147,6 @@ func (m *Machine) replaceLocked(swap func() error) error {
 	return errors.Join(swapped, m.broken)
 }
 
-// Reload is Replace where the tables are others already.
-func (m *Machine) Reload() error { return m.Replace(func() error { return nil }) }
-
 // Applied returns the index and term of the last applied entry, 0 where there
 // is none.
 func (m *Machine) Applied() (index, term uint64) {

@@ -109,13 +109,16 @@ func (m *Machine) addMember(index uint64, add *wire.Member) error {
 	if row == nil {
 		row = &wire.MemberRow{Added: index}
 	}
-	other, err := m.memberNamed(add.Name)
-	if err != nil {
-		return err
-	}
 	row.Name, row.NodeId, row.Addrs = add.Name, add.NodeId, add.Addrs
-	if other != 0 && other != gearsfs.MemberID(add.Id) {
-		row.Name = fmt.Sprintf("%s-%x", add.Name, add.Id)
+	for {
+		other, err := m.memberNamed(row.Name)
+		if err != nil {
+			return err
+		}
+		if other == 0 || other == gearsfs.MemberID(add.Id) {
+			break
+		}
+		row.Name = fmt.Sprintf("%s-%x", row.Name, add.Id)
 	}
 	m.setMember(gearsfs.MemberID(add.Id), row)
 	return nil

@@ -106,6 +106,7 @@ func TestApplyConfChangesMembers(t *testing.T) {
 	r.conf("three", &wire.MemberChange{Add: member(6, "b", "")})
 	require.Equal(t, "b-6", r.members()[2].Name, "the group has changed: it gets a name of its own")
 
+	r.check()
 	r.conf("four", &wire.MemberChange{Remove: 5})
 	require.Len(t, r.members(), 2)
 	row, ok = r.m.MemberRow(5)
@@ -192,4 +193,17 @@ func TestReadVolumeOfOtherTables(t *testing.T) {
 	r.data.State.Delete(persist.VolumeKey())
 	_, err = ReadVolume(r.data.State)
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
+}
+
+func TestCheckFindsTwoMembersOfOneName(t *testing.T) {
+	r := newRig(t)
+	for id, removed := range map[gearsfs.MemberID]bool{1: false, 2: true, 3: false} {
+		row, err := (&wire.MemberRow{Name: "a", Removed: removed}).MarshalVT()
+		require.NoError(t, err)
+		r.data.State.Set(persist.MemberKey(id), row)
+	}
+	require.NoError(t, r.data.State.Commit())
+	found := r.m.Check()
+	require.Len(t, found, 1)
+	require.ErrorContains(t, found[0], "members 1 and 3")
 }

@@ -126,6 +126,9 @@ func (g *traffic) file() uint64 {
 	if len(g.files) == 0 {
 		return 2
 	}
+	if g.rng.IntN(2) == 0 {
+		return g.files[len(g.files)-1] // which most likely is there still
+	}
 	return pick(g.rng, g.files)
 }
 
@@ -243,7 +246,7 @@ func (g *traffic) nameOp(s *trafficSession) any {
 	case 0, 1, 2:
 		return &wire.Make{Dir: dir, Name: name, Mode: pick(g.rng, []uint32{modeFile, modeFile, modeDir}) | 0o644, Open: g.rng.IntN(4) == 0}
 	case 3:
-		return &wire.Link{Ino: g.file(), Dir: dir, Name: name}
+		return &wire.Link{Ino: g.file(), Dir: dir, Name: fmt.Sprintf("link%d", g.rng.IntN(30))}
 	case 4, 5:
 		return &wire.Unlink{Dir: dir, Name: name, IsDir: g.rng.IntN(3) == 0, OpenIno: g.lookup(dir, name), Holders: g.holders()}
 	case 6:
