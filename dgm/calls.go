@@ -138,11 +138,6 @@ func (l *callList) remove(c *remoteCall) {
 // call implements caller.
 func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
 	c := &remoteCall{req: req, bytes: req.SizeVT()}
-	if c.opens() {
-		if err := r.makeRow(ctx); err != nil {
-			return nil, err
-		}
-	}
 	c.out = r.outs.Get().(chan remoteOutcome)
 	if err := r.enter(ctx, c); err != nil {
 		return nil, err
@@ -159,18 +154,6 @@ func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, e
 		return nil, ctx.Err()
 	}
 	return resp, err
-}
-
-// makeRow has the volume's state know the session before it opens anything: who
-// leads next must know who may hold files without a name.
-func (r *Remote) makeRow(ctx context.Context) error {
-	r.mu.Lock()
-	rowed := r.rowed
-	r.mu.Unlock()
-	if rowed {
-		return nil
-	}
-	return r.applyOnly(ctx, &wire.Command{Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}})
 }
 
 // enter admits a call, gives a change its sequence number and sends it where
@@ -277,7 +260,6 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 		r.futile = 0
 		if c.seq != 0 {
 			r.given--
-			r.rowed = r.rowed || code == 0
 		}
 		r.finishLocked(c, resp, nil)
 		lose = r.drained && r.given == 0 && r.link == l

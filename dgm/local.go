@@ -135,7 +135,7 @@ func (l *Local) askNode(ctx context.Context, req *wire.Request) (*wire.Response,
 
 func (l *Local) askHere(ctx context.Context, op *wire.NodeOp) (*wire.Response, error) {
 	out := make(chan *wire.Response, 1)
-	l.vol.nodeOp(true, l.as, op, func(resp *wire.Response) { out <- resp })
+	l.vol.nodeOp(false, l.as, op, func(resp *wire.Response) { out <- resp })
 	select {
 	case resp := <-out:
 		return resp, errorOf(resp)

@@ -180,9 +180,7 @@ func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
 	r.route.told(resp)
 	r.noteIndex(l, resp)
 	r.mu.Lock()
-	if id := sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt); id != r.session {
-		r.session, r.rowed = id, false
-	}
+	r.session = sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)
 	r.mu.Unlock()
 	return l, nil
 }
@@ -267,7 +265,7 @@ func (r *Remote) renew(id gearsfs.SessionID) gearsfs.SessionID {
 		defer r.mu.Unlock()
 		return r.session
 	}
-	r.session, r.spent, r.rowed = gearsfs.SessionID{}, gearsfs.SessionID{}, false
+	r.session, r.spent = gearsfs.SessionID{}, gearsfs.SessionID{}
 	r.calls.told = 0
 	var over []*remoteCall
 	for _, c := range r.calls.all() {
