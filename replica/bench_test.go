@@ -3,7 +3,9 @@ package replica
 import (
 	"fmt"
 	"io"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,9 +33,9 @@ type shortLog struct{ memLog }
 
 func (l *shortLog) Append(entries []LogEntry, hard []byte) error {
 	l.mu.Lock()
-	if len(l.entries) > 1000 {
-		last := l.entries[len(l.entries)-1]
-		l.front, l.entries = LogEntry{Index: last.Index, Term: last.Term}, l.entries[:0]
+	if n := len(l.entries); n > 20000 {
+		l.front = LogEntry{Index: l.entries[n-10001].Index, Term: l.entries[n-10001].Term}
+		l.entries = append(l.entries[:0], l.entries[n-10000:]...)
 	}
 	l.mu.Unlock()
 	return l.memLog.Append(entries, hard)
@@ -177,5 +179,81 @@ func BenchmarkReplay(b *testing.B) {
 		}
 		closeAll(b, data)
 		b.StartTimer()
+	}
+}
+
+// wire3 joins Groups in one process.
+type wire3 struct {
+	mu     sync.RWMutex
+	groups map[gearsfs.MemberID]*Group
+	sent   atomic.Int64 // messages
+}
+
+func (w *wire3) Send(to gearsfs.MemberID, messages [][]byte) {
+	w.mu.RLock()
+	g := w.groups[to]
+	w.mu.RUnlock()
+	w.sent.Add(int64(len(messages)))
+	for _, m := range messages {
+		if g != nil {
+			g.Receive(slices.Clone(m))
+		}
+	}
+}
+
+// openThree makes a group of three and returns its leader and all Groups.
+func openThree(b *testing.B, log func() Log) (*Group, []*Group, *wire3) {
+	w := &wire3{groups: make(map[gearsfs.MemberID]*Group)}
+	var all []*Group
+	for id := range uint64(3) {
+		machine := new(idleMachine)
+		g, err := Open(Config{
+			ID: id + 1, Joined: id > 0, Log: log(), Machine: machine, Flush: machine.flush, Clock: time.Now, Peers: w,
+			Fatal: func(err error) { panic(err) },
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		w.mu.Lock()
+		w.groups[gearsfs.MemberID(id+1)] = g
+		w.mu.Unlock()
+		all = append(all, g)
+		if id > 0 {
+			if err := all[0].AddLearner(b.Context(), gearsfs.MemberID(id+1), nil); err != nil {
+				b.Fatal(err)
+			}
+			for s := g.Status(); len(s.Voters) != int(id)+1 || s.Applied < 3; s = g.Status() {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	return all[0], all, w
+}
+
+// BenchmarkThree is BenchmarkPropose and BenchmarkDisk in a group of three in
+// one process; all three logs are on one disk then.
+func BenchmarkThree(b *testing.B) {
+	for _, disk := range []bool{false, true} {
+		for _, clients := range []int{1, 16, 64, 256} {
+			b.Run(fmt.Sprintf("disk=%v/clients=%d", disk, clients), func(b *testing.B) {
+				var datas []io.Closer
+				leader, all, w := openThree(b, func() Log {
+					if !disk {
+						return new(shortLog)
+					}
+					data := openData(b, b.TempDir())
+					datas = append(datas, data)
+					return data.Log
+				})
+				before := w.sent.Load()
+				propose(b, leader, clients, true)
+				b.ReportMetric(float64(w.sent.Load()-before)/float64(b.N), "messages/put")
+				b.ReportMetric(float64(leader.Status().Last)/float64(b.N), "entries/put")
+				for i := range all {
+					closeAll(b, all[len(all)-1-i])
+				}
+				closeAll(b, datas...)
+			})
+		}
 	}
 }

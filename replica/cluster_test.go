@@ -22,7 +22,7 @@ type cluster struct {
 	mu    sync.Mutex
 	nodes map[uint64]*clusterNode
 	cut   map[[2]uint64]bool // from, to
-	sent  map[[2]uint64]int  // messages
+	sent  int                // messages
 	drop  func(from, to uint64, message []byte) bool
 
 	change func(*Config, *limits)
@@ -49,7 +49,7 @@ type clusterNode struct {
 func inCluster(t *testing.T, n int, change func(*Config, *limits), test func(t *testing.T, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{
-			t: t, nodes: make(map[uint64]*clusterNode), cut: make(map[[2]uint64]bool), sent: make(map[[2]uint64]int),
+			t: t, nodes: make(map[uint64]*clusterNode), cut: make(map[[2]uint64]bool),
 			change: change, fetch: 50 * time.Millisecond,
 		}
 		defer c.clear()
@@ -128,6 +128,8 @@ func (n *clusterNode) boot() {
 	cfg, limits := testConfig(n.log, n.machine, n.fatal), defaultLimits
 	cfg.ID, cfg.Joined, cfg.Peers, cfg.Snapshots = n.id, n.joined, n, (*nodeCopies)(n)
 	cfg.Leads = func(leads bool, term uint64) {
+		n.c.mu.Lock()
+		defer n.c.mu.Unlock()
 		n.terms = append(n.terms, fmt.Sprint(term, leads))
 	}
 	if n.c.change != nil {
@@ -168,7 +170,7 @@ func (n *clusterNode) Send(to gearsfs.MemberID, messages [][]byte) {
 	c.mu.Lock()
 	o, way := c.nodes[uint64(to)], [2]uint64{n.id, uint64(to)}
 	lost := o == nil || !o.up || !n.up || c.cut[way]
-	c.sent[way] += len(messages)
+	c.sent += len(messages)
 	drop := c.drop
 	c.mu.Unlock()
 	if lost {
@@ -196,7 +198,7 @@ func (n *nodeCopies) Make(done func(SnapshotMeta, error)) {
 	n.c.wg.Go(func() {
 		n.machine.mu.Lock()
 		state := n.machine.state
-		state.records = slices.Clone(state.records)
+		state.records, state.sizes = slices.Clone(state.records), slices.Clone(state.sizes)
 		n.machine.mu.Unlock()
 		time.Sleep(10 * time.Millisecond)
 		done(SnapshotMeta{Index: state.index, Term: state.term, Conf: state.conf, Data: state}, nil)
@@ -248,6 +250,7 @@ func (n *nodeCopies) Install(index, term uint64, hard []byte) error {
 	if !ok || state.term != term {
 		return fmt.Errorf("snapshot of %d was not fetched", index)
 	}
+	state.records, state.sizes = slices.Clone(state.records), slices.Clone(state.sizes)
 	n.machine.mu.Lock()
 	n.machine.state, n.machine.saved = state, state
 	n.machine.mu.Unlock()
@@ -258,6 +261,20 @@ func (n *nodeCopies) Install(index, term uint64, hard []byte) error {
 	defer n.log.mu.Unlock()
 	n.log.hard, n.log.syncHard = hard, hard
 	return nil
+}
+
+// figure reads a counter of the cluster.
+func (c *cluster) figure(p *int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return *p
+}
+
+// ledIn returns what Leads was called with.
+func (n *clusterNode) ledIn() []string {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return slices.Clone(n.terms)
 }
 
 // eventually waits until ok.

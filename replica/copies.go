@@ -153,10 +153,13 @@ func (g *Group) tickCopies() {
 	}
 }
 
+// drop gives s back, once.
 func (g *Group) drop(s *stateCopy) {
 	c := &g.loop.copies
-	c.all = slices.DeleteFunc(c.all, func(o *stateCopy) bool { return o == s })
-	g.cfg.Snapshots.Drop(s.meta)
+	if i := slices.Index(c.all, s); i >= 0 {
+		c.all = slices.Delete(c.all, i, i+1)
+		g.cfg.Snapshots.Drop(s.meta)
+	}
 }
 
 func (g *Group) dropCopies() {

@@ -262,6 +262,13 @@ func (m *memMachine) ApplyConf(index, term uint64, conf, context []byte) error {
 	return nil
 }
 
+// given returns the contexts of ApplyConf.
+func (m *memMachine) given() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]string(nil), m.contexts...)
+}
+
 func (m *memMachine) ConfState() []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()

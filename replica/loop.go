@@ -132,6 +132,11 @@ func (g *Group) turn() (loopState, error) {
 		if state == busy || ok {
 			continue
 		}
+		if g.loop.outbox.held {
+			if err := g.post(true); err != nil {
+				return stopped, err
+			}
+		}
 		if state == closing {
 			if stop, err := g.mayStop(); stop || err != nil {
 				return stopped, err
@@ -144,6 +149,7 @@ func (g *Group) turn() (loopState, error) {
 // pass gives raft what arrived and makes items an entry, so that all of it
 // shares messages, a write and a sync.
 func (g *Group) pass(items []waiting, got arrivals) error {
+	held := g.loop.outbox.held
 	if err := g.receive(got.messages); err != nil {
 		return err
 	}
@@ -158,7 +164,13 @@ func (g *Group) pass(items []waiting, got arrivals) error {
 			return err
 		}
 	}
-	return g.pump()
+	if err := g.pump(); err != nil {
+		return err
+	}
+	if held && g.loop.outbox.held {
+		return g.post(true)
+	}
+	return nil
 }
 
 // propose makes b an entry of the log. In a group of one it is applied when

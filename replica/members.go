@@ -289,6 +289,7 @@ func (g *Group) confChanged(conf *raftpb.ConfState) {
 		l.ticks = g.world.after(tick)
 	case sole:
 		l.ticks = nil
+		g.dropCopies() // nobody fetches them
 	}
 	g.updateAlone()
 	g.publish()

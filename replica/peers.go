@@ -15,10 +15,13 @@ type Peers interface {
 	Send(to gearsfs.MemberID, messages [][]byte)
 }
 
-// outbox are the messages that leave together.
+// outbox are the messages that leave together. What only tells a member how much
+// is committed stays a moment: until the next entry tells it too, the loop has
+// nothing else to do, or the next pass is over.
 type outbox struct {
 	parcels []parcel
 	encoded []encoded // the appends among them, which often are the same for all
+	held    bool      // some messages stay
 }
 
 type parcel struct {
@@ -46,9 +49,20 @@ func (g *Group) send(messages []*raftpb.Message) error {
 			o.add(m)
 		}
 	}
+	return g.post(false)
+}
+
+// post gives the peers what is for them, also what may stay if all is set.
+func (g *Group) post(all bool) error {
+	o := &g.loop.outbox
+	o.held = false
 	for i := range o.parcels {
 		p := &o.parcels[i]
 		if len(p.messages) == 0 {
+			continue
+		}
+		if !all && len(p.messages) == 1 && onlyCommits(p.messages[0]) {
+			o.held = true
 			continue
 		}
 		out := make([][]byte, len(p.messages))
@@ -66,6 +80,10 @@ func (g *Group) send(messages []*raftpb.Message) error {
 	clear(o.encoded)
 	o.encoded = o.encoded[:0]
 	return nil
+}
+
+func onlyCommits(m *raftpb.Message) bool {
+	return m.GetType() == raftpb.MsgApp && len(m.GetEntries()) == 0
 }
 
 func (o *outbox) add(m *raftpb.Message) {
@@ -92,7 +110,7 @@ func replaces(next, prev *raftpb.Message) bool {
 	}
 	switch next.GetType() {
 	case raftpb.MsgApp: // an empty one tells how much is committed
-		return len(prev.GetEntries()) == 0 && next.GetIndex() >= prev.GetIndex() && next.GetCommit() >= prev.GetCommit()
+		return onlyCommits(prev) && next.GetIndex() >= prev.GetIndex() && next.GetCommit() >= prev.GetCommit()
 	case raftpb.MsgAppResp:
 		return !prev.GetReject() && !next.GetReject() && next.GetIndex() >= prev.GetIndex()
 	case raftpb.MsgHeartbeat: // a later read round confirms the earlier ones
