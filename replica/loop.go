@@ -30,7 +30,7 @@ type loop struct {
 	ending   ending
 	flush    flushing
 	copies   copies
-	ticks    <-chan time.Time // nil where this node is the only member
+	ticks    <-chan time.Time // nil where this node is the only member, and leads
 	campaign campaigning
 	rand     *rand.Rand
 
@@ -271,7 +271,8 @@ func (g *Group) handleReady(ready raft.Ready) error {
 // tick is a tenth of a second of raft's time, and the time to look after what
 // is repeated or given up.
 func (g *Group) tick() error {
-	g.loop.ticks = g.world.after(tick)
+	g.loop.ticks = nil
+	g.needTicks()
 	g.loop.node.Tick()
 	g.repeatReads()
 	g.watchTransfer()

@@ -278,17 +278,14 @@ func decodeConf(e *raftpb.Entry) (raftpb.ConfChangeI, error) {
 	return change, proto.Unmarshal(e.GetData(), change)
 }
 
-// confChanged notes who is in the group; ticks are for those who are not alone.
+// confChanged notes who is in the group.
 func (g *Group) confChanged(conf *raftpb.ConfState) {
 	l := &g.loop
 	l.conf.set(conf)
 	sole := l.conf.sole(g.cfg.ID)
 	g.sole.Store(sole)
-	switch {
-	case !sole && l.ticks == nil:
-		l.ticks = g.world.after(tick)
-	case sole:
-		l.ticks = nil
+	g.needTicks()
+	if sole {
 		g.dropCopies() // nobody fetches them
 	}
 	g.updateAlone()
@@ -297,6 +294,19 @@ func (g *Group) confChanged(conf *raftpb.ConfState) {
 
 // Sole reports whether this node is the only member of its group.
 func (g *Group) Sole() bool { return g.sole.Load() }
+
+// needTicks has time pass for raft, but for a sole member that leads. One that
+// does not lead yet, because the others left it as a follower, is elected by
+// its ticks.
+func (g *Group) needTicks() {
+	l := &g.loop
+	switch {
+	case g.sole.Load() && l.leads:
+		l.ticks = nil
+	case l.ticks == nil:
+		l.ticks = g.world.after(tick)
+	}
+}
 
 // updateAlone notes whether this node leads and is the only member.
 func (g *Group) updateAlone() { g.alone.Store(g.loop.tenure && g.sole.Load()) }
