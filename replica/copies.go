@@ -56,19 +56,24 @@ type copies struct {
 type stateCopy struct {
 	meta     SnapshotMeta
 	snapshot *raftpb.Snapshot
+	conf     membership // as of the snapshot
 	sends    int
 	unused   int // ticks
 }
 
 // snapshot gives raft the newest snapshot from which the log goes on, or begins
-// to make one; then raft asks again with the next heartbeat.
+// to make one; then raft asks again with the next heartbeat. A snapshot from
+// before a member was added is none for it: raft refuses to install one of a
+// group that the receiver is not in.
 func (g *Group) snapshot() (*raftpb.Snapshot, error) {
 	c := &g.loop.copies
 	if g.cfg.Snapshots == nil || c.making || c.pause > 0 {
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
-	if n := len(c.all); n > 0 && c.all[n-1].meta.Index+1 >= g.cfg.Log.First() {
-		return c.all[n-1].snapshot, nil
+	if n := len(c.all); n > 0 {
+		if s := c.all[n-1]; s.meta.Index+1 >= g.cfg.Log.First() && s.conf.hasAll(&g.loop.conf) {
+			return s.snapshot, nil
+		}
 	}
 	c.making, c.floor = true, g.status.applied.Load()
 	g.cfg.Snapshots.Make(func(meta SnapshotMeta, err error) {
@@ -96,9 +101,11 @@ func (g *Group) copyMade(meta SnapshotMeta, err error) error {
 	if err := proto.Unmarshal(meta.Conf, conf); err != nil {
 		return gearsfs.ErrDamaged.Because("conf state of a snapshot: %v", err)
 	}
-	c.all = append(c.all, &stateCopy{meta: meta, snapshot: &raftpb.Snapshot{
+	s := &stateCopy{meta: meta, snapshot: &raftpb.Snapshot{
 		Metadata: &raftpb.SnapshotMetadata{ConfState: conf, Index: &meta.Index, Term: &meta.Term},
-	}})
+	}}
+	s.conf.set(conf)
+	c.all = append(c.all, s)
 	return nil
 }
 

@@ -25,6 +25,12 @@ type membership struct {
 func (c *membership) votes(id uint64) bool { return slices.Contains(c.voters, id) }
 func (c *membership) has(id uint64) bool   { return c.votes(id) || slices.Contains(c.learners, id) }
 
+// hasAll reports whether all members of other are among those of c.
+func (c *membership) hasAll(other *membership) bool {
+	lacks := func(id uint64) bool { return !c.has(id) }
+	return !slices.ContainsFunc(other.voters, lacks) && !slices.ContainsFunc(other.learners, lacks)
+}
+
 // sole reports whether id is the only member.
 func (c *membership) sole(id uint64) bool {
 	return len(c.voters) == 1 && c.voters[0] == id && len(c.learners) == 0
