@@ -37,3 +37,6 @@ func (t *Tenure) Leftovers() string {
 	return fmt.Sprintf("%d commands of %d bytes, %d held; %d wait (%d for sessions) at %d files and %d names; %d unlinks, %d ends",
 		commands, bytes, held, w.count, waits, len(w.files), len(w.names), len(w.unlinking), len(t.t.ending))
 }
+
+// Serves says whether a tenure serves.
+func (v *Volume) Serves() bool { return v.tenure.Load() != nil }

@@ -302,7 +302,7 @@ func (v *Volume) askNode(ctx context.Context, m gearsfs.Member) *wire.NodeInfo {
 	if m.ID == v.member {
 		s = statusToWire(v.nodeStatus())
 	} else {
-		resp, err := v.mesh.Load().ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Status{Status: true}})
+		resp, err := v.mesh.ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Status{Status: true}})
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer within %v", askTimeout)
 		}
@@ -355,11 +355,11 @@ func memberToWire(m gearsfs.Member) *wire.Member {
 // noteMembers has the member table say of the members what they say of
 // themselves: a node may come back at other addresses. Only the leader does it.
 func (v *Volume) noteMembers() {
-	t, m := v.tenure.Load(), v.mesh.Load()
-	if t == nil || m == nil {
+	t := v.tenure.Load()
+	if t == nil {
 		return
 	}
-	for _, self := range m.said() {
+	for _, self := range v.mesh.said() {
 		row, ok := v.machine.MemberRow(gearsfs.MemberID(self.Id))
 		if !ok || row.Removed || row.Name == self.Name && row.Addrs == self.Addrs {
 			continue

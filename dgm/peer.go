@@ -82,24 +82,23 @@ func (p *peer) serveNode(req *wire.Request, done func(*wire.Response)) {
 	}
 	switch kind := req.Kind.(type) {
 	case *wire.Request_Peer:
-		resp, err := p.vol.mesh.Load().accept(p, kind.Peer)
+		resp, err := p.vol.mesh.accept(p, kind.Peer)
 		if err != nil {
 			resp = failure(err)
 		}
 		done(resp)
-	case *wire.Request_Fetch:
-		if p.member == 0 || !p.bulk {
-			done(failure(gearsfs.ErrProtocol.Because("not a connection for snapshots")))
-			return
+		if p.member != 0 && !p.bulk {
+			p.vol.noteMembers()
 		}
-		done(failure(gearsfs.ErrUnknownOp))
+	case *wire.Request_Fetch:
+		p.vol.mesh.fetch(p, kind.Fetch, done)
 	}
 }
 
 // Notice implements transport.NoticeHandler.
 func (p *peer) Notice(body []byte) {
 	if p.member != 0 {
-		p.vol.mesh.Load().notice(p, body)
+		p.vol.mesh.notice(p, body)
 	}
 }
 

@@ -131,7 +131,5 @@ func (v *Volume) membersChanged() {
 	v.membersNoted = make(chan struct{})
 	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
-	if m := v.mesh.Load(); m != nil {
-		m.update()
-	}
+	v.mesh.update()
 }

@@ -26,7 +26,8 @@ func (v *Volume) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	defer stop()
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	cfg := transport.Config{TLS: tlsConfig, NewHandler: v.newPeer(nil)}
+	cfg := peerTransport()
+	cfg.TLS, cfg.NewHandler = tlsConfig, v.newPeer(nil)
 	pause := acceptPauseMin
 	for {
 		nc, err := l.Accept()

@@ -87,9 +87,7 @@ func (t *tenure) counts() (sessions, waits uint32) {
 // warnings are what somebody should do something about, the worst first.
 func (v *Volume) warnings(g replica.Status) []string {
 	var w []string
-	if m := v.mesh.Load(); m != nil {
-		w = append(w, m.warnings()...)
-	}
+	w = append(w, v.mesh.warnings()...)
 	if voters := len(g.Voters); g.Leader == 0 && voters > 0 {
 		w = append(w, fmt.Sprintf("no node leads the volume: changes wait until %d of its %d voters reach each other", voters/2+1, voters))
 	}

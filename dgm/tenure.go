@@ -138,6 +138,7 @@ func (t *tenure) begin(last *tenure) {
 		t.clear()
 	} else {
 		t.sweepLater() // what was closed before
+		v.noteMembers()
 	}
 	close(t.begun)
 	switch gearsfs.CodeOf(err) {

@@ -71,7 +71,7 @@ type Volume struct {
 	member  gearsfs.MemberID
 	machine *file.Machine
 	group   *replica.Group // set when opened is closed
-	mesh    atomic.Pointer[mesh]
+	mesh    *mesh
 	door    door          // inside is who uses the machine for a caller
 	opened  chan struct{} // closed when group is set, or never will be
 	ended   chan struct{} // closed when Close is done
@@ -179,9 +179,7 @@ func (v *Volume) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open volume: %w", err)
 	}
-	m := newMesh(v)
-	v.mesh.Store(m)
-	m.begin(v.group)
+	v.mesh.begin(v.group)
 	return nil
 }
 
@@ -204,23 +202,12 @@ func (v *Volume) openReplica() error {
 	if v.member == founder && joined && index == 0 && v.cfg.Data.Log.Last() == 0 {
 		return gearsfs.ErrDamaged.Because("%s has lost its log and its state: let it join the volume with new data", who.Name)
 	}
+	v.mesh = newMesh(v)
 	v.group, err = replica.Open(replica.Config{
 		ID: uint64(v.member), Joined: joined, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
-		Peers: carrier{v}, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Fatal: v.fatal, Logger: v.log,
+		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
-}
-
-// carrier is the replica's way to the mesh, which is made after it.
-type carrier struct{ vol *Volume }
-
-var _ replica.Peers = carrier{}
-
-// Send implements replica.Peers.
-func (c carrier) Send(to gearsfs.MemberID, messages [][]byte) {
-	if m := c.vol.mesh.Load(); m != nil {
-		m.Send(to, messages)
-	}
 }
 
 // noteFounder writes down which volume this node's data is a part of, where
@@ -292,8 +279,8 @@ func (v *Volume) Close() error {
 	if v.group != nil {
 		errs = append(errs, v.group.Close())
 	}
-	if m := v.mesh.Load(); m != nil {
-		m.close()
+	if v.mesh != nil {
+		v.mesh.close()
 	}
 	v.replies.drain()
 	v.stop()
