@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
@@ -30,7 +31,8 @@ type JoinConfig struct {
 // goes on from there. The node's data does nothing for the volume before it has
 // caught up. It waits for a node that leads, as long as ctx allows but at most a
 // minute. Where Join failed it may be called again: a node that was added before
-// is added once. Data that has joined already is left as it is.
+// is added once. Data that has joined already is left as it is; only where the
+// node that leads is found at once, and would not have it, that is told.
 //
 // Errors: gearsfs.ErrForeign, the data has a volume of its own or another's;
 // gearsfs.ErrExists, a node of the volume has the same name;
@@ -45,7 +47,7 @@ func Join(ctx context.Context, addrs string, cfg JoinConfig) error {
 	id := cfg.Data.Identity()
 	switch {
 	case id.Member != 0:
-		return nil
+		return stillWelcome(ctx, addrs, cfg, id)
 	case id.Volume != (persist.ID{}):
 		return gearsfs.ErrForeign.Because("the data of %s belongs to volume %s: a node joins with new data", id.Name, id.Volume)
 	case cfg.Data.Log.Last() != 0:
@@ -67,6 +69,36 @@ func Join(ctx context.Context, addrs string, cfg JoinConfig) error {
 		return fmt.Errorf("note the volume that was joined: %w", err)
 	}
 	log.Info("joined a volume", "volume", joined.Volume, "id", volume, "member", fmt.Sprintf("%x", uint64(member)))
+	return nil
+}
+
+// welcomePatience is how long a member that starts again may wait to hear
+// whether it is one.
+const welcomePatience = time.Second
+
+// stillWelcome asks once, about data that is a member, whether it is one of the
+// volume that is to be joined. Without an answer it may be: all nodes of the
+// volume may be starting.
+func stillWelcome(ctx context.Context, addrs string, cfg JoinConfig, id persist.Identity) error {
+	ctx, cancel := context.WithTimeout(ctx, welcomePatience)
+	defer cancel()
+	opts := RemoteOptions{TLS: cfg.TLS}
+	node, err := DialNode(ctx, addrs, opts)
+	if err != nil {
+		return nil
+	}
+	defer node.Close() //nolint:errcheck // always nil
+	req := &wire.Request{Kind: &wire.Request_Node{Node: &wire.NodeOp{Op: &wire.NodeOp_Join{Join: &wire.Join{
+		Self:     &wire.Member{Id: uint64(id.Member), Name: id.Name, NodeId: id.Node[:], Addrs: cfg.Addrs},
+		VolumeId: id.Volume[:], Format: persist.FormatVersion,
+	}}}}}
+	resp, err := node.ask(ctx, req)
+	if errors.Is(err, gearsfs.ErrNotLeader) && resp.GetLeader() != "" {
+		_, err = askAt(ctx, resp.Leader, opts, req)
+	}
+	if errors.Is(err, gearsfs.ErrForeign) || errors.Is(err, gearsfs.ErrNotMember) {
+		return err
+	}
 	return nil
 }
 

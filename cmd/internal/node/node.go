@@ -33,7 +33,8 @@ type Config struct {
 	Log      *slog.Logger // nil is slog.Default()
 
 	// Join makes new data a part of the volume that the nodes at these
-	// addresses hold. Data that is a part of a volume stays one of that.
+	// addresses hold. Data that is a part of a volume stays one of that, and is
+	// refused where a node there says at once that it is not theirs.
 	Join string
 	// Advertise are the addresses that the other nodes of the volume are told;
 	// none are those that the node listens at.
@@ -131,7 +132,7 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 		return nil, err
 	}
 	addrs := strings.Join(cfg.Advertise, ",")
-	if cfg.Join != "" && data.Identity().Member == 0 {
+	if cfg.Join != "" {
 		err := dgm.Join(ctx, cfg.Join, dgm.JoinConfig{Data: data, Addrs: addrs, TLS: cfg.TLS, Log: cfg.Log})
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("join %s: %w", cfg.Join, err), data.Close())
