@@ -24,6 +24,7 @@ type node struct {
 	t         *testing.T
 	name, dir string
 	sock      string
+	log       *slog.Logger
 	vol       *dgm.Volume
 	stop      context.CancelFunc
 	served    sync.WaitGroup
@@ -38,15 +39,14 @@ func (n *node) start(join string) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.DiscardHandler)
 	if join != "" {
-		if err := dgm.Join(n.t.Context(), join, dgm.JoinConfig{Data: data, Addrs: n.addr(), Log: log}); err != nil {
+		if err := dgm.Join(n.t.Context(), join, dgm.JoinConfig{Data: data, Addrs: n.addr(), Log: n.log}); err != nil {
 			data.Close()
 			return err
 		}
 	}
 	n.vol, err = dgm.OpenVolume(n.t.Context(), dgm.VolumeConfig{
-		Data: data, Root: gearsfs.Root, Addrs: n.addr(), Log: log,
+		Data: data, Root: gearsfs.Root, Addrs: n.addr(), Log: n.log,
 		Fatal: func(err error) { n.t.Errorf("%s: fatal: %v", n.name, err) },
 	})
 	if err != nil {
@@ -119,7 +119,7 @@ func newNodes(t *testing.T, names ...string) *nodes {
 
 func (c *nodes) add(name string) *node {
 	dir := filepath.Join(c.dir, fmt.Sprint(len(c.all)))
-	n := &node{t: c.t, name: name, dir: dir, sock: dir + ".sock"}
+	n := &node{t: c.t, name: name, dir: dir, sock: dir + ".sock", log: slog.New(slog.DiscardHandler)}
 	c.all = append(c.all, n)
 	return n
 }

@@ -64,6 +64,7 @@ type mesh struct {
 	cfg         meshConfig
 	incarnation uint64
 	snapshots   *snapshots
+	verifier    *verifier
 	station     atomic.Pointer[station] // nil before begin
 
 	ctx   context.Context // ends with close
@@ -101,8 +102,8 @@ type arrival struct {
 // guestsMax bounds the members that are only known by what they say.
 const guestsMax = 64
 
-// newMesh makes the mesh of a volume, and what carries its snapshots. It
-// connects to nobody before begin.
+// newMesh makes the mesh of a volume, and what carries its snapshots and
+// compares its replicas. It connects to nobody before begin.
 func newMesh(v *Volume) *mesh {
 	m := makeMesh(meshConfig{
 		identity: func() (*wire.Member, persist.ID) {
@@ -112,6 +113,7 @@ func newMesh(v *Volume) *mesh {
 		tls: v.cfg.TLS, log: v.log, roster: v.machine,
 	})
 	m.snapshots = newSnapshots(v, m)
+	m.verifier = newVerifier(v, m)
 	return m
 }
 
@@ -135,6 +137,9 @@ func (m *mesh) begin(group receiver) {
 	self, volume := m.cfg.identity()
 	m.station.Store(&station{group, self, volume})
 	m.update()
+	if m.verifier != nil {
+		m.verifier.begin()
+	}
 }
 
 // update takes over who the members are, and where. It waits for nothing but
@@ -257,14 +262,22 @@ func (m *mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
 	return true, ""
 }
 
-// warnings are for the node's status.
+// warnings are for the node's status, the worst first.
 func (m *mesh) warnings() []string {
+	var all []string
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.expelled == "" {
-		return nil
+	expelled := m.expelled
+	m.mu.Unlock()
+	if expelled != "" {
+		all = append(all, "this node was removed from the volume (says "+expelled+"): stop it; to come back it needs new data")
 	}
-	return []string{"this node was removed from the volume (says " + m.expelled + "): stop it; to come back it needs new data"}
+	if m.verifier != nil {
+		all = append(all, m.verifier.warnings()...)
+	}
+	if m.snapshots != nil {
+		all = append(all, m.snapshots.warnings()...)
+	}
+	return all
 }
 
 // expel notes that this node was removed.
@@ -428,6 +441,9 @@ func (m *mesh) close() {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
+	if m.verifier != nil {
+		m.verifier.close()
+	}
 	if m.snapshots != nil {
 		m.snapshots.close()
 	}

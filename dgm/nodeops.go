@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -369,12 +368,3 @@ func (v *Volume) noteMembers() {
 		}}, nil)
 	}
 }
-
-// Verify implements file.Observer.
-func (v *Volume) Verify(_ uint64, state file.View) { state.Close() }
-
-func (v *Volume) answerVerify(context.Context, *wire.NodeOp) (*wire.Response, error) {
-	return nil, gearsfs.ErrUnknownOp
-}
-
-func (v *Volume) verifyNow(context.Context) error { return gearsfs.ErrUnsupported }

@@ -166,7 +166,6 @@ func (s *snapshots) handOver(ctx context.Context, p *pull, in *persist.Incoming)
 	for {
 		select {
 		case <-p.installed:
-			s.cfg.log.Info("the state is that of a snapshot", "from", s.nameOf(p.from), "index", p.snap.Index, "bytes", p.total)
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -329,13 +328,13 @@ func askPiece(conn *transport.Conn, want *wire.Fetch) piece {
 	return piece{want, got}
 }
 
-// catching says what is being fetched, "" where nothing is.
-func (s *snapshots) catching() string {
+// warnings say what is being fetched.
+func (s *snapshots) warnings() []string {
 	s.mu.Lock()
 	p := s.pull
 	s.mu.Unlock()
 	if p == nil {
-		return ""
+		return nil
 	}
-	return fmt.Sprintf("fetching a snapshot from %s: %d of %d MiB", s.nameOf(p.from), p.have.Load()>>20, p.total>>20)
+	return []string{fmt.Sprintf("fetching a snapshot from %s: %d of %d MiB", s.nameOf(p.from), p.have.Load()>>20, p.total>>20)}
 }

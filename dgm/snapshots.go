@@ -406,6 +406,7 @@ func (s *snapshots) Install(index, term uint64, hard []byte) error {
 	if err != nil {
 		return fmt.Errorf("install a snapshot: %w", err)
 	}
+	s.cfg.log.Info("the state is that of a snapshot", "from", s.nameOf(p.from), "index", index, "bytes", p.total)
 	close(p.installed)
 	return nil
 }

@@ -48,13 +48,18 @@ func (n *snapNode) open() {
 	var err error
 	n.data, err = persist.Open(n.dir, persist.Options{Create: true, Name: n.self.Name})
 	require.NoError(n.t, err)
-	n.machine, err = file.New(n.data.State, nil)
+	n.machine, err = file.New(n.data.State, n)
 	require.NoError(n.t, err)
 	n.mesh.snapshots = makeSnapshots(snapshotsConfig{
 		data: n.data, mesh: n.mesh, log: slog.New(slog.DiscardHandler), pace: newPace(1 << 40),
 		applied: n.applied, replace: n.machine.Replace,
 	})
 }
+
+// The node observes its machine.
+func (n *snapNode) Applied(uint64, []file.Touched, []file.Changed) {}
+func (n *snapNode) MembersChanged()                                {}
+func (n *snapNode) Verify(index uint64, state file.View)           { n.mesh.verifier.observe(index, state) }
 
 func (n *snapNode) shut() {
 	if n.data != nil {
@@ -248,7 +253,7 @@ func TestSnapshotRestart(t *testing.T) {
 		p := b.mesh.snapshots.pull
 		return p != nil && p.have.Load() > 6<<20
 	}, "nothing is written")
-	require.Contains(t, b.mesh.snapshots.catching(), "MiB")
+	require.Contains(t, b.mesh.warnings()[0], "fetching a snapshot from n1")
 	b.restart()
 	before := a.sent.Load()
 	close(gone)
