@@ -242,15 +242,18 @@ func (g *traffic) configure(key string) any {
 func (g *traffic) nameOp(s *trafficSession) any {
 	dir, name := pick(g.rng, g.dirs), pick(g.rng, g.names)
 	size, zero := uint64(g.rng.IntN(9000)), uint64(0)
-	switch g.rng.IntN(16) {
+	switch g.rng.IntN(18) {
 	case 0, 1, 2:
 		return &wire.Make{Dir: dir, Name: name, Mode: pick(g.rng, []uint32{modeFile, modeFile, modeDir}) | 0o644, Open: g.rng.IntN(4) == 0}
 	case 3:
 		return &wire.Link{Ino: g.file(), Dir: dir, Name: fmt.Sprintf("link%d", g.rng.IntN(30))}
 	case 4, 5:
 		return &wire.Unlink{Dir: dir, Name: name, IsDir: g.rng.IntN(3) == 0, OpenIno: g.lookup(dir, name), Holders: g.holders()}
-	case 6:
+	case 6, 15, 16:
 		newDir, newName := pick(g.rng, g.dirs), pick(g.rng, g.names)
+		if g.rng.IntN(2) == 0 {
+			newName = fmt.Sprintf("moved%d", g.rng.IntN(30))
+		}
 		return &wire.Rename{Dir: dir, Name: name, NewDir: newDir, NewName: newName,
 			Flags: g.rng.Uint32N(3), OpenIno: g.lookup(newDir, newName), Holders: g.holders()}
 	case 7:
