@@ -5,6 +5,8 @@
 //	go run ./bench mount       the mount beside go-fuse's loopback example
 //	go run ./bench wordcount   two nodes beside wc
 //	go run ./bench start       start-up time and the binaries' sizes
+//	go run ./bench cluster     three nodes beside NATS JetStream and etcd: all of
+//	                           throughput, failover, catchup and idle
 //
 // It builds the binaries itself and works below -dir, on the disk that is to be
 // measured. Figures of a busy machine mean little; ratios mean more.
@@ -15,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +44,8 @@ type bench struct {
 	bin     string // the binaries
 	rounds  int
 	seconds time.Duration // of one measurement
+	kills   int
+	peers   []string // that the cluster is measured beside
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -48,14 +53,17 @@ func run(ctx context.Context, args []string) (err error) {
 	dir := flags.String("dir", ".", "work in a new directory below this one")
 	rounds := flags.Int("rounds", 5, "rounds to take medians of")
 	seconds := flags.Duration("time", 2*time.Second, "length of one measurement")
+	kills := flags.Int("kills", 50, "how often failover kills the leader")
+	peers := flags.String("peers", "nats,etcd", "what cluster measures beside GearsFS; their modules are downloaded")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	workloads := map[string]func(context.Context, *bench) error{
 		"queue": queue, "mount": mounts, "wordcount": words, "start": start,
+		"cluster": cluster, "throughput": throughput, "failover": failovers, "catchup": catchUp, "idle": idle,
 	}
 	if flags.NArg() == 0 {
-		return errors.New("name a workload: queue, mount, wordcount, start")
+		return fmt.Errorf("name a workload: %s", strings.Join(slices.Sorted(maps.Keys(workloads)), ", "))
 	}
 	work, err := os.MkdirTemp(*dir, "bench-")
 	if err != nil {
@@ -65,7 +73,10 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &bench{dir: work, bin: filepath.Join(work, "bin"), rounds: *rounds, seconds: *seconds}
+	b := &bench{dir: work, bin: filepath.Join(work, "bin"), rounds: *rounds, seconds: *seconds, kills: *kills}
+	if *peers != "" {
+		b.peers = strings.Split(*peers, ",")
+	}
 	if err := b.build(ctx, "./cmd/..."); err != nil {
 		return err
 	}
@@ -83,21 +94,28 @@ func run(ctx context.Context, args []string) (err error) {
 
 // build puts the programs of a package pattern into b.bin.
 func (b *bench) build(ctx context.Context, pattern string) error {
+	return b.goBuild(ctx, ".", "-o", b.bin+"/", pattern)
+}
+
+func (b *bench) goBuild(ctx context.Context, module string, args ...string) error {
 	if err := os.MkdirAll(b.bin, 0o755); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.bin+"/", pattern)
+	args = append([]string{"build", "-C", module, "-trimpath", "-ldflags", "-s -w"}, args...)
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build %s: %w\n%s", pattern, err, out)
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
 // process is a program that runs until it is stopped.
 type process struct {
-	cmd *exec.Cmd
-	log *os.File
+	cmd    *exec.Cmd
+	log    string        // what it prints
+	exited chan struct{} // closed when it has ended, as err says
+	err    error
 }
 
 // startProcess starts a program and waits until it prints ready.
@@ -108,26 +126,46 @@ func (b *bench) startProcess(ctx context.Context, ready, name string, args ...st
 	}
 	cmd := exec.Command(filepath.Join(b.bin, name), args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return nil, err
 	}
-	p := &process{cmd, log}
+	p := &process{cmd: cmd, log: log.Name(), exited: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.exited)
+	}()
 	for {
-		text, err := os.ReadFile(log.Name())
+		text, err := os.ReadFile(p.log)
 		if err == nil && strings.Contains(string(text), ready) {
 			return p, nil
 		}
-		if ctx.Err() != nil || err != nil || cmd.Process.Signal(syscall.Signal(0)) != nil {
-			return nil, errors.Join(fmt.Errorf("%s did not come up: %s", name, text), ctx.Err(), p.stop())
+		select {
+		case <-p.exited:
+			text, err := os.ReadFile(p.log)
+			return nil, errors.Join(fmt.Errorf("%s ended: %w\n%s", name, p.err, text), err)
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("%s did not come up: %w\n%s", name, ctx.Err(), text), err, p.stop())
+		case <-time.After(time.Millisecond):
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
 // stop ends the program in peace.
 func (p *process) stop() error {
-	err := p.cmd.Process.Signal(syscall.SIGTERM)
-	return errors.Join(err, p.cmd.Wait(), p.log.Close())
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-p.exited
+	return p.err
+}
+
+// kill ends the program at once.
+func (p *process) kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.exited
+	return nil
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
