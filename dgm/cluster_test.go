@@ -15,7 +15,6 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
-	"github.com/gearsfs/gearsfs/dgm/dgmtest"
 	"github.com/gearsfs/gearsfs/persist"
 )
 
@@ -164,20 +163,6 @@ func (c *nodes) changeLeader() {
 	c.t.Helper()
 	m := local(c.t, c.leader().vol)
 	require.NoError(c.t, m.TransferLeader(c.t.Context(), c.follower().name))
-}
-
-func TestFollowersLocal(t *testing.T) {
-	dgmtest.Run(t, func(t *testing.T) dgmtest.Opener {
-		c := newNodes(t, "a", "b", "c")
-		return func(t *testing.T) dgm.Manager { return local(t, c.follower().vol) }
-	})
-}
-
-func TestFollowersAddress(t *testing.T) {
-	dgmtest.Run(t, func(t *testing.T) dgmtest.Opener {
-		c := newNodes(t, "a", "b", "c")
-		return func(t *testing.T) dgm.Manager { return dial(t, c.follower().addr(), dgm.RemoteOptions{}) }
-	})
 }
 
 func TestNodes(t *testing.T) {

@@ -316,6 +316,31 @@ func status(t *testing.T, s *suite) {
 	require.GreaterOrEqual(t, usage.Inodes, uint64(2))
 }
 
+func nodes(t *testing.T, s *suite) {
+	all, err := s.m.Nodes(s.ctx)
+	require.NoError(t, err)
+	st, err := s.m.Status(s.ctx)
+	require.NoError(t, err)
+	names := make(map[string]bool)
+	leaders := 0
+	for _, n := range all {
+		require.True(t, n.Reachable, n.Trouble)
+		require.False(t, names[n.Name], "two nodes are called %s", n.Name)
+		names[n.Name] = true
+		if n.Role == "leader" {
+			leaders++
+			require.Equal(t, st.Leader, n.Name)
+			require.NoError(t, s.m.TransferLeader(s.ctx, n.Name), "it leads already")
+			require.ErrorIs(t, s.m.RemoveNode(s.ctx, n.Name), gearsfs.ErrBusy)
+		}
+	}
+	require.True(t, names[st.Name])
+	require.Equal(t, 1, leaders)
+	require.ErrorIs(t, s.m.RemoveNode(s.ctx, "nobody"), gearsfs.ErrNotFound)
+	require.ErrorIs(t, s.m.TransferLeader(s.ctx, "nobody"), gearsfs.ErrNotFound)
+	require.NoError(t, s.m.Verify(s.ctx))
+}
+
 func closeEndsWaits(t *testing.T, s *suite) {
 	m := s.open(t)
 	out := s.takeLater(s.ctx, m, takeOf("k"))

@@ -67,6 +67,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"Waits", waits},
 		{"Remotes", remotes},
 		{"Status", status},
+		{"Nodes", nodes},
 		{"CloseEndsWaits", closeEndsWaits},
 	}
 	for _, test := range tests {
