@@ -258,16 +258,16 @@ func TestInstallFailsEachIO(t *testing.T) {
 func TestInstallOfWhatWasNotSynced(t *testing.T) {
 	s := newSnapshot(t, newEntry)
 	disk := vfs.NewCrashableMem()
-	unsynced := false
+	var unsynced atomic.Bool
 	d := newDataAt(t, errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if unsynced && strings.HasPrefix(op.Path, "data/incoming/") && (op.Kind == errorfs.OpFileSync || op.Kind == errorfs.OpFileSyncData) {
+		if unsynced.Load() && strings.HasPrefix(op.Path, "data/incoming/") && (op.Kind == errorfs.OpFileSync || op.Kind == errorfs.OpFileSyncData) {
 			return errorfs.ErrInjected
 		}
 		return nil
 	})), oldEntry)
 	in, err := d.Receive(s.ID, s.Files)
 	require.NoError(t, err)
-	unsynced = true
+	unsynced.Store(true)
 	failed := 0
 	for _, f := range s.Files {
 		for off := uint64(0); off < f.Bytes; off += 700 {
@@ -280,7 +280,7 @@ func TestInstallOfWhatWasNotSynced(t *testing.T) {
 		}
 	}
 	require.NotZero(t, failed)
-	unsynced = false
+	unsynced.Store(false)
 	in, err = d.Receive(s.ID, s.Files)
 	require.NoError(t, err)
 	for _, f := range s.Files {
