@@ -301,13 +301,14 @@ func (g *Group) confChanged(conf *raftpb.ConfState) {
 // Sole reports whether this node is the only member of its group.
 func (g *Group) Sole() bool { return g.sole.Load() }
 
-// needTicks has time pass for raft, but for a sole member that leads. One that
-// does not lead yet, because the others left it as a follower, is elected by
-// its ticks.
+// needTicks has time pass for raft, but for a sole member that leads and owes
+// nobody anything. One that does not lead yet, because the others left it as a
+// follower, is elected by its ticks, and what was asked before is repeated by
+// them.
 func (g *Group) needTicks() {
 	l := &g.loop
 	switch {
-	case g.sole.Load() && l.leads:
+	case g.sole.Load() && l.leads && len(l.reads.waiting) == 0 && l.transfer.done == nil:
 		l.ticks = nil
 	case l.ticks == nil:
 		l.ticks = g.world.after(tick)
