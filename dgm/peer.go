@@ -221,6 +221,7 @@ func (p *peer) spoken(resp *wire.Response) *wire.Response {
 	case gearsfs.ErrClosed.Code, gearsfs.ErrMaybe.Code, gearsfs.ErrNotLeader.Code:
 		over := v.broken.Load() || v.isClosed()
 		switch {
+		case over && p.conn == nil && code == gearsfs.ErrMaybe.Code: // nobody asks again
 		case over && p.conn == nil:
 			resp = failure(gearsfs.ErrClosed)
 		case over:

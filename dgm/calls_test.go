@@ -1,0 +1,286 @@
+package dgm
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// scriptRoute hands out links that the test makes, one after the other.
+type scriptRoute struct {
+	links chan *scriptLink
+	hints []string
+}
+
+func (s *scriptRoute) remote() string           { return "" }
+func (s *scriptRoute) told(resp *wire.Response) { s.hints = append(s.hints, resp.Leader) }
+func (s *scriptRoute) connect(ctx context.Context, how *search) (link, *wire.Response, error) {
+	return how.single(ctx, func(ctx context.Context) (link, error) {
+		select {
+		case l := <-s.links:
+			return l, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	})
+}
+
+// scriptLink welcomes and keeps what it is asked for the test to answer.
+type scriptLink struct {
+	lossy
+	lending bool
+	mu      sync.Mutex
+	asked   []*asked
+	minted  uint64
+}
+
+type asked struct {
+	req       *wire.Request
+	done      func(*wire.Response)
+	cancelled bool
+}
+
+func (a *asked) cancel(error) { a.cancelled = true }
+
+func newScriptLink(lending bool) *scriptLink { return &scriptLink{lossy: newLossy(), lending: lending} }
+
+func (l *scriptLink) lends() bool { return l.lending }
+func (l *scriptLink) why() error  { return gearsfs.ErrNoNode }
+
+func (l *scriptLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	if h := req.GetHello(); h != nil {
+		minted := h.SessionMinted
+		if minted == 0 {
+			minted = 1
+		}
+		done(&wire.Response{Welcome: &wire.Welcome{SessionMinted: minted, SessionSalt: 1}})
+		return nil
+	}
+	if req.GetGoodbye() != nil {
+		done(&wire.Response{})
+		return nil
+	}
+	a := &asked{req: req, done: done}
+	l.mu.Lock()
+	l.asked = append(l.asked, a)
+	l.mu.Unlock()
+	return a
+}
+
+// scripted makes a Remote that has a link, in the bubble of a test.
+func scripted(t *testing.T, opts RemoteOptions, first *scriptLink) (*Remote, *scriptRoute) {
+	route := &scriptRoute{links: make(chan *scriptLink, 8)}
+	route.links <- first
+	r, err := newRemote(t.Context(), opts, route)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r, route
+}
+
+func later[T any](f func() (T, error)) (out chan T, failed chan error) {
+	out, failed = make(chan T, 1), make(chan error, 1)
+	go func() {
+		v, err := f()
+		if err != nil {
+			failed <- err
+			return
+		}
+		out <- v
+	}()
+	return out, failed
+}
+
+// TestLentUntilDone: what a caller passes in is its own again when the call
+// returns, so it does not while a volume of this process still uses it.
+func TestLentUntilDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newScriptLink(true), newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{}, first)
+		data := []byte("payload")
+		out, failed := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, data) })
+		synctest.Wait()
+		route.links <- second
+		first.lose()
+		time.Sleep(backoffMax)
+		synctest.Wait()
+		require.Len(t, second.asked, 1)
+		lent, again := first.asked[0], second.asked[0]
+		require.NotSame(t, lent.req.GetChange(), again.req.GetChange(), "an attempt is a copy")
+		require.NotSame(t, lent.req.GetChange().Command, again.req.GetChange().Command)
+		require.Equal(t, lent.req.GetChange().Command.Seq, again.req.GetChange().Command.Seq)
+		require.False(t, lent.req.GetChange().Retry)
+		require.True(t, again.req.GetChange().Retry)
+		again.done(&wire.Response{Answer: &wire.Answer{Attr: &wire.Attr{Ino: 7}}})
+		synctest.Wait()
+		require.Empty(t, out, "the first volume may still read the payload")
+		lent.done(failure(gearsfs.ErrNotLeader))
+		synctest.Wait()
+		require.Empty(t, failed)
+		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
+	})
+}
+
+// TestCancelledWaitsForItsOwnVolume, however long that takes to say what became
+// of the change; another node has cancelPatience.
+func TestCancelledWaitsForItsOwnVolume(t *testing.T) {
+	for _, lending := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newScriptLink(lending)
+			r, _ := scripted(t, RemoteOptions{}, l)
+			ctx, cancel := context.WithCancel(t.Context())
+			out, failed := later(func() (gearsfs.Attr, error) { return r.Write(ctx, 7, 0, []byte("x")) })
+			synctest.Wait()
+			cancel()
+			synctest.Wait()
+			require.True(t, l.asked[0].cancelled)
+			time.Sleep(10 * cancelPatience)
+			synctest.Wait()
+			if !lending {
+				require.ErrorIs(t, <-failed, gearsfs.ErrMaybe)
+				return
+			}
+			require.Empty(t, failed)
+			l.asked[0].done(&wire.Response{Answer: &wire.Answer{Attr: &wire.Attr{Ino: 7}}})
+			synctest.Wait()
+			require.Len(t, out, 1, "the true outcome")
+		})
+	}
+}
+
+// TestGiveUp: calls wait for a node for so long and no longer, also those that
+// come later, and the next node serves.
+func TestGiveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{GiveUp: 10 * time.Second}, first)
+		_, sent := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("x")) })
+		_, asked := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		synctest.Wait()
+		first.lose()
+		synctest.Wait()
+		_, unsent := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("y")) })
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		require.Empty(t, append([]error{}, drain(sent, asked, unsent)...))
+		time.Sleep(1001 * time.Millisecond)
+		synctest.Wait()
+		require.ErrorIs(t, <-sent, gearsfs.ErrMaybe)
+		require.ErrorIs(t, <-asked, gearsfs.ErrNoNode)
+		require.ErrorIs(t, <-unsent, gearsfs.ErrNoNode)
+		_, late := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		time.Sleep(time.Second)
+		require.ErrorIs(t, <-late, gearsfs.ErrNoNode)
+
+		second := newScriptLink(false)
+		route.links <- second
+		out, _ := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		time.Sleep(backoffMax)
+		synctest.Wait()
+		require.Len(t, second.asked, 1, "what was given up is not asked again")
+		second.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
+	})
+}
+
+func drain(errs ...chan error) (out []error) {
+	for _, c := range errs {
+		select {
+		case err := <-c:
+			out = append(out, err)
+		default:
+		}
+	}
+	return out
+}
+
+// TestNotLeaderGoesElsewhere at once the first time; where node after node
+// welcomes and does not lead, it waits longer each time.
+func TestNotLeaderGoesElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{}, first)
+		out, failed := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		synctest.Wait()
+		first.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		<-out
+		out, failed = later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		synctest.Wait()
+		began := time.Now()
+		elsewhere := failure(gearsfs.ErrNotLeader)
+		elsewhere.Leader = "unix:/there"
+		next := newScriptLink(false)
+		route.links <- next
+		first.asked[1].done(elsewhere)
+		synctest.Wait()
+		require.Len(t, next.asked, 1)
+		require.Zero(t, time.Since(began), "at once")
+		require.Contains(t, route.hints, "unix:/there")
+		for range 10 {
+			last := next
+			next = newScriptLink(false)
+			route.links <- next
+			last.asked[0].done(failure(gearsfs.ErrNotLeader))
+			time.Sleep(2 * backoffMax)
+			synctest.Wait()
+			require.Len(t, next.asked, 1)
+		}
+		require.Equal(t, 11, r.futile)
+		next.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		synctest.Wait()
+		require.Empty(t, failed)
+		require.Len(t, out, 1)
+		require.Zero(t, r.futile)
+	})
+}
+
+// TestRefusedAgain: a session that is refused although it was welcomed is given
+// up; what waits beside has its answers a while to come.
+func TestRefusedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{}, first)
+		_, failed := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("x")) })
+		synctest.Wait()
+		_, beside := later(func() ([]gearsfs.Record, error) {
+			return r.Take(t.Context(), Take{File: gearsfs.ByIno(8), Keys: []gearsfs.Key{"k"}})
+		})
+		synctest.Wait()
+		links := []*scriptLink{first}
+		for range 2 {
+			l := newScriptLink(false)
+			links = append(links, l)
+			route.links <- l
+			links[len(links)-2].asked[0].done(failure(gearsfs.ErrSession))
+			synctest.Wait()
+			require.Empty(t, l.asked, "the take beside may be answered yet")
+			time.Sleep(drainPatience + backoffMax)
+			synctest.Wait()
+			require.NotEmpty(t, l.asked)
+		}
+		require.Len(t, links[2].asked, 1, "the write; whether the take was made is not known")
+		require.ErrorIs(t, <-beside, gearsfs.ErrMaybe)
+		require.False(t, links[2].asked[0].req.GetChange().Retry, "it is a new session")
+		links[2].asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		synctest.Wait()
+		require.Empty(t, failed)
+	})
+}
+
+// TestErrorsOfALink that concern the request are the caller's.
+func TestErrorsOfALink(t *testing.T) {
+	for _, err := range []error{gearsfs.ErrTooBig, gearsfs.ErrOverload, gearsfs.ErrUnknownOp} {
+		resp := received(nil, err)
+		require.ErrorIs(t, errorOf(resp), err)
+	}
+	require.Nil(t, received(nil, gearsfs.ErrClosed), "it was not served: ask again")
+	require.ErrorIs(t, errorOf(received([]byte{0xff}, nil)), gearsfs.ErrProtocol)
+	require.True(t, lostOrLeaderless(errors.Join(gearsfs.ErrNotLeader)))
+}
