@@ -1,4 +1,20 @@
 // Package dgm is the DataGearManager: the API to a volume. A Volume runs one
 // here, on the replicated state machine; Local is a session of it in this
 // process and Remote a session of another node's over a socket.
+//
+// # The nodes of a volume
+//
+// A node dials every other member of its volume (mesh, peerLink) and asks to
+// join one with new data (Join). Each connection carries one thing:
+//
+//	who dials          begins with   carries
+//	a client           Hello         its sessions' requests
+//	a member, always   Peer          Notice: raft's messages, offers of
+//	                                 snapshots; NodeOp: status, hashes
+//	a member, to       Peer, bulk    Fetch: pieces of a snapshot
+//	fetch a snapshot
+//	anybody            NodeOp        questions about the cluster
+//
+// Members that are too far behind for the log get the state as a snapshot
+// (snapshots, pull), and now and then all replicas are compared (verifier).
 package dgm

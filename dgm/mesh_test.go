@@ -1,6 +1,7 @@
 package dgm
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,7 @@ func (r *fakeRoster) Members() ([]gearsfs.Member, error) {
 			all = append(all, gearsfs.Member{ID: id, Name: row.Name, Addrs: row.Addrs})
 		}
 	}
+	slices.SortFunc(all, func(a, b gearsfs.Member) int { return cmp.Compare(a.ID, b.ID) })
 	return all, nil
 }
 
@@ -376,7 +378,7 @@ func TestMeshRefuses(t *testing.T) {
 		"removed":       {func(p *wire.Peer) { p.Member = 3 }, gearsfs.ErrNotMember},
 		"other data":    {func(p *wire.Peer) { p.Self.NodeId = make([]byte, 16) }, gearsfs.ErrForeign},
 		"same name":     {func(p *wire.Peer) { p.Self.Name = "n1" }, gearsfs.ErrExists},
-		"says nothing":  {func(p *wire.Peer) { *p = wire.Peer{} }, gearsfs.ErrFormat}, //nolint:govet // empty again
+		"says nothing":  {func(p *wire.Peer) { *p = wire.Peer{} }, gearsfs.ErrFormat},
 		"unknown guest": {func(p *wire.Peer) { p.Member, p.Self.Name = 9, "nine" }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
