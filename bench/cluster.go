@@ -13,14 +13,16 @@ import (
 
 // cluster measures three nodes on this machine beside three servers of NATS
 // JetStream, with three replicas and sync_interval always, and three members of
-// etcd, and beside one node.
+// etcd, and beside one node. What fails does not keep the rest from being
+// measured.
 func cluster(ctx context.Context, b *bench) error {
+	var errs []error
 	for _, part := range []func(context.Context, *bench) error{throughput, failovers, catchUp, idle} {
-		if err := part(ctx, b); err != nil {
-			return err
+		if ctx.Err() == nil {
+			errs = append(errs, part(ctx, b))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // systems returns what is measured, GearsFS over TCP first, and builds what is
@@ -90,7 +92,8 @@ func (b *bench) works() (works []load.Work, names []string) {
 	return works, names
 }
 
-// throughput measures all works with all systems in turn, each round anew.
+// throughput measures all works with all systems in turn, each round anew. It
+// prints what it has where something fails.
 func throughput(ctx context.Context, b *bench) error {
 	systems, err := b.systems(ctx, &gears{members: members{b: b}, size: 1, network: "tcp"})
 	if err != nil {
@@ -98,6 +101,7 @@ func throughput(ctx context.Context, b *bench) error {
 	}
 	works, names := b.works()
 	t := newTable(systems)
+	defer t.print(fmt.Sprintf("records of %d B on %d nodes on this machine, acknowledged when on the disks of a majority", recordBytes, clusterNodes))
 	for range b.rounds {
 		for _, s := range systems {
 			err := with(ctx, s, func() error {
@@ -124,7 +128,6 @@ func throughput(ctx context.Context, b *bench) error {
 			}
 		}
 	}
-	t.print(fmt.Sprintf("records of %d B on %d nodes on this machine, acknowledged when on the disks of a majority", recordBytes, clusterNodes))
 	return nil
 }
 
