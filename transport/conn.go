@@ -242,7 +242,10 @@ func (c *Conn) endOf(err error) error {
 	return lost(err)
 }
 
-// read receives frames until the connection ends.
+// read receives frames until the connection ends. Where each message comes
+// alone Read costs two system calls for it, of which the second finds nothing.
+// Taking a short read for an empty socket instead gained 0 to 10 % of an echo,
+// and would miss an end of the stream that comes together with the last bytes.
 func (c *Conn) read() error {
 	for {
 		f, ok, err := c.in.next()
