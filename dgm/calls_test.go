@@ -3,7 +3,9 @@ package dgm
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,11 +19,17 @@ import (
 // scriptRoute hands out links that the test makes, one after the other.
 type scriptRoute struct {
 	links chan *scriptLink
+	mu    sync.Mutex
 	hints []string
 }
 
-func (s *scriptRoute) remote() string           { return "" }
-func (s *scriptRoute) told(resp *wire.Response) { s.hints = append(s.hints, resp.Leader) }
+func (s *scriptRoute) remote() string { return "" }
+func (s *scriptRoute) told(resp *wire.Response) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hints = append(s.hints, resp.Leader)
+}
+
 func (s *scriptRoute) connect(ctx context.Context, how *search) (link, *wire.Response, error) {
 	return how.single(ctx, func(ctx context.Context) (link, error) {
 		select {
@@ -38,17 +46,23 @@ type scriptLink struct {
 	lossy
 	lending bool
 	mu      sync.Mutex
-	asked   []*asked
-	minted  uint64
+	kept    []*asked
 }
 
 type asked struct {
 	req       *wire.Request
 	done      func(*wire.Response)
-	cancelled bool
+	cancelled atomic.Bool
 }
 
-func (a *asked) cancel(error) { a.cancelled = true }
+func (a *asked) cancel(error) { a.cancelled.Store(true) }
+
+// asked is what the link was asked so far.
+func (l *scriptLink) asked() []*asked {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.kept)
+}
 
 func newScriptLink(lending bool) *scriptLink { return &scriptLink{lossy: newLossy(), lending: lending} }
 
@@ -70,7 +84,7 @@ func (l *scriptLink) start(req *wire.Request, done func(*wire.Response)) cancell
 	}
 	a := &asked{req: req, done: done}
 	l.mu.Lock()
-	l.asked = append(l.asked, a)
+	l.kept = append(l.kept, a)
 	l.mu.Unlock()
 	return a
 }
@@ -111,8 +125,8 @@ func TestLentUntilDone(t *testing.T) {
 		first.lose()
 		time.Sleep(backoffMax)
 		synctest.Wait()
-		require.Len(t, second.asked, 1)
-		lent, again := first.asked[0], second.asked[0]
+		require.Len(t, second.asked(), 1)
+		lent, again := first.asked()[0], second.asked()[0]
 		require.NotSame(t, lent.req.GetChange(), again.req.GetChange(), "an attempt is a copy")
 		require.NotSame(t, lent.req.GetChange().Command, again.req.GetChange().Command)
 		require.Equal(t, lent.req.GetChange().Command.Seq, again.req.GetChange().Command.Seq)
@@ -140,7 +154,7 @@ func TestCancelledWaitsForItsOwnVolume(t *testing.T) {
 			synctest.Wait()
 			cancel()
 			synctest.Wait()
-			require.True(t, l.asked[0].cancelled)
+			require.True(t, l.asked()[0].cancelled.Load())
 			time.Sleep(10 * cancelPatience)
 			synctest.Wait()
 			if !lending {
@@ -148,7 +162,7 @@ func TestCancelledWaitsForItsOwnVolume(t *testing.T) {
 				return
 			}
 			require.Empty(t, failed)
-			l.asked[0].done(&wire.Response{Answer: &wire.Answer{Attr: &wire.Attr{Ino: 7}}})
+			l.asked()[0].done(&wire.Response{Answer: &wire.Answer{Attr: &wire.Attr{Ino: 7}}})
 			synctest.Wait()
 			require.Len(t, out, 1, "the true outcome")
 		})
@@ -184,8 +198,8 @@ func TestGiveUp(t *testing.T) {
 		out, _ := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
 		time.Sleep(backoffMax)
 		synctest.Wait()
-		require.Len(t, second.asked, 1, "what was given up is not asked again")
-		second.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		require.Len(t, second.asked(), 1, "what was given up is not asked again")
+		second.asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
 		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
 	})
 }
@@ -209,7 +223,7 @@ func TestNotLeaderGoesElsewhere(t *testing.T) {
 		r, route := scripted(t, RemoteOptions{}, first)
 		out, failed := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
 		synctest.Wait()
-		first.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		first.asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
 		<-out
 		out, failed = later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
 		synctest.Wait()
@@ -218,27 +232,35 @@ func TestNotLeaderGoesElsewhere(t *testing.T) {
 		elsewhere.Leader = "unix:/there"
 		next := newScriptLink(false)
 		route.links <- next
-		first.asked[1].done(elsewhere)
+		first.asked()[1].done(elsewhere)
 		synctest.Wait()
-		require.Len(t, next.asked, 1)
+		require.Len(t, next.asked(), 1)
 		require.Zero(t, time.Since(began), "at once")
+		route.mu.Lock()
 		require.Contains(t, route.hints, "unix:/there")
+		route.mu.Unlock()
 		for range 10 {
 			last := next
 			next = newScriptLink(false)
 			route.links <- next
-			last.asked[0].done(failure(gearsfs.ErrNotLeader))
+			last.asked()[0].done(failure(gearsfs.ErrNotLeader))
 			time.Sleep(2 * backoffMax)
 			synctest.Wait()
-			require.Len(t, next.asked, 1)
+			require.Len(t, next.asked(), 1)
 		}
-		require.Equal(t, 11, r.futile)
-		next.asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		require.Equal(t, 11, futile(r))
+		next.asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
 		synctest.Wait()
 		require.Empty(t, failed)
 		require.Len(t, out, 1)
-		require.Zero(t, r.futile)
+		require.Zero(t, futile(r))
 	})
+}
+
+func futile(r *Remote) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.futile
 }
 
 // TestRefusedAgain: a session that is refused although it was welcomed is given
@@ -258,17 +280,17 @@ func TestRefusedAgain(t *testing.T) {
 			l := newScriptLink(false)
 			links = append(links, l)
 			route.links <- l
-			links[len(links)-2].asked[0].done(failure(gearsfs.ErrSession))
+			links[len(links)-2].asked()[0].done(failure(gearsfs.ErrSession))
 			synctest.Wait()
-			require.Empty(t, l.asked, "the take beside may be answered yet")
+			require.Empty(t, l.asked(), "the take beside may be answered yet")
 			time.Sleep(drainPatience + backoffMax)
 			synctest.Wait()
-			require.NotEmpty(t, l.asked)
+			require.NotEmpty(t, l.asked())
 		}
-		require.Len(t, links[2].asked, 1, "the write; whether the take was made is not known")
+		require.Len(t, links[2].asked(), 1, "the write; whether the take was made is not known")
 		require.ErrorIs(t, <-beside, gearsfs.ErrMaybe)
-		require.False(t, links[2].asked[0].req.GetChange().Retry, "it is a new session")
-		links[2].asked[0].done(attrResponse(&wire.Attr{Ino: 7}))
+		require.False(t, links[2].asked()[0].req.GetChange().Retry, "it is a new session")
+		links[2].asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
 		synctest.Wait()
 		require.Empty(t, failed)
 	})
