@@ -324,7 +324,7 @@ func (m *mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.M
 		return gearsfs.ErrAccess.Because("user %d listens there, not this node's", who.UID)
 	}
 	st := m.station.Load()
-	resp, err := exchange(ctx, conn, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
+	resp, err := roundTrip(ctx, connLink{conn}, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
 		VolumeId: st.volume[:], Member: st.self.Id, To: uint64(to), Self: st.self, Bulk: bulk,
 		Format: persist.FormatVersion, Incarnation: m.incarnation,
 	}}})

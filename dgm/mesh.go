@@ -13,7 +13,6 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
-	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -244,7 +243,7 @@ func (m *mesh) ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*
 	if err != nil {
 		return nil, err
 	}
-	return exchange(ctx, conn, &wire.Request{Kind: &wire.Request_Node{Node: op}})
+	return roundTrip(ctx, connLink{conn}, &wire.Request{Kind: &wire.Request_Node{Node: op}})
 }
 
 // reachable reports whether there is a connection to a member, and if not, why.
@@ -449,33 +448,4 @@ func (m *mesh) close() {
 	}
 	m.stop()
 	m.owned.Wait()
-}
-
-// exchange is one request on a connection. Where ctx ends first the answer is
-// not waited for.
-func exchange(ctx context.Context, conn *transport.Conn, req *wire.Request) (*wire.Response, error) {
-	body, err := req.MarshalVT()
-	if err != nil {
-		return nil, gearsfs.ErrInvalid.Because("the request can't be encoded: %v", err)
-	}
-	type outcome struct {
-		body []byte
-		err  error
-	}
-	out := make(chan outcome, 1)
-	pending := conn.Start(body, func(body []byte, err error) { out <- outcome{body, err} })
-	select {
-	case o := <-out:
-		if o.err != nil {
-			return nil, o.err
-		}
-		resp := new(wire.Response)
-		if err := resp.UnmarshalVT(o.body); err != nil {
-			return nil, gearsfs.ErrProtocol.Because("an answer can't be decoded: %v", err)
-		}
-		return resp, errorOf(resp)
-	case <-ctx.Done():
-		pending.Cancel()
-		return nil, ctx.Err()
-	}
 }
