@@ -158,17 +158,16 @@ func (v *Volume) checkJoin(join *wire.Join) (known bool, err error) {
 		return false, gearsfs.ErrFormat.Because("the data of %s is of format version %d, this volume's of %d", self.Name, join.Format, persist.FormatVersion)
 	case len(join.VolumeId) > 0 && !slices.Equal(join.VolumeId, v.machine.VolumeID()):
 		return false, gearsfs.ErrForeign.Because("%s has data of another volume: let it join with new data", self.Name)
+	}
+	switch row, ok := v.machine.MemberRow(id); {
+	case ok && row.Removed:
+		return false, gearsfs.ErrNotMember.Because("%s was removed from the volume: let it join with new data", self.Name)
+	case ok && !slices.Equal(row.NodeId, self.NodeId):
+		return false, gearsfs.ErrForeign.Because("member %x has other data", uint64(id))
+	case ok:
+		known = true
 	case id != memberID(node) || id <= founder || id >= reserved:
 		return false, gearsfs.ErrInvalid.Because("the id of %s is no member's: let it join with new data", self.Name)
-	}
-	if row, ok := v.machine.MemberRow(id); ok {
-		switch {
-		case row.Removed:
-			return false, gearsfs.ErrNotMember.Because("%s was removed from the volume: let it join with new data", self.Name)
-		case !slices.Equal(row.NodeId, self.NodeId):
-			return false, gearsfs.ErrForeign.Because("member %x has other data", uint64(id))
-		}
-		known = true
 	}
 	members, err := v.machine.Members()
 	if err != nil {
