@@ -2,6 +2,7 @@ package tests
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -48,9 +49,14 @@ type daemon struct {
 	args  []string
 	addr  string // of its unix socket
 
+	program string     // in binDir; "" is gearsfsd
+	env     []string   // on top of the caller's
+	net     *namespace // where it runs; nil is where the tests do
+
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has ended
-	output *tail
+	output *tail         // of cmd
+	words  tail          // of all that ran before it too
 }
 
 // newDaemon describes a daemon with a data directory of its own; more flags may
@@ -64,7 +70,7 @@ func newDaemon(t testing.TB, args ...string) *daemon {
 			node.stop()
 		}
 		if t.Failed() && node.output != nil {
-			t.Logf("the daemon's last words:\n%s", node.output)
+			t.Logf("the last words of the daemon at %s:\n%s", node.addr, &node.words)
 		}
 	})
 	return node
@@ -82,11 +88,17 @@ func startDaemon(t testing.TB, args ...string) *daemon {
 func startMounted(t testing.TB, args ...string) *daemon {
 	t.Helper()
 	d := newDaemon(t, args...)
-	d.mount = filepath.Join(filepath.Dir(d.data), "m")
-	require.NoError(t, os.Mkdir(d.mount, 0o755))
-	t.Cleanup(func() { detach(t, d.mount) })
+	d.withMount()
 	d.start()
 	return d
+}
+
+// withMount has the daemon mount when it starts.
+func (d *daemon) withMount() {
+	d.t.Helper()
+	d.mount = filepath.Join(filepath.Dir(d.data), "m")
+	require.NoError(d.t, os.Mkdir(d.mount, 0o755))
+	d.t.Cleanup(func() { detach(d.t, d.mount) })
 }
 
 // detach removes a mount that a killed daemon has left.
@@ -125,7 +137,8 @@ func (d *daemon) tryStart() error {
 	if d.mount != "" {
 		args = append(args, "--mount", d.mount)
 	}
-	d.cmd = exec.Command(filepath.Join(binDir, "gearsfsd"), args...)
+	d.cmd = exec.Command(filepath.Join(binDir, cmp.Or(d.program, "gearsfsd")), args...)
+	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	d.output = &tail{}
 	ready := make(chan struct{})
@@ -133,7 +146,11 @@ func (d *daemon) tryStart() error {
 	if err != nil {
 		return err
 	}
-	if err := d.cmd.Start(); err != nil {
+	begin := d.cmd.Start
+	if d.net != nil {
+		begin = func() error { return d.net.run(d.cmd.Start) }
+	}
+	if err := begin(); err != nil {
 		return err
 	}
 	exited, cmd, output := make(chan struct{}), d.cmd, d.output
@@ -142,6 +159,7 @@ func (d *daemon) tryStart() error {
 		var once sync.Once
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			output.add(lines.Text())
+			d.words.add(lines.Text())
 			if lines.Text() == "gearsfsd: ready" {
 				once.Do(func() { close(ready) })
 			}

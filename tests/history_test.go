@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/anishathalye/porcupine"
 	"github.com/stretchr/testify/require"
@@ -12,9 +13,10 @@ import (
 // An ask is what a client asks of one stream.
 type ask struct {
 	stream int
-	op     string   // "put", "take", "lease", "ack", "return", "peek" or "after"
-	n      int      // records to put, or at most to take
-	seqs   []uint64 // of what is acknowledged or returned; what to peek after
+	op     string        // "put", "take", "lease", "ack", "return", "lapse", "peek" or "after"
+	n      int           // records to put, or at most to take
+	seqs   []uint64      // of what is acknowledged or returned; what to peek after
+	since  time.Duration // the lease that lapsed
 }
 
 // A reply is what it was told.
@@ -92,14 +94,14 @@ func (q queue) step(in ask, out reply) (queue, bool) {
 		if in.op == "lease" {
 			q.leased = with(q.leased, out.seqs)
 		}
-	case "ack", "return":
+	case "ack", "return", "lapse":
 		for _, seq := range in.seqs {
 			if !slices.Contains(q.leased, seq) {
 				return q, false
 			}
 		}
 		q.leased = without(q.leased, in.seqs)
-		if in.op == "return" {
+		if in.op != "ack" {
 			q.ready = with(q.ready, in.seqs)
 		}
 	case "peek":
@@ -175,6 +177,9 @@ func TestTheModelSeesFaults(t *testing.T) {
 	require.False(t, sound(put(1, 2), did(lease, seqs(1)), did(ask{op: "return", seqs: []uint64{1}}, reply{}), did(take, seqs(2))),
 		"a returned record keeps its place")
 	require.False(t, sound(put(1), did(lease, seqs(1)), did(take, seqs(1))), "taken while leased")
+	require.True(t, sound(put(1), did(lease, seqs(1)), did(ask{op: "lapse", seqs: []uint64{1}}, reply{}), did(lease, seqs(1))))
+	require.False(t, sound(put(1), did(lease, seqs(1)), did(ask{op: "ack", seqs: []uint64{1}}, reply{}), did(ask{op: "lapse", seqs: []uint64{1}}, reply{})),
+		"acknowledged and lapsed")
 	require.True(t, sound(put(1), did(lease, seqs(1)), did(ask{op: "after", seqs: []uint64{0}}, seqs(1))))
 	require.True(t, sound(did(ask{op: "put", n: 1}, reply{maybe: true}), did(take, seqs(1))))
 	require.True(t, sound(did(ask{op: "put", n: 1}, reply{maybe: true}), did(take, reply{empty: true})))

@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ func TestLinearizable(t *testing.T) {
 	t.Logf("seed %d", seed)
 
 	d := startDaemon(t)
-	h := &history{began: time.Now(), data: make(map[place]string)}
+	h := newHistory()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	stop := make(chan struct{})
@@ -37,7 +38,7 @@ func TestLinearizable(t *testing.T) {
 	for i := range clients {
 		c := &client{
 			history: h, m: d.dial(), id: i, ids: clients, name: fmt.Sprint(i),
-			streams: streams, rng: rand.New(rand.NewPCG(seed, uint64(i))),
+			streams: streams, rng: rand.New(rand.NewPCG(seed, uint64(i))), last: make(map[int]uint64),
 		}
 		asking.Go(func() {
 			for open(stop) {
@@ -77,7 +78,12 @@ type history struct {
 	ops    []porcupine.Operation
 	maybes int
 	data   map[place]string // what was put or seen there first
+	places map[string]place // where that is
 	wrong  error
+}
+
+func newHistory() *history {
+	return &history{began: time.Now(), data: make(map[place]string), places: make(map[string]place)}
 }
 
 // saw says that a client put or was given data at a place.
@@ -88,10 +94,13 @@ func (h *history) saw(stream int, seq uint64, data string) {
 	if first, ok := h.data[p]; ok && first != data && h.wrong == nil {
 		h.wrong = fmt.Errorf("%v is %q, and was %q", p, data, first)
 	}
-	h.data[p] = data
+	if other, ok := h.places[data]; ok && other != p && h.wrong == nil {
+		h.wrong = fmt.Errorf("%q is at %v and at %v", data, other, p)
+	}
+	h.data[p], h.places[data] = data, p
 }
 
-func (h *history) check(t *testing.T) {
+func (h *history) check(t testing.TB) {
 	t.Helper()
 	require.NoError(t, h.wrong)
 	t.Logf("%d operations, %d of unknown outcome", len(h.ops), h.maybes)
@@ -116,13 +125,23 @@ type client struct {
 	streams int
 	rng     *rand.Rand
 	put     int
-	held    []gearsfs.Record // leased
-	last    [8]uint64        // by stream: the last seq that it saw
+	held    []lease
+	last    map[int]uint64 // by stream: the last seq that it saw
+
+	patience time.Duration // of a take that waits, at most; 0 is 20 ms
+	chaos    *chaos        // what else it must expect; nil is nothing
+}
+
+// A lease is a record that a client holds, and since when.
+type lease struct {
+	gearsfs.Record
+	stream int
+	since  time.Duration // of the history
 }
 
 // step asks one thing and writes it down; an error is one that it must not get.
 func (c *client) step(ctx context.Context) error {
-	stream := c.rng.IntN(c.streams)
+	stream := c.chaos.epoch()*c.streams + c.rng.IntN(c.streams)
 	file, key := gearsfs.At("/linear"), gearsfs.Key(fmt.Sprintf("s%d", stream))
 	n := 1 + c.rng.IntN(3)
 	in := ask{stream: stream, n: n}
@@ -148,14 +167,16 @@ func (c *client) step(ctx context.Context) error {
 		if in.op = "take"; take.Lease {
 			in.op = "lease"
 		} else if !take.NoWait {
-			patience = time.Duration(c.rng.IntN(20)) * time.Millisecond
+			patience = time.Duration(c.rng.Int64N(int64(cmp.Or(c.patience, 20*time.Millisecond))))
 		}
 		take.NoWait = take.NoWait || take.Lease
 		do = func(ctx context.Context) error {
 			records, err := c.m.Take(ctx, take)
 			seen(records)
-			if take.Lease {
-				c.held = append(c.held, records...)
+			for _, r := range records {
+				if take.Lease {
+					c.held = append(c.held, lease{r, stream, time.Since(c.began)})
+				}
 			}
 			return err
 		}
@@ -171,7 +192,7 @@ func (c *client) step(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.record(ctx, patience, in, &out, do)
+	return c.record(ctx, patience, &in, &out, do)
 }
 
 func (c *client) putting(file gearsfs.File, key gearsfs.Key, in *ask, out *reply) func(context.Context) error {
@@ -194,37 +215,51 @@ func (c *client) putting(file gearsfs.File, key gearsfs.Key, in *ask, out *reply
 	}
 }
 
-// settle acknowledges or returns what is held of the stream of the first held.
+// settle acknowledges or returns what is held of the stream of the first held;
+// where leases may have ended meanwhile only that one.
 func (c *client) settle(in *ask) func(context.Context) error {
+	first := c.held[0]
+	in.stream = first.stream
 	var receipts []gearsfs.Receipt
-	var rest []gearsfs.Record
-	for _, r := range c.held {
-		if r.Key != c.held[0].Key {
-			rest = append(rest, r)
+	var rest []lease
+	for _, l := range c.held {
+		if l.stream != first.stream || c.chaos != nil && len(receipts) > 0 {
+			rest = append(rest, l)
 			continue
 		}
-		receipts = append(receipts, *r.Receipt)
-		in.seqs = append(in.seqs, uint64(r.Place.Seq))
+		receipts = append(receipts, *l.Receipt)
+		in.seqs = append(in.seqs, uint64(l.Place.Seq))
 	}
-	fmt.Sscanf(string(c.held[0].Key), "s%d", &in.stream)
 	c.held = rest
 	give := in.op == "return"
 	return func(ctx context.Context) error {
-		return c.m.Settle(ctx, dgm.Settle{Receipts: receipts, Return: give})
+		err := c.m.Settle(ctx, dgm.Settle{Receipts: receipts, Return: give})
+		if c.chaos != nil && errors.Is(err, gearsfs.ErrGone) {
+			// It went back at some moment since, because the node had not
+			// heard of this client for too long.
+			in.op, in.since = "lapse", first.since
+			return nil
+		}
+		return err
 	}
 }
 
 // record does one thing and writes down what came of it.
-func (c *client) record(ctx context.Context, patience time.Duration, in ask, out *reply, do func(context.Context) error) error {
+func (c *client) record(ctx context.Context, patience time.Duration, in *ask, out *reply, do func(context.Context) error) error {
 	if patience > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	o := porcupine.Operation{ClientId: c.id, Input: in, Call: int64(time.Since(c.began))}
+	o := porcupine.Operation{ClientId: c.id, Call: int64(time.Since(c.began))}
 	err := do(ctx)
 	o.Return = int64(time.Since(c.began))
+	if in.op == "lapse" {
+		o.Call = int64(in.since)
+	}
 	switch {
+	case errors.Is(err, gearsfs.ErrMaybe) && c.chaos != nil && patience == 0:
+		return fmt.Errorf("%+v: %w, and nobody has given up", *in, err)
 	case errors.Is(err, gearsfs.ErrMaybe):
 		out.maybe = true
 		o.Return = math.MaxInt64
@@ -233,10 +268,12 @@ func (c *client) record(ctx context.Context, patience time.Duration, in ask, out
 		out.empty = true
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil // nothing has happened
+	case errors.Is(err, gearsfs.ErrNoSpace) && c.chaos.wasFull(time.Duration(o.Call)):
+		return nil
 	case err != nil:
-		return fmt.Errorf("%+v: %w", in, err)
+		return fmt.Errorf("%+v: %w", *in, err)
 	}
-	o.Output = *out
+	o.Input, o.Output = *in, *out
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ops = append(c.ops, o)

@@ -1,10 +1,13 @@
 package tests
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -33,6 +36,45 @@ func TestRealInput(t *testing.T) {
 	d.start()
 	must(t, "", "diff", "-r", "--no-dereference", source, tree)
 	require.Equal(t, files, strings.Count(must(t, tree, "find", ".", "-type", "f"), "\n"))
+}
+
+// The same over three nodes, with a mount each: copied through one, compared
+// through another and built through the third. The leader is killed in the
+// middle of the copying, and one is dead while it is built.
+func TestRealInputCluster(t *testing.T) {
+	goroot := strings.TrimSpace(must(t, "", "go", "env", "GOROOT"))
+	source := filepath.Join(goroot, "src")
+	c := startMountedCluster(t, 3)
+	leader := c.leader()
+	first, second := c.nodes[(leader+1)%3], c.nodes[(leader+2)%3]
+	tree := func(d *daemon) string { return filepath.Join(d.mount, "go", "src") }
+	require.NoError(t, os.Mkdir(filepath.Dir(tree(first)), 0o755))
+
+	copied := make(chan error, 1)
+	go func() {
+		out, err := exec.Command("cp", "-a", source, tree(first)).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("cp: %w: %s", err, out)
+		}
+		copied <- err
+	}()
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(filepath.Join(tree(second), "cmd", "compile"))
+		return err == nil
+	}, 5*runWithin, 20*time.Millisecond, "it is in the middle")
+	c.nodes[leader].kill()
+	require.NoError(t, <-copied)
+	c.nodes[leader].start()
+	must(t, "", "diff", "-r", "--no-dereference", source, tree(second))
+
+	leader = c.leader()
+	first, second = c.nodes[(leader+1)%3], c.nodes[(leader+2)%3]
+	c.nodes[leader].kill()
+	buildFromTree(t, goroot, tree(first))
+	c.nodes[leader].start()
+	countTree(t, source, tree(second))
+	must(t, "", "diff", "-r", "--no-dereference", source, tree(c.nodes[leader]))
+	c.verify()
 }
 
 // buildFromTree builds gofmt from its copy: the copied directory lies in the

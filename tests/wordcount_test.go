@@ -137,16 +137,21 @@ type worker struct {
 // startWorker starts a worker for the daemon; it ends with the test.
 func (d *daemon) startWorker() *worker {
 	d.t.Helper()
-	w := &worker{t: d.t, cmd: exec.Command(gearsfsPath(), "wordcount", "--node", d.addr, "--worker")}
+	return startWorkerAt(d.t, d.addr)
+}
+
+func startWorkerAt(t testing.TB, addrs string) *worker {
+	t.Helper()
+	w := &worker{t: t, cmd: exec.Command(gearsfsPath(), "wordcount", "--node", addrs, "--worker")}
 	w.cmd.Stderr = &w.log
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	require.NoError(d.t, w.cmd.Start())
-	d.t.Cleanup(func() {
+	require.NoError(t, w.cmd.Start())
+	t.Cleanup(func() {
 		if w.cmd.ProcessState == nil {
 			w.end(syscall.SIGTERM)
 		}
-		if d.t.Failed() {
-			d.t.Logf("the worker said: %s", w.log.String())
+		if t.Failed() {
+			t.Logf("the worker said: %s", w.log.String())
 		}
 	})
 	return w
