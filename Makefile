@@ -1,4 +1,5 @@
 # make run     build, mount a node of your own on ./gears, print a tour
+# make cluster three nodes of one volume, each with its own mount: ./gears1 to 3
 # make test    install what the tests need and run all of them
 # make build   the two binaries, static, into bin/
 # The others: install, generate, torture, bench.
@@ -26,7 +27,7 @@ if [ -n "$$need" ]; then \
 fi
 endef
 
-.PHONY: run build install test check torture bench generate
+.PHONY: run cluster build install test check torture bench generate
 
 build:
 	@mkdir -p bin
@@ -45,6 +46,10 @@ run: build
 	@echo
 	@exec bin/gearsfs mount --data $(DATA) $(MOUNTPOINT)
 
+cluster: build
+	@[ "$$(id -u)" = 0 ] || { $(call install-missing,fusermount3:fuse3); }
+	@exec ./cluster.sh
+
 check:
 	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
 	[ -z "$$bad" ] || { echo "not gofmt'ed:" $$bad; exit 1; }
@@ -55,7 +60,7 @@ TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfa
 
 test: check
 	@$(call install-missing,$(TESTTOOLS))
-	$(GO) test -timeout 15m ./...
+	$(GO) test -timeout 40m ./...
 
 # The tests at full size: more kills, more records, for longer.
 torture:
