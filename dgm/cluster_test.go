@@ -214,7 +214,8 @@ func TestWhoMayNotJoin(t *testing.T) {
 	other := newNodes(t, "x")
 	other.all[0].close()
 	err = other.all[0].start(c.all[0].addr())
-	require.NoError(t, err, "it has a volume already, and keeps to it")
+	require.ErrorIs(t, err, gearsfs.ErrForeign)
+	require.NoError(t, other.all[0].start(""), "its own volume is as it was")
 	require.Equal(t, "x", other.all[0].status().Leader)
 
 	// Who was removed stays so.
@@ -229,8 +230,9 @@ func TestWhoMayNotJoin(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, infos, 2)
 
-	// Its name is free for a node with new data.
+	// Its name is free for a node with new data, not for the old.
 	third.close()
+	require.ErrorIs(t, third.start(c.all[0].addr()), gearsfs.ErrNotMember)
 	again := c.add("c")
 	require.NoError(t, again.start(c.all[0].addr()))
 	require.NoError(t, again.vol.WaitVoter(t.Context(), nil))
