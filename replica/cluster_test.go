@@ -315,11 +315,12 @@ func (c *cluster) leader() *clusterNode {
 	return leader
 }
 
+// follower returns a voter that does not lead.
 func (c *cluster) follower() *clusterNode {
 	c.t.Helper()
 	leader := c.leader()
 	for _, n := range c.nodes {
-		if n.up && n != leader {
+		if n.up && n != leader && slices.Contains(leader.Status().Voters, gearsfs.MemberID(n.id)) {
 			return n
 		}
 	}
@@ -334,6 +335,13 @@ func (c *cluster) isolate(n *clusterNode, off bool) {
 	for id := range c.nodes {
 		c.cut[[2]uint64{id, n.id}], c.cut[[2]uint64{n.id, id}] = off, off
 	}
+}
+
+// setDrop has the network lose the messages of which drop says so.
+func (c *cluster) setDrop(drop func(from, to uint64, message []byte) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drop = drop
 }
 
 // settled waits until all nodes that are up have applied the same, and returns

@@ -19,7 +19,6 @@ type membership struct {
 	voters   []uint64 // of both halves of a joint configuration
 	learners []uint64
 	joint    bool
-	gone     []uint64 // that this node saw removed
 }
 
 func (c *membership) votes(id uint64) bool { return slices.Contains(c.voters, id) }
@@ -38,17 +37,11 @@ func (c *membership) sole(id uint64) bool {
 
 // set makes conf the membership.
 func (c *membership) set(conf *raftpb.ConfState) {
-	before := append(c.voters, c.learners...)
 	c.voters = append(slices.Clone(conf.GetVoters()), conf.GetVotersOutgoing()...)
 	slices.Sort(c.voters)
 	c.voters = slices.Compact(c.voters)
 	c.learners = append(slices.Clone(conf.GetLearners()), conf.GetLearnersNext()...)
 	c.joint = len(conf.GetVotersOutgoing()) > 0
-	for _, id := range before {
-		if !c.has(id) {
-			c.gone = append(c.gone, id)
-		}
-	}
 }
 
 // change is a change of the membership that is on its way.
@@ -219,7 +212,6 @@ func (g *Group) applyConf(e *raftpb.Entry) error {
 	if err := g.keepCommit(e.GetIndex()); err != nil {
 		return err
 	}
-	farewell := g.farewell(change.AsV2(), e.GetIndex())
 	conf := l.node.ApplyConfChange(change)
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(conf)
 	if err != nil {
@@ -233,7 +225,7 @@ func (g *Group) applyConf(e *raftpb.Entry) error {
 	if l.change.index == e.GetIndex() && l.change.term == e.GetTerm() {
 		g.endChange(nil)
 	}
-	return g.send(farewell)
+	return nil
 }
 
 // keepCommit has the disk know that the log is committed up to index.
@@ -253,26 +245,6 @@ func (g *Group) keepCommit(index uint64) error {
 		return fmt.Errorf("sync the log: %w", err)
 	}
 	return nil
-}
-
-// farewell tells the members that leave, as far as they have the entry at
-// index, that it is committed: nobody talks to them afterwards.
-func (g *Group) farewell(change *raftpb.ConfChangeV2, index uint64) []*raftpb.Message {
-	l := &g.loop
-	if !l.tenure {
-		return nil
-	}
-	var out []*raftpb.Message
-	g.eachMember(func(m member) {
-		for _, c := range change.GetChanges() {
-			if c.GetType() == raftpb.ConfChangeRemoveNode && c.GetNodeId() == m.id && m.match >= index {
-				out = append(out, &raftpb.Message{
-					Type: raftpb.MsgHeartbeat.Enum(), From: &g.cfg.ID, To: &m.id, Term: &l.term, Commit: &index,
-				})
-			}
-		}
-	})
-	return out
 }
 
 func decodeConf(e *raftpb.Entry) (raftpb.ConfChangeI, error) {

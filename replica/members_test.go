@@ -215,15 +215,60 @@ func TestSlowSnapshot(t *testing.T) {
 		c.mu.Lock()
 		c.fetch = 20 * time.Second
 		c.mu.Unlock()
+		began := time.Now()
 		n := c.add(4, true)
 		c.addLearner(4)
 		c.eventually("it needs a snapshot", func() bool { return c.leader().Status().Progress[4].Snapshot })
-		time.Sleep(time.Second)
-		require.NoError(t, c.leader().Transfer(context.Background(), gearsfs.MemberID(c.follower().id%3+1)))
+		time.Sleep(10 * time.Second)
+		heir := c.follower()
+		require.NoError(t, c.leader().Transfer(context.Background(), gearsfs.MemberID(heir.id)))
+		c.eventually("another leader", heir.led)
 		acked := c.count(fmt.Sprint("b", long), 100)
 		c.promoted(n)
 		require.Equal(t, 1, c.figure(&n.installs))
+		require.Less(t, time.Since(began), 25*time.Second, "the first was of no use")
 		inOrderOf(t, c.settled(), acked)
-		c.settled()
 	})
+}
+
+// TestSnapshotOverTail gives a snapshot to a node that has entries which nobody
+// committed.
+func TestSnapshotOverTail(t *testing.T) {
+	inCluster(t, 3, smallLog(1000), func(t *testing.T, c *cluster) {
+		old := c.leader()
+		c.isolate(old, true)
+		var lost []<-chan outcome
+		for range 10 {
+			lost = append(lost, old.start("lost", false))
+			time.Sleep(time.Millisecond)
+		}
+		for _, out := range lost {
+			wantCode(t, gearsfs.ErrMaybe, waitOut(t, out).err)
+		}
+		acked := c.count(long, 500)
+		c.isolate(old, false)
+		require.Equal(t, acked, c.settled())
+		require.Equal(t, 1, c.figure(&old.installs))
+		acked = append(acked, c.count("b", 10)...)
+		require.Equal(t, acked, c.settled())
+		require.Equal(t, old.Status().Applied, old.Status().Durable)
+	})
+}
+
+// TestInstalled: a log that was replaced is on disk, also where a sync of the
+// old one ends later.
+func TestInstalled(t *testing.T) {
+	log := &memLog{syncGate: make(chan struct{}), syncBegan: make(chan struct{})}
+	d := newDisk(log, new(stepped), func(err error) { t.Error(err) }, func() {})
+	seq := d.wrote(5, true)
+	synced := make(chan bool)
+	go func() { synced <- d.sync() }()
+	<-log.syncBegan
+	d.installed(100)
+	require.True(t, d.isSynced(seq, false))
+	require.EqualValues(t, 100, d.syncedIndex())
+	close(log.syncGate)
+	require.True(t, <-synced)
+	require.EqualValues(t, 100, d.syncedIndex())
+	require.False(t, d.sync())
 }

@@ -138,7 +138,8 @@ func (o *outbox) encode(m *raftpb.Message) ([]byte, error) {
 	return b, err
 }
 
+// sameAppend reports whether a and b differ in nothing but their receiver.
 func sameAppend(a, b *raftpb.Message) bool {
-	return a.GetIndex() == b.GetIndex() && a.GetLogTerm() == b.GetLogTerm() && a.GetTerm() == b.GetTerm() &&
-		a.GetCommit() == b.GetCommit() && len(a.GetEntries()) == len(b.GetEntries()) && a.GetEntries()[0] == b.GetEntries()[0]
+	return a.GetTerm() == b.GetTerm() && a.GetCommit() == b.GetCommit() &&
+		len(a.GetEntries()) == len(b.GetEntries()) && a.GetEntries()[0] == b.GetEntries()[0]
 }

@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -31,13 +30,13 @@ func (g *Group) receive(messages [][]byte) error {
 }
 
 // acceptable reports whether m may be given to raft. Whoever is alone in its
-// group listens to nobody. Nor does anybody to a member that it saw removed;
-// but a stranger may be a member of whom this node has not heard yet.
+// group listens to nobody. Else a stranger is heard: it may be a member of whom
+// this node does not know yet, and one that was removed has a log that nobody
+// votes for.
 func (g *Group) acceptable(m *raftpb.Message) bool {
 	l := &g.loop
 	from := m.GetFrom()
-	if from == raft.None || from == g.cfg.ID || raft.IsLocalMsgTarget(from) || l.conf.sole(g.cfg.ID) ||
-		slices.Contains(l.conf.gone, from) {
+	if from == raft.None || from == g.cfg.ID || raft.IsLocalMsgTarget(from) || l.conf.sole(g.cfg.ID) {
 		return false
 	}
 	if len(m.GetResponses()) > 0 {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -38,6 +41,14 @@ func TestThree(t *testing.T) {
 			require.Zero(t, p.BehindBytes)
 		}
 		require.Nil(t, c.nodes[2].Status().Progress)
+
+		// The network takes no time: the others apply at once.
+		began := time.Now()
+		require.NoError(t, c.nodes[1].put("fast", true).err)
+		for c.nodes[2].Status().Applied < c.nodes[1].Status().Applied {
+			time.Sleep(time.Millisecond)
+		}
+		require.Less(t, time.Since(began), tick/2)
 		wantCode(t, gearsfs.ErrNotLeader, c.nodes[2].put("x", true).err)
 	})
 }
@@ -127,6 +138,27 @@ func TestDeposed(t *testing.T) {
 	})
 }
 
+// TestBarrierWaits: a barrier is over when the follower has applied what was
+// committed when it began, not when it knows how much that is.
+func TestBarrierWaits(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		c.settled()
+		follower := c.follower()
+		c.setDrop(func(_, to uint64, b []byte) bool {
+			m, err := decodeMessage(b)
+			return err == nil && to == follower.id && m.GetType() == raftpb.MsgApp
+		})
+		require.NoError(t, c.leader().put("a", true).err)
+		done := make(chan error, 1)
+		go func() { done <- follower.Barrier(context.Background()) }()
+		time.Sleep(time.Minute)
+		require.Empty(t, done)
+		c.setDrop(nil)
+		require.NoError(t, <-done)
+		require.Contains(t, follower.machine.records(), "a")
+	})
+}
+
 // TestCertain: a read of the leader's state is answered when others agree that
 // it leads, and all that wait share rounds.
 func TestCertain(t *testing.T) {
@@ -158,20 +190,16 @@ func TestLossyNetwork(t *testing.T) {
 	for seed := range 10 {
 		inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
 			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
-			c.mu.Lock()
-			c.drop = func(uint64, uint64, []byte) bool {
+			c.setDrop(func(uint64, uint64, []byte) bool {
 				c.mu.Lock()
 				defer c.mu.Unlock()
 				return rnd.IntN(10) < 2
-			}
-			c.mu.Unlock()
+			})
 			acked := c.count("a", 50)
 			for range 20 {
 				require.NoError(t, c.follower().Barrier(context.Background()))
 			}
-			c.mu.Lock()
-			c.drop = nil
-			c.mu.Unlock()
+			c.setDrop(nil)
 			inOrderOf(t, c.settled(), acked)
 		})
 	}
@@ -325,4 +353,107 @@ func TestTransfer(t *testing.T) {
 		c.isolate(c.nodes[3], false)
 		c.settled()
 	})
+}
+
+// TestReplaces: only what a later message tells too is not sent.
+func TestReplaces(t *testing.T) {
+	message := func(kind raftpb.MessageType, index, commit uint64, entries int, context string) *raftpb.Message {
+		m := &raftpb.Message{Type: kind.Enum(), Term: new(uint64(3)), Index: &index, Commit: &commit}
+		for range entries {
+			m.Entries = append(m.Entries, new(raftpb.Entry))
+		}
+		if context != "" {
+			m.Context = []byte(context)
+		}
+		return m
+	}
+	app, resp, beat, beatResp := raftpb.MsgApp, raftpb.MsgAppResp, raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp
+	rejected := message(resp, 4, 0, 0, "")
+	rejected.Reject = new(true)
+	newer := message(app, 5, 6, 0, "")
+	newer.Term = new(uint64(4))
+	for i, c := range []struct {
+		prev, next *raftpb.Message
+		want       bool
+	}{
+		{message(app, 5, 4, 0, ""), message(app, 5, 5, 1, ""), true},
+		{message(app, 5, 4, 0, ""), message(app, 5, 5, 0, ""), true},
+		{message(app, 5, 4, 1, ""), message(app, 6, 5, 1, ""), false},
+		{message(app, 5, 4, 0, ""), message(app, 3, 5, 1, ""), false},
+		{message(app, 5, 4, 0, ""), newer, false},
+		{message(app, 5, 4, 0, ""), message(beat, 5, 5, 0, ""), false},
+		{message(resp, 5, 0, 0, ""), message(resp, 6, 0, 0, ""), true},
+		{message(resp, 5, 0, 0, ""), message(resp, 4, 0, 0, ""), false},
+		{rejected, message(resp, 6, 0, 0, ""), false},
+		{message(resp, 3, 0, 0, ""), rejected, false},
+		{message(beat, 0, 5, 0, ""), message(beat, 0, 5, 0, "12345678"), true},
+		{message(beat, 0, 5, 0, "12345678"), message(beat, 0, 5, 0, ""), false},
+		{message(beatResp, 0, 0, 0, "12345678"), message(beatResp, 0, 0, 0, ""), false},
+		{message(raftpb.MsgVote, 0, 0, 0, ""), message(raftpb.MsgVote, 0, 0, 0, ""), false},
+	} {
+		require.Equal(t, c.want, replaces(c.next, c.prev), "case %d", i)
+	}
+}
+
+// TestDeposedStalled cuts off a leader whose state can't be flushed: what waits
+// for that was not written.
+func TestDeposedStalled(t *testing.T) {
+	change := func(_ *Config, l *limits) { l.flushBytes, l.replayBytes = 1000, 3000 }
+	inCluster(t, 3, change, func(t *testing.T, c *cluster) {
+		leader := c.leader()
+		leader.machine.mu.Lock()
+		leader.machine.hold = make(chan struct{})
+		leader.machine.mu.Unlock()
+		var outs []<-chan outcome
+		for range 100 {
+			outs = append(outs, leader.start(strings.Repeat("x", 100), false))
+			time.Sleep(time.Millisecond)
+		}
+		c.isolate(leader, true)
+		applied := 0
+		for _, out := range outs {
+			if o := waitOut(t, out); o.err == nil {
+				applied++
+			} else {
+				wantCode(t, gearsfs.ErrNotLeader, o.err)
+			}
+		}
+		require.Greater(t, applied, 10)
+		require.Less(t, applied, 100)
+		require.Zero(t, leader.held.commands.Load())
+		close(leader.machine.hold)
+		c.isolate(leader, false)
+		c.settled()
+	})
+}
+
+// TestOldAnswer: the answer to a question of an earlier life of this node, when
+// it counted its questions from 1 too, is none to one of this life.
+func TestOldAnswer(t *testing.T) {
+	world := new(stepped)
+	open := func() *Group {
+		cfg := testConfig(new(memLog), new(memMachine), nil)
+		cfg.Joined = true // it knows nobody to ask
+		g, err := prepare(cfg, defaultLimits, world)
+		require.NoError(t, err)
+		return g
+	}
+	var asked [][]byte
+	for range 2 {
+		g := open()
+		done := make(chan error, 1)
+		g.whenFresh(func(err error) { done <- err })
+		require.True(t, world.step(g, true))
+		for _, context := range asked {
+			g.readable([]raft.ReadState{{Index: 0, RequestCtx: context}})
+		}
+		require.False(t, g.endReads())
+		require.Empty(t, done)
+		context := binary.BigEndian.AppendUint64(nil, g.loop.reads.life)
+		asked = append(asked, binary.BigEndian.AppendUint64(context, g.loop.reads.began))
+		g.readable([]raft.ReadState{{Index: 0, RequestCtx: asked[len(asked)-1]}})
+		require.False(t, g.endReads())
+		require.NoError(t, <-done)
+	}
+	require.Len(t, asked, 2)
 }
