@@ -18,18 +18,20 @@ import (
 	"github.com/gearsfs/gearsfs/persist"
 )
 
-// node is one node of a volume of several, in this process, on a unix socket.
+// node is one node of a volume of several, in this process, behind
+// a bridge: when that is cut, nobody reaches the node, though it reaches
+// the others.
 type node struct {
 	t         *testing.T
 	name, dir string
-	sock      string
+	way       *bridge
 	log       *slog.Logger
 	vol       *dgm.Volume
 	stop      context.CancelFunc
 	served    sync.WaitGroup
 }
 
-func (n *node) addr() string { return "unix:" + n.sock }
+func (n *node) addr() string { return n.way.addr() }
 
 // start starts a node on its data, which joins the volume of another where the
 // data are new.
@@ -45,16 +47,17 @@ func (n *node) start(join string) error {
 		}
 	}
 	n.vol, err = dgm.OpenVolume(n.t.Context(), dgm.VolumeConfig{
-		Data: data, Root: gearsfs.Root, Addrs: n.addr(), Log: n.log,
+		Data: data, Root: gearsfs.Root, Addrs: n.addr(), Log: n.log, Insecure: true,
 		Fatal: func(err error) { n.t.Errorf("%s: fatal: %v", n.name, err) },
 	})
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("unix", n.sock)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
+	n.way.lead(l.Addr().String())
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	vol := n.vol
@@ -118,7 +121,7 @@ func newNodes(t *testing.T, names ...string) *nodes {
 
 func (c *nodes) add(name string) *node {
 	dir := filepath.Join(c.dir, fmt.Sprint(len(c.all)))
-	n := &node{t: c.t, name: name, dir: dir, sock: dir + ".sock", log: slog.New(slog.DiscardHandler)}
+	n := &node{t: c.t, name: name, dir: dir, way: bridgeOn(c.t, listenTCP(c.t), ""), log: slog.New(slog.DiscardHandler)}
 	c.all = append(c.all, n)
 	return n
 }

@@ -18,16 +18,20 @@ const peerSessionsMax = 16 << 10
 // peer is the far end of one connection and its sessions: its own and those it
 // forwards. It is a socket's, or that of a Local in this process.
 type peer struct {
-	vol    *Volume
-	conn   *transport.Conn // nil in this process
-	as     *gearsfs.Caller
-	member gearsfs.MemberID // of the node behind it, once it has said so; for the reading goroutine
-	bulk   bool             // that connection is for Fetch
+	vol  *Volume
+	conn *transport.Conn // nil in this process
+	as   *gearsfs.Caller
+
+	// Which member's connection it is, and for what; 0 where it is none's. They
+	// belong to the goroutine that reads from it.
+	member gearsfs.MemberID
+	bulk   bool
 
 	// mu is taken after tenure.mu and Volume.mu.
 	mu        sync.Mutex
 	sessions  map[gearsfs.SessionID]*session
 	dismissed bool // this end closes the connection, or has told it to go elsewhere
+	courier   bool // a node brings the requests of its Locals, who may come by another way
 	gone      bool
 }
 
@@ -174,6 +178,11 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 		done(failure(err))
 		return
 	}
+	if h.Member != 0 && p.conn != nil {
+		p.mu.Lock()
+		p.courier = true
+		p.mu.Unlock()
+	}
 	client := Client{Caller: p.caller(h), Host: clip(h.Host), PID: int(h.Pid), Process: clip(h.Process)}
 	s, back, err := t.attach(sessionID(h.SessionMinted, h.SessionSalt), client, p, h.Opens, func() { p.hello(h, done) })
 	switch {
@@ -279,7 +288,7 @@ func (p *peer) depart() {
 	sessions := p.sessions
 	p.sessions = nil
 	grace := p.vol.grace()
-	if (p.conn == nil || p.conn.Peer().Kind == transport.PeerUnix) && !p.dismissed {
+	if (p.conn == nil || p.conn.Peer().Kind == transport.PeerUnix) && !p.dismissed && !p.courier {
 		grace = 0
 	}
 	p.mu.Unlock()

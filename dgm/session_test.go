@@ -19,24 +19,28 @@ import (
 	"github.com/gearsfs/gearsfs/persist"
 )
 
-// bridge passes bytes between clients and a server, both on unix sockets, and
-// can be cut.
+// bridge passes bytes between clients and a server, both on unix sockets or both
+// on TCP, and can be cut.
 type bridge struct {
-	l      net.Listener
-	target string
-	wg     sync.WaitGroup
+	l  net.Listener
+	wg sync.WaitGroup
 
 	dropped chan struct{} // of capacity 1: a muted bridge has dropped an answer
 
-	mu    sync.Mutex
-	shut  bool // new connections are cut at once
-	mute  bool
-	pairs [][2]net.Conn
+	mu     sync.Mutex
+	target string
+	shut   bool // new connections are cut at once
+	mute   bool
+	pairs  [][2]net.Conn
 }
 
 func newBridge(t *testing.T, target string) *bridge {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "bridge"))
 	require.NoError(t, err)
+	return bridgeOn(t, l, target)
+}
+
+func bridgeOn(t *testing.T, l net.Listener, target string) *bridge {
 	b := &bridge{l: l, target: target, dropped: make(chan struct{}, 1)}
 	b.wg.Go(b.run)
 	t.Cleanup(func() {
@@ -47,7 +51,19 @@ func newBridge(t *testing.T, target string) *bridge {
 	return b
 }
 
-func (b *bridge) addr() string { return "unix:" + b.l.Addr().String() }
+func (b *bridge) addr() string {
+	if b.l.Addr().Network() == "unix" {
+		return "unix:" + b.l.Addr().String()
+	}
+	return b.l.Addr().String()
+}
+
+// lead makes the bridge lead somewhere else.
+func (b *bridge) lead(target string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.target = target
+}
 
 func (b *bridge) run() {
 	for {
@@ -56,7 +72,7 @@ func (b *bridge) run() {
 			return
 		}
 		b.mu.Lock()
-		far, err := net.Dial("unix", b.target)
+		far, err := net.Dial(b.l.Addr().Network(), b.target)
 		if b.shut || err != nil {
 			near.Close()
 			if far != nil {
