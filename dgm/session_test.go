@@ -83,10 +83,19 @@ func (b *bridge) run() {
 		}
 		b.pairs = append(b.pairs, [2]net.Conn{near, far})
 		b.mu.Unlock()
-		b.wg.Go(func() { io.Copy(far, near) })
-		b.wg.Go(func() { b.answers(near, far) })
+		b.wg.Go(func() {
+			io.Copy(far, near)
+			hangUp(far)
+		})
+		b.wg.Go(func() {
+			b.answers(near, far)
+			hangUp(near)
+		})
 	}
 }
+
+// hangUp says that nothing more comes.
+func hangUp(c net.Conn) { c.(interface{ CloseWrite() error }).CloseWrite() }
 
 // answers passes on what the server says, or drops it.
 func (b *bridge) answers(near, far net.Conn) {
