@@ -17,9 +17,10 @@ type Proposal struct {
 	// written.
 	Durable bool
 	// Done is called exactly once, on a goroutine of the Group, and must not
-	// block. The error is not nil where the command was not applied:
-	// gearsfs.ErrOverload, gearsfs.ErrTooBig and gearsfs.ErrClosed before anything
-	// was written; gearsfs.ErrMaybe where the log failed under it.
+	// block. The error is not nil where the command was not applied. Before
+	// anything was written: gearsfs.ErrNotLeader, gearsfs.ErrOverload,
+	// gearsfs.ErrTooBig and gearsfs.ErrClosed; gearsfs.ErrMaybe where this node
+	// ceased to lead, or the log failed, while the command was on its way.
 	Done func(*wire.Answer, error)
 }
 

@@ -33,17 +33,78 @@
 // Propose only appends to a list under a mutex, and wakes the loop where it
 // sleeps. Nothing is delayed to make batches: they form because the loop is
 // busy while others propose, and because it yields once before it sleeps, so
-// that whoever is ready to run proposes first. One pass makes one entry. Its
-// log time is the clock's, or the last entry's where the clock is behind.
+// that whoever is ready to run proposes first. One pass makes one entry.
 //
 // Raft runs with asynchronous storage writes: it hands out the work as messages
-// with answers attached, and takes the answers when the work is done. With one
-// voter, an entry that is written is committed: the loop answers raft right
-// after write(2), raft commits, and the entry is applied in the same pass. It
-// is not decoded again: what was proposed here is remembered by index and term.
-// With more voters raft hears of an append only when it is on disk (loop.acks).
-// Term and vote are written along with entries; a commit index alone never is,
-// because applying knows better: the state carries its applied index.
+// with answers attached, and takes the answers when the work is done. Where a
+// node is the only member, an entry that is written is committed: the loop
+// answers raft right after write(2), raft commits, and the entry is applied in
+// the same pass. It is not decoded again: what was proposed here is remembered
+// by index and term. Term and vote are written along with entries; a commit
+// index alone is not, because applying knows better: the state carries its
+// applied index.
+//
+// In a group of several it travels so, and the two disks work at once:
+//
+//	leader's loop      its syncer     follower's loop     its syncer
+//	     |                 |                 |                 |
+//	  propose              |                 |                 |
+//	     |                 |                 |                 |
+//	   send -- MsgApp ------------------> receive              |
+//	     |                 |                 |                 |
+//	  append ----------> sync             append ----------> sync
+//	     |                 |                 |                 |
+//	  release <------------+              release <------------+
+//	     |                                   |
+//	  receive <------------- MsgAppResp -- send
+//	     |
+//	  raft: a majority has it, it is committed
+//	     |
+//	  apply, answer all
+//	     |
+//	   send -- how much is committed, with the next entry or when idle
+//
+// What raft may say before it is on disk is in Ready.Messages, and leaves first
+// (send). What others count on, the acknowledgement of entries and votes, comes
+// along with the write as its answers, which wait in loop.acks for the sync. One
+// pass gives raft all messages that came in, so one write and one sync serve
+// them, and what goes to one member leaves in one call of Peers, without the
+// messages that a later one makes needless (replaces). Entries are encoded by
+// hand (codec.go), and once for all members.
+//
+// # Tenures
+//
+// A node takes proposals only in a tenure. It begins when the node leads and has
+// applied the first entry of its own term: then its state has everything that
+// was ever acknowledged, by whomever. It ends when raft says so: a majority was
+// silent for an election timeout, or another term began. At that moment all that
+// is in flight is answered with gearsfs.ErrMaybe, because another leader may
+// still find it in a log and commit it, and all that was not written with
+// gearsfs.ErrNotLeader. Config.Leads is told of both.
+//
+//	follower -- timeout, campaignAgain, MsgTimeoutNow --> candidate
+//	candidate -- votes of a majority --> leader      (leaderChanged)
+//	leader -- its first entry is applied --> tenure  (apply: beginTenure)
+//	tenure -- raft steps down --> follower           (leaderChanged: endTenure)
+//
+// Log time is, in a tenure, the clock's at its begin and the monotonic time
+// since, but not less than that of any entry before. So a clock that is set, or
+// one that is an hour off on one node, moves no lease but when the lead changes.
+//
+// Where the leader's process is known to be gone (Died), its followers forget it
+// and hold an election within milliseconds, each after a short time of its own,
+// and again if that was in vain. They forget it first because raft does not vote
+// against a leader from whom it heard lately. A leader that is closed hands over
+// to the member that knows most.
+//
+// # Reads
+//
+// WhenCertain and Barrier share ReadIndex rounds (reads.go): raft asks a majority
+// whether this node leads, or has the leader ask. One round serves all who came
+// before it began. The answers carry a context that is not used again in the
+// node's next life, or a late answer to an old question would do for a new one. A round
+// can be lost, with a message or a leader; as long as somebody waits, a new one
+// begins with each tick.
 //
 // # When it is durable
 //
@@ -68,33 +129,71 @@
 // moment, and cuts the log up to there when the flush is done. If flushing
 // can't keep up, proposals wait, so that no restart reads more than 128 MiB.
 //
-// A power cut may take the end of a group-of-one log that was never synced
-// while a flush kept its effects in the state. Then the log ends below the
-// applied index; it is emptied and goes on behind that. Nothing durable is in
-// the gap, since it is in the state. In a group of several such a log is
-// damage: others counted this node's copy.
+// In a group of several the log is kept further back, for members that are
+// behind (cutIndex): what the leader knows that somebody lacks, on the other
+// nodes anything, since they may lead next; but no more than
+// Config.KeepLogBytes. A member that needs what is cut off gets a copy of the
+// state (copies.go): raft asks for a snapshot, is put off until one is made, and
+// then its message does not go to Peers but to Snapshots, which has the member
+// fetch the copy and only then gives it the message. There raft hands it out
+// again with an append, and the loop has Snapshots.Install replace state and log
+// before it writes anything else. A copy that took longer to fetch than its
+// sender led is as good under the next leader, since all that is in it was
+// committed (renew).
+//
+// A power cut may take the end of the log of a node that is the only member, if
+// that was never synced while a flush kept its effects in the state. Then the
+// log ends below the applied index; it is emptied and goes on behind that.
+// Nothing durable is in the gap, since it is in the state. In a group of several
+// such a log is damage: others counted this node's copy. Nor can raft go on when
+// it finds that a log lacks what it acknowledged: it panics, and the Group ends
+// with gearsfs.ErrDamaged (guard).
 //
 // # Who is in the group
 //
-// A fresh log begins with entry 1 of term 1: the change that makes this node
-// the only voter. All that raft knows of its members comes out of such entries:
-// applying one hands the new configuration to the state machine, which keeps it
-// in the batch that moves the applied index, and gives it back on the next
-// Open. So log and state together always tell raft its voters as of the applied
-// index, whatever of the two was lost. Before the first change away from a
-// single voter the log is synced, since from then on others count on it.
+// The log of a founder begins with entry 1 of term 1: the change that makes it
+// the only voter. A node that joins begins with an empty log and waits for a
+// leader. All that raft knows of its members comes out of entries: applying one
+// hands the new configuration to the state machine, along with the context that
+// it was proposed with, and the state machine keeps it in the batch that moves
+// the applied index, and gives it back on the next Open. So log and state
+// together always tell raft its voters as of the applied index.
+//
+// That must never go back in time: a node that restarted with a configuration
+// from before others joined would elect itself, and go on alone. So before a
+// change takes effect, the log is on disk up to it, with a hard state that says
+// that it is committed (keepCommit); then the next Open applies it before
+// anything else.
+//
+// A member is added as a learner, and given a vote by the leader, through joint
+// consensus, once it has what was committed a tick ago (promote). From the first
+// learner on nothing is committed any more that is not on disk: it could have
+// entries that a power cut takes from the only voter. One change is on its way
+// at a time. A node that is removed stays as it is and says so in its Status.
 //
 // Open elects a single voter at once. The empty entry of the new term commits
 // what the log holds, so replaying is nothing but applying.
+//
+// # Without goroutines
+//
+// What a Group does depends only on what it is given and when its timers fire.
+// A simulation steps it on one goroutine: see step.go.
 //
 // # Invariants
 //
 //  1. Entries are applied in the order of the log, each once; the applied index
 //     is the state machine's own.
-//  2. Done is called once for each proposal: by refuse, by abandon, or with its
-//     batch, which is either in loop.inflight or in disk.queue, never in both.
+//  2. Done is called once for each proposal: by refuse, by endTenure or abandon,
+//     or with its batch, which is either in loop.inflight or in disk.queue, never
+//     in both.
 //  3. An answer that promises durability follows a sync that began after its
 //     entry was written.
 //  4. Log time never falls, also over restarts and changes of leader.
 //  5. No lock is held over I/O, a Done or a call of the state machine.
+//  6. What another member may count on, it hears after it is on disk, and in the
+//     order in which it was written.
+//  7. Proposals are written only in a tenure; outside of one loop.inflight is
+//     empty and nobody waits for certainty.
+//  8. A configuration that raft works with is in the log on disk, known as
+//     committed, or in the state's files.
 package replica
