@@ -56,8 +56,9 @@ var house = map[string]room{
 		outside: []string{"github.com/spf13/pflag"},
 	},
 	"bench": { // measures a node beside what it stands on
-		rooms: []string{nouns, "dgm"}, outside: []string{"github.com/cockroachdb/pebble/v2"},
+		rooms: []string{nouns, "dgm", "bench/load"}, outside: []string{"github.com/cockroachdb/pebble/v2"},
 	},
+	"bench/load": {},
 	"tests": {},
 }
 
