@@ -121,7 +121,7 @@ type Wait struct {
 // NodeStatus describes a node and its replica of a volume.
 type NodeStatus struct {
 	Name, Volume, Version string
-	Role                  string // "leader", "follower", "learner"
+	Role                  string // "leader", "voter", "learner", or "removed"
 	Leader                string
 	Term                  uint64
 	Commit, Applied       Index

@@ -54,6 +54,8 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 	case *wire.NodeOp_Status:
 		return &wire.Response{Status: statusToWire(v.nodeStatus())}, nil
 	case *wire.NodeOp_Nodes:
+		v.reads <- struct{}{} // it is bounded, and costs every node something
+		defer func() { <-v.reads }()
 		return v.nodes(ctx)
 	case *wire.NodeOp_StateHash, *wire.NodeOp_Verdict:
 		if !trusted {

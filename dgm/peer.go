@@ -113,8 +113,8 @@ var errUntrusted = gearsfs.ErrAccess.Because("nodes of a volume speak over TLS w
 // trusted says whether what the far end says of itself is believed: that it is a
 // node of the volume, and whom it speaks for.
 func (p *peer) trusted() bool {
-	if p.conn == nil {
-		return false // Locals are whom they were made for
+	if p.conn == nil || p.as != nil {
+		return false // it is whom it was made for
 	}
 	who := p.conn.Peer()
 	switch who.Kind {

@@ -108,20 +108,24 @@ func (v *Volume) Applied(index uint64, touched []file.Touched, changed []file.Ch
 	}
 }
 
-// MembersChanged implements file.Observer. An index that is not the next says
-// that the whole state was replaced: nobody was told what has changed.
+// MembersChanged implements file.Observer.
 func (v *Volume) MembersChanged() {
 	if index, _ := v.machine.Applied(); index != v.progress.index.Load() {
-		if index > v.progress.index.Load()+1 {
-			v.watches.loseAll()
-		}
-		v.progress.reach(index)
+		v.progress.reach(index) // an entry of raft's, or another state
 	}
 	select {
 	case <-v.opened:
 		v.membersChanged()
 	default: // open does it
 	}
+}
+
+// replaceState has the state machine go on with the tables that swap brings.
+// What has changed nobody can say, so watchers are told that they missed it.
+func (v *Volume) replaceState(swap func() error) error {
+	err := v.machine.Replace(swap)
+	v.watches.loseAll()
+	return err
 }
 
 // membersChanged takes over who is in the group.

@@ -238,7 +238,7 @@ func (t *tenure) proposeEnd(s *session) {
 		s.over = nil
 		lasts := t.over == nil
 		t.mu.Unlock()
-		if err != nil && lasts {
+		if err != nil && lasts && !errors.Is(err, gearsfs.ErrMaybe) { // else the tenure is about to end
 			t.vol.log.Warn("a session's end was not recorded", "session", s.id, "error", err)
 		}
 		for _, f := range over {

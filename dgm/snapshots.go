@@ -102,7 +102,7 @@ func newSnapshots(v *Volume, m *mesh) *snapshots {
 		rate = snapshotBytesPerSecond
 	}
 	return makeSnapshots(snapshotsConfig{
-		data: v.cfg.Data, mesh: m, log: v.log, pace: newPace(rate), replace: v.machine.Replace,
+		data: v.cfg.Data, mesh: m, log: v.log, pace: newPace(rate), replace: v.replaceState,
 		applied: func() uint64 { index, _ := v.machine.Applied(); return index },
 	})
 }

@@ -17,6 +17,7 @@ const (
 	roleLeader  = "leader"
 	roleVoter   = "voter"
 	roleLearner = "learner"
+	roleRemoved = "removed"
 )
 
 // self is what this node says of itself.
@@ -28,7 +29,8 @@ func (v *Volume) self() *wire.Member {
 // asMember is what a Local says of itself to a leader on another node, and how
 // it gets there.
 func (v *Volume) asMember() (member gearsfs.MemberID, volume []byte, tlsConfig *tls.Config) {
-	return v.member, v.ID(), v.cfg.TLS
+	id := v.cfg.Data.Identity()
+	return v.member, id.Volume[:], v.cfg.TLS
 }
 
 // nodeAddrs are the addresses of the volume's nodes, one text for each.
@@ -62,6 +64,9 @@ func (v *Volume) nodeStatus() gearsfs.NodeStatus {
 	}
 	if t := v.tenure.Load(); t != nil {
 		s.Sessions, s.Waits = t.counts()
+	}
+	if g.Removed {
+		s.Role, s.Member = roleRemoved, 0
 	}
 	s.Warnings = v.warnings(g)
 	return s

@@ -3,7 +3,6 @@ package dgm
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -355,7 +354,8 @@ func (v *Volume) initialise(ctx context.Context) error {
 	return nil
 }
 
-// introduceSelf has the member table say of this node what it says of itself.
+// introduceSelf has the member table say of this node what it says of itself,
+// as far as that is possible: another member may have its name.
 func (v *Volume) introduceSelf(ctx context.Context) error {
 	self := v.self()
 	row, ok := v.machine.MemberRow(v.member)
@@ -365,8 +365,9 @@ func (v *Volume) introduceSelf(ctx context.Context) error {
 	err := v.propose(ctx, &wire.Command{Checked: true, Op: &wire.Command_SetMember{
 		SetMember: &wire.SetMember{Member: self},
 	}})
-	if errors.Is(err, gearsfs.ErrExists) {
-		v.log.Warn("the member table keeps this node's old name", "error", err)
+	switch gearsfs.CodeOf(err) {
+	case gearsfs.ErrExists.Code, gearsfs.ErrInvalid.Code, gearsfs.ErrNameTooLong.Code, gearsfs.ErrTooBig.Code, gearsfs.ErrForeign.Code:
+		v.log.Warn("the volume does not know this node's name and addresses", "error", err)
 		return nil
 	}
 	return err

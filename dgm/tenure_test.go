@@ -190,6 +190,40 @@ func TestWatchOutlivesATenure(t *testing.T) {
 	require.ErrorIs(t, <-near, context.Canceled)
 }
 
+// When the state of a node is replaced its Locals' watches have missed changes.
+func TestWatchOverAnotherState(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	l := local(t, vol)
+	started, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- l.Watch(t.Context(), func() { close(started) }, func([]gearsfs.Change) {})
+	}()
+	<-started
+	require.NoError(t, vol.ReplaceState())
+	require.ErrorIs(t, <-ended, gearsfs.ErrOverload)
+}
+
+// What a session takes after it has come back is not given back by the end of
+// what it was before.
+func TestEndOfASessionThatComesBack(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	b := newBridge(t, serveUnix(t, vol))
+	r, other := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	lease := takeK
+	lease.Lease = true
+	for i := range 30 {
+		put(t, other, "k", fmt.Sprint("before ", i))
+		before := receive(t, takeLater(t.Context(), r, lease))
+		require.NoError(t, before.err)
+		b.cut()
+		b.mend()
+		after := receive(t, takeLater(t.Context(), r, lease)) // once that is given back
+		require.NoError(t, after.err)
+		require.Equal(t, before.records[0].Data, after.records[0].Data)
+		require.NoError(t, r.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{*after.records[0].Receipt}}))
+	}
+}
+
 // While no tenure serves, calls wait; status and nodes answer.
 func TestNoTenure(t *testing.T) {
 	vol := openVolume(t, t.TempDir())
