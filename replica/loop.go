@@ -194,7 +194,11 @@ func (g *Group) propose(b *batch) error {
 	l.proposal.Entries[0].Data = data
 	err = l.node.Step(l.proposal)
 	if errors.Is(err, raft.ErrProposalDropped) {
-		b.refuse(g.dropped())
+		// What came behind it is refused too: it may depend on the order, and the
+		// next one might be taken.
+		why := g.dropped()
+		b.refuse(why)
+		g.refusePending(why)
 		return nil
 	}
 	l.inflight = append(l.inflight, b)
@@ -207,6 +211,17 @@ func (g *Group) propose(b *batch) error {
 	last := ready.Entries[len(ready.Entries)-1]
 	b.index, b.term = last.GetIndex(), last.GetTerm()
 	return g.handleReady(ready)
+}
+
+// refusePending answers the proposals that wait in line: they were not written.
+func (g *Group) refusePending(why error) {
+	g.mu.Lock()
+	pending := g.pending
+	g.pending = nil
+	g.mu.Unlock()
+	if len(pending) > 0 {
+		newBatch(pending, &g.held).refuse(why)
+	}
 }
 
 // dropped returns why raft dropped a proposal.

@@ -113,8 +113,6 @@ func (g *Group) endTenure(inFlight error) {
 	l.tenure = false
 	g.mu.Lock()
 	g.leading = false
-	pending := g.pending
-	g.pending = nil
 	g.mu.Unlock()
 	g.updateAlone()
 	g.ahead.Store(0)
@@ -123,9 +121,7 @@ func (g *Group) endTenure(inFlight error) {
 	for _, b := range batches {
 		b.refuse(inFlight)
 	}
-	if len(pending) > 0 {
-		newBatch(pending, &g.held).refuse(gearsfs.ErrNotLeader)
-	}
+	g.refusePending(gearsfs.ErrNotLeader)
 	g.refuseCertain(gearsfs.ErrNotLeader)
 	g.endChange(gearsfs.ErrMaybe.Because("outcome unknown: another node leads the volume now"))
 	g.publish()
