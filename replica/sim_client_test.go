@@ -9,10 +9,13 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// simKeys are the streams; the last one has a limit.
-var simKeys = []string{"a", "b", "few"}
+// simKeys are the streams; one of them has a limit.
+var simKeys = []string{"a", "b", simLimited}
 
-const simLimit = 5
+const (
+	simLimited = "few"
+	simLimit   = 5 // records
+)
 
 // simClient is a client of the group with one session after another, as
 // dgm.Remote is: it finds the leader, says hello, and sends again under the
@@ -61,7 +64,7 @@ type simOp struct {
 	held     []*wire.TakenRecord // to settle
 	back     bool
 	last     bool          // of its session
-	waits    time.Duration // how long it may
+	until    time.Duration // it may wait so long
 	floor    uint64        // what had ended when it began
 	sent     int
 	sentBy   *simConn
@@ -138,7 +141,7 @@ func (c *simClient) begin() {
 	rng := c.s.rng
 	o := &simOp{keys: []string{simKeys[rng.IntN(len(simKeys))]}, n: 1 + rng.IntN(3), floor: c.s.history.ended}
 	if rng.IntN(3) == 0 {
-		o.waits = c.s.between(0, time.Second)
+		o.until = c.s.now + c.s.between(0, time.Second)
 	}
 	switch dice := rng.IntN(100); {
 	case len(c.held) > 0 && dice < 50:
@@ -249,6 +252,12 @@ func (c *simClient) lost(conn *simConn, hint gearsfs.MemberID) {
 // welcome sends all that is in flight, in order.
 func (c *simClient) welcome(id gearsfs.SessionID) {
 	c.session, c.seated, c.tries = id, true, 0
+	// The state does not remember that it refused a put for want of room. One
+	// that the node may have answered so, and that later ones may have passed,
+	// is not asked for again.
+	c.ops = slices.DeleteFunc(c.ops, func(o *simOp) bool {
+		return o.kind == opPut && o.key() == simLimited && o.sent > 0 && o.until < c.s.now
+	})
 	for _, o := range c.ops {
 		c.send(o)
 	}
@@ -267,10 +276,10 @@ func (c *simClient) send(o *simOp) {
 			f.read(conn, id, o.keys, func(shown []streamAt) { c.shown(o, shown) })
 		})
 	} else {
-		ask := &simAsk{op: o, build: c.command(o), until: c.s.now + o.waits, again: o.sent > 1}
+		ask := &simAsk{op: o, build: c.command(o), until: o.until, again: o.sent > 1}
 		conn.toNode(func(f *simFront) { f.ask(conn, ask) })
 	}
-	c.s.after(o.waits+c.s.between(c.s.plan.patience/2, c.s.plan.patience), func() {
+	c.s.after(max(0, o.until-c.s.now)+c.s.between(c.s.plan.patience/2, c.s.plan.patience), func() {
 		if c.conn == conn && slices.Contains(c.ops, o) {
 			c.drop(conn)
 		}

@@ -21,6 +21,7 @@ type simPlan struct {
 	clients      int
 	members      bool // they change
 	reorder      bool // the network does
+	jam          int  // of a hundred times that a node has something to do, it waits for more
 }
 
 func (s *sim) makePlan() {
@@ -35,6 +36,7 @@ func (s *sim) makePlan() {
 		clients:  pick(1, 2, 3, 4),
 		members:  s.chance(40),
 		reorder:  s.chance(30),
+		jam:      pick(0, 20, 60),
 	}
 	l := defaultLimits
 	l.entryCommands = pick(1, 2, 8, 4096)

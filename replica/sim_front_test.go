@@ -92,6 +92,7 @@ type simFront struct {
 	puts     map[string][]*simAsk // wait for room, by stream
 	woken    bool
 	room     map[string]bool
+	trying   map[string]bool // the first put of the line is in the log
 }
 
 // simSeat is a session at the node that leads.
@@ -116,7 +117,8 @@ type simAsk struct {
 }
 
 func newSimFront(n *simNode) *simFront {
-	return &simFront{n: n, sessions: map[gearsfs.SessionID]*simSeat{}, puts: map[string][]*simAsk{}, room: map[string]bool{}}
+	return &simFront{n: n, sessions: map[gearsfs.SessionID]*simSeat{}, puts: map[string][]*simAsk{},
+		room: map[string]bool{}, trying: map[string]bool{}}
 }
 
 // later lets something happen in this tenure.
@@ -160,6 +162,7 @@ func (f *simFront) gone() {
 	}
 	clear(f.sessions)
 	clear(f.puts)
+	clear(f.trying)
 	f.takes = nil
 }
 
@@ -316,7 +319,7 @@ func (f *simFront) ask(c *simConn, a *simAsk) {
 		f.propose(false, a)
 		return
 	}
-	if !a.again && len(f.puts[a.op.key()]) > 0 {
+	if !a.again && (len(f.puts[a.op.key()]) > 0 || f.trying[a.op.key()]) {
 		f.wait(a)
 		return
 	}
@@ -346,6 +349,9 @@ func (f *simFront) propose(retry bool, asks ...*simAsk) {
 
 func (f *simFront) done(a *simAsk, answer *wire.Answer, err error) {
 	f.left(a.seat)
+	if a.tried {
+		f.trying[a.op.key()] = false
+	}
 	if err != nil {
 		if code := gearsfs.CodeOf(err); code != gearsfs.ErrNotLeader.Code && code != gearsfs.ErrMaybe.Code && code != gearsfs.ErrOverload.Code {
 			f.n.s.note("node %d refuses: %v", f.n.id, err)
@@ -458,8 +464,8 @@ func (f *simFront) Verify(index uint64, state file.View) {
 func (f *simFront) wake() {
 	f.woken = false
 	for _, key := range simKeys {
-		if line := f.puts[key]; f.room[key] && len(line) > 0 {
-			f.puts[key] = line[1:]
+		if line := f.puts[key]; f.room[key] && len(line) > 0 && !f.trying[key] {
+			f.puts[key], f.trying[key] = line[1:], true
 			f.propose(true, line[0])
 		}
 		f.room[key] = false

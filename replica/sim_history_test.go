@@ -80,6 +80,11 @@ func (h *simHistory) applied(n *simNode, index, term uint64, e *wire.Entry, answ
 	if !h.known(n, index, fact) {
 		return
 	}
+	if h.s.say != nil {
+		for i, cmd := range e.Commands {
+			h.s.note("entry %d, term %d: %v: %v", index, term, cmd, answers[i])
+		}
+	}
 	h.clock(index, term, e)
 	expected, err := h.model.apply(index, e)
 	if err != nil {

@@ -16,14 +16,16 @@ type simModel struct {
 	fence    uint64
 	streams  map[string]*simStream
 	sessions map[gearsfs.SessionID]*simSession
+	data     map[string]bool // of all records that ever were
+	wrong    error           // the first promise that was broken
 }
 
 type simStream struct {
-	records  []*simRecord // what lives, in order
-	next     uint64       // seq
-	limit    uint64       // of records; 0: none
-	versions []streamAt   // one per entry that changed it
-	puts     []simPut     // all there were, in order
+	records  []*simRecord                 // what lives, in order
+	next     uint64                       // seq
+	limit    uint64                       // of records; 0: none
+	versions []streamAt                   // one per entry that changed it
+	latest   map[gearsfs.SessionID]uint64 // the last command of each session that put here
 }
 
 type simRecord struct {
@@ -32,12 +34,6 @@ type simRecord struct {
 	holder     gearsfs.SessionID
 	fence      uint64 // 0: ready
 	deliveries uint32
-}
-
-// simPut is one put of a session.
-type simPut struct {
-	session gearsfs.SessionID
-	seq     uint64 // the command's
 }
 
 // streamAt is what certain reads show of a stream from an index on.
@@ -76,13 +72,13 @@ type simFirst struct {
 }
 
 func newSimModel() *simModel {
-	return &simModel{fence: 1, streams: map[string]*simStream{}, sessions: map[gearsfs.SessionID]*simSession{}}
+	return &simModel{fence: 1, streams: map[string]*simStream{}, sessions: map[gearsfs.SessionID]*simSession{}, data: map[string]bool{}}
 }
 
 func (m *simModel) stream(key string) *simStream {
 	s := m.streams[key]
 	if s == nil {
-		s = &simStream{next: 1}
+		s = &simStream{next: 1, latest: map[gearsfs.SessionID]uint64{}}
 		m.streams[key] = s
 	}
 	return s
@@ -117,7 +113,7 @@ func (m *simModel) apply(index uint64, e *wire.Entry) ([]*wire.Answer, error) {
 	for _, s := range m.streams {
 		s.note(index)
 	}
-	return answers, nil
+	return answers, m.wrong
 }
 
 func (s *simSession) forget() {
@@ -297,11 +293,18 @@ func (m *simModel) put(id gearsfs.SessionID, known *simSession, cmd *wire.Comman
 func (m *simModel) append(s *simStream, id gearsfs.SessionID, cmd *wire.Command, op *wire.Put) *wire.Answer {
 	a := &wire.Answer{Ino: simFile, FirstSeq: s.next}
 	for _, r := range op.Records {
+		if m.data[string(r.Data)] && m.wrong == nil {
+			m.wrong = fmt.Errorf("record %s is put twice", r.Data)
+		}
+		m.data[string(r.Data)] = true
 		s.records = append(s.records, &simRecord{seq: s.next, data: string(r.Data)})
 		a.LastSeq = s.next
 		s.next++
 	}
-	s.puts = append(s.puts, simPut{id, cmd.Seq})
+	if was := s.latest[id]; cmd.Seq != 0 && was > cmd.Seq && m.wrong == nil {
+		m.wrong = fmt.Errorf("put %d of %v is behind its put %d", cmd.Seq, id, was)
+	}
+	s.latest[id] = cmd.Seq
 	return a
 }
 

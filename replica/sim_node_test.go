@@ -51,6 +51,7 @@ type simNode struct {
 	appliedMax uint64        // the highest index that it ever applied
 	front      *simFront
 	answered   map[*wire.Answer]uint64 // the index that gave each
+	jammed     bool                    // the Group's turn is to come
 	calls      int                     // that the Group has not answered
 }
 
@@ -116,6 +117,21 @@ func (n *simNode) event(e simEvent) {
 		n.inbox = append(n.inbox, e)
 	default:
 		e.do()
+		n.turnSoon()
+	}
+}
+
+// turnSoon is a turn now, or after more has happened.
+func (n *simNode) turnSoon() {
+	switch {
+	case n.jammed:
+	case n.s.chance(n.s.plan.jam):
+		n.jammed = true
+		n.soon(n.s.between(0, 2*time.Millisecond), func() {
+			n.jammed = false
+			n.turn()
+		})
+	default:
 		n.turn()
 	}
 }
@@ -293,7 +309,7 @@ func (n *simNode) start() {
 	n.life++
 	n.lives++
 	n.up, n.dying, n.closing, n.hurry, n.working = true, nil, false, false, nil
-	n.answered, n.calls = map[*wire.Answer]uint64{}, 0
+	n.answered, n.calls, n.jammed = map[*wire.Answer]uint64{}, 0, false
 	n.front = newSimFront(n)
 	machine, err := file.New(n.store, n.front)
 	if err != nil {

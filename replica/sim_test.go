@@ -259,7 +259,7 @@ func makeImage(founders int) (simImage, error) {
 	}
 	for _, key := range simKeys {
 		configure := &wire.Configure{Target: &wire.Target{Ino: simFile}, Key: key, SetLimits: true}
-		if key == "few" {
+		if key == simLimited {
 			configure.LimitRecords = simLimit
 		}
 		commands = append(commands, &wire.Command{Op: &wire.Command_Configure{Configure: configure}})
