@@ -40,8 +40,10 @@ func (g *Group) applyEntry(e *raftpb.Entry) error {
 	case e.GetType() != raftpb.EntryNormal:
 		return g.applyConf(e)
 	}
+	// Copied out: what the state machine keeps of it would hold the whole of the
+	// frame, or the piece of the log, that it came in.
 	entry := new(wire.Entry)
-	if err := entry.UnmarshalVTUnsafe(e.GetData()); err != nil {
+	if err := entry.UnmarshalVT(e.GetData()); err != nil {
 		return gearsfs.ErrDamaged.Because("entry %d: %v", e.GetIndex(), err)
 	}
 	if entry.Time > g.time.Load() {
