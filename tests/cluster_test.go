@@ -1,12 +1,18 @@
 package tests
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -244,4 +250,39 @@ func TestClusterRefuses(t *testing.T) {
 	last.start()
 	require.Len(t, last.members(), 3)
 	c.verify()
+}
+
+// cluster.sh runs three mounted nodes, ^C ends them, and run again it goes on
+// with the data.
+func TestClusterScript(t *testing.T) {
+	t.Parallel()
+	at := dir(t)
+	mount := func(n int) string { return filepath.Join(at, fmt.Sprint("m", n)) }
+	t.Cleanup(func() {
+		for n := range 4 {
+			detach(t, mount(n))
+		}
+	})
+	for round := range 2 {
+		script := exec.Command("../cluster.sh")
+		script.Env = append(os.Environ(), "BIN="+binDir, "CLUSTER="+filepath.Join(at, "c"), "MOUNTPOINT="+filepath.Join(at, "m"))
+		script.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+		var stderr bytes.Buffer
+		script.Stderr = &stderr
+		stdout, err := script.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, script.Start())
+		ready := false
+		for lines := bufio.NewScanner(stdout); !ready && lines.Scan(); {
+			ready = strings.HasPrefix(lines.Text(), "To try")
+		}
+		require.True(t, ready, stderr.String())
+		require.NoError(t, appendTo(filepath.Join(mount(1), "jobs"), "job\n"))
+		require.Equal(t, strings.Repeat("job\n", round+1), must(t, "", "cat", filepath.Join(mount(3), "jobs")))
+		require.NoError(t, syscall.Kill(-script.Process.Pid, syscall.SIGINT)) // as a terminal does
+		_, err = io.Copy(io.Discard, stdout)
+		require.NoError(t, err)
+		require.NoError(t, script.Wait(), stderr.String())
+		require.NotContains(t, strings.Join(leakedMounts(), " "), at)
+	}
 }

@@ -59,7 +59,7 @@ var house = map[string]room{
 		rooms: []string{nouns, "dgm", "bench/load"}, outside: []string{"github.com/cockroachdb/pebble/v2"},
 	},
 	"bench/load": {},
-	"tests": {},
+	"tests":      {},
 }
 
 func TestDirections(t *testing.T) {
