@@ -17,13 +17,13 @@ type changeAttempt struct {
 // process may write into: it shares with req only what none does. That are
 // payloads and all operations but those that name a file by a path, hold a
 // count, or are told who has a file open.
-func attemptAt(req *wire.Request, id gearsfs.SessionID, remote string) *wire.Request {
+func attemptAt(req *wire.Request, id gearsfs.SessionID) *wire.Request {
 	change := req.GetChange()
 	if change == nil {
-		return queryAttempt(req, id, remote)
+		return queryAttempt(req, id)
 	}
 	a := new(changeAttempt)
-	a.request.Kind, a.request.Remote = &a.kind, remote
+	a.request.Kind = &a.kind
 	a.request.SessionMinted, a.request.SessionSalt = uint64(id.Minted), id.Salt
 	a.kind.Change = &a.change
 	a.change.Command, a.change.Path = &a.command, change.Path
@@ -58,10 +58,8 @@ func attemptAt(req *wire.Request, id gearsfs.SessionID, remote string) *wire.Req
 	return &a.request
 }
 
-func queryAttempt(req *wire.Request, id gearsfs.SessionID, remote string) *wire.Request {
-	a := &wire.Request{
-		Kind: req.Kind, Remote: remote, SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
-	}
+func queryAttempt(req *wire.Request, id gearsfs.SessionID) *wire.Request {
+	a := &wire.Request{Kind: req.Kind, SessionMinted: uint64(id.Minted), SessionSalt: id.Salt}
 	switch op := req.GetQuery().GetOp().(type) {
 	case *wire.Query_Peek:
 		p := op.Peek

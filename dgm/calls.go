@@ -196,7 +196,7 @@ func (r *Remote) fullLocked(c *remoteCall) bool {
 
 // giveLocked gives a call to a link and returns what is to be sent there.
 func (r *Remote) giveLocked(c *remoteCall, l link) *wire.Request {
-	attempt := attemptAt(c.req, r.session, r.route.remote())
+	attempt := attemptAt(c.req, r.session)
 	if change := attempt.GetChange(); change != nil {
 		change.Command.Seq = c.seq
 		change.Command.Confirmed, change.Command.Unconfirmed = r.calls.confirm()
@@ -314,9 +314,7 @@ func raise(to *atomic.Uint64, value uint64) {
 // undo takes back what a call did that its caller has given up: a lease would
 // stay with the session, and so would an open.
 func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.Response) {
-	req := &wire.Request{
-		Remote: attempt.Remote, SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt,
-	}
+	req := &wire.Request{SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt}
 	switch {
 	case c.opens():
 		req.Kind = &wire.Request_Query{Query: &wire.Query{

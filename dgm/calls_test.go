@@ -23,7 +23,6 @@ type scriptRoute struct {
 	hints []string
 }
 
-func (s *scriptRoute) remote() string { return "" }
 func (s *scriptRoute) told(resp *wire.Response) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

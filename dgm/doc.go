@@ -2,6 +2,17 @@
 // here, on the replicated state machine; Local is a session of it in this
 // process and Remote a session of another node's over a socket.
 //
+// # The way to the leader
+//
+// Both are sessions at the node that leads the volume, whichever that is, and
+// have the same machinery (Remote): a route makes links, one at a time, and what
+// has no answer when a link is lost is sent again on the next.
+//
+//	Remote  dialRoute  tries its addresses and those that it learns (hunt)
+//	Local   homeRoute  this process's volume while that leads (inside), else
+//	                   the node that does, as a member
+//	Via     viaRoute   passed on by the node of another session
+//
 // # The nodes of a volume
 //
 // A node dials every other member of its volume (mesh, peerLink) and asks to

@@ -212,11 +212,14 @@ func (v *Volume) remoteConn(name string) (*transport.Conn, error) {
 func Via(ctx context.Context, m Manager, name string) (*Remote, error) {
 	switch m := m.(type) {
 	case *Local:
-		return newRemote(ctx, RemoteOptions{Client: Client{Process: m.remote.opts.Client.String()}}, volumeRoute{m.vol, name})
+		opts := RemoteOptions{Client: Client{Process: m.remote.opts.Client.String()}}
+		return newRemote(ctx, opts, viaRoute{m.remote, m.vol, name})
 	case *Remote:
-		opts := m.opts
-		opts.Offer, opts.OfferName = nil, "" // that is m's
-		return newRemote(ctx, opts, remoteRoute{m, name})
+		if _, dialled := m.route.(*dialRoute); dialled {
+			opts := m.opts
+			opts.Offer, opts.OfferName = nil, "" // that is m's
+			return newRemote(ctx, opts, viaRoute{m, nil, name})
+		}
 	}
-	return nil, gearsfs.ErrUnsupported
+	return nil, gearsfs.ErrUnsupported.Because("a remote behind a remote")
 }

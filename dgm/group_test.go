@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -92,53 +93,96 @@ func TestOwnChangesAreSeen(t *testing.T) {
 	}
 }
 
+// traffic is sessions that put and take until they are told to stop.
+type traffic struct {
+	t       *testing.T
+	ms      []dgm.Manager
+	puts    []atomic.Int64 // of each session
+	got     chan string
+	stop    atomic.Bool
+	working sync.WaitGroup
+}
+
+func newTraffic(t *testing.T, ms ...dgm.Manager) *traffic {
+	tr := &traffic{t: t, ms: ms, puts: make([]atomic.Int64, len(ms)), got: make(chan string, 1<<16)}
+	for i := range ms {
+		tr.working.Go(func() { tr.put(i) })
+		tr.working.Go(func() { tr.take(i) })
+	}
+	return tr
+}
+
+func (tr *traffic) put(i int) {
+	for {
+		text := fmt.Sprintf("%d %d", i, tr.puts[i].Load())
+		over := tr.stop.Load()
+		if over {
+			text = "end"
+		}
+		_, err := tr.ms[i].Put(tr.t.Context(), dgm.Put{
+			File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{Data: []byte(text)}},
+		})
+		if err != nil {
+			tr.t.Errorf("put by %d: %v", i, err)
+		}
+		if err != nil || over {
+			return
+		}
+		tr.puts[i].Add(1)
+	}
+}
+
+func (tr *traffic) take(i int) {
+	for {
+		rs, err := tr.ms[i].Take(tr.t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}})
+		if err != nil {
+			tr.t.Errorf("take by %d: %v", i, err)
+			return
+		}
+		text := string(rs[0].Data)
+		if text == "end" {
+			return
+		}
+		tr.got <- text
+	}
+}
+
+// flows waits until each session has put some more.
+func (tr *traffic) flows() {
+	for i := range tr.puts {
+		before := tr.puts[i].Load()
+		require.Eventually(tr.t, func() bool { return tr.puts[i].Load() > before+3 }, 20*time.Second, time.Millisecond,
+			"session %d is stuck", i)
+	}
+}
+
+// end stops it and checks that every record was taken, and once.
+func (tr *traffic) end() {
+	tr.stop.Store(true)
+	tr.working.Wait()
+	close(tr.got)
+	seen := make(map[string]bool)
+	for text := range tr.got {
+		require.False(tr.t, seen[text], "taken twice: %s", text)
+		seen[text] = true
+	}
+	total := 0
+	for i := range tr.puts {
+		total += int(tr.puts[i].Load())
+	}
+	require.Len(tr.t, seen, total)
+}
+
 // TestSessionsOutliveLeaders has sessions of all kinds put and take while the
 // lead goes round and a node is closed and opened again.
 func TestSessionsOutliveLeaders(t *testing.T) {
 	c := newNodes(t, "n0", "n1", "n2")
-	ms := []dgm.Manager{
-		local(t, c.all[0].vol), local(t, c.all[1].vol), dial(t, c.all[0].addr()+","+c.all[1].addr(), dgm.RemoteOptions{}),
-	}
-	boss := local(t, c.all[0].vol)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var working sync.WaitGroup
-	puts, got := make([]int, len(ms)), make(chan string, 1<<16)
-	for i, m := range ms {
-		working.Go(func() {
-			for ; ctx.Err() == nil; puts[i]++ {
-				_, err := m.Put(t.Context(), dgm.Put{
-					File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{Data: fmt.Appendf(nil, "%d %d", i, puts[i])}},
-				})
-				if err != nil {
-					t.Errorf("put by %d: %v", i, err)
-					return
-				}
-			}
-			_, err := m.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("end")}}})
-			if err != nil {
-				t.Errorf("put by %d: %v", i, err)
-			}
-		})
-		working.Go(func() {
-			for {
-				rs, err := m.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}})
-				if err != nil {
-					t.Errorf("take by %d: %v", i, err)
-					return
-				}
-				if text := string(rs[0].Data); text != "end" {
-					got <- text
-					continue
-				}
-				return
-			}
-		})
-	}
+	m, boss := local(t, c.all[1].vol), local(t, c.all[0].vol)
+	tr := newTraffic(t, local(t, c.all[0].vol), m, dial(t, c.all[0].addr()+","+c.all[1].addr(), dgm.RemoteOptions{}))
 	// A session that has a file open which loses its name on the way.
-	attr, err := ms[1].Make(t.Context(), gearsfs.RootIno, "orphan", dgm.Make{Mode: 0o100644})
+	attr, err := m.Make(t.Context(), gearsfs.RootIno, "orphan", dgm.Make{Mode: 0o100644})
 	require.NoError(t, err)
-	_, err = ms[1].Open(t.Context(), attr.Ino)
+	_, err = m.Open(t.Context(), attr.Ino)
 	require.NoError(t, err)
 	for round := range 6 {
 		name := fmt.Sprint("n", (round+1)%3)
@@ -147,33 +191,20 @@ func TestSessionsOutliveLeaders(t *testing.T) {
 			st, err := boss.Status(t.Context())
 			return err == nil && st.Leader == name
 		}, 10*time.Second, time.Millisecond, "this node hears of it")
-		switch round {
-		case 1:
-			require.NoError(t, ms[0].Unlink(t.Context(), gearsfs.RootIno, "orphan"))
-			c.all[2].close() // it leads
-			require.NoError(t, c.all[2].start(""))
-		case 4:
+		tr.flows()
+		if round == 1 {
+			require.NoError(t, boss.Unlink(t.Context(), gearsfs.RootIno, "orphan"))
+		}
+		if name == "n2" {
 			c.all[2].close()
 			require.NoError(t, c.all[2].start(""))
+			tr.flows()
 		}
 	}
-	cancel()
-	working.Wait()
-	close(got)
-	seen := make(map[string]bool)
-	for text := range got {
-		require.False(t, seen[text], "taken twice: %s", text)
-		seen[text] = true
-	}
-	total := 0
-	for i, n := range puts {
-		require.Greater(t, n, 10, "session %d was stuck", i)
-		total += n
-	}
-	require.Len(t, seen, total)
-	_, err = ms[1].GetAttr(t.Context(), attr.Ino)
+	tr.end()
+	_, err = m.GetAttr(t.Context(), attr.Ino)
 	require.NoError(t, err, "it is open")
-	require.NoError(t, ms[1].Release(t.Context(), attr.Ino))
+	require.NoError(t, m.Release(t.Context(), attr.Ino))
 }
 
 // TestLocalWithoutALeader: a node that is alone of three reads, and its changes
@@ -239,4 +270,25 @@ func TestWatchOfAnotherNode(t *testing.T) {
 	require.Equal(t, gearsfs.Change{Ino: gearsfs.RootIno, Name: "theirs"}, <-seen)
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// TestViaFromAnyNode: a client that offers itself is known where it is connected,
+// at the node that leads; who asks for it at another is led there, also when
+// another leads.
+func TestViaFromAnyNode(t *testing.T) {
+	c := newNodes(t, "n0", "n1", "n2")
+	own := openVolume(t, t.TempDir())
+	dial(t, c.addrs(), dgm.RemoteOptions{Offer: own, OfferName: "w", OfferAs: gearsfs.Root})
+	worker := local(t, own)
+	via, err := dgm.Via(t.Context(), local(t, c.all[2].vol), "w")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, via.Close()) }()
+	for _, leader := range []string{"n0", "n1", "n2", "n1"} {
+		require.NoError(t, local(t, c.all[0].vol).TransferLeader(t.Context(), leader))
+		_, err = via.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: benchRecord})
+		require.NoError(t, err, leader)
+	}
+	rs, err := worker.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}, Max: 10})
+	require.NoError(t, err)
+	require.Len(t, rs, 4)
 }

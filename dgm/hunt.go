@@ -104,7 +104,8 @@ func (s *search) single(ctx context.Context, connect func(context.Context) (link
 type way struct {
 	addr    transport.Addr
 	learned bool // from another node, not from who dials
-	hinted  bool // said to be the leader's
+	hinted  bool // said to be the leader's, and to be tried next
+	leads   bool // said to be the leader's
 	busy    bool
 	over    bool
 	started time.Time
@@ -123,6 +124,7 @@ type hunt struct {
 	results chan tried
 	turn    chan struct{} // held by who greets, for at most stagger
 	err     error         // the most telling failure
+	leader  error         // why who was said to lead was not reached
 }
 
 // tried is the outcome of one attempt.
@@ -143,7 +145,7 @@ func (d *dialRoute) connect(ctx context.Context, s *search) (link, *wire.Respons
 	for {
 		wait := h.launch(trying)
 		if wait < 0 && h.busy == 0 {
-			return nil, nil, h.err
+			return nil, nil, h.trouble(nil)
 		}
 		var due <-chan time.Time
 		if wait >= 0 {
@@ -161,12 +163,20 @@ func (d *dialRoute) connect(ctx context.Context, s *search) (link, *wire.Respons
 			h.fail(t)
 		case <-due:
 		case <-ctx.Done():
-			if h.err == nil {
-				h.err = ctx.Err()
-			}
-			return nil, nil, h.err
+			return nil, nil, h.trouble(ctx.Err())
 		}
 	}
+}
+
+// trouble says why nobody welcomed; ended is why the search ended.
+func (h *hunt) trouble(ended error) error {
+	switch {
+	case h.err == nil:
+		return ended
+	case errors.Is(h.err, gearsfs.ErrNotLeader) && h.leader != nil:
+		return gearsfs.ErrNoNode.Because("the node that leads can't be reached: %v", h.leader)
+	}
+	return h.err
 }
 
 // launch tries what is due and returns when the next way will be; below 0 where
@@ -257,6 +267,9 @@ func (h *hunt) fail(t tried) {
 	if h.err == nil || !lost(t.err) || lost(h.err) {
 		h.err = t.err
 	}
+	if w.leads && lost(t.err) {
+		h.leader = t.err
+	}
 	h.tell(t.err)
 	if t.resp == nil {
 		return
@@ -277,10 +290,11 @@ func (h *hunt) hint(addr transport.Addr, now time.Time) {
 		if len(h.ways) >= waysMax {
 			return
 		}
-		h.ways = append(h.ways, &way{addr: addr, learned: true, hinted: true})
+		h.ways = append(h.ways, &way{addr: addr, learned: true, hinted: true, leads: true})
 		return
 	}
 	w := h.ways[i]
+	w.leads = true
 	if w.busy || w.over || w.fails >= hintedTries {
 		return
 	}

@@ -334,3 +334,20 @@ func oneFault(c *fakeCluster, rnd *rand.Rand) {
 		c.lead(next)
 	}
 }
+
+func TestDialSaysWhatIsMissing(t *testing.T) {
+	c := newFakeCluster(t, 2)
+	c.lead(1)
+	c.nodes[1].stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := c.tryDial(ctx, c.addrs(0))
+	require.ErrorIs(t, err, gearsfs.ErrNoNode)
+	require.ErrorContains(t, err, "the node that leads can't be reached")
+	c.nodes[1].start()
+	c.lead(-1)
+	ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err = c.tryDial(ctx, c.addrs())
+	require.ErrorContains(t, err, "no node leads")
+}

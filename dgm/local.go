@@ -193,7 +193,6 @@ type homeRoute struct {
 	as  gearsfs.Caller
 }
 
-func (homeRoute) remote() string      { return "" }
 func (homeRoute) told(*wire.Response) {} // the volume knows by itself
 
 // connect implements route. It waits for a leader.

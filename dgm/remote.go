@@ -185,13 +185,8 @@ func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
 	return l, nil
 }
 
-// exchange is one request on a link that is not in use yet. The response comes
-// also with the error that it carries.
-func (r *Remote) exchange(ctx context.Context, l link, req *wire.Request) (*wire.Response, error) {
-	req.Remote = r.route.remote()
-	return roundTrip(ctx, l, req)
-}
-
+// roundTrip is one request on a link. The response comes also with the error
+// that it carries.
 func roundTrip(ctx context.Context, l link, req *wire.Request) (*wire.Response, error) {
 	out := make(chan *wire.Response, 1)
 	c := l.start(req, func(resp *wire.Response) { out <- resp })
@@ -225,12 +220,15 @@ func (r *Remote) hello(ctx context.Context, l link) (*wire.Response, error) {
 	if !id.IsZero() && id == spent {
 		id = r.renew(id)
 	}
-	resp, err := r.exchange(ctx, l, r.helloAs(id))
+	resp, err := roundTrip(ctx, l, r.helloAs(id))
 	if errors.Is(err, gearsfs.ErrSession) && !id.IsZero() {
-		resp, err = r.exchange(ctx, l, r.helloAs(r.renew(id)))
+		resp, err = roundTrip(ctx, l, r.helloAs(r.renew(id)))
 	}
-	if err == nil && resp.Welcome == nil {
+	switch {
+	case err == nil && resp.Welcome == nil:
 		err = gearsfs.ErrProtocol
+	case errors.Is(err, gearsfs.ErrNotLeader) && resp.GetLeader() == "":
+		err = gearsfs.ErrNotLeader.Because("no node leads the volume at present")
 	}
 	return resp, err
 }
@@ -490,7 +488,7 @@ func (r *Remote) goodbye(l link, id gearsfs.SessionID) {
 	}
 	stopped := context.AfterFunc(ctx, r.wakeAll)
 	defer stopped()
-	_, err := r.exchange(ctx, l, &wire.Request{
+	_, err := roundTrip(ctx, l, &wire.Request{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{}},
 	})
 	if err != nil {

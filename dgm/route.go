@@ -21,14 +21,11 @@ type route interface {
 	// told is given what a node says of where others are: in a response that it
 	// does not lead, or in a welcome.
 	told(resp *wire.Response)
-	// remote is what requests name as the one to be passed on to; "" for the
-	// node itself.
-	remote() string
 }
 
 // link carries requests until it is lost.
 type link interface {
-	// start sends a request. done is called exactly once, maybe before start
+	// start sends a request, which is the link's from then on. done is called exactly once, maybe before start
 	// returns, and must not block: with nil where the link was lost before the
 	// answer came. What start returns, where that is not nil, asks for an end of
 	// the wait.
@@ -67,8 +64,6 @@ func newDialRoute(addrs string, opts RemoteOptions) (*dialRoute, error) {
 	}
 	return &dialRoute{given: list, cfg: cfg}, nil
 }
-
-func (d *dialRoute) remote() string { return "" }
 
 // ways are the addresses to try, the likeliest first.
 func (d *dialRoute) ways() []*way {
@@ -200,34 +195,42 @@ func (l *lossy) loseWith(other <-chan struct{}) {
 	}()
 }
 
-// remoteRoute goes through the connection of another Remote, whose node passes
-// on what names the remote.
-type remoteRoute struct {
+// viaRoute leads to a remote that a session's node knows by name, and passes
+// requests on to: by the link of that session, or, where that is this process's
+// own volume, through the volume.
+type viaRoute struct {
 	parent *Remote
+	vol    *Volume // of a Local
 	name   string
 }
 
-func (rr remoteRoute) remote() string      { return rr.name }
-func (rr remoteRoute) told(*wire.Response) {}
+func (viaRoute) told(*wire.Response) {}
 
-func (rr remoteRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
+func (vr viaRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
 	return s.single(ctx, func(ctx context.Context) (link, error) {
-		parent, err := rr.parent.linkNow(ctx)
+		parent, err := vr.parent.linkNow(ctx)
 		if err != nil {
 			return nil, err
 		}
-		l := &sharedLink{parent: parent, lossy: newLossy()}
+		if parent.lends() {
+			l := &volumeLink{vol: vr.vol, name: vr.name, lossy: newLossy()}
+			l.loseWith(parent.done())
+			return l, nil
+		}
+		l := &sharedLink{parent: parent, name: vr.name, lossy: newLossy()}
 		l.loseWith(parent.done())
 		return l, nil
 	})
 }
 
+// sharedLink is the link of a session, for requests that its node passes on.
 type sharedLink struct {
 	parent link
+	name   string
 	lossy
 }
 
-func (l *sharedLink) lends() bool { return l.parent.lends() }
+func (l *sharedLink) lends() bool { return false } // the parent does not
 
 func (l *sharedLink) why() error {
 	if err := l.parent.why(); err != nil {
@@ -237,29 +240,14 @@ func (l *sharedLink) why() error {
 }
 
 func (l *sharedLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	req.Remote = l.name
 	return l.parent.start(req, done)
 }
 
-// volumeRoute goes from this process's volume to a remote that it knows.
-type volumeRoute struct {
+// volumeLink goes from this process's volume to a remote that it knows.
+type volumeLink struct {
 	vol  *Volume
 	name string
-}
-
-func (vr volumeRoute) remote() string      { return "" }
-func (vr volumeRoute) told(*wire.Response) {}
-
-func (vr volumeRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
-	return s.single(ctx, func(context.Context) (link, error) {
-		if vr.vol.isClosed() {
-			return nil, gearsfs.ErrClosed
-		}
-		return &volumeLink{volumeRoute: vr, lossy: newLossy()}, nil
-	})
-}
-
-type volumeLink struct {
-	volumeRoute
 	lossy
 	mu  sync.Mutex
 	err error
