@@ -82,7 +82,7 @@ func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Respons
 	}
 	defer v.leave()
 	attr, err := v.machine.GetAttr(ino)
-	if err != nil || t.late(s, ino) {
+	if err != nil || attr.Nlink == 0 && t.late(s, ino) {
 		t.released(s, ino)
 		v.answer(nil, gearsfs.ErrStale, v.alone(), done)
 		return

@@ -308,8 +308,7 @@ func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
 	if local {
 		salt |= localSession
 	}
-	now := max(v.cfg.Clock().UnixNano(), int64(v.machine.LogTime()))
-	return gearsfs.SessionID{Minted: now, Salt: salt}, nil
+	return gearsfs.SessionID{Minted: int64(v.group.Time()), Salt: salt}, nil
 }
 
 // localSession marks the ids of sessions that live in a node's own process:
