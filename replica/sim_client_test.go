@@ -28,20 +28,18 @@ type simClient struct {
 	many int // operations at once
 	left int // operations to begin
 
-	conn     *simConn
-	hint     gearsfs.MemberID
-	seated   bool // welcome
-	dead     bool
-	session  gearsfs.SessionID
-	seq      uint64   // of the last change
-	told     uint64   // what was last confirmed around older ones
-	ops      []*simOp // in flight, in order
-	held     []*wire.TakenRecord
-	puts     int // records, ever
-	done     int // operations that have ended well
-	leaving  bool
-	tries    int // connections without a welcome
-	attempts int // connections
+	conn    *simConn
+	hint    gearsfs.MemberID
+	seated  bool // welcome
+	dead    bool
+	session gearsfs.SessionID
+	seq     uint64   // of the last change
+	told    uint64   // what was last confirmed around older ones
+	ops     []*simOp // in flight, in order
+	held    []*wire.TakenRecord
+	puts    int // records, ever
+	done    int // operations that have ended well
+	leaving bool
 }
 
 type opKind int
@@ -200,7 +198,6 @@ func (c *simClient) connect() {
 		n = hinted
 	}
 	c.hint = 0
-	c.tries++
 	conn := &simConn{s: c.s, client: c, node: n, life: n.life}
 	c.conn, c.seated = conn, false
 	id := c.session
@@ -251,7 +248,7 @@ func (c *simClient) lost(conn *simConn, hint gearsfs.MemberID) {
 
 // welcome sends all that is in flight, in order.
 func (c *simClient) welcome(id gearsfs.SessionID) {
-	c.session, c.seated, c.tries = id, true, 0
+	c.session, c.seated = id, true
 	// The state does not remember that it refused a put for want of room. One
 	// that the node may have answered so, and that later ones may have passed,
 	// is not asked for again.

@@ -18,6 +18,7 @@ type simPlan struct {
 	patience     time.Duration // of a client that hears nothing
 	lasts        time.Duration // until the faults end
 	pace         time.Duration // between two faults
+	copying      time.Duration // of a snapshot, at most
 	clients      int
 	members      bool // they change
 	reorder      bool // the network does
@@ -37,6 +38,7 @@ func (s *sim) makePlan() {
 		members:  s.chance(40),
 		reorder:  s.chance(30),
 		jam:      pick(0, 20, 60),
+		copying:  time.Duration(pick(10, 300, 3000)) * time.Millisecond,
 	}
 	l := defaultLimits
 	l.entryCommands = pick(1, 2, 8, 4096)

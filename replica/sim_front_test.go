@@ -15,14 +15,13 @@ import (
 // or not at all, and a connection that lost something carries nothing any more.
 // Each side finds out in its own time.
 type simConn struct {
-	s            *sim
-	client       *simClient
-	node         *simNode
-	life         int // of the node
-	broken       bool
-	closed       bool          // by the node
-	up, down     time.Duration // when the last that was sent arrives
-	lastOfClient bool          // the client has left it
+	s        *sim
+	client   *simClient
+	node     *simNode
+	life     int // of the node
+	broken   bool
+	closed   bool          // by the node
+	up, down time.Duration // when the last that was sent arrives
 }
 
 // toNode lets the node do something a moment later.

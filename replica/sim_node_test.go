@@ -503,7 +503,7 @@ func (p simSnapshots) Send(to gearsfs.MemberID, message []byte, meta SnapshotMet
 		}
 	}
 	n.s.note("node %d sends snapshot %d to node %d", n.id, meta.Index, to)
-	n.soon(n.s.between(5*time.Millisecond, 300*time.Millisecond), func() {
+	n.soon(n.s.between(5*time.Millisecond, n.s.plan.copying), func() {
 		target := n.s.node(to)
 		if target == nil || !target.up || target.paused || n.s.link(n.id, to).cut || n.s.link(to, n.id).cut {
 			end(errCrashed)
