@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -104,6 +105,34 @@ func TestListenBeyondLoopback(t *testing.T) {
 	}
 	_, err := listenAddrs(Config{Listen: []string{"nonsense"}})
 	assert.ErrorIs(t, err, gearsfs.ErrInvalid)
+}
+
+// Other nodes are told addresses that lead to this one from elsewhere too.
+func TestAddressesForOtherNodes(t *testing.T) {
+	dir := shortDir(t)
+	t.Chdir(dir)
+	n := start(t, Config{
+		Data: "data", Listen: []string{"unix:relative", "0.0.0.0:0", "127.0.0.1:0"}, Insecure: true, Log: slog.New(slog.DiscardHandler),
+	})
+	got, err := n.listensAt("data")
+	require.NoError(t, err)
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(got), 4)
+	assert.Equal(t, "unix:"+filepath.Join(dir, "data", "sock"), got[0])
+	assert.Equal(t, "unix:"+filepath.Join(dir, "relative"), got[1])
+	assert.Regexp(t, "^"+regexp.QuoteMeta(host)+":[1-9]", got[2])
+	assert.Regexp(t, "^127.0.0.1:[1-9]", got[3])
+
+	for name, cfg := range map[string]Config{
+		"advertise": {Advertise: []string{"nonsense"}}, "join": {Join: "nonsense"},
+	} {
+		cfg.Data = filepath.Join(dir, "none")
+		_, err := Start(t.Context(), cfg)
+		assert.ErrorIs(t, err, gearsfs.ErrInvalid, name)
+		assert.ErrorContains(t, err, name)
+		assert.NoDirExists(t, cfg.Data)
+	}
 }
 
 func TestInsecureBelievesWhatItIsTold(t *testing.T) {

@@ -4,9 +4,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -105,4 +107,54 @@ func TestTLS(t *testing.T) {
 		assert.Error(t, err, name)
 		t.Logf("%s: %v", name, err)
 	}
+}
+
+// Nodes of one volume that reach each other over TCP trust each other by their
+// certificates; without them, or with --insecure instead, they don't or do.
+func TestNodesJoinOverTCP(t *testing.T) {
+	ours, others := newAuthority(t), newAuthority(t)
+	config := func(a *authority, name string) *tls.Config {
+		c, err := a.sign(t, name).Config()
+		require.NoError(t, err)
+		return c
+	}
+	first := startAt(t, Config{Name: "a", TLS: config(ours, "a")})
+	second := startAt(t, Config{Name: "b", TLS: config(ours, "b"), Join: first.addr})
+	require.NoError(t, second.WaitVoter(t.Context()))
+	r, err := dgm.Dial(t.Context(), second.addr, ClientOptions("test", config(ours, "client"), nil))
+	require.NoError(t, err)
+	_, err = r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "k", Records: []gearsfs.NewRecord{{}}})
+	assert.NoError(t, err)
+	require.NoError(t, r.Close())
+
+	_, err = Start(t.Context(), Config{
+		Data: filepath.Join(shortDir(t), "data"), Name: "c", TLS: config(others, "c"), Join: first.addr,
+	})
+	assert.Error(t, err, "a stranger's certificate")
+
+	plain := startAt(t, Config{Name: "a"})
+	_, err = Start(t.Context(), Config{Data: filepath.Join(shortDir(t), "data"), Name: "b", Join: plain.addr})
+	assert.ErrorIs(t, err, gearsfs.ErrAccess)
+	assert.ErrorContains(t, err, "--insecure")
+	trusting := startAt(t, Config{Name: "a", Insecure: true})
+	second = startAt(t, Config{Name: "b", Insecure: true, Join: trusting.addr})
+	assert.NoError(t, second.WaitVoter(t.Context()))
+}
+
+// A nodeAt is a node that others reach at an address.
+type nodeAt struct {
+	*Node
+	addr string
+}
+
+// startAt starts a node that is reached over TCP only.
+func startAt(t *testing.T, cfg Config) nodeAt {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := l.Addr().String()
+	require.NoError(t, l.Close())
+	cfg.Data, cfg.Listen, cfg.Advertise = filepath.Join(shortDir(t), "data"), []string{addr}, []string{addr}
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	return nodeAt{start(t, cfg), addr}
 }
