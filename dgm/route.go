@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/transport"
@@ -130,8 +131,18 @@ func (l connLink) start(req *wire.Request, done func(*wire.Response)) canceller 
 func (l connLink) lends() bool           { return false }
 func (l connLink) done() <-chan struct{} { return l.conn.Done() }
 func (l connLink) why() error            { return l.conn.Err() }
-func (l connLink) lose()                 { go l.close() }   // ends with the connection, which has a timeout
+func (l connLink) lose()                 { go l.cut() }     // ends with the connection, which has a timeout
 func (l connLink) close()                { l.conn.Close() } //nolint:errcheck // always nil
+
+// farewell is how long a node is waited for whose link is lost on purpose: what
+// is in flight is asked elsewhere, and the node may not be there at all.
+const farewell = 100 * time.Millisecond
+
+func (l connLink) cut() {
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	l.conn.Shutdown(ctx) //nolint:errcheck // the connection is over either way
+}
 
 // pendingCall makes a transport's call a canceller.
 type pendingCall struct{ *transport.Pending }
