@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -300,6 +301,13 @@ func TestDamagedData(t *testing.T) {
 				} else {
 					r.requireError(t, 1)
 					require.Regexp(t, "damaged|checksum", r.stderr)
+				}
+				// What nobody has read yet may be found while the state is flushed.
+				require.NoError(t, copied.cmd.Process.Signal(syscall.SIGTERM))
+				<-copied.exited
+				if status := copied.cmd.ProcessState.ExitCode(); status != 0 {
+					require.Equal(t, 1, status)
+					require.Regexp(t, "damaged|checksum", copied.output.String())
 				}
 			})
 		}

@@ -185,7 +185,9 @@ func TestClusterForms(t *testing.T) {
 	}
 	put(first, "still there")
 	put(c.nodes[2].dial(), "by another")
-	require.Equal(t, "alone\nstill there\nby another\n", c.nodes[1].gearsfs("take", ":/q", "k", "-n", "3").stdout)
+	taken := c.nodes[1].gearsfs("take", ":/q", "k", "-n", "3")
+	require.Zero(t, taken.status, taken.stderr)
+	require.Equal(t, "alone\nstill there\nby another\n", taken.stdout)
 	c.verify()
 
 	c.nodes[0].gearsfs("nodes", "remove", "n1").requireError(t, 1, "transfer")
