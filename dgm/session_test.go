@@ -256,7 +256,9 @@ func TestSessionIsRenewed(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, vol.Close()) })
 	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	lost := make(chan struct{})
+	noticed := sync.OnceFunc(func() { close(lost) })
+	r, m := dial(t, b.addr(), dgm.RemoteOptions{OnRetry: func(error) { noticed() }}), local(t, vol)
 	first := r.Session()
 	put(t, r, "k", "a")
 	leased, err := r.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}, Lease: true})
@@ -272,6 +274,7 @@ func TestSessionIsRenewed(t *testing.T) {
 	require.Len(t, receive(t, takeLater(t.Context(), m, takeK)).records, 1, "the lease went back")
 	ahead.Store(int64(2 * gearsfs.SessionTTL))
 	put(t, m, "tick", "x") // what is closed for so long is forgotten
+	<-lost                 // else the put below may be sent where nobody reads
 	unsent := make(chan error, 1)
 	go func() {
 		_, err := r.Put(t.Context(), dgm.Put{File: gearsfs.At("/q"), Key: "peeked", Records: benchRecord})
