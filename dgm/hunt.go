@@ -33,6 +33,7 @@ type search struct {
 	// greet is said on each link that is made; its response may name the leader,
 	// also where it comes with an error.
 	greet  func(ctx context.Context, l link) (*wire.Response, error)
+	part   func(l link)    // said on a link that is closed after a greeting; may be nil
 	failed func(error)     // told of each attempt that failed; may be nil
 	tries  int             // of each address where nobody answers; 0: until the context ends
 	owned  *sync.WaitGroup // of what is still being closed when the search is over
@@ -122,7 +123,9 @@ type hunt struct {
 	ways    []*way
 	busy    int
 	results chan tried
-	turn    chan struct{} // held by who greets, for at most stagger
+	turn    chan struct{} // held by who greets, and kept by who was welcomed
+	urge    chan struct{} // tells who greets that another way waits for the turn
+	greeted int           // greetings that others did not wait for; of who has the turn
 	err     error         // the most telling failure
 	leader  error         // why who was said to lead was not reached
 }
@@ -137,7 +140,7 @@ type tried struct {
 
 // connect implements route.
 func (d *dialRoute) connect(ctx context.Context, s *search) (link, *wire.Response, error) {
-	h := &hunt{search: s, route: d, ways: d.ways(), results: make(chan tried), turn: make(chan struct{}, 1)}
+	h := &hunt{search: s, route: d, ways: d.ways(), results: make(chan tried), turn: make(chan struct{}, 1), urge: make(chan struct{})}
 	trying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	timer := time.NewTimer(0)
@@ -223,38 +226,70 @@ func (h *hunt) try(ctx context.Context, w *way) {
 	if err != nil {
 		t.err = err
 	} else {
-		t.link = connLink{conn}
-		t.resp, t.err = h.greetInTurn(ctx, t.link)
-		if t.err == nil && w.learned && h.route.foreign(t.resp) {
-			t.err = gearsfs.ErrForeign.Because("%s is a node of another volume", w.addr)
-		}
+		h.greetInTurn(ctx, conn, &t)
 	}
 	select {
 	case h.results <- t:
-		if t.err == nil {
-			return
-		}
 	case <-ctx.Done():
-	}
-	if t.link != nil {
-		t.link.close()
+		if t.link != nil {
+			h.leave(conn)
+		}
 	}
 }
 
-// greetInTurn lets nodes be greeted one after the other, while they answer: a
-// node that is reached by two addresses would take the session from the one
-// connection to the other.
-func (h *hunt) greetInTurn(ctx context.Context, l link) (*wire.Response, error) {
-	patience := time.NewTimer(stagger)
-	defer patience.Stop()
-	select {
-	case h.turn <- struct{}{}:
-		defer func() { <-h.turn }()
-	case <-patience.C:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// leave closes a connection on which a greeting was said.
+func (h *hunt) leave(conn *transport.Conn) {
+	l := connLink{conn}
+	if h.part != nil {
+		h.part(l)
 	}
-	return h.greetTimely(ctx, l)
+	l.cut()
+}
+
+// greetInTurn greets one node after the other: one that is reached by two
+// addresses takes the session from the one connection to the other. Who does
+// not answer for a while is left where another waits for the turn. Whoever is
+// welcomed keeps it, and with it the link.
+func (h *hunt) greetInTurn(ctx context.Context, conn *transport.Conn, t *tried) {
+	for held := false; !held; {
+		select {
+		case h.turn <- struct{}{}:
+			held = true
+		case h.urge <- struct{}{}:
+		case <-ctx.Done():
+			t.err = ctx.Err()
+			connLink{conn}.cut()
+			return
+		}
+	}
+	greeting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	h.greeted++
+	patience := stagger << min(h.greeted-1, 5) // so that one who is slow has its time too
+	h.owned.Go(func() {
+		select {
+		case <-time.After(patience):
+		case <-greeting.Done():
+			return
+		}
+		select {
+		case <-h.urge:
+			cancel()
+		case <-greeting.Done():
+		}
+	})
+	t.resp, t.err = h.greetTimely(greeting, connLink{conn})
+	switch {
+	case t.err == nil && t.way.learned && h.route.foreign(t.resp):
+		t.err = gearsfs.ErrForeign.Because("%s is a node of another volume", t.way.addr)
+	case t.err == nil:
+		t.link = connLink{conn}
+		return
+	case greeting.Err() != nil && ctx.Err() == nil:
+		t.err = gearsfs.ErrNoNode.Because("%s does not answer", t.way.addr)
+	}
+	h.leave(conn)
+	<-h.turn
 }
 
 // fail notes that an attempt has failed, and where to look instead.

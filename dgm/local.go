@@ -243,6 +243,9 @@ func (hr homeRoute) home(ctx context.Context, s *search) (link, *wire.Response, 
 	l.loseWith(in.lost())
 	resp, err := s.greetTimely(ctx, l)
 	if err != nil {
+		if s.part != nil {
+			s.part(l)
+		}
 		l.close()
 		return nil, nil, err
 	}

@@ -184,7 +184,9 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 		p.mu.Unlock()
 	}
 	client := Client{Caller: p.caller(h), Host: clip(h.Host), PID: int(h.Pid), Process: clip(h.Process)}
-	s, back, err := t.attach(sessionID(h.SessionMinted, h.SessionSalt), client, p, h.Opens, func() { p.hello(h, done) })
+	s, back, err := t.attach(greeting{
+		id: sessionID(h.SessionMinted, h.SessionSalt), client: client, attempt: h.Attempt, opens: h.Opens,
+	}, p, func() { p.hello(h, done) })
 	switch {
 	case err == errEnding:
 		return

@@ -84,6 +84,7 @@ type Remote struct {
 	owned   sync.WaitGroup // what else ends with ctx
 	outs    sync.Pool      // of chan remoteOutcome
 
+	hellos  atomic.Uint64 // that were said
 	newest  atomic.Uint64 // index of the newest answer
 	reached atomic.Uint64 // of those, what this process's replica is known to have applied
 
@@ -172,7 +173,7 @@ func (r *Remote) Session() gearsfs.SessionID {
 
 // connect makes a link on which the session has been welcomed.
 func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
-	s.greet, s.owned = r.hello, &r.owned
+	s.greet, s.part, s.owned = r.hello, r.depart, &r.owned
 	l, resp, err := r.route.connect(ctx, s)
 	if err != nil {
 		return nil, err
@@ -233,11 +234,22 @@ func (r *Remote) hello(ctx context.Context, l link) (*wire.Response, error) {
 	return resp, err
 }
 
+// depart tells a link that is not used that its client lives: without that the
+// end of a connection to a unix socket ends the session.
+func (r *Remote) depart(l link) {
+	if id := r.Session(); !id.IsZero() {
+		l.start(&wire.Request{
+			SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
+			Kind: &wire.Request_Goodbye{Goodbye: &wire.Goodbye{Departed: true}},
+		}, func(*wire.Response) {})
+	}
+}
+
 func (r *Remote) helloAs(id gearsfs.SessionID) *wire.Request {
 	h := &wire.Hello{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
 		Host: r.opts.Client.Host, Pid: uint32(r.opts.Client.PID), Process: r.opts.Client.Process,
-		Offer: r.opts.OfferName,
+		Offer: r.opts.OfferName, Attempt: r.hellos.Add(1),
 	}
 	if r.opts.ClaimCaller {
 		h.ClaimUid, h.ClaimGids = &r.opts.Client.Caller.UID, r.opts.Client.Caller.GIDs

@@ -45,7 +45,8 @@ type session struct {
 	epoch atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
 
 	// Guarded by tenure.mu.
-	at         *peer // nil for one that has departed
+	at         *peer  // nil for one that has departed
+	attempt    uint64 // of the hello that attached it
 	departures int
 	opens      map[gearsfs.Ino]int
 	rowed      bool // the state knows it
@@ -81,11 +82,20 @@ func (t *tenure) newSessionLocked(id gearsfs.SessionID, c Client, local bool) *s
 // errEnding says that the end of a session is still on its way.
 var errEnding = errors.New("the session is ending")
 
+// greeting is what a client says when it comes, or comes back.
+type greeting struct {
+	id      gearsfs.SessionID // zero asks for a new one
+	client  Client
+	attempt uint64   // one that comes behind a later one of the session is void
+	opens   []uint64 // what it has open: an inode and how often, in turn
+}
+
 // attach finds or makes the session of a client that says hello on a
-// connection, having open what opens lists. A zero id asks for a new one; back
-// says that the client has an id and that only the state can say whether it is
-// still known. errEnding: again is called when it is time to try again.
-func (t *tenure) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64, again func()) (s *session, back bool, err error) {
+// connection. back says that the client has an id and that only the state can
+// say whether it is still known. errEnding: again is called when it is time to
+// try again.
+func (t *tenure) attach(g greeting, p *peer, again func()) (s *session, back bool, err error) {
+	id := g.id
 	back = !id.IsZero()
 	if !back {
 		if id, err = t.vol.mint(p.conn == nil); err != nil {
@@ -100,13 +110,14 @@ func (t *tenure) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64,
 	}
 	s = t.sessions[id]
 	back = back && (s == nil || t.absent[id] != nil)
-	s, err = t.attachLocked(s, id, c, p)
+	g.id = id
+	s, err = t.attachLocked(s, g, p)
 	if err != nil {
 		t.mu.Unlock()
 		return nil, false, err
 	}
 	waiting := t.waits.of(s)
-	released := t.declareLocked(s, opens)
+	released := t.declareLocked(s, g.opens)
 	t.mu.Unlock()
 	s.watcher.lose()
 	for _, o := range waiting {
@@ -119,7 +130,8 @@ func (t *tenure) attach(id gearsfs.SessionID, c Client, p *peer, opens []uint64,
 }
 
 // attachLocked gives a session, nil for a new one, its connection.
-func (t *tenure) attachLocked(s *session, id gearsfs.SessionID, c Client, p *peer) (*session, error) {
+func (t *tenure) attachLocked(s *session, g greeting, p *peer) (*session, error) {
+	id, c := g.id, g.client
 	switch {
 	case t.over != nil:
 		return nil, t.over
@@ -128,6 +140,8 @@ func (t *tenure) attachLocked(s *session, id gearsfs.SessionID, c Client, p *pee
 		s.caller, s.client = c.Caller, c.String()
 	case !sameCaller(s.caller, c.Caller):
 		return nil, gearsfs.ErrAccess.Because("session %s belongs to another client", id)
+	case g.attempt < s.attempt: // on a connection that its client has given up
+		return nil, gearsfs.ErrCancelled
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,6 +156,7 @@ func (t *tenure) attachLocked(s *session, id gearsfs.SessionID, c Client, p *pee
 	}
 	delete(t.absent, id)
 	s.epoch.Add(1)
+	s.attempt = g.attempt
 	if s.at != nil && s.at != p {
 		s.at.lose(s)
 	}

@@ -516,3 +516,61 @@ func TestPassedOnSessionDeparts(t *testing.T) {
 	b.cut()
 	require.NoError(t, receive(t, takeLater(t.Context(), local(t, far), takeK)).err)
 }
+
+// A client that reaches its node by two addresses keeps its leases when that is
+// started anew and lets it in by both at once: on a unix socket each connection
+// that it closes looks like its death.
+func TestBackByTwoAddresses(t *testing.T) {
+	data, dirs := t.TempDir(), t.TempDir()
+	paths := []string{filepath.Join(dirs, "a"), filepath.Join(dirs, "b")}
+	var r *dgm.Remote
+	var leased []gearsfs.Record
+	for range 20 {
+		vol := openVolume(t, data)
+		var both sync.WaitGroup
+		for _, path := range paths {
+			l, err := net.Listen("unix", path)
+			require.NoError(t, err)
+			late := &lateListener{Listener: l}
+			if r != nil {
+				both.Add(1)
+				late.wait = sync.OnceFunc(func() { both.Done(); both.Wait() })
+			}
+			serve(t, vol, late)
+		}
+		if r == nil {
+			r = dial(t, "unix:"+paths[0]+",unix:"+paths[1], dgm.RemoteOptions{})
+			put(t, r, "k", "a")
+			var err error
+			leased, err = r.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"k"}, Lease: true})
+			require.NoError(t, err)
+		}
+		session := r.Session()
+		for range 10 {
+			put(t, r, "other", "x")
+		}
+		require.Equal(t, session, r.Session())
+		_, err := r.Peek(t.Context(), dgm.Peek{File: gearsfs.At("/q"), Key: "k", NoWait: true})
+		require.ErrorIs(t, err, gearsfs.ErrEmpty, "it is leased")
+		require.NoError(t, vol.Close())
+	}
+	vol := openVolume(t, data)
+	l, err := net.Listen("unix", paths[0])
+	require.NoError(t, err)
+	serve(t, vol, l)
+	require.NoError(t, r.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{*leased[0].Receipt}}))
+}
+
+// lateListener lets nobody in before wait returns, where that is not nil.
+type lateListener struct {
+	net.Listener
+	wait func()
+}
+
+func (l *lateListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil && l.wait != nil {
+		l.wait()
+	}
+	return c, err
+}

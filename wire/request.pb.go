@@ -40,6 +40,7 @@ type Hello struct {
 	Member        uint64 `protobuf:"fixed64,10,opt,name=member,proto3" json:"member,omitempty"`
 	VolumeId      []byte `protobuf:"bytes,11,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	ClaimChecked  bool   `protobuf:"varint,12,opt,name=claim_checked,json=claimChecked,proto3" json:"claim_checked,omitempty"`
+	Attempt       uint64 `protobuf:"varint,13,opt,name=attempt,proto3" json:"attempt,omitempty"` // counts the client's hellos: void behind a later one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +157,13 @@ func (x *Hello) GetClaimChecked() bool {
 		return x.ClaimChecked
 	}
 	return false
+}
+
+func (x *Hello) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
 }
 
 type Welcome struct {
@@ -506,7 +514,7 @@ func (x *Change) GetRetry() bool {
 }
 
 // Goodbye ends the session at once; with departed the client may come back, as
-// after a lost connection: who passed its requests on has lost it.
+// after a lost connection: it, or who passed its requests on, goes another way.
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Departed      bool                   `protobuf:"varint,1,opt,name=departed,proto3" json:"departed,omitempty"`
@@ -3258,7 +3266,7 @@ var File_request_proto protoreflect.FileDescriptor
 
 const file_request_proto_rawDesc = "" +
 	"\n" +
-	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\xe6\x02\n" +
+	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x80\x03\n" +
 	"\x05Hello\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -3273,7 +3281,8 @@ const file_request_proto_rawDesc = "" +
 	"\x06member\x18\n" +
 	" \x01(\x06R\x06member\x12\x1b\n" +
 	"\tvolume_id\x18\v \x01(\fR\bvolumeId\x12#\n" +
-	"\rclaim_checked\x18\f \x01(\bR\fclaimCheckedB\f\n" +
+	"\rclaim_checked\x18\f \x01(\bR\fclaimChecked\x12\x18\n" +
+	"\aattempt\x18\r \x01(\x04R\aattemptB\f\n" +
 	"\n" +
 	"_claim_uid\"\xb8\x01\n" +
 	"\aWelcome\x12%\n" +
