@@ -265,8 +265,8 @@ type tail struct {
 func (o *tail) add(line string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.lines = append(o.lines, line); len(o.lines) > 200 {
-		o.lines = o.lines[100:]
+	if o.lines = append(o.lines, line); len(o.lines) > 60 {
+		o.lines = o.lines[30:]
 	}
 }
 

@@ -62,7 +62,7 @@ type Config struct {
 	HandshakeTimeout time.Duration
 
 	// IdleTimeout is how long a peer may be silent before the connection counts
-	// as lost; 0 is 4 s. It is asked for a sign of life after PingInterval;
+	// as lost; 0 is 3 s. It is asked for a sign of life after PingInterval;
 	// 0 is a quarter of IdleTimeout, a third is the most.
 	IdleTimeout  time.Duration
 	PingInterval time.Duration
@@ -90,7 +90,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	setDefault(&cfg.UnreadBytesMax, 256<<20)
 	setDefault(&cfg.NoticeBytesMax, max(64<<20, cfg.FrameBytesMax))
 	setDefault(&cfg.HandshakeTimeout, 5*time.Second)
-	setDefault(&cfg.IdleTimeout, 4*time.Second)
+	setDefault(&cfg.IdleTimeout, 3*time.Second)
 	setDefault(&cfg.PingInterval, cfg.IdleTimeout/4)
 	setDefault(&cfg.CloseTimeout, 2*time.Second)
 	switch {
