@@ -143,6 +143,7 @@ func TestPutIsNotTriedBeforeItsPredecessor(t *testing.T) {
 			s.until(func(_, waiting int) bool { return waiting == 1 })
 			s.ten.LetAllThrough()
 			taken.Wait()
+			s.puts.Wait()
 			s.drain("one", "two")
 		})
 	}
