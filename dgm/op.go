@@ -113,7 +113,9 @@ func (o *op) failCertain(err error) { o.ten.vol.answer(nil, err, false, o.done) 
 
 // proposal readies the operation's command for the replica.
 func (o *op) proposal() *replica.Proposal {
-	o.prop = replica.Proposal{Command: o.change.Command, Durable: !o.change.Fast, Done: o.proposed}
+	o.prop = replica.Proposal{
+		Command: o.change.Command, Durable: !o.change.Fast, Prompt: o.sess != nil && o.sess.afar.Load(), Done: o.proposed,
+	}
 	return &o.prop
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -24,8 +25,10 @@ type peer struct {
 
 	// Which member's connection it is, and for what; 0 where it is none's. They
 	// belong to the goroutine that reads from it.
-	member gearsfs.MemberID
-	bulk   bool
+	member  gearsfs.MemberID
+	bulk    bool
+	group   *replica.Group // once it is there
+	entered bool           // Leave is due
 
 	// mu is taken after tenure.mu and Volume.mu.
 	mu        sync.Mutex

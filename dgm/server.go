@@ -111,6 +111,32 @@ func (p *peer) run() {
 	p.vol.departed(p)
 }
 
+// Begin implements transport.Batcher: the replica is not woken for each of what
+// came together.
+func (p *peer) Begin() {
+	if p.group == nil {
+		select {
+		case <-p.vol.opened:
+			p.group = p.vol.group
+		default:
+		}
+		if p.group == nil {
+			return
+		}
+	}
+	p.group.Enter()
+	p.entered = true
+}
+
+// End implements transport.Batcher: what came may be brought through the log on
+// this goroutine.
+func (p *peer) End() {
+	if p.entered {
+		p.entered = false
+		p.group.Leave()
+	}
+}
+
 // Serve implements transport.Handler.
 func (p *peer) Serve(call *transport.Call) {
 	req := new(wire.Request)

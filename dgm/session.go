@@ -42,6 +42,7 @@ type session struct {
 	ten    *tenure
 
 	door  door          // its commands are inside while they are in the log
+	afar  atomic.Bool   // its client is a Local of another node, and reads there
 	epoch atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
 
 	// Guarded by tenure.mu.
@@ -162,6 +163,7 @@ func (t *tenure) attachLocked(s *session, g greeting, p *peer) (*session, error)
 		s.at.lose(s)
 	}
 	s.at = p
+	s.afar.Store(p.courier)
 	p.sessions[id] = s
 	return s, nil
 }

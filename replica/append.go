@@ -53,12 +53,29 @@ func (g *Group) append(m *raftpb.Message) error {
 		g.store.appended(m.GetEntries())
 	}
 	syncBeforeAck := !l.conf.sole(g.cfg.ID) || len(l.acks) > 0
-	seq := g.disk.wrote(g.cfg.Log.Last(), syncBeforeAck || g.awaited(m.GetEntries()))
+	want := syncBeforeAck || g.awaited(m.GetEntries())
+	here := want && g.unhurried()
+	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
+		if here {
+			g.disk.sync()
+		}
 		l.acks = append(l.acks, ack{seq: seq, responses: m.GetResponses()})
 		return g.release()
 	}
+	l.syncDue = l.syncDue || here
 	return g.respond(m.GetResponses())
+}
+
+// unhurried reports whether the loop may sync the log itself: it takes little
+// time, and nothing waits for the loop meanwhile.
+func (g *Group) unhurried() bool {
+	if len(g.loop.acks) > 0 || len(g.loop.inflight) > 1 || !g.disk.quick(g.limits.quickSync) {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.pending) == 0 && g.arrivals.empty()
 }
 
 // awaited reports whether one of entries holds a durable proposal of ours.

@@ -85,6 +85,7 @@ func (g *Group) applyOwn(b *batch) error {
 		return fmt.Errorf("state machine: %w", err)
 	}
 	g.status.applied.Store(b.index)
+	g.loop.outbox.prompt = g.loop.outbox.prompt || b.prompt
 	if g.broken.Load() {
 		b.refuse(gearsfs.ErrMaybe)
 		return nil

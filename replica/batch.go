@@ -16,6 +16,10 @@ type Proposal struct {
 	// Durable asks that Done waits until the command is on disk, not only
 	// written.
 	Durable bool
+	// Prompt asks that the other members hear at once that the command is
+	// committed, because somebody reads its effects there; else that has a
+	// millisecond.
+	Prompt bool
 	// Done is called exactly once, on a goroutine of the Group, and must not
 	// block. The error is not nil where the command was not applied. Before
 	// anything was written: gearsfs.ErrNotLeader, gearsfs.ErrOverload,
@@ -46,6 +50,7 @@ type batch struct {
 
 	index, term uint64 // once proposed to raft
 	durable     bool   // one of items is
+	prompt      bool   // likewise
 }
 
 func newBatch(items []waiting, held *held) *batch {
@@ -54,6 +59,7 @@ func newBatch(items []waiting, held *held) *batch {
 	for i := range items {
 		b.entry.Commands[i] = items[i].Command
 		b.durable = b.durable || items[i].Durable
+		b.prompt = b.prompt || items[i].Prompt
 	}
 	return b
 }

@@ -178,7 +178,9 @@ func (n *clusterNode) Send(to gearsfs.MemberID, messages [][]byte) {
 	}
 	for _, m := range messages {
 		if drop == nil || !drop(n.id, uint64(to), m) {
+			o.Enter()
 			o.Receive(slices.Clone(m))
+			o.Leave()
 		}
 	}
 }

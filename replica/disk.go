@@ -37,9 +37,10 @@ type settled struct {
 //     by the goroutine that set sweeping, in the queue's order.
 //  3. err, once set, stays, and queue stays empty.
 type disk struct {
-	log  Log
-	fail func(error) // the sync failed
-	kick func()      // the loop asked to be told of a sync
+	log     Log
+	fail    func(error) // the sync failed
+	kick    func()      // the loop asked to be told of a sync
+	elapsed func() time.Duration
 
 	wake  chan struct{} // of capacity 1
 	quit  chan struct{}
@@ -54,6 +55,9 @@ type disk struct {
 	queue    []settled
 	sweeping bool
 	lazySet  bool
+	syncing  bool          // on some goroutine
+	timed    bool          // usual is known
+	usual    time.Duration // that a sync takes, as of late
 	err      error
 }
 
@@ -65,6 +69,7 @@ func newDisk(log Log, w world, fail func(error), kick func()) *disk {
 		written: mark{seq: 1, index: log.Last()},
 	}
 	d.lazy = w.timer(d.wantAll)
+	d.elapsed = w.elapsed
 	return d
 }
 
@@ -74,10 +79,18 @@ func (d *disk) start() {
 	go d.run()
 }
 
+// quick reports whether a sync on the caller's goroutine, now, is likely to take
+// less than limit.
+func (d *disk) quick(limit time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ended != nil && !d.syncing && d.timed && d.usual < limit
+}
+
 // wrote notes an append that made index the log's last, and starts a sync at
 // once where one is wanted, else within lazyDelay. It returns the append's
-// number.
-func (d *disk) wrote(index uint64, want bool) uint64 {
+// number. With here, the caller is going to call sync itself.
+func (d *disk) wrote(index uint64, want, here bool) uint64 {
 	d.mu.Lock()
 	d.written.seq++
 	d.written.index = index
@@ -89,7 +102,7 @@ func (d *disk) wrote(index uint64, want bool) uint64 {
 		d.lazy.Reset(lazyDelay)
 	}
 	d.mu.Unlock()
-	if want {
+	if want && !here {
 		d.poke()
 	}
 	return seq
@@ -200,16 +213,24 @@ func (d *disk) run() {
 func (d *disk) sync() bool {
 	d.mu.Lock()
 	target := d.written
-	if d.err != nil || d.wanted <= d.synced.seq {
+	if d.err != nil || d.syncing || d.wanted <= d.synced.seq {
 		d.mu.Unlock()
 		return false
 	}
+	d.syncing = true
 	d.mu.Unlock()
+	began := d.elapsed()
 	if err := d.log.Sync(); err != nil {
 		d.fail(fmt.Errorf("sync the log: %w", err))
 		return false
 	}
+	took := d.elapsed() - began
 	d.mu.Lock()
+	d.syncing = false
+	if !d.timed {
+		d.timed, d.usual = true, took
+	}
+	d.usual += (took - d.usual) / 8
 	tell := d.tell
 	d.tell = false
 	if d.err == nil {
@@ -218,9 +239,13 @@ func (d *disk) sync() bool {
 		}
 		d.sweepLocked()
 	}
+	more := d.wanted > d.synced.seq
 	d.mu.Unlock()
 	if tell {
 		d.kick()
+	}
+	if more {
+		d.poke() // who found it syncing has left it to this one
 	}
 	return true
 }

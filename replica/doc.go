@@ -62,7 +62,7 @@
 //	     |
 //	  apply, answer all
 //	     |
-//	   send -- how much is committed, with the next entry or when idle
+//	   send -- how much is committed, with the next entry or 1 ms later
 //
 // What raft may say before it is on disk is in Ready.Messages, and leaves first
 // (send). What others count on, the acknowledgement of entries and votes, comes
@@ -71,6 +71,15 @@
 // them, and what goes to one member leaves in one call of Peers, without the
 // messages that a later one makes needless (replaces). Entries are encoded by
 // hand (codec.go), and once for all members.
+//
+// # Who does the work
+//
+// All of it is run's, a goroutine of the Group's own. Where it sleeps, a goroutine
+// that brings something does one pass in its place (help.go), and syncs the log
+// there if that is quick: a lone entry of a group of three would else wake four
+// goroutines on each node. Where proposals come in crowds the loop is woken
+// instead, and finds them together. Who is behind with what is committed hears
+// of it with the next entry, or after 1 ms, or at once where somebody reads there.
 //
 // # Tenures
 //

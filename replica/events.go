@@ -62,23 +62,22 @@ func (g *Group) poll() (event, bool) {
 	return event{}, false
 }
 
-// wait waits for an event.
-func (g *Group) wait() event {
-	l := &g.loop
+// wait waits for an event. It does not touch the loop: a helper may.
+func (g *Group) wait(on events) event {
 	select {
 	case <-g.wake:
 		return event{kind: woken}
-	case err := <-l.flush.done:
+	case err := <-on.flushed:
 		return event{flushDone, err}
-	case err := <-l.flush.cut:
+	case err := <-on.cut:
 		return event{cutDone, err}
-	case <-l.flush.retry:
+	case <-on.retry:
 		return event{kind: retryDue}
-	case <-l.campaign.due:
+	case <-on.campaign:
 		return event{kind: campaignDue}
-	case <-l.ending.due:
+	case <-on.ended:
 		return event{kind: endingDue}
-	case <-l.ticks:
+	case <-on.ticks:
 		return event{kind: ticked}
 	}
 }
@@ -103,6 +102,12 @@ func (g *Group) handleEvent(e event) error {
 		}
 	case endingDue:
 		g.loop.ending.late = true
+	case woken:
+		if g.loop.outbox.due.Swap(false) {
+			if err := g.post(true); err != nil {
+				return err
+			}
+		}
 	}
 	return g.pump()
 }

@@ -343,6 +343,7 @@ func openOn(t testing.TB, log Log, machine *memMachine, change func(*Config, *li
 	t.Helper()
 	f := &fixture{machine: machine, fatal: make(chan error, 1)}
 	cfg, limits := testConfig(log, machine, f.fatal), defaultLimits
+	limits.quickSync = 0 // tests hold syncs back
 	if change != nil {
 		change(&cfg, &limits)
 	}

@@ -92,6 +92,7 @@ type limits struct {
 	flushBytes    uint64 // of log after which the state is flushed
 	replayBytes   uint64 // of log above the flushed state: proposals wait
 	flushRetry    time.Duration
+	quickSync     time.Duration // up to which syncs may be done in place of being left to another goroutine
 }
 
 var defaultLimits = limits{
@@ -103,6 +104,7 @@ var defaultLimits = limits{
 	flushBytes:    32 << 20,
 	replayBytes:   96 << 20, // and what is in flight: 128 MiB in all
 	flushRetry:    time.Second,
+	quickSync:     400 * time.Microsecond, // to wake that goroutine, and be woken, takes as long
 }
 
 // Raft's ticks and what it may hold; ticks only matter in a group of several.
@@ -142,9 +144,13 @@ type Group struct {
 	mu       sync.Mutex
 	pending  []waiting
 	arrivals arrivals
-	asleep   bool // the loop waits on wake
-	leading  bool // proposals are taken: a tenure
-	opened   bool // Open has succeeded
+	asleep   bool      // the loop waits; see help.go
+	helping  bool      // somebody works in its place
+	helped   sync.Cond // signalled when helping is unset
+	helpErr  error     // what a helper failed with
+	visitors int       // between Enter and Leave
+	leading  bool      // proposals are taken: a tenure
+	opened   bool      // Open has succeeded
 	closing  bool
 	over     bool  // the loop does nothing any more
 	err      error // the first failure
@@ -191,7 +197,12 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	store.snapshot = g.snapshot
+	g.helped.L = &g.mu
 	g.disk = newDisk(cfg.Log, w, g.fail, g.kick)
+	g.loop.outbox.late = w.timer(func() {
+		g.loop.outbox.due.Store(true)
+		g.kick()
+	})
 	if err := g.start(); err != nil {
 		g.disk.abort(err)
 		g.disk.close()
@@ -354,8 +365,10 @@ func (g *Group) kick() {
 
 // unlockAndKick releases mu, under which something was put down for the loop.
 func (g *Group) unlockAndKick() {
-	asleep := g.asleep
-	g.asleep = false
+	asleep := g.asleep && g.visitors == 0
+	if asleep {
+		g.asleep = false
+	}
 	g.mu.Unlock()
 	if asleep {
 		g.kick()

@@ -260,7 +260,7 @@ func TestSnapshotOverTail(t *testing.T) {
 func TestInstalled(t *testing.T) {
 	log := &memLog{syncGate: make(chan struct{}), syncBegan: make(chan struct{})}
 	d := newDisk(log, new(stepped), func(err error) { t.Error(err) }, func() {})
-	seq := d.wrote(5, true)
+	seq := d.wrote(5, true, false)
 	synced := make(chan bool)
 	go func() { synced <- d.sync() }()
 	<-log.syncBegan

@@ -1,6 +1,9 @@
 package replica
 
 import (
+	"sync/atomic"
+	"time"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -15,13 +18,22 @@ type Peers interface {
 	Send(to gearsfs.MemberID, messages [][]byte)
 }
 
+// commitDelay is how long members may stay without being told that what they
+// have is committed. The next entry mostly comes sooner and tells it on its way.
+// Told at once, each lone entry would travel, and be answered, twice.
+const commitDelay = time.Millisecond
+
 // outbox are the messages that leave together. What only tells a member how much
-// is committed stays a moment: until the next entry tells it too, the loop has
-// nothing else to do, or the next pass is over.
+// is committed stays for commitDelay at most, unless somebody waits for it there
+// (Proposal.Prompt).
 type outbox struct {
 	parcels []parcel
-	encoded []encoded // the appends among them, which often are the same for all
-	held    bool      // some messages stay
+	encoded []encoded   // the appends among them, which often are the same for all
+	held    bool        // some messages stay
+	prompt  bool        // they must not stay any longer
+	late    timer       // runs while some stay
+	timed   bool        // it runs
+	due     atomic.Bool // it has fired
 }
 
 type parcel struct {
@@ -56,6 +68,9 @@ func (g *Group) send(messages []*raftpb.Message) error {
 func (g *Group) post(all bool) error {
 	o := &g.loop.outbox
 	o.held = false
+	if all {
+		o.prompt = false
+	}
 	for i := range o.parcels {
 		p := &o.parcels[i]
 		if len(p.messages) == 0 {
@@ -79,6 +94,15 @@ func (g *Group) post(all bool) error {
 	}
 	clear(o.encoded)
 	o.encoded = o.encoded[:0]
+	switch {
+	case o.held == o.timed:
+	case o.held:
+		o.timed = true
+		o.late.Reset(commitDelay)
+	default:
+		o.timed = false
+		o.late.Stop()
+	}
 	return nil
 }
 

@@ -34,16 +34,18 @@ var ErrLost = errors.New("no answer")
 //     it. So with writing unset and not corked the queue is empty.
 //  4. err is set once. From then on nothing is queued but one GOAWAY.
 type Conn struct {
-	cfg     Config
-	sock    net.Conn        // closed to end it all
-	nc      net.Conn        // sock, or the TLS over it
-	sockRaw syscall.RawConn // of sock, nil where it is no socket
-	raw     syscall.RawConn // sockRaw where nc is sock, else nil
-	in      *frameReader    // the reading goroutine's
-	peer    Peer
-	theirs  hello
-	handler Handler
-	notices NoticeHandler // handler, or nil
+	cfg      Config
+	sock     net.Conn        // closed to end it all
+	nc       net.Conn        // sock, or the TLS over it
+	sockRaw  syscall.RawConn // of sock, nil where it is no socket
+	raw      syscall.RawConn // sockRaw where nc is sock, else nil
+	in       *frameReader    // the reading goroutine's
+	batching bool            // likewise: End is due
+	peer     Peer
+	theirs   hello
+	handler  Handler
+	notices  NoticeHandler // handler, or nil
+	batcher  Batcher       // likewise
 
 	frameBytesMax int // of what is sent
 	callsMax      int
@@ -217,6 +219,7 @@ func (c *Conn) drainedLocked() bool {
 // run is the reading goroutine, and ends the connection after it.
 func (c *Conn) run() {
 	err := c.read()
+	c.endBatch()
 	if errors.Is(err, gearsfs.ErrProtocol) || errors.Is(err, gearsfs.ErrOverload) {
 		c.fail(err, true)
 	} else {
@@ -275,15 +278,27 @@ func (c *Conn) cork() {
 	c.mu.Lock()
 	c.corked = true
 	c.mu.Unlock()
+	if c.batcher != nil {
+		c.batcher.Begin()
+		c.batching = true
+	}
 }
 
 func (c *Conn) uncork() {
+	c.endBatch()
 	c.mu.Lock()
 	c.corked = false
 	own := c.claimLocked()
 	c.mu.Unlock()
 	if own {
 		c.flush()
+	}
+}
+
+func (c *Conn) endBatch() {
+	if c.batching {
+		c.batching = false
+		c.batcher.End()
 	}
 }
 

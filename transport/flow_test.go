@@ -349,8 +349,8 @@ func TestSilentPeer(t *testing.T) {
 					require.ErrorIs(t, err, ErrLost)
 					require.ErrorIs(t, err, gearsfs.ErrNoNode)
 					silent := time.Since(began) - last
-					require.LessOrEqual(t, silent, 4*time.Second)
-					require.GreaterOrEqual(t, silent, 3*time.Second)
+					require.LessOrEqual(t, silent, 3*time.Second)
+					require.GreaterOrEqual(t, silent, 2*time.Second)
 					<-c.Done()
 				})
 			})

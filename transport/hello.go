@@ -208,6 +208,7 @@ func (c *Conn) meet(theirs hello) (err error) {
 	if c.cfg.NewHandler != nil {
 		c.handler, err = c.cfg.NewHandler(c)
 		c.notices, _ = c.handler.(NoticeHandler)
+		c.batcher, _ = c.handler.(Batcher)
 	}
 	return err
 }

@@ -15,6 +15,15 @@ type Handler interface {
 	Serve(call *Call)
 }
 
+// Batcher is a Handler that is told which calls and notices came together. Both
+// are called on the goroutine that reads from the connection, Begin before what
+// came is handed over and End behind that; End may wait for a moment.
+type Batcher interface {
+	Handler
+	Begin()
+	End()
+}
+
 // HandlerFunc is a function as a Handler.
 type HandlerFunc func(call *Call)
 

@@ -1,0 +1,112 @@
+package replica
+
+import (
+	"time"
+)
+
+// Whoever hands things to the loop may work in its place. Waking the loop's
+// goroutine costs more than most of its turns: a lone put crosses three nodes,
+// and on each of them it would wake the loop, then the disk's goroutine, then
+// the loop. So a goroutine that reads from a connection says Enter before it
+// hands over what came, and Leave behind it; where the loop sleeps, Leave does
+// one pass of it on the spot. What is more than that is for the loop.
+//
+// Invariants, under mu:
+//
+//  1. Who has the baton may touch loop: the goroutine run, but for the time in
+//     which asleep or helping is set; and who has set helping.
+//  2. asleep means that run waits for an event, or is about to, and that nobody
+//     has the baton. It is unset by who takes the baton, or wakes run to take it.
+//  3. Nothing is left for the loop while asleep is set, unless visitors > 0: the
+//     last of them sees to it.
+
+// crowdMax is up to how many proposals the last entries may have had where the
+// next is made by who brings it. With more there will be others in a moment, and
+// the loop, which wakes a little later, finds them together.
+const crowdMax = 4
+
+// Enter says that the caller is about to call Propose or Receive and will then
+// call Leave, soon: until then the loop is not woken for it.
+func (g *Group) Enter() {
+	g.mu.Lock()
+	g.visitors++
+	g.mu.Unlock()
+}
+
+// Leave ends what Enter began. It may do a part of the loop's work, a sync of the
+// log included, and so wait for the disk. The caller must hold no lock that a
+// Done takes.
+func (g *Group) Leave() {
+	g.mu.Lock()
+	g.visitors--
+	if !g.asleep || g.opening() || len(g.pending) == 0 && g.arrivals.empty() {
+		g.mu.Unlock()
+		return
+	}
+	g.asleep = false
+	if len(g.pending) > 0 && g.loop.crowd > crowdMax {
+		g.mu.Unlock()
+		g.kick()
+		return
+	}
+	g.helping = true
+	g.mu.Unlock()
+	events := g.loop.events()
+	err := g.guard(g.help)
+	rearm := g.loop.events() != events
+	stalled := g.stalled()
+	g.mu.Lock()
+	g.helping = false
+	g.helpErr = err
+	wake := err != nil || rearm || g.stateLocked(stalled) != idle
+	g.asleep = !wake
+	g.helped.Signal()
+	g.mu.Unlock()
+	if wake {
+		g.kick()
+	}
+}
+
+// opening reports whether the Group is not open yet, or ends.
+func (g *Group) opening() bool { return !g.opened || g.closing || g.err != nil }
+
+// help does what is ready, once.
+func (g *Group) help() error {
+	items, got, state := g.next()
+	if state != busy {
+		return nil
+	}
+	if err := g.pass(items, got); err != nil {
+		return err
+	}
+	if o := &g.loop.outbox; o.held && o.prompt {
+		return g.post(true)
+	}
+	return nil
+}
+
+// resume takes the baton for the loop's goroutine, which was asleep, and returns
+// why a helper failed.
+func (g *Group) resume() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.helping {
+		g.helped.Wait()
+	}
+	g.asleep = false
+	return g.helpErr
+}
+
+// events are the channels that the sleeping loop waits on, besides wake.
+type events struct {
+	flushed, cut           <-chan error
+	retry, campaign, ended <-chan time.Time
+	ticks                  <-chan time.Time
+}
+
+func (l *loop) events() events {
+	return events{
+		flushed: l.flush.done, cut: l.flush.cut, retry: l.flush.retry,
+		campaign: l.campaign.due, ended: l.ending.due, ticks: l.ticks,
+	}
+}

@@ -1,0 +1,123 @@
+package replica
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// asleepNow waits until the loop sleeps.
+func asleepNow(g *Group) {
+	for asleep := false; !asleep; runtime.Gosched() {
+		g.mu.Lock()
+		asleep = g.asleep
+		g.mu.Unlock()
+	}
+}
+
+func quickly(_ *Config, l *limits) { l.quickSync = time.Hour }
+
+// Whoever brings a proposal while the loop sleeps has its answer when it leaves:
+// it did the loop's work, and that of the disk.
+func TestHelp(t *testing.T) {
+	f := openTest(t, new(memLog), new(memMachine), quickly)
+	require.NoError(t, f.put("first", true).err) // its sync tells how long one takes
+	var want []string
+	for i := range 100 {
+		data := fmt.Sprint(i)
+		want = append(want, data)
+		asleepNow(f.Group)
+		f.Enter()
+		out := f.start(data, true)
+		require.Empty(t, out)
+		f.Leave()
+		select {
+		case o := <-out:
+			require.NoError(t, o.err)
+		default:
+			t.Fatalf("put %d: no answer", i)
+		}
+	}
+	require.Equal(t, append([]string{"first"}, want...), f.machine.records())
+	require.NoError(t, f.Close())
+}
+
+// Helpers, those who only propose, and the timers of the loop meet in every
+// order; each has its puts in order, all of them once.
+func TestHelpers(t *testing.T) {
+	for _, nodes := range []int{1, 3} {
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
+			inCluster(t, nodes, func(_ *Config, l *limits) {
+				l.quickSync = time.Hour
+				l.flushBytes = 4000 // flushes come and go
+			}, helpers)
+		})
+	}
+}
+
+func helpers(t *testing.T, c *cluster) {
+	const putters, puts = 8, 200
+	leader := c.leader()
+	had := len(leader.machine.records())
+	var wg sync.WaitGroup
+	for p := range putters {
+		wg.Go(func() {
+			for i := range puts {
+				out := make(chan error, 1)
+				if p%2 == 0 {
+					leader.Enter()
+				}
+				leader.Propose(&Proposal{
+					Command: put(fmt.Sprint(p, "/", i)), Durable: i%3 > 0, Prompt: i%5 == 0,
+					Done: func(_ *wire.Answer, err error) { out <- err },
+				})
+				if p%2 == 0 {
+					leader.Leave()
+				}
+				if err := <-out; err != nil {
+					t.Errorf("put %d/%d: %v", p, i, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	next := make(map[int]int)
+	for _, data := range leader.machine.records()[had:] {
+		var p, i int
+		_, err := fmt.Sscanf(data, "%d/%d", &p, &i)
+		require.NoError(t, err)
+		require.Equal(t, next[p], i, "of %d", p)
+		next[p]++
+	}
+	require.Len(t, next, putters)
+	for _, n := range c.nodes {
+		c.eventually("the same on all", func() bool { return len(n.machine.records()) == had+putters*puts })
+	}
+}
+
+// A helper that meets a broken state machine ends the Group, not itself.
+func TestHelperFails(t *testing.T) {
+	machine := new(memMachine)
+	f := openTest(t, new(memLog), machine, quickly)
+	require.NoError(t, f.put("good", true).err)
+	asleepNow(f.Group)
+	machine.mu.Lock()
+	machine.fail = true
+	machine.mu.Unlock()
+	f.Enter()
+	out := f.start("bad", true)
+	f.Leave()
+	require.ErrorIs(t, <-f.fatal, errDisk)
+	wantCode(t, gearsfs.ErrMaybe, (<-out).err)
+	require.ErrorIs(t, f.Close(), errDisk)
+	f.Enter()
+	wantCode(t, gearsfs.ErrClosed, f.put("late", true).err)
+	f.Leave()
+}
