@@ -52,8 +52,24 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	return resp, nil
 }
 
+// near names keys that look like misspellings of those asked for.
+func (t *tenure) near(s *session, n *wire.Near) (*wire.Response, error) {
+	if err := t.resolve(s, n.Path, &n.Target); err != nil {
+		return nil, err
+	}
+	keys, err := takeKeys(n.Keys)
+	if err != nil {
+		return nil, err
+	}
+	near, err := t.nearKeys(gearsfs.Ino(n.Target.Ino), keys)
+	return &wire.Response{Names: keysToWire(near)}, err
+}
+
 // nearKeys returns the keys of a file that look like misspellings of keys.
 func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
+	if ino == 0 {
+		return nil, nil
+	}
 	infos, err := t.vol.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
 	if err != nil {
 		if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code || gearsfs.CodeOf(err) == gearsfs.ErrNotFound.Code {

@@ -143,6 +143,11 @@ type Peek struct {
 	Follow bool        // show what is newer than After, also where After is 0
 	After  gearsfs.Seq // with Follow
 	Last   bool        // the newest record
+	// Gone, where it is not 0, waits instead until no record is left of those
+	// from After+1 to Gone (to be taken, leased or delayed), and shows none:
+	// gearsfs.ErrUnmet where NoWait is set and some are. Records that went
+	// to another stream, or were discarded, are not left either.
+	Gone gearsfs.Seq
 }
 
 // Settle is the argument of Streams.Settle.
@@ -321,6 +326,9 @@ type Content interface {
 type Node interface {
 	Status(ctx context.Context) (gearsfs.NodeStatus, error)
 	Waits(ctx context.Context) ([]gearsfs.Wait, error)
+	// Near returns keys that look like misspellings of keys of a file, which need
+	// not exist: for a take that has waited in vain.
+	Near(ctx context.Context, file gearsfs.File, keys []gearsfs.Key) ([]gearsfs.Key, error)
 	// SetRemote names another node's addresses; "" removes the name.
 	SetRemote(ctx context.Context, name, addrs string) error
 	Remotes(ctx context.Context) (map[string]string, error)

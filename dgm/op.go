@@ -74,14 +74,12 @@ type canceller interface{ cancel(why error) }
 
 func (o *op) isTake() bool { return o.change != nil && o.change.Command.GetTake() != nil }
 
-// byPath says whether a path named the operation's file.
+// byPath says whether a path named a file of the operation's.
 func (o *op) byPath() bool {
-	if o.path == "" {
-		return false
-	}
-	switch o.change.Command.Op.(type) {
-	case *wire.Command_Put, *wire.Command_Take, *wire.Command_Configure:
-		return true
+	for _, f := range filesOf(o.change) {
+		if f.path != "" {
+			return true
+		}
 	}
 	return false
 }
@@ -295,8 +293,8 @@ func (t *tenure) launch(o *op) canceller {
 		return t.startPut(o, c.Put)
 	case *wire.Command_Take:
 		return t.startTake(o, c.Take)
-	case *wire.Command_Configure:
-		if err := t.resolve(o.sess, o.path, &c.Configure.Target); err != nil {
+	case *wire.Command_Configure, *wire.Command_Update, *wire.Command_Transact, *wire.Command_Move, *wire.Command_CopyFile:
+		if err := t.resolveAll(o); err != nil {
 			o.failCertain(err)
 			return nil
 		}
@@ -310,26 +308,6 @@ func (t *tenure) launch(o *op) canceller {
 		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know
 		o.fail(gearsfs.ErrUnknownOp)
-	}
-	return nil
-}
-
-// resolve fills in a command's target where it was named by a path.
-func (t *tenure) resolve(s *session, path string, target **wire.Target) error {
-	if path == "" {
-		if *target == nil {
-			return gearsfs.ErrInvalid.Because("the request names no file")
-		}
-		return nil
-	}
-	dir, name, ino, err := t.vol.machine.ResolveTarget(path, s.caller)
-	if err != nil {
-		return err
-	}
-	if ino != 0 {
-		*target = &wire.Target{Ino: uint64(ino)}
-	} else {
-		*target = &wire.Target{Dir: uint64(dir), Name: name}
 	}
 	return nil
 }

@@ -342,6 +342,9 @@ func (t *tenure) runPeek(o *op) canceller {
 // tryPeek answers a peek that finds something, or that can't find anything any
 // more. It is called for an op that is not waiting.
 func (t *tenure) tryPeek(o *op) bool {
+	if o.peek.Gone != 0 {
+		return t.tryGone(o)
+	}
 	if o.ino == 0 {
 		return false
 	}
@@ -353,6 +356,30 @@ func (t *tenure) tryPeek(o *op) bool {
 	}
 	o.settled()
 	t.vol.answer(&wire.Response{Answer: &wire.Answer{Records: records}}, err, false, o.done)
+	return true
+}
+
+// tryGone answers a peek that waits until records are gone, where they are.
+func (t *tenure) tryGone(o *op) bool {
+	if o.ino == 0 {
+		o.settled()
+		o.failCertain(gearsfs.ErrNotFound)
+		return true
+	}
+	left, err := t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
+		Max: 1, Follow: true, After: gearsfs.Seq(o.peek.After),
+	}, o.sess.caller)
+	switch code := gearsfs.CodeOf(err); {
+	case err == nil && len(left) > 0 && left[0].Seq <= o.peek.Gone:
+		if !o.noWait() {
+			return false
+		}
+		err = gearsfs.ErrUnmet.Because("some of the records are left")
+	case code == gearsfs.ErrEmpty.Code || code == gearsfs.ErrEnd.Code:
+		err = nil
+	}
+	o.settled()
+	t.vol.answer(&wire.Response{Answer: &wire.Answer{}}, err, false, o.done)
 	return true
 }
 
