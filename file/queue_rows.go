@@ -34,6 +34,12 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Limits:   gearsfs.Limits{Records: r.LimitRecords, Bytes: r.LimitBytes},
 		Cleaned:  gearsfs.Place{Pos: gearsfs.Pos(r.CleanedPos), Seq: gearsfs.Seq(r.CleanedSeq)},
 		Dead:     r.Dead,
+
+		Type:       r.Type,
+		AppendOnly: r.AppendOnly,
+		IDWindow:   r.IdWindow,
+		IDs:        r.Ids,
+		NextID:     r.NextId,
 	}
 }
 
@@ -48,6 +54,8 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 	r.LimitRecords, r.LimitBytes = s.Limits.Records, s.Limits.Bytes
 	r.CleanedPos, r.CleanedSeq = uint64(s.Cleaned.Pos), uint64(s.Cleaned.Seq)
 	r.Dead = s.Dead
+	r.Type, r.AppendOnly = s.Type, s.AppendOnly
+	r.IdWindow, r.Ids, r.NextId = s.IDWindow, s.IDs, s.NextID
 }
 
 // streamRows are the rows of one open stream in the Machine's store.
@@ -271,13 +279,13 @@ func (m *Machine) deleteRows(lo, hi []byte) error {
 
 // dropStream deletes a stream with all its rows: leases on its records end.
 func (m *Machine) dropStream(s *openStream) error {
-	head := s.queue.State().Head.Pos
+	head := s.queue.State().Head
 	if err := s.queue.Clear(); err != nil {
 		return err
 	}
 	s.queue.DropWindow()
 	// In front of head are rows not cleaned yet, or kept for answers.
-	if err := m.rowsOf(s).Delete(gearsfs.Place{}, gearsfs.Place{Pos: head}); err != nil {
+	if err := m.rowsOf(s).Delete(gearsfs.Place{}, head); err != nil {
 		return err
 	}
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))

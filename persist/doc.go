@@ -33,6 +33,8 @@
 //	session   'c' minted(8) salt(8)                                  SessionRow  last answers
 //	orphan    'u' ino(8)                                             OrphanRow   open files without a name
 //	remote    'n' name                                               RemoteRow   named nodes
+//	id        'k' ino(8) key 00 id                                   IdRow       ids of records that were put
+//	id order  'j' ino(8) key 00 number(8)                            the id      for forgetting them in order
 //	member    'm' id(8)                                              MemberRow   nodes of the group, and those that were
 //
 // A session's minting time is signed; its sign bit is turned over, so that

@@ -3,6 +3,7 @@ package persist
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -18,6 +19,9 @@ type row struct {
 	a, b  uint64 // ino, or the fields of a session id
 	name  string
 	place gearsfs.Place
+
+	id     string // of a record
+	number uint64 // in the order of ids
 }
 
 func (r row) bytes() []byte {
@@ -38,6 +42,10 @@ func (r row) bytes() []byte {
 		return OutKey(ino, gearsfs.Key(r.name), r.place)
 	case TableSession:
 		return SessionKey(gearsfs.SessionID{Minted: int64(r.a), Salt: r.b})
+	case TableID:
+		return IDKey(ino, gearsfs.Key(r.name), r.id)
+	case TableIDOrder:
+		return IDOrderKey(ino, gearsfs.Key(r.name), r.number)
 	case TableOrphan:
 		return OrphanKey(ino)
 	case TableMember:
@@ -74,6 +82,12 @@ func parseRow(k []byte) (r row, err error) {
 		id, err = ParseSessionKey(k)
 		r.a, r.b = uint64(id.Minted), id.Salt
 		return r, err
+	case TableID:
+		ino, key, r.id, err = ParseIDKey(k)
+		r.name = string(key)
+	case TableIDOrder:
+		ino, key, r.number, err = ParseIDOrderKey(k)
+		r.name = string(key)
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
 	case TableRemote:
@@ -97,11 +111,12 @@ func (r row) compare(q row) int {
 		first = cmp.Compare(int64(r.a), int64(q.a))
 	}
 	return cmp.Or(cmp.Compare(r.table, q.table), first, cmp.Compare(r.b, q.b), cmp.Compare(r.name, q.name),
-		cmp.Compare(r.place.Pos, q.place.Pos), cmp.Compare(r.place.Seq, q.place.Seq))
+		cmp.Compare(r.place.Pos, q.place.Pos), cmp.Compare(r.place.Seq, q.place.Seq),
+		cmp.Compare(r.id, q.id), cmp.Compare(r.number, q.number))
 }
 
 var allTables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
-	TableSession, TableOrphan, TableRemote, TableMember}
+	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder}
 
 func randomRow(rng *rand.Rand) row {
 	// Few values, so that rows share prefixes; edges of all kinds.
@@ -133,6 +148,11 @@ func randomRow(rng *rand.Rand) row {
 		r.a, r.b = number(), number()
 	case TableRemote:
 		r.name = string(name)
+	case TableID:
+		r.a, r.name = number(), string(name)
+		r.id = string(binary.BigEndian.AppendUint64(nil, number())[:1+rng.IntN(8)]) // NULs too
+	case TableIDOrder:
+		r.a, r.name, r.number = number(), string(name), number()
 	}
 	return r
 }
@@ -178,6 +198,10 @@ func TestRangesHoldTheirRowsOnly(t *testing.T) {
 			lo, hi = FileRange(r.table, gearsfs.Ino(q.a))
 			require.Equal(t, r.a == q.a, in(k, lo, hi), "%+v in the file of %+v", r, q)
 		}
+		if r.table == TableID || r.table == TableIDOrder {
+			lo, hi = StreamRange(r.table, gearsfs.Ino(q.a), gearsfs.Key(q.name))
+			require.Equal(t, r.a == q.a && r.name == q.name, in(k, lo, hi), "%+v in the stream of %+v", r, q)
+		}
 		if r.table == TableRecord || r.table == TableOut {
 			same := r.a == q.a && r.name == q.name
 			lo, hi = StreamRange(r.table, gearsfs.Ino(q.a), gearsfs.Key(q.name))
@@ -207,6 +231,8 @@ func TestAppendKeysAppend(t *testing.T) {
 		{AppendSessionKey([]byte("x"), id), SessionKey(id)},
 		{AppendOrphanKey([]byte("x"), 1), OrphanKey(1)},
 		{AppendRemoteKey([]byte("x"), "n"), RemoteKey("n")},
+		{AppendIDKey([]byte("x"), 1, "k", "id"), IDKey(1, "k", "id")},
+		{AppendIDOrderKey([]byte("x"), 1, "k", 7), IDOrderKey(1, "k", 7)},
 	} {
 		require.Equal(t, append([]byte("x"), k[1]...), k[0])
 	}

@@ -138,12 +138,15 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 // the stream is a plain queue again.
 func (q *Queue) Clear() error {
 	q.s.Version++
-	cut := gearsfs.Place{Pos: q.s.Head.Pos}
+	cut := q.s.Head
 	if err := q.removeFrom(cut); err != nil {
 		return err
 	}
 	q.s.Tail = cut.Pos
 	q.s.Head = q.s.End()
+	// Rows of this position were removed, at each update of a register: the next
+	// scan begins behind them.
+	q.s.Cursor = q.s.Head
 	q.s.Blocks = false
 	return nil
 }

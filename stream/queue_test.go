@@ -264,9 +264,7 @@ func (m *modelled) step() string {
 		m.list = nil
 		m.s.Tail = m.s.Head.Pos
 		m.s.Head = m.end()
-		if cut := (gearsfs.Place{Pos: m.s.Tail}); cut.Less(m.s.Cursor) {
-			m.s.Cursor = cut
-		}
+		m.s.Cursor = m.s.Head
 		return "clear"
 	case op < 90:
 		return m.setTail()
@@ -437,7 +435,7 @@ func (m *modelled) check() {
 		row, err := m.rows.Get(r.at)
 		require.NoError(m.t, err)
 		require.True(m.t, bytes.Equal(r.data, row.Data))
-		require.False(m.t, r.at.Less(s.Head) && r.at.Pos < s.Head.Pos)
+		require.False(m.t, r.at.Less(s.Head))
 	}
 	require.Equal(m.t, want, *s)
 	require.LessOrEqual(m.t, s.Cursor.Pos, s.Tail)

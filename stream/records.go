@@ -79,10 +79,20 @@ type State struct {
 	// what is gone since and not removed yet.
 	Cleaned gearsfs.Place
 	Dead    uint64
+
+	// Rules for the callers of Append, and what they remember of ids.
+	Type       string // of all records; "" is any
+	AppendOnly bool
+	IDWindow   uint64 // nanoseconds; 0 is the default
+	IDs        uint64 // remembered: those of the numbers in front of NextID
+	NextID     uint64
 }
 
 // NewState is the state of a stream that never had a record.
 func NewState() State { return State{NextSeq: 1, Head: gearsfs.Place{Seq: 1}} }
+
+// Newest is the seq of the last record that was put, 0 where none was.
+func (s *State) Newest() gearsfs.Seq { return s.NextSeq - 1 }
 
 // End is the place that the next put gets.
 func (s *State) End() gearsfs.Place { return gearsfs.Place{Pos: s.Tail, Seq: s.NextSeq} }

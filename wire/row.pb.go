@@ -1035,7 +1035,9 @@ type StoredAnswer struct {
 	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
 	FirstSeq      uint64                 `protobuf:"varint,3,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	LastSeq       uint64                 `protobuf:"varint,4,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
-	Taken         []*Reference           `protobuf:"bytes,5,rep,name=taken,proto3" json:"taken,omitempty"`
+	Taken         []*Reference           `protobuf:"bytes,5,rep,name=taken,proto3" json:"taken,omitempty"` // also what a transaction looked at: kept
+	Steps         []*StoredAnswer        `protobuf:"bytes,6,rep,name=steps,proto3" json:"steps,omitempty"` // of a transaction, without seqs
+	Count         uint64                 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1103,6 +1105,20 @@ func (x *StoredAnswer) GetTaken() []*Reference {
 		return x.Taken
 	}
 	return nil
+}
+
+func (x *StoredAnswer) GetSteps() []*StoredAnswer {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *StoredAnswer) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
 }
 
 type Reference struct {
@@ -1614,13 +1630,15 @@ const file_row_proto_rawDesc = "" +
 	"\x06closed\x18\x02 \x01(\x06R\x06closed\x12-\n" +
 	"\ablocked\x18\x03 \x03(\v2\x13.gearsfs.BlockedPutR\ablocked\x12/\n" +
 	"\aanswers\x18\x04 \x03(\v2\x15.gearsfs.StoredAnswerR\aanswers\x12 \n" +
-	"\vunconfirmed\x18\x05 \x03(\x04R\vunconfirmed\"\x94\x01\n" +
+	"\vunconfirmed\x18\x05 \x03(\x04R\vunconfirmed\"\xd7\x01\n" +
 	"\fStoredAnswer\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x1b\n" +
 	"\tfirst_seq\x18\x03 \x01(\x04R\bfirstSeq\x12\x19\n" +
 	"\blast_seq\x18\x04 \x01(\x04R\alastSeq\x12(\n" +
-	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\"\xe8\x01\n" +
+	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\x12+\n" +
+	"\x05steps\x18\x06 \x03(\v2\x15.gearsfs.StoredAnswerR\x05steps\x12\x14\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\"\xe8\x01\n" +
 	"\tReference\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -1690,13 +1708,14 @@ var file_row_proto_depIdxs = []int32{
 	12, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
 	9,  // 2: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
 	10, // 3: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	11, // 4: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	4,  // 5: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	9,  // 4: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	11, // 5: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	4,  // 6: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
