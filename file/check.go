@@ -23,7 +23,7 @@ func (m *Machine) Check() []error {
 		streams: make(map[streamKey]*checkedStream),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readStreams, c.readOuts, c.readRecords, c.readMembers} {
+		c.readOrphans, c.readStreams, c.readOuts, c.readRecords, c.readIDs, c.readIDOrder, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}
@@ -63,6 +63,7 @@ type checkedStream struct {
 	bytes    uint64
 	leased   uint64
 	returned uint64
+	ids      uint64                   // numbers of ids
 	last     gearsfs.Pos              // where the last record that lives ends
 	outs     map[gearsfs.Place]uint64 // bytes by their marks
 }
@@ -298,6 +299,9 @@ func (c *check) compareStreams() {
 		}
 		if len(s.outs) > 0 {
 			c.bad("stream %q of inode %d: %d marks without a record", id.key, id.ino, len(s.outs))
+		}
+		if s.ids != st.IDs {
+			c.bad("stream %q of inode %d counts %d ids, found %d", id.key, id.ino, st.IDs, s.ids)
 		}
 		if st.Cursor.Less(st.Cleaned) || st.Cursor.Pos > st.Tail || st.Head.Pos > st.Tail {
 			c.bad("stream %q of inode %d: cleaned %v, head %v, cursor %v, tail %d", id.key, id.ino, st.Cleaned, st.Head, st.Cursor, st.Tail)

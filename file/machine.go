@@ -82,6 +82,7 @@ type Machine struct {
 	verify       bool // this entry asks for a verification
 	sessions     sessions
 	windows      *stream.Pool // the memory of all open streams' windows
+	idsMax       uint64       // gearsfs.IDsMax but in tests
 	scratch      scratch
 
 	// broken is the first error of the store or broken table met while
@@ -93,7 +94,7 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs}
+	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax}
 	if err := m.load(); err != nil {
 		return nil, err
 	}
@@ -248,6 +249,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyPut(c, cmd, op.Put)
 	case *wire.Command_Take:
 		return m.applyTake(c, cmd, op.Take)
+	case *wire.Command_Update:
+		return m.applyUpdate(c, op.Update)
 	case *wire.Command_Settle:
 		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:

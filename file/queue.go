@@ -64,34 +64,34 @@ func (m *Machine) dataChanged(c *context, s *openStream) {
 
 // applyPut appends records to a stream, all or none.
 func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.Answer {
-	bytes, err := checkRecords(op.Records)
-	if err != nil {
+	if _, err := checkRecords(op.Records); err != nil {
 		return m.refuse(err)
 	}
 	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
 	if err == nil && n == nil {
 		err = m.mayMakeFile(c, op.Target)
 	}
+	var fresh []*wire.NewRecord
+	var known uint64
+	if err == nil {
+		fresh, known, err = m.unknown(c, s, op.Records, nil)
+	}
 	if err == nil && n != nil && (len(op.Records) > 0 || op.Seal) {
-		err = m.admit(c, cmd, op, n, s, bytes)
+		err = m.admit(c, cmd, op, n, s, fresh)
+	}
+	if err == nil {
+		n, s, err = m.openToPut(c, op.Target, op.Key, op.Mode, n, s)
 	}
 	if err != nil {
 		return m.refuse(err)
 	}
-	if n == nil {
-		mode := op.Mode
-		if mode == 0 {
-			mode = newFilePermits
-		}
-		if n, err = m.makeFile(c, op.Target, mode); err != nil {
-			return m.refuse(err)
-		}
-	}
-	if s == nil {
-		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
-	}
 	answer := &wire.Answer{Ino: uint64(n.ino)}
-	m.appendRecords(c, s, op, answer)
+	if len(op.Records) == 1 {
+		answer.FirstSeq, answer.LastSeq = known, known
+	}
+	if err := m.appendRecords(c, s, op, fresh, answer); err != nil {
+		return m.refuse(err)
+	}
 	if op.Append {
 		if answer.Attr, err = m.attr(n); err != nil {
 			return m.refuse(err)
@@ -100,16 +100,22 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 	return answer
 }
 
-func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer *wire.Answer) {
+// appendRecords does a put: of its records those whose ids were not known.
+func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh []*wire.NewRecord, answer *wire.Answer) error {
 	touched := m.touch(s.node.ino, s.key)
-	for i, r := range op.Records {
+	ids := 0
+	for i, r := range fresh {
 		at := s.queue.Append(r.Data, r.Type, c.now)
 		answer.LastSeq = uint64(at.Seq)
 		if i == 0 {
 			answer.FirstSeq = answer.LastSeq
 		}
+		if r.Id != "" {
+			m.rememberID(c, s, r.Id, at.Seq)
+			ids++
+		}
 	}
-	if len(op.Records) > 0 {
+	if len(fresh) > 0 {
 		touched.Ready, touched.Appended = true, true
 		m.dataChanged(c, s)
 	}
@@ -118,6 +124,10 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer 
 		touched.Sealed = true
 	}
 	m.dirtyStream(s)
+	if ids == 0 {
+		return nil
+	}
+	return m.forgetIDs(c, s, ids)
 }
 
 // checkRecords checks what is to be put and returns its length.
@@ -132,6 +142,9 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 		if len(r.Type) > gearsfs.KeyBytesMax {
 			return 0, gearsfs.ErrInvalid.Because("a record's type has at most %d bytes", gearsfs.KeyBytesMax)
 		}
+		if len(r.Id) > gearsfs.KeyBytesMax {
+			return 0, gearsfs.ErrInvalid.Because("a record's id has at most %d bytes", gearsfs.KeyBytesMax)
+		}
 		bytes += uint64(len(r.Data))
 	}
 	if bytes > gearsfs.BatchBytesMax {
@@ -141,19 +154,16 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 }
 
 // admit checks whether a stream, nil where it is missing in file n, takes the
-// records of a put. That a session's put finds no room is remembered: its later
-// ones wait behind it, so that they keep their order.
-func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, bytes uint64) error {
+// records of a put that are fresh. That a session's put finds no room is
+// remembered: its later ones wait behind it, so that they keep their order.
+func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, fresh []*wire.NewRecord) error {
 	full := false
-	if s != nil && len(op.Records) > 0 {
+	if s != nil && len(fresh) > 0 {
 		state := s.queue.State()
-		if state.Sealed {
-			return gearsfs.ErrSealed
+		if err := checkAppend(state, fresh); err != nil {
+			return err
 		}
-		if uint64(state.Tail)+bytes > gearsfs.FileBytesMax {
-			return gearsfs.ErrTooBig.Because("a stream ends at offset %d", gearsfs.FileBytesMax)
-		}
-		full = !state.Fits(uint64(len(op.Records)), bytes)
+		full = !state.Fits(uint64(len(fresh)), bytesOf(fresh))
 	}
 	if !recognised(c, cmd) {
 		if full {
@@ -168,7 +178,7 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if known != nil && len(known.row.Blocked) > 0 {
 		full = m.behind(known, cmd, op, n) || full
 	}
-	if full {
+	if full && (len(fresh) > 0 || op.Seal) {
 		return m.block(c, cmd, op, n)
 	}
 	return nil
@@ -379,11 +389,16 @@ func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
 		return m.refuse(gearsfs.ErrInvalid.Because("the data stream can't be dropped"))
 	}
 	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
+	if err == nil {
+		err = checkRules(op.Settings)
+	}
 	switch {
 	case err != nil:
 	case n == nil:
 		err = gearsfs.ErrNotFound
-	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits:
+	case s != nil && (op.Clear || op.Drop) && s.queue.State().AppendOnly:
+		err = errAppendOnly
+	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits && op.Settings == nil:
 		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
 	case s == nil:
 		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
@@ -407,6 +422,9 @@ func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error
 	if op.SetLimits {
 		s.queue.SetLimits(gearsfs.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes})
 		m.touch(s.node.ino, s.key).Room = true
+	}
+	if op.Settings != nil {
+		setRules(s, op.Settings)
 	}
 	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {
 		s.queue.SetSealed(*op.Seal)

@@ -1,7 +1,6 @@
 package file
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -31,11 +30,13 @@ type streamModel struct {
 	next   uint64      // seq
 	sealed bool
 	limits gearsfs.Limits
+	rulesModel
 }
 
 type recModel struct {
 	seq        uint64
 	data       string
+	typ        string
 	holder     *sessionModel
 	fence      uint64 // 0 is ready
 	deliveries uint32
@@ -82,26 +83,24 @@ func (m *queueModel) stream(key string) *streamModel {
 	return s
 }
 
-func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wire.Answer, error) {
+func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put, now uint64) (*wire.Answer, error) {
+	fresh, seen := m.streams[op.Key].fresh(op.Records, map[string]bool{}, now)
 	if len(op.Records) > 0 || op.Seal {
 		known := m.streams[op.Key]
-		if len(op.Records) == 0 {
+		if len(fresh) == 0 {
 			known = nil // it needs no room, but waits for its turn
 		}
-		if known != nil && known.sealed {
-			return nil, gearsfs.ErrSealed
+		if err := known.admits(fresh); err != nil {
+			return nil, err
 		}
-		var bytes uint64
-		for _, r := range op.Records {
-			bytes += uint64(len(r.Data))
-		}
+		bytes := bytesOf(fresh)
 		at := blockedModel{op.Key, s.id}
 		waits := m.blocked[at]
 		if op.Retry {
 			waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
 		}
 		behind := slices.ContainsFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
-		full := behind || known != nil && !known.fits(len(op.Records), bytes)
+		full := (behind || known != nil && !known.fits(len(fresh), bytes)) && (len(fresh) > 0 || op.Seal)
 		waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq == cmd.Seq })
 		if full {
 			waits = append(waits, cmd.Seq)
@@ -114,14 +113,10 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wir
 	}
 	st := m.stream(op.Key)
 	a := &wire.Answer{}
-	for i, r := range op.Records {
-		if i == 0 {
-			a.FirstSeq = st.next
-		}
-		a.LastSeq = st.next
-		st.recs = append(st.recs, &recModel{seq: st.next, data: string(r.Data)})
-		st.next++
+	if len(op.Records) == 1 {
+		a.FirstSeq, a.LastSeq = seen, seen
 	}
+	st.add(fresh, a, now)
 	st.sealed = st.sealed || op.Seal
 	return a, nil
 }
@@ -141,7 +136,7 @@ func (m *queueModel) take(s *sessionModel, op *wire.Take) (*wire.Answer, error) 
 				continue
 			}
 			r.deliveries++
-			t := &wire.TakenRecord{Key: key, Seq: r.seq, Data: []byte(r.data), Deliveries: r.deliveries}
+			t := &wire.TakenRecord{Key: key, Seq: r.seq, Data: []byte(r.data), Type: r.typ, Deliveries: r.deliveries}
 			if op.Lease {
 				m.fence++
 				r.fence, r.holder = m.fence, s
@@ -195,7 +190,12 @@ func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, err
 }
 
 func (m *queueModel) configure(op *wire.Configure) (*wire.Answer, error) {
+	if st := m.streams[op.Key]; st != nil && st.appendOnly && (op.Drop || op.Clear) {
+		return nil, gearsfs.ErrPermission
+	}
 	switch {
+	case op.Settings != nil:
+		m.rules(op.Key, op.Settings)
 	case op.Drop:
 		delete(m.streams, op.Key)
 	case op.Clear:
@@ -259,13 +259,15 @@ func (p *queuePlayer) op(s *sessionModel) any {
 			if p.rng.IntN(30) == 0 {
 				size = 40 << 10
 			}
-			op.Records = append(op.Records, &wire.NewRecord{Data: fmt.Append(make([]byte, 0, size), p.rng.Uint32())})
+			op.Records = append(op.Records, p.record(size))
 		}
 		if p.rng.IntN(8) == 0 {
 			op.Records = append(op.Records, &wire.NewRecord{})
 		}
 		op.Seal = p.rng.IntN(60) == 0
 		return op
+	case n < 44:
+		return p.updateOp(key)
 	case n < 70:
 		op := takeOp(1+p.rng.Uint32N(5), key)
 		if other := pick(p.rng, modelKeys); other != key {
@@ -292,7 +294,9 @@ func (p *queuePlayer) op(s *sessionModel) any {
 }
 
 func (p *queuePlayer) configureOp(key string) any {
-	switch p.rng.IntN(8) {
+	switch p.rng.IntN(10) {
+	case 8, 9:
+		return p.rulesOp(key)
 	case 0:
 		return configure(key, func(c *wire.Configure) { c.Clear = true })
 	case 1:
@@ -312,7 +316,9 @@ func (p *queuePlayer) configureOp(key string) any {
 func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, error) {
 	switch op := cmd.Op.(type) {
 	case *wire.Command_Put:
-		return p.model.put(s, cmd, op.Put)
+		return p.model.put(s, cmd, op.Put, p.now+1e6)
+	case *wire.Command_Update:
+		return p.model.update(op.Update, p.now+1e6)
 	case *wire.Command_Take:
 		return p.model.take(s, op.Take)
 	case *wire.Command_Settle:
@@ -377,7 +383,7 @@ func (p *queuePlayer) compareAnswer(want, got *wire.Answer) {
 	require.Len(p.t, got.Records, len(want.Records))
 	for i, w := range want.Records {
 		g := got.Records[i]
-		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Deliveries, w.Fence}, []any{g.Key, g.Seq, string(g.Data), g.Deliveries, g.Fence})
+		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Type, w.Deliveries, w.Fence}, []any{g.Key, g.Seq, string(g.Data), g.Type, g.Deliveries, g.Fence})
 	}
 }
 
@@ -513,6 +519,7 @@ func TestQueueModel(t *testing.T) {
 	p := newQueuePlayer(t)
 	for i := range *modelSteps {
 		p.twin.m.nodes.max, p.twin.m.streams.max, p.twin.m.sessions.rows.max = 1, 1, 1
+		p.m.idsMax, p.twin.m.idsMax = modelIDsMax, modelIDsMax
 		p.step()
 		p.compare()
 		p.check()
@@ -533,6 +540,7 @@ func TestQueueModel(t *testing.T) {
 func TestQueueReplay(t *testing.T) {
 	p := newQueuePlayer(t)
 	for range 400 {
+		p.m.idsMax, p.twin.m.idsMax = modelIDsMax, modelIDsMax
 		p.step()
 	}
 	fs := vfs.NewCrashableMem()
@@ -543,6 +551,7 @@ func TestQueueReplay(t *testing.T) {
 	_, err := r.m.Apply(1, 1, &wire.Entry{Time: rigStart + 1e6, Commands: []*wire.Command{init}})
 	require.NoError(t, err)
 	for crashes := 0; crashes < 30; {
+		r.m.idsMax = modelIDsMax
 		applied, _ := r.m.Applied()
 		upTo := min(applied+uint64(1+p.rng.IntN(60)), uint64(len(p.entries)+1))
 		for index := applied + 1; index <= upTo; index++ {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
@@ -133,6 +134,7 @@ func streamInfo(key gearsfs.Key, s *stream.State) gearsfs.StreamInfo {
 	return gearsfs.StreamInfo{
 		Key: key, Records: s.Ready, Leased: s.Leased, Bytes: s.Bytes, Head: s.Head, Tail: s.End(),
 		Version: s.Version, Sealed: s.Sealed, Limits: s.Limits,
+		Settings: gearsfs.Settings{Type: s.Type, IDWindow: time.Duration(s.IDWindow), AppendOnly: s.AppendOnly},
 	}
 }
 

@@ -288,6 +288,9 @@ func (m *Machine) dropStream(s *openStream) error {
 	if err := m.rowsOf(s).Delete(gearsfs.Place{}, head); err != nil {
 		return err
 	}
+	if err := m.dropIDs(s); err != nil {
+		return err
+	}
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
 	m.volume.Bytes -= s.counted
 	s.gone = true

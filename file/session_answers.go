@@ -197,7 +197,7 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 		}
 	}
 	switch op := cmd.Op.(type) {
-	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure:
+	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure, *wire.Command_Update:
 		return answer, nil
 	case *wire.Command_Put:
 		if !op.Put.Append {
