@@ -43,3 +43,47 @@ func (v *Volume) Serves() bool { return v.tenure.Load() != nil }
 
 // ReplaceState does as if a snapshot had been installed.
 func (v *Volume) ReplaceState() error { return v.replaceState(func() error { return nil }) }
+
+// HoldBack has the gate hold everything back that comes; LetThrough lets the
+// next n pass together, and LetAllThrough all, and what comes.
+func (t *Tenure) HoldBack() {
+	t.t.gate.mu.Lock()
+	defer t.t.gate.mu.Unlock()
+	t.t.gate.commands += gateCommands
+}
+
+func (t *Tenure) LetThrough(n int) {
+	g := &t.t.gate
+	g.mu.Lock()
+	var next []*op
+	for _, ops := range g.held[:n] {
+		for _, o := range ops {
+			g.commands++
+			g.bytes += o.bytes
+		}
+		next = append(next, ops...)
+	}
+	g.held = g.held[n:]
+	g.mu.Unlock()
+	if len(next) > 0 {
+		t.t.proposeOps(next)
+	}
+}
+
+func (t *Tenure) LetAllThrough() {
+	held, _ := t.Busy()
+	t.LetThrough(held)
+	t.t.gate.mu.Lock()
+	t.t.gate.commands -= gateCommands
+	t.t.gate.mu.Unlock()
+}
+
+// Busy says how many the gate holds back and how many wait.
+func (t *Tenure) Busy() (held, waiting int) {
+	t.t.gate.mu.Lock()
+	held = len(t.t.gate.held)
+	t.t.gate.mu.Unlock()
+	t.t.mu.Lock()
+	defer t.t.mu.Unlock()
+	return held, t.t.waits.count
+}

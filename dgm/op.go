@@ -43,6 +43,7 @@ type op struct {
 	waiters  []*stream.Waiter[*op]
 	promised promise // records that a proposed take was counted for
 	turn     *spot   // where a put that waited for room tries again
+	ticket   uint64  // of a put: it keeps the place in which it came
 }
 
 type opState uint8
@@ -172,7 +173,8 @@ func (o *op) misled() {
 
 // settled marks the operation as done and takes its promise back. What was
 // promised to it and is still there (the promise outlives the applying until
-// the answer is on disk) may be what another waits for.
+// the answer is on disk) may be what another waits for. Behind a put the next
+// in line may fit too, or may have been kept from trying by it.
 func (o *op) settled() {
 	if o.keys == nil {
 		return // never among those that wait
@@ -181,12 +183,13 @@ func (o *op) settled() {
 	t.mu.Lock()
 	o.state = opDone
 	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
-	if o.turn != nil { // the next in line may fit too
-		key, wake = o.keys[0], true
-	}
+	pass := t.putsWaitLocked(o)
 	o.takeBackLocked()
 	t.mu.Unlock()
-	if wake {
+	switch {
+	case pass:
+		t.passPut(o)
+	case wake:
 		t.wake(o.ino, key)
 	}
 }
@@ -200,6 +203,9 @@ func (o *op) takeBackLocked() {
 	if o.turn != nil {
 		o.turn.putting, o.turn = false, nil
 		o.ten.waits.tidy(o.ino, o.keys[0])
+	}
+	if o.ticket != 0 {
+		o.sess.outOfLogLocked(o)
 	}
 }
 
@@ -229,10 +235,9 @@ func (o *op) cancel(why error) {
 	if !waiting {
 		return
 	}
-	put := o.kind() == "put" // its request goes with the answer
-	o.fail(why)
-	if o.ino != 0 && put {
-		t.wake(o.ino, o.keys[0])
+	o.fail(why) // its request goes with the answer
+	if o.ticket != 0 {
+		t.passPut(o)
 	}
 }
 

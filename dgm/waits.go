@@ -13,8 +13,9 @@ import (
 //  1. An op is in lines exactly while its state is opWaiting: in that of each
 //     of its keys where its file exists, else in that of the file's name.
 //  2. A line is kept only while an op is in it or records are promised to it.
-//  3. Each line is in the order in which its ops first waited; one that comes
-//     back, or moves from its file's name to the file, keeps its place.
+//  3. Each line is in the order in which its ops first waited, that of puts in the
+//     order in which they came; one that comes back, or moves from its file's
+//     name to the file, keeps its place.
 //  4. No op has a key twice.
 type waits struct {
 	tickets   stream.Tickets
@@ -125,6 +126,10 @@ func (w *waits) join(o *op) {
 func (o *op) enter(l *line, i int) {
 	if i < len(o.waiters) {
 		l.PutBack(o.waiters[i])
+		return
+	}
+	if o.ticket != 0 {
+		o.waiters = append(o.waiters, l.JoinAt(o, o.ticket))
 		return
 	}
 	o.waiters = append(o.waiters, l.Join(o))

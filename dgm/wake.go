@@ -121,6 +121,9 @@ func (t *tenure) park(o *op) bool {
 	o.takeBackLocked()
 	if !t.mayWaitLocked(o) {
 		t.mu.Unlock()
+		if o.ticket != 0 {
+			t.passPut(o)
+		}
 		return false
 	}
 	t.waits.join(o)
@@ -228,42 +231,6 @@ func (t *tenure) drained(o *op) bool {
 		st := t.vol.machine.StreamState(o.ino, key)
 		return !st.Drained()
 	})
-}
-
-// startPut sends a put to the log, behind those that already wait for room in
-// its stream. Takes that wait for what it puts go with it in one entry.
-func (t *tenure) startPut(o *op, p *wire.Put) canceller {
-	if err := t.resolve(o.sess, o.path, &p.Target); err != nil {
-		o.failCertain(err)
-		return nil
-	}
-	p.Retry = false // is the node's to say
-	key := gearsfs.Key(p.Key)
-	t.place(o, p.Target, []gearsfs.Key{key})
-	t.mu.Lock()
-	var behind bool
-	if s := t.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
-		behind = s.puts.Len() > 0 || s.putting
-	}
-	var batch []*op
-	if !behind {
-		o.state = opProposed
-		batch = t.withTakersLocked(o, key, uint64(len(p.Records)))
-	}
-	t.mu.Unlock()
-	switch {
-	case batch != nil:
-		t.submit(batch...)
-	case !behind:
-		t.submit(o)
-	case !t.park(o):
-		err := o.endedBy()
-		if err == nil {
-			err = gearsfs.ErrFull
-		}
-		o.failCertain(err)
-	}
-	return o
 }
 
 // withTakersLocked collects a put and the oldest takes that wait for its
@@ -426,10 +393,11 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 	if st.Drained() {
 		over = t.overLocked(s)
 	}
-	if o := s.puts.first(); o != nil && !s.putting && (st.Sealed || st.Fits(putSize(o))) {
+	if o := s.puts.first(); o != nil && !s.putting && !o.sess.putsBeforeLocked(o) && (st.Sealed || st.Fits(putSize(o))) {
 		s.putting, o.turn = true, s // keeps the spot while o leaves it
 		t.waits.leave(o)
 		o.state = opProposed
+		o.sess.intoLogLocked(o)
 		o.change.Command.GetPut().Retry = true
 		run = append(run, o)
 	}
@@ -467,14 +435,6 @@ func (t *tenure) overLocked(s *spot) []*op {
 		o.state = opDone
 	}
 	return over
-}
-
-func putSize(o *op) (records, bytes uint64) {
-	p := o.change.Command.GetPut()
-	for _, r := range p.Records {
-		bytes += uint64(len(r.Data))
-	}
-	return uint64(len(p.Records)), bytes
 }
 
 // gone tells those that wait at a file which lost its last name.

@@ -89,6 +89,7 @@ type simFront struct {
 	sessions map[gearsfs.SessionID]*simSeat
 	takes    []*simAsk            // wait for records, oldest first
 	puts     map[string][]*simAsk // wait for room, by stream
+	asked    int
 	woken    bool
 	room     map[string]bool
 	trying   map[string]bool // the first put of the line is in the log
@@ -99,7 +100,8 @@ type simSeat struct {
 	id         gearsfs.SessionID
 	conn       *simConn
 	departures int
-	inside     int // commands in the log
+	inside     int       // commands in the log
+	puts       []*simAsk // of those, puts
 	ended      bool
 	forget     bool
 }
@@ -113,6 +115,7 @@ type simAsk struct {
 	until time.Duration                  // it may wait till then
 	again bool                           // it was asked for before
 	tried bool                           // as the first in line
+	place int                            // among all, as they came
 }
 
 func newSimFront(n *simNode) *simFront {
@@ -314,6 +317,8 @@ func (f *simFront) ask(c *simConn, a *simAsk) {
 		return
 	}
 	a.conn = c
+	f.asked++
+	a.place = f.asked
 	if a.op.kind != opPut {
 		f.propose(false, a)
 		return
@@ -336,6 +341,9 @@ func (f *simFront) propose(retry bool, asks ...*simAsk) {
 	var ps []*Proposal
 	for _, a := range asks {
 		a.seat.inside++
+		if a.op.kind == opPut {
+			a.seat.puts = append(a.seat.puts, a)
+		}
 		a.tried = retry
 		answered := f.n.once("a change")
 		ps = append(ps, &Proposal{Command: a.build(retry), Durable: true, Done: func(answer *wire.Answer, err error) {
@@ -348,6 +356,7 @@ func (f *simFront) propose(retry bool, asks ...*simAsk) {
 
 func (f *simFront) done(a *simAsk, answer *wire.Answer, err error) {
 	f.left(a.seat)
+	a.seat.puts = slices.DeleteFunc(a.seat.puts, func(b *simAsk) bool { return a == b })
 	if a.tried {
 		f.trying[a.op.key()] = false
 	}
@@ -366,21 +375,29 @@ func (f *simFront) done(a *simAsk, answer *wire.Answer, err error) {
 		return
 	}
 	a.conn.toClient(func() { a.conn.client.answered(a.op, answer, index) })
-	if a.tried && f.leads && answer.Code == 0 {
-		f.room[a.op.key()] = true // perhaps there is more
+	f.passed(a)
+}
+
+// passed is for a put that is over: the next may fit, or was held up by it.
+func (f *simFront) passed(a *simAsk) {
+	if a.op.kind == opPut && f.leads && len(f.puts[a.op.key()]) > 0 {
+		f.room[a.op.key()] = true
 		f.later(0, f.wake)
 	}
 }
 
-// wait lets a change wait for what it lacks.
+// wait lets a change wait for what it lacks: puts in the order in which they
+// came, not in which they were refused.
 func (f *simFront) wait(a *simAsk) {
-	switch {
-	case a.op.kind != opPut:
+	if a.op.kind != opPut {
 		f.takes = append(f.takes, a)
-	case a.tried:
-		f.puts[a.op.key()] = append([]*simAsk{a}, f.puts[a.op.key()]...)
-	default:
-		f.puts[a.op.key()] = append(f.puts[a.op.key()], a)
+	} else {
+		line := append(f.puts[a.op.key()], a)
+		slices.SortFunc(line, func(a, b *simAsk) int { return a.place - b.place })
+		f.puts[a.op.key()] = line
+		if !a.tried {
+			f.passed(a) // room may have been made while it held up others
+		}
 	}
 	f.later(max(0, a.until-f.n.s.now), func() { f.giveUp(a) })
 }
@@ -399,6 +416,7 @@ func (f *simFront) giveUp(a *simAsk) {
 	line = slices.Delete(slices.Clone(line), at, at+1)
 	if a.op.kind == opPut {
 		f.puts[a.op.key()] = line
+		f.passed(a)
 	} else {
 		f.takes = line
 	}
@@ -459,11 +477,17 @@ func (f *simFront) Verify(index uint64, state file.View) {
 	state.Close()
 }
 
+// early says that an earlier put of the session to the stream is in the log: it
+// may have been refused, and then goes first.
+func (a *simAsk) early() bool {
+	return slices.ContainsFunc(a.seat.puts, func(b *simAsk) bool { return b.place < a.place && b.op.key() == a.op.key() })
+}
+
 // wake tries what waits for records or room that is there now.
 func (f *simFront) wake() {
 	f.woken = false
 	for _, key := range simKeys {
-		if line := f.puts[key]; f.room[key] && len(line) > 0 && !f.trying[key] {
+		if line := f.puts[key]; f.room[key] && len(line) > 0 && !f.trying[key] && !line[0].early() {
 			f.puts[key], f.trying[key] = line[1:], true
 			f.propose(true, line[0])
 		}

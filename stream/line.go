@@ -6,6 +6,12 @@ import "iter"
 // that share them. The zero value is ready.
 type Tickets struct{ last uint64 }
 
+// Next draws a ticket: for who may have to wait later, at the place of now.
+func (t *Tickets) Next() uint64 {
+	t.last++
+	return t.last
+}
+
 // Line is a waiting line, first come first served. It starts no goroutine and
 // wakes nobody itself: Value is whatever its owner wakes a waiter by. A Line,
 // its waiters and its Tickets are guarded by their owner's mutex.
@@ -33,9 +39,13 @@ func NewLine[T any](tickets *Tickets) *Line[T] {
 
 // Join adds a waiter behind all others.
 func (l *Line[T]) Join(v T) *Waiter[T] {
-	l.tickets.last++
-	w := &Waiter[T]{Value: v, ticket: l.tickets.last}
-	l.insert(w, l.root.prev)
+	return l.JoinAt(v, l.tickets.Next())
+}
+
+// JoinAt adds a waiter at the place that a ticket gives it.
+func (l *Line[T]) JoinAt(v T, ticket uint64) *Waiter[T] {
+	w := &Waiter[T]{Value: v, ticket: ticket}
+	l.PutBack(w)
 	return w
 }
 

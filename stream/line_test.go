@@ -46,6 +46,19 @@ func TestLineServesTheOldestThatCanRun(t *testing.T) {
 	require.Equal(t, 4, l.Len())
 }
 
+func TestLineJoinsByTicket(t *testing.T) {
+	var tickets Tickets
+	l := NewLine[int](&tickets)
+	first, second := tickets.Next(), tickets.Next()
+	l.Join(3)
+	l.JoinAt(2, second)
+	l.Join(4)
+	l.JoinAt(1, first)
+	for want := 1; want <= 4; want++ {
+		require.Equal(t, want, pop(l).Value)
+	}
+}
+
 func TestLineCancelsOnce(t *testing.T) {
 	l := NewLine[int](new(Tickets))
 	w := l.Join(1)

@@ -1,0 +1,125 @@
+package dgm
+
+import (
+	"slices"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// A session's puts to a stream keep their order, though some go to the log and
+// find no room there, and others join those that wait without having been
+// there. The state refuses what comes behind a put of the session that it has
+// refused, until that is tried again as the first in line: what was first in
+// line must be the session's first. So
+//
+//  1. puts wait in the order in which they came, not in which they were refused,
+//     and
+//  2. none that waits is tried while an earlier one of its session, to the same
+//     stream, is on its way through the log: that may have been refused.
+
+// startPut sends a put to the log, behind those that already wait for room in
+// its stream. Takes that wait for what it puts go with it in one entry.
+func (t *tenure) startPut(o *op, p *wire.Put) canceller {
+	if err := t.resolve(o.sess, o.path, &p.Target); err != nil {
+		o.failCertain(err)
+		return nil
+	}
+	p.Retry = false // is the node's to say
+	key := gearsfs.Key(p.Key)
+	t.place(o, p.Target, []gearsfs.Key{key})
+	t.mu.Lock()
+	if o.ticket == 0 {
+		o.ticket = t.waits.tickets.Next()
+	}
+	var behind bool
+	if s := t.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
+		behind = s.puts.Len() > 0 || s.putting
+	}
+	var batch []*op
+	if !behind {
+		o.state = opProposed
+		o.sess.intoLogLocked(o)
+		batch = t.withTakersLocked(o, key, uint64(len(p.Records)))
+	}
+	t.mu.Unlock()
+	switch {
+	case batch != nil:
+		t.submit(batch...)
+	case !behind:
+		t.submit(o)
+	case !t.park(o):
+		err := o.endedBy()
+		if err == nil {
+			err = gearsfs.ErrFull
+		}
+		o.failCertain(err)
+	}
+	return o
+}
+
+// intoLogLocked notes that a put is proposed.
+func (s *session) intoLogLocked(o *op) {
+	i := len(s.puts)
+	for i > 0 && s.puts[i-1].ticket > o.ticket {
+		i--
+	}
+	s.puts = slices.Insert(s.puts, i, o)
+}
+
+// outOfLogLocked notes that a put is not proposed any more.
+func (s *session) outOfLogLocked(o *op) {
+	switch i := slices.Index(s.puts, o); i {
+	case -1:
+	case 0:
+		s.puts[0] = nil
+		s.puts = s.puts[1:]
+	default:
+		s.puts = slices.Delete(s.puts, i, i+1)
+	}
+}
+
+// putsBeforeLocked says whether an earlier put of the session to o's stream is
+// proposed; one that named a missing file may be to any.
+func (s *session) putsBeforeLocked(o *op) bool {
+	for _, p := range s.puts {
+		if p.ticket >= o.ticket {
+			return false
+		}
+		if (p.ino == o.ino || p.ino == 0) && p.keys[0] == o.keys[0] {
+			return true
+		}
+	}
+	return false
+}
+
+// putsWaitLocked says whether o is a put and others may wait at its stream.
+func (t *tenure) putsWaitLocked(o *op) bool {
+	if o.ticket == 0 || t.waits.count == 0 {
+		return false
+	}
+	s := t.waits.spot(o.ino, o.keys[0])
+	return o.ino == 0 || s != nil && s.puts.Len() > 0
+}
+
+// passPut is for a put that is over: the next in line may fit, or may have been
+// kept from trying by it.
+func (t *tenure) passPut(o *op) {
+	ino := o.ino
+	if ino == 0 {
+		attr, err := t.vol.machine.Lookup(o.name.dir, o.name.name, gearsfs.Root)
+		if err != nil {
+			return // nothing waits there for room
+		}
+		ino = attr.Ino
+	}
+	t.wake(ino, o.keys[0])
+}
+
+func putSize(o *op) (records, bytes uint64) {
+	p := o.change.Command.GetPut()
+	for _, r := range p.Records {
+		bytes += uint64(len(r.Data))
+	}
+	return uint64(len(p.Records)), bytes
+}
