@@ -81,6 +81,8 @@ type Machine struct {
 	members      bool // a member's row changed in this entry
 	verify       bool // this entry asks for a verification
 	sessions     sessions
+	timers       timers
+	buried       uint64       // bytes that this entry has moved to dead streams
 	windows      *stream.Pool // the memory of all open streams' windows
 	idsMax       uint64       // gearsfs.IDsMax but in tests
 	scratch      scratch
@@ -109,12 +111,16 @@ func (m *Machine) load() error {
 	m.streams.init(streamsMax)
 	m.dirtyNodes, m.dirtyStreams = nil, nil
 	m.sessions = sessions{}
+	m.timers = timers{}
 	m.windows = stream.NewPool(windowBytesMax)
 	if err := m.loadVolume(); err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
 	if err := m.loadSessions(); err != nil {
 		return fmt.Errorf("open sessions: %w", err)
+	}
+	if err := m.loadTimers(); err != nil {
+		return fmt.Errorf("open timers: %w", err)
 	}
 	return nil
 }
@@ -199,6 +205,10 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 	m.touched, m.changed = m.touched[:0], m.changed[:0]
 	m.members, m.verify = false, false
 	m.volume.LogTime = max(m.volume.LogTime, e.Time)
+	m.runTimers(index)
+	if m.broken != nil {
+		return nil, m.broken
+	}
 	answers := make([]*wire.Answer, len(e.Commands))
 	for i, cmd := range e.Commands {
 		answers[i] = m.applyCommand(index, cmd)
@@ -207,6 +217,7 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 		}
 	}
 	m.sweepSessions()
+	m.timers.tidy()
 	m.volume.AppliedIndex, m.volume.AppliedTerm = index, term
 	m.flush()
 	if m.broken != nil {
@@ -257,7 +268,7 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyConfigure(c, op.Configure)
 	case *wire.Command_EndSession:
 		return m.applyEndSession(c, op.EndSession)
-	case *wire.Command_Confirm:
+	case *wire.Command_Confirm, *wire.Command_Tick:
 		return &wire.Answer{}
 	case *wire.Command_Write:
 		return m.applyWrite(c, op.Write)

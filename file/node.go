@@ -215,6 +215,11 @@ func (m *Machine) flushStream(s *openStream) {
 	if s.gone {
 		return
 	}
+	s.queue.Clean() // the answers of all takes are stored by now
+	if err := m.watchAge(s); err != nil {
+		m.refuse(err)
+		return
+	}
 	state := s.queue.State()
 	m.volume.Bytes += state.Bytes - s.counted
 	s.counted = state.Bytes

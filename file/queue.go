@@ -220,8 +220,8 @@ func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) er
 // applyTake hands out records of the first key that has some.
 func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.Answer {
 	limit := int(min(max(op.Max, 1), gearsfs.BatchRecordsMax))
-	if op.Lease && c.session.IsZero() {
-		return m.refuse(gearsfs.ErrInvalid.Because("a lease needs a session"))
+	if err := checkLease(c, op); err != nil {
+		return m.refuse(err)
 	}
 	s, err := m.ready(c, op)
 	if err != nil {
@@ -229,8 +229,7 @@ func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.
 	}
 	m.sessions.taken = m.sessions.taken[:0]
 	if op.Lease {
-		fence := m.volume.NextFence
-		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, c.session, fence)
+		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, m.grant(c, op))
 		m.volume.NextFence += uint64(len(m.sessions.taken))
 	} else {
 		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, recognised(c, cmd))
@@ -255,7 +254,7 @@ func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
 		r.Ino, r.Key = uint64(s.node.ino), string(s.key)
 		r.Pos, r.Seq = uint64(t.Place.Pos), uint64(t.Place.Seq)
 		r.Data, r.Type, r.Time = t.Record.Data, t.Record.Type, t.Record.Time
-		r.Deliveries, r.Fence = t.Deliveries, t.Fence
+		r.Deliveries, r.Fence, r.Deadline = t.Deliveries, t.Fence, t.Deadline
 		list[i] = r
 	}
 	return list
@@ -320,10 +319,10 @@ func (m *Machine) consumed(c *context, s *openStream) {
 	}
 }
 
-// applySettle ends leases of the command's session, all or none.
+// applySettle ends or extends leases that the command may end, all or none.
 func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
-	if len(op.Receipts) == 0 || len(op.Receipts) > gearsfs.BatchRecordsMax {
-		return m.refuse(gearsfs.ErrInvalid.Because("1 to %d receipts are settled at once", gearsfs.BatchRecordsMax))
+	if err := checkSettle(op); err != nil {
+		return m.refuse(err)
 	}
 	streams, err := m.checkReceipts(c, op.Receipts)
 	if err != nil {
@@ -331,24 +330,18 @@ func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
 	}
 	for i, r := range op.Receipts {
 		s, at := streams[i], gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
-		m.dirtyStream(s)
-		if op.Return {
-			s.queue.Return(at)
-			m.touch(s.node.ino, s.key).Ready = true
-			continue
-		}
-		if err := s.queue.Ack(at); err != nil {
+		if err := m.settle(c, s, at, op); err != nil {
 			return m.refuse(err)
 		}
-		if i+1 == len(streams) || streams[i+1] != s {
+		if acks := !op.Return && op.Extend == 0; acks && (i+1 == len(streams) || streams[i+1] != s) {
 			m.consumed(c, s)
 		}
 	}
 	return &wire.Answer{}
 }
 
-// checkReceipts returns the streams of receipts that are all held by the
-// command's session, none twice.
+// checkReceipts returns the streams of receipts that the command may all settle,
+// none twice.
 func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openStream, error) {
 	streams := make([]*openStream, len(receipts))
 	var seen map[uint64]struct{} // fences are the volume's, each lease has its own
@@ -370,8 +363,8 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 			}
 		}
 		at := gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
-		if streams[i] == nil || !streams[i].queue.Held(at, c.session, r.Fence) {
-			return nil, gearsfs.ErrGone
+		if err := m.maySettle(c, streams[i], at, r.Fence); err != nil {
+			return nil, err
 		}
 		if _, twice := seen[r.Fence]; twice {
 			return nil, gearsfs.ErrGone.Because("a receipt is there twice")

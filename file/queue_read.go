@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"sort"
-	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
@@ -19,6 +18,7 @@ type StreamState struct {
 	Ready   uint64 // records that can be taken
 	Version uint64
 	Sealed  bool
+	Full    gearsfs.Full // what a put does that finds no room
 
 	state stream.State
 }
@@ -51,7 +51,7 @@ func (m *Machine) StreamState(ino gearsfs.Ino, key gearsfs.Key) StreamState {
 }
 
 func stateForWaiting(s stream.State) StreamState {
-	return StreamState{Ready: s.Ready, Version: s.Version, Sealed: s.Sealed, state: s}
+	return StreamState{Ready: s.Ready, Version: s.Version, Sealed: s.Sealed, Full: s.Full, state: s}
 }
 
 // streamState returns the state of a stream; ok is false where it does not
@@ -134,7 +134,7 @@ func streamInfo(key gearsfs.Key, s *stream.State) gearsfs.StreamInfo {
 	return gearsfs.StreamInfo{
 		Key: key, Records: s.Ready, Leased: s.Leased, Bytes: s.Bytes, Head: s.Head, Tail: s.End(),
 		Version: s.Version, Sealed: s.Sealed, Limits: s.Limits,
-		Settings: gearsfs.Settings{Type: s.Type, IDWindow: time.Duration(s.IDWindow), AppendOnly: s.AppendOnly},
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsOf(s),
 	}
 }
 
@@ -171,8 +171,8 @@ func (m *Machine) ListStreams(ino gearsfs.Ino, after gearsfs.Key, limit int, cal
 }
 
 // PeekWhat says which records Peek shows: those at the head that could be
-// taken; with Follow those with a seq greater than After, leased ones too; with
-// Last the newest.
+// taken; with Follow those with a seq greater than After, leased and delayed ones
+// too; with Last the newest.
 type PeekWhat struct {
 	Max    int
 	Follow bool
@@ -227,6 +227,7 @@ type peeking struct {
 	state     *stream.State
 	left      int
 	bytesLeft int
+	ahead     bool // records from the cursor on may be delayed: they are not shown
 	found     []*wire.TakenRecord
 }
 
@@ -247,7 +248,7 @@ func (p *peeking) add(at gearsfs.Place, rec *stream.Record, deliveries uint32) b
 
 // scan adds the records from a place on that live.
 func (p *peeking) scan(from gearsfs.Place) error {
-	outs := p.state.Leased + p.state.Returned
+	outs := p.state.Leased + p.state.Returned + p.state.Delayed
 	if outs == 0 && from.Less(p.state.Cursor) {
 		from = p.state.Cursor
 	}
@@ -264,6 +265,14 @@ func (p *peeking) scan(from gearsfs.Place) error {
 				return true
 			}
 			deliveries = out.Deliveries
+		} else if p.ahead {
+			_, waits, err := p.out(at)
+			if failed = err; err != nil {
+				return false
+			}
+			if waits {
+				return true
+			}
 		}
 		return p.add(at, rec, deliveries)
 	})
@@ -283,7 +292,7 @@ func (p *peeking) ready() error {
 		lo, hi := persist.StreamRange(persist.TableOut, p.ino, p.key)
 		more := true
 		err := scanOuts(p.r.view, lo, hi, func(_ []byte, at gearsfs.Place, out stream.Out) error {
-			if out.Leased {
+			if out.Leased || out.Delayed() {
 				return nil
 			}
 			rec, err := p.record(at)
@@ -302,6 +311,7 @@ func (p *peeking) ready() error {
 	if p.state.Ready == p.state.Returned {
 		return nil
 	}
+	p.ahead = p.state.DelayedAhead > 0
 	return p.scan(p.state.Cursor)
 }
 

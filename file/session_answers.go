@@ -96,9 +96,7 @@ func after(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, S
 func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
 	stored := &wire.StoredAnswer{Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq}
 	for i, rec := range answer.Records {
-		// Records that come from the cursor, and were never handed out
-		// before, follow each other.
-		if n := len(stored.Taken); i > 0 && rec.Deliveries == 1 && answer.Records[i-1].Deliveries == 1 {
+		if n := len(stored.Taken); i > 0 && follows(answer.Records[i-1], rec) {
 			stored.Taken[n-1].LastPos, stored.Taken[n-1].LastSeq = rec.Pos, rec.Seq
 			continue
 		}
@@ -110,6 +108,13 @@ func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
 	s.row.Answers = slices.Insert(s.row.Answers, i, stored)
 	m.dirtySession(s)
 	m.pinAnswer(s.id, stored)
+}
+
+// follows reports whether two records of an answer are of one run: they were
+// handed out alike, and no other record can be between them.
+func follows(a, b *wire.TakenRecord) bool {
+	return a.Deliveries == 1 && b.Deliveries == 1 && b.Seq == a.Seq+1 && b.Pos == a.Pos+uint64(len(a.Data)) &&
+		a.Ino == b.Ino && a.Key == b.Key
 }
 
 // pinAnswer holds back the rows that an answer refers to and that are gone
@@ -218,10 +223,11 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 // false where one of them was leased and is not held any more.
 func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference) (held bool, err error) {
 	fence := r.Fence
+	var deadline uint64
 	add := func(pos, seq uint64, data []byte, typ string, time uint64) {
 		answer.Records = append(answer.Records, &wire.TakenRecord{
 			Key: r.Key, Pos: pos, Seq: seq, Data: data, Type: typ, Time: time,
-			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino,
+			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino, Deadline: deadline,
 		})
 		if fence != 0 {
 			fence++
@@ -251,9 +257,10 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference)
 	held = true
 	end := gearsfs.Place{}
 	err = m.rowsOf(s).Scan(first, after(last), func(at gearsfs.Place, rec *stream.Record) bool {
-		if fence != 0 && !s.queue.Held(at, c.session, fence) {
-			held = false
-			return false
+		if fence != 0 {
+			if deadline, held = heldBy(s, at, c.session, fence); !held {
+				return false
+			}
 		}
 		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), string([]byte(rec.Type)), rec.Time)
 		end = at

@@ -3,6 +3,7 @@ package persist
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -26,6 +27,7 @@ const (
 	TableMember  Table = 'm'
 	TableID      Table = 'k'
 	TableIDOrder Table = 'j'
+	TableTimer   Table = 't'
 )
 
 const (
@@ -36,6 +38,7 @@ const (
 	sessionSize = 1 + 8 + 8
 	memberSize  = 1 + 8
 	numberBytes = 8
+	dueBytes    = 8
 )
 
 // VolumeKey is the key of the one VolumeRow.
@@ -136,6 +139,40 @@ func IDOrderKey(ino gearsfs.Ino, key gearsfs.Key, number uint64) []byte {
 func AppendIDOrderKey(dst []byte, ino gearsfs.Ino, key gearsfs.Key, number uint64) []byte {
 	dst = append(appendIno(dst, TableIDOrder, ino), key...)
 	return binary.BigEndian.AppendUint64(append(dst, keyEnd), number)
+}
+
+// Timer is what is due at a log time: the end of a lease or of a delay, or,
+// where Place is that of AgeTimer, the age of a stream's records.
+type Timer struct {
+	Due   uint64
+	Ino   gearsfs.Ino
+	Key   gearsfs.Key
+	Place gearsfs.Place
+}
+
+// AgeTimer is the place of a stream's age timer: behind every record.
+var AgeTimer = gearsfs.Place{Pos: math.MaxUint64, Seq: math.MaxUint64}
+
+func TimerKey(t Timer) []byte {
+	return AppendTimerKey(make([]byte, 0, dueBytes+inoBytes+len(t.Key)+1+placeBytes), t)
+}
+
+func AppendTimerKey(dst []byte, t Timer) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, byte(TableTimer)), t.Due)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Ino))
+	dst = append(append(dst, t.Key...), keyEnd)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Place.Pos))
+	return binary.BigEndian.AppendUint64(dst, uint64(t.Place.Seq))
+}
+
+// TimerRange holds the timers that are due at from or later and at to at the
+// latest.
+func TimerRange(from, to uint64) (lo, hi []byte) {
+	lo = binary.BigEndian.AppendUint64([]byte{byte(TableTimer)}, from)
+	if to == math.MaxUint64 {
+		return lo, []byte{byte(TableTimer) + 1}
+	}
+	return lo, binary.BigEndian.AppendUint64([]byte{byte(TableTimer)}, to+1)
 }
 
 func appendIno(dst []byte, table Table, ino gearsfs.Ino) []byte {
@@ -264,6 +301,19 @@ func ParseIDOrderKey(k []byte) (ino gearsfs.Ino, key gearsfs.Key, number uint64,
 		return 0, "", 0, badKey(k)
 	}
 	return gearsfs.Ino(binary.BigEndian.Uint64(k[1:])), gearsfs.Key(k[inoBytes:end]), binary.BigEndian.Uint64(k[end+1:]), nil
+}
+
+func ParseTimerKey(k []byte) (Timer, error) {
+	end := len(k) - placeBytes - 1
+	if end <= dueBytes+inoBytes || k[0] != byte(TableTimer) || k[end] != keyEnd || !isStreamName(k[dueBytes+inoBytes:end]) {
+		return Timer{}, badKey(k)
+	}
+	return Timer{
+		Due:   binary.BigEndian.Uint64(k[1:]),
+		Ino:   gearsfs.Ino(binary.BigEndian.Uint64(k[1+dueBytes:])),
+		Key:   gearsfs.Key(k[dueBytes+inoBytes : end]),
+		Place: placeOf(k),
+	}, nil
 }
 
 func parseIno(k []byte, table Table) (gearsfs.Ino, error) {

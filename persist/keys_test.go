@@ -16,7 +16,7 @@ import (
 // row is a key of any table in logical form.
 type row struct {
 	table Table
-	a, b  uint64 // ino, or the fields of a session id
+	a, b  uint64 // ino, the fields of a session id, or a timer's due and ino
 	name  string
 	place gearsfs.Place
 
@@ -46,6 +46,8 @@ func (r row) bytes() []byte {
 		return IDKey(ino, gearsfs.Key(r.name), r.id)
 	case TableIDOrder:
 		return IDOrderKey(ino, gearsfs.Key(r.name), r.number)
+	case TableTimer:
+		return TimerKey(Timer{r.a, gearsfs.Ino(r.b), gearsfs.Key(r.name), r.place})
 	case TableOrphan:
 		return OrphanKey(ino)
 	case TableMember:
@@ -88,6 +90,10 @@ func parseRow(k []byte) (r row, err error) {
 	case TableIDOrder:
 		ino, key, r.number, err = ParseIDOrderKey(k)
 		r.name = string(key)
+	case TableTimer:
+		var timer Timer
+		timer, err = ParseTimerKey(k)
+		return row{table: r.table, a: timer.Due, b: uint64(timer.Ino), name: string(timer.Key), place: timer.Place}, err
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
 	case TableRemote:
@@ -116,7 +122,7 @@ func (r row) compare(q row) int {
 }
 
 var allTables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
-	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder}
+	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder, TableTimer}
 
 func randomRow(rng *rand.Rand) row {
 	// Few values, so that rows share prefixes; edges of all kinds.
@@ -143,6 +149,9 @@ func randomRow(rng *rand.Rand) row {
 		r.a, r.name = number(), string(name)
 	case TableRecord, TableOut:
 		r.a, r.name = number(), string(name)
+		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
+	case TableTimer:
+		r.a, r.b, r.name = number(), number(), string(name)
 		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
 	case TableSession:
 		r.a, r.b = number(), number()
@@ -193,6 +202,11 @@ func TestRangesHoldTheirRowsOnly(t *testing.T) {
 		lo, hi := TableRange(q.table)
 		require.Equal(t, r.table == q.table, in(k, lo, hi))
 
+		if r.table == TableTimer {
+			lo, hi = TimerRange(min(q.a, q.b), max(q.a, q.b))
+			require.Equal(t, min(q.a, q.b) <= r.a && r.a <= max(q.a, q.b), in(k, lo, hi))
+			continue
+		}
 		ofFile := r.table != TableVolume && r.table != TableSession && r.table != TableRemote
 		if ofFile {
 			lo, hi = FileRange(r.table, gearsfs.Ino(q.a))
@@ -233,6 +247,7 @@ func TestAppendKeysAppend(t *testing.T) {
 		{AppendRemoteKey([]byte("x"), "n"), RemoteKey("n")},
 		{AppendIDKey([]byte("x"), 1, "k", "id"), IDKey(1, "k", "id")},
 		{AppendIDOrderKey([]byte("x"), 1, "k", 7), IDOrderKey(1, "k", 7)},
+		{AppendTimerKey([]byte("x"), Timer{1, 2, "k", place}), TimerKey(Timer{1, 2, "k", place})},
 	} {
 		require.Equal(t, append([]byte("x"), k[1]...), k[0])
 	}

@@ -90,9 +90,15 @@ func (q *Queue) Remove(at gearsfs.Place, bytes int) error {
 
 // endOut removes the mark of a record that is removed: a lease on it ends.
 func (q *Queue) endOut(at gearsfs.Place, out Out) {
-	if out.Leased {
+	switch {
+	case out.Leased:
 		q.s.Leased--
-	} else {
+	case out.Delayed():
+		q.s.Delayed--
+		if !at.Less(q.s.Cursor) {
+			q.s.DelayedAhead--
+		}
+	default:
 		q.s.Returned--
 		q.s.Ready--
 		q.back.delete(at)
@@ -153,6 +159,23 @@ func (q *Queue) Clear() error {
 
 // removeFrom removes the records at or behind cut, and their rows.
 func (q *Queue) removeFrom(cut gearsfs.Place) error {
+	q.window.drop()
+	if cut.Pos > q.s.Head.Pos && q.fresh() > 0 { // else nothing is left
+		from := cut
+		if from.Less(q.s.Cursor) {
+			from = q.s.Cursor
+		}
+		err := q.rows.Scan(from, placeMax, func(at gearsfs.Place, r *Record) bool {
+			if !q.waits(at) {
+				q.s.Ready--
+				q.s.Bytes -= uint64(len(r.Data))
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
 	for {
 		at, ok := q.lastOut(cut)
 		if !ok {
@@ -162,22 +185,8 @@ func (q *Queue) removeFrom(cut gearsfs.Place) error {
 		q.s.Bytes -= out.Bytes
 		q.endOut(at, out)
 	}
-	q.window.drop()
-	if cut.Pos <= q.s.Head.Pos { // nothing is left
+	if cut.Pos <= q.s.Head.Pos {
 		q.s.Ready, q.s.Bytes = 0, 0
-	} else if q.fresh() > 0 {
-		from := cut
-		if from.Less(q.s.Cursor) {
-			from = q.s.Cursor
-		}
-		err := q.rows.Scan(from, placeMax, func(_ gearsfs.Place, r *Record) bool {
-			q.s.Ready--
-			q.s.Bytes -= uint64(len(r.Data))
-			return true
-		})
-		if err != nil {
-			return err
-		}
 	}
 	if err := q.rows.Delete(cut, placeMax); err != nil {
 		return err

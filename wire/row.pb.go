@@ -358,7 +358,7 @@ func (x *DirentRow) GetType() uint32 {
 
 // StreamRow: head <= cursor <= tail. Records in front of head are gone; those
 // between head and cursor are gone too unless they stand in the out table;
-// those from cursor on are ready.
+// those from cursor on are ready unless they stand there.
 type StreamRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NextSeq       uint64                 `protobuf:"varint,1,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
@@ -388,9 +388,10 @@ type StreamRow struct {
 	IdWindow      uint64                 `protobuf:"varint,25,opt,name=id_window,json=idWindow,proto3" json:"id_window,omitempty"`
 	AppendOnly    bool                   `protobuf:"varint,26,opt,name=append_only,json=appendOnly,proto3" json:"append_only,omitempty"`
 	Memory        bool                   `protobuf:"varint,27,opt,name=memory,proto3" json:"memory,omitempty"`
-	Discarded     uint64                 `protobuf:"varint,28,opt,name=discarded,proto3" json:"discarded,omitempty"`         // records, by age or for newer ones
-	Ids           uint64                 `protobuf:"varint,29,opt,name=ids,proto3" json:"ids,omitempty"`                     // that are remembered
-	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // number of the next one
+	Discarded     uint64                 `protobuf:"varint,28,opt,name=discarded,proto3" json:"discarded,omitempty"`          // records, by age or for newer ones
+	Ids           uint64                 `protobuf:"varint,29,opt,name=ids,proto3" json:"ids,omitempty"`                      // that are remembered
+	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`  // number of the next one
+	AgeDue        uint64                 `protobuf:"fixed64,31,opt,name=age_due,json=ageDue,proto3" json:"age_due,omitempty"` // log time of the stream's age timer; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -635,6 +636,13 @@ func (x *StreamRow) GetNextId() uint64 {
 	return 0
 }
 
+func (x *StreamRow) GetAgeDue() uint64 {
+	if x != nil {
+		return x.AgeDue
+	}
+	return 0
+}
+
 // RecordRow is a record's payload: inline, or extents in the block store.
 type RecordRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -789,10 +797,11 @@ func (x *Extent) GetCrc32C() uint32 {
 	return 0
 }
 
-// OutRow marks a record in front of its stream's cursor that is not gone.
+// OutRow marks a record in front of its stream's cursor that is not gone, or
+// one anywhere that waits for its time.
 type OutRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Leased        bool                   `protobuf:"varint,1,opt,name=leased,proto3" json:"leased,omitempty"` // else it was returned and is ready
+	Leased        bool                   `protobuf:"varint,1,opt,name=leased,proto3" json:"leased,omitempty"` // else it is delayed, or was returned and is ready
 	SessionMinted uint64                 `protobuf:"fixed64,2,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
 	SessionSalt   uint64                 `protobuf:"fixed64,3,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
 	Fence         uint64                 `protobuf:"varint,4,opt,name=fence,proto3" json:"fence,omitempty"`
@@ -1557,7 +1566,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xa9\x06\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xc2\x06\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1595,7 +1604,8 @@ const file_row_proto_rawDesc = "" +
 	"\x06memory\x18\x1b \x01(\bR\x06memory\x12\x1c\n" +
 	"\tdiscarded\x18\x1c \x01(\x04R\tdiscarded\x12\x10\n" +
 	"\x03ids\x18\x1d \x01(\x04R\x03ids\x12\x17\n" +
-	"\anext_id\x18\x1e \x01(\x04R\x06nextId\"\x88\x01\n" +
+	"\anext_id\x18\x1e \x01(\x04R\x06nextId\x12\x17\n" +
+	"\aage_due\x18\x1f \x01(\x06R\x06ageDue\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +

@@ -311,6 +311,14 @@ func (m *StreamRow) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.AgeDue != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.AgeDue))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xf9
+	}
 	if m.NextId != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.NextId))
 		i--
@@ -1506,6 +1514,9 @@ func (m *StreamRow) SizeVT() (n int) {
 	}
 	if m.NextId != 0 {
 		n += 2 + protohelpers.SizeOfVarint(uint64(m.NextId))
+	}
+	if m.AgeDue != 0 {
+		n += 10
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3150,6 +3161,16 @@ func (m *StreamRow) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 31:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field AgeDue", wireType)
+			}
+			m.AgeDue = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.AgeDue = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -6394,6 +6415,16 @@ func (m *StreamRow) UnmarshalVTUnsafe(dAtA []byte) error {
 					break
 				}
 			}
+		case 31:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field AgeDue", wireType)
+			}
+			m.AgeDue = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.AgeDue = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
