@@ -63,7 +63,7 @@ type checkedStream struct {
 	bytes    uint64
 	leased   uint64
 	returned uint64
-	ids      uint64                       // numbers of ids
+	ids      uint64 // numbers of ids
 	delayed  uint64
 	ahead    uint64                       // of delayed
 	last     gearsfs.Pos                  // where the last record that lives ends

@@ -102,10 +102,14 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 
 // appendRecords does a put: of its records those whose ids were not known.
 func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh []*wire.NewRecord, answer *wire.Answer) error {
+	if err := m.makeRoom(c, s, fresh); err != nil {
+		return err
+	}
 	touched := m.touch(s.node.ino, s.key)
+	until := untilOf(c, op)
 	ids := 0
 	for i, r := range fresh {
-		at := s.queue.Append(r.Data, r.Type, c.now)
+		at := appendUntil(s, r, c.now, until)
 		answer.LastSeq = uint64(at.Seq)
 		if i == 0 {
 			answer.FirstSeq = answer.LastSeq
@@ -116,7 +120,7 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh [
 		}
 	}
 	if len(fresh) > 0 {
-		touched.Ready, touched.Appended = true, true
+		touched.Ready, touched.Appended = touched.Ready || until == 0, true
 		m.dataChanged(c, s)
 	}
 	if op.Seal && !s.queue.State().Sealed {
@@ -160,10 +164,16 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	full := false
 	if s != nil && len(fresh) > 0 {
 		state := s.queue.State()
-		if err := checkAppend(state, fresh); err != nil {
+		err := checkAppend(state, fresh)
+		if err == nil {
+			err = checkDelay(c, state, op, len(fresh))
+		}
+		if err == nil {
+			full, err = isFull(state, uint64(len(fresh)), bytesOf(fresh))
+		}
+		if err != nil {
 			return err
 		}
-		full = !state.Fits(uint64(len(fresh)), bytesOf(fresh))
 	}
 	if !recognised(c, cmd) {
 		if full {
@@ -178,7 +188,10 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if known != nil && len(known.row.Blocked) > 0 {
 		full = m.behind(known, cmd, op, n) || full
 	}
-	if full && (len(fresh) > 0 || op.Seal) {
+	switch {
+	case full && s != nil && s.queue.State().Full == gearsfs.FullRefuse:
+		return gearsfs.ErrFull
+	case full && (len(fresh) > 0 || op.Seal):
 		return m.block(c, cmd, op, n)
 	}
 	return nil
@@ -393,11 +406,14 @@ func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
 		err = errAppendOnly
 	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits && op.Settings == nil:
 		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
-	case s == nil:
-		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
+	default:
+		err = checkSettings(gearsfs.Key(op.Key), stateOrNew(s), op.Settings)
 	}
 	if err != nil {
 		return m.refuse(err)
+	}
+	if s == nil {
+		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
 	}
 	if err := m.configure(c, s, op); err != nil {
 		return m.refuse(err)
@@ -418,6 +434,7 @@ func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error
 	}
 	if op.Settings != nil {
 		setRules(s, op.Settings)
+		m.setSettings(s, op.Settings)
 	}
 	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {
 		s.queue.SetSealed(*op.Seal)

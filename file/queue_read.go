@@ -26,9 +26,11 @@ type StreamState struct {
 // Drained reports whether no record is left and none can come.
 func (s *StreamState) Drained() bool { return s.Sealed && s.state.Drained() }
 
-// Fits reports whether n more records of together that many bytes are within
-// the stream's limits.
-func (s *StreamState) Fits(n, bytes uint64) bool { return s.state.Fits(n, bytes) }
+// Fits reports whether n more records of together that many bytes find room in
+// the stream.
+func (s *StreamState) Fits(n, bytes uint64) bool {
+	return s.Full == gearsfs.FullDropOldest || s.state.Fits(n, bytes)
+}
 
 // StreamState returns the state of a stream after the last applied entry. It
 // checks no permission.

@@ -126,6 +126,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_EndSession{EndSession: op}
 	case *wire.Confirm:
 		c.Op = &wire.Command_Confirm{Confirm: op}
+	case *wire.Tick:
+		c.Op = &wire.Command_Tick{Tick: op}
 	case *wire.SetMember:
 		c.Op = &wire.Command_SetMember{SetMember: op}
 	case *wire.Verify:
