@@ -168,6 +168,7 @@ type context struct {
 	now     uint64 // its log time
 	session gearsfs.SessionID
 	caller  gearsfs.Caller
+	stored  bool // its answer is stored already
 }
 
 // Apply applies one entry of the log and commits it, without waiting for the
@@ -262,6 +263,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyTake(c, cmd, op.Take)
 	case *wire.Command_Update:
 		return m.applyUpdate(c, op.Update)
+	case *wire.Command_Transact:
+		return m.applyTransact(c, cmd, op.Transact)
 	case *wire.Command_Settle:
 		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:

@@ -233,30 +233,40 @@ func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) er
 // applyTake hands out records of the first key that has some.
 func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.Answer {
 	limit := int(min(max(op.Max, 1), gearsfs.BatchRecordsMax))
-	if err := checkLease(c, op); err != nil {
+	if err := checkTake(c, op); err != nil {
 		return m.refuse(err)
 	}
 	s, err := m.ready(c, op)
 	if err != nil {
 		return m.refuse(err)
 	}
+	records, err := m.handOut(c, s, op, limit, recognised(c, cmd))
+	if err != nil {
+		return m.refuse(err)
+	}
+	return &wire.Answer{Ino: uint64(s.node.ino), Records: records}
+}
+
+// handOut takes or leases up to limit records of a stream, as op says. With
+// keep, an answer will refer to their rows.
+func (m *Machine) handOut(c *context, s *openStream, op *wire.Take, limit int, keep bool) (records []*wire.TakenRecord, err error) {
 	m.sessions.taken = m.sessions.taken[:0]
 	if op.Lease {
 		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, m.grant(c, op))
 		m.volume.NextFence += uint64(len(m.sessions.taken))
 	} else {
-		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, recognised(c, cmd))
+		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, keep)
 	}
 	if err != nil {
-		return m.refuse(err)
+		return nil, err
 	}
 	m.dirtyStream(s)
-	answer := &wire.Answer{Ino: uint64(s.node.ino), Records: takenRecords(s, m.sessions.taken)}
+	records = takenRecords(s, m.sessions.taken)
 	clear(m.sessions.taken)
 	if !op.Lease {
 		m.consumed(c, s)
 	}
-	return answer
+	return records, nil
 }
 
 func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
@@ -273,16 +283,21 @@ func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
 	return list
 }
 
-// ready returns the stream that a take is served from.
-func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
+// checkTake checks what a take asks for.
+func checkTake(c *context, op *wire.Take) error {
 	if len(op.Keys) == 0 || len(op.Keys) > takeKeysMax {
-		return nil, gearsfs.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
+		return gearsfs.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
 	}
 	for _, k := range op.Keys {
 		if err := gearsfs.Key(k).Check(); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	return checkLease(c, op)
+}
+
+// ready returns the stream that a take is served from.
+func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 	n, err := m.queueFile(c, op.Target, mayRead|mayWrite)
 	if err != nil {
 		return nil, err
@@ -341,16 +356,24 @@ func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
 	if err != nil {
 		return m.refuse(err)
 	}
+	if err := m.settleAll(c, op, streams); err != nil {
+		return m.refuse(err)
+	}
+	return &wire.Answer{}
+}
+
+// settleAll does a settlement of receipts of those streams.
+func (m *Machine) settleAll(c *context, op *wire.Settle, streams []*openStream) error {
 	for i, r := range op.Receipts {
 		s, at := streams[i], gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 		if err := m.settle(c, s, at, op); err != nil {
-			return m.refuse(err)
+			return err
 		}
 		if acks := !op.Return && op.Extend == 0; acks && (i+1 == len(streams) || streams[i+1] != s) {
 			m.consumed(c, s)
 		}
 	}
-	return &wire.Answer{}
+	return nil
 }
 
 // checkReceipts returns the streams of receipts that the command may all settle,

@@ -18,6 +18,7 @@ type queueModel struct {
 	streams map[string]*streamModel
 	fence   uint64
 	blocked map[blockedModel][]uint64 // seqs of puts that wait for room
+	failed  int                       // step of the last transaction that failed
 }
 
 type blockedModel struct {
@@ -268,6 +269,8 @@ func (p *queuePlayer) op(s *sessionModel) any {
 		return op
 	case n < 44:
 		return p.updateOp(key)
+	case n < 50:
+		return p.transactOp(s)
 	case n < 70:
 		op := takeOp(1+p.rng.Uint32N(5), key)
 		if other := pick(p.rng, modelKeys); other != key {
@@ -276,18 +279,10 @@ func (p *queuePlayer) op(s *sessionModel) any {
 		op.Lease = p.rng.IntN(2) == 0
 		return op
 	case n < 92:
-		op := &wire.Settle{Return: p.rng.IntN(2) == 0}
-		for _, d := range s.done {
-			for _, r := range d.answer.Records {
-				if r.Fence != 0 && p.rng.IntN(2) == 0 {
-					op.Receipts = append(op.Receipts, &wire.Receipt{Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Fence: r.Fence})
-				}
-			}
+		if op := p.settleOp(s, 2); op != nil {
+			return op
 		}
-		if len(op.Receipts) == 0 {
-			return takeOp(1, key)
-		}
-		return op
+		return takeOp(1, key)
 	default:
 		return p.configureOp(key)
 	}
@@ -319,6 +314,8 @@ func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, 
 		return p.model.put(s, cmd, op.Put, p.now+1e6)
 	case *wire.Command_Update:
 		return p.model.update(op.Update, p.now+1e6)
+	case *wire.Command_Transact:
+		return p.model.transact(s, op.Transact, p.now+1e6)
 	case *wire.Command_Take:
 		return p.model.take(s, op.Take)
 	case *wire.Command_Settle:
@@ -363,7 +360,10 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 	got := p.apply(cmd)
 	if wantErr != nil {
 		require.ErrorIs(p.t, answerError(got), wantErr, "%v", cmd)
-		if wantErr == error(gearsfs.ErrFull) {
+		if cmd.GetTransact() != nil {
+			require.EqualValues(p.t, p.model.failed, got.FailedStep, "%v", cmd)
+		}
+		if cmd.GetPut() != nil && wantErr == error(gearsfs.ErrFull) {
 			p.failed = append(p.failed, cmd)
 		}
 		return
@@ -381,6 +381,10 @@ func (p *queuePlayer) compareAnswer(want, got *wire.Answer) {
 	p.t.Helper()
 	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq}, []uint64{got.FirstSeq, got.LastSeq})
 	require.Len(p.t, got.Records, len(want.Records))
+	require.Len(p.t, got.Steps, len(want.Steps))
+	for i := range want.Steps {
+		p.compareAnswer(want.Steps[i], got.Steps[i])
+	}
 	for i, w := range want.Records {
 		g := got.Records[i]
 		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Type, w.Deliveries, w.Fence}, []any{g.Key, g.Seq, string(g.Data), g.Type, g.Deliveries, g.Fence})
@@ -409,7 +413,7 @@ func (p *queuePlayer) step() {
 		if !p.held(s, d.answer) {
 			return
 		}
-		require.Equal(p.t, d.answer.String(), p.apply(d.cmd).String(), "a retry of %v", d.cmd)
+		require.Equal(p.t, p.again(s, d.answer).String(), p.apply(d.cmd).String(), "a retry of %v", d.cmd)
 	case n < 22 && len(p.failed) > 0: // a put that waited for room
 		cmd := p.failed[0]
 		p.failed = p.failed[1:]

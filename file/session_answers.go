@@ -94,20 +94,45 @@ func after(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, S
 
 // storeAnswer keeps what a retry of command seq will be answered with.
 func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
-	stored := &wire.StoredAnswer{Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq}
-	for i, rec := range answer.Records {
-		if n := len(stored.Taken); i > 0 && follows(answer.Records[i-1], rec) {
-			stored.Taken[n-1].LastPos, stored.Taken[n-1].LastSeq = rec.Pos, rec.Seq
-			continue
-		}
-		stored.Taken = append(stored.Taken, &wire.Reference{
-			Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Deliveries: rec.Deliveries, Fence: rec.Fence,
-		})
-	}
-	i, _ := findAnswer(&s.row, seq)
+	m.keepAnswer(s, &wire.StoredAnswer{
+		Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq, Count: answer.Count,
+		Taken: referTo(answer.Records, true),
+	})
+}
+
+// keepAnswer stores an answer with its session.
+func (m *Machine) keepAnswer(s *session, stored *wire.StoredAnswer) {
+	i, _ := findAnswer(&s.row, stored.Seq)
 	s.row.Answers = slices.Insert(s.row.Answers, i, stored)
 	m.dirtySession(s)
 	m.pinAnswer(s.id, stored)
+}
+
+// referTo makes references to records that were handed out, with runs one to
+// many.
+func referTo(records []*wire.TakenRecord, runs bool) (refs []*wire.Reference) {
+	for i, rec := range records {
+		if n := len(refs); runs && i > 0 && follows(records[i-1], rec) {
+			refs[n-1].LastPos, refs[n-1].LastSeq = rec.Pos, rec.Seq
+			continue
+		}
+		refs = append(refs, &wire.Reference{
+			Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Deliveries: rec.Deliveries, Fence: rec.Fence,
+		})
+	}
+	return refs
+}
+
+// references are those of an answer and of its steps.
+func references(a *wire.StoredAnswer) []*wire.Reference {
+	if len(a.Steps) == 0 {
+		return a.Taken
+	}
+	all := slices.Clone(a.Taken)
+	for _, step := range a.Steps {
+		all = append(all, step.Taken...)
+	}
+	return all
 }
 
 // follows reports whether two records of an answer are of one run: they were
@@ -117,11 +142,15 @@ func follows(a, b *wire.TakenRecord) bool {
 		a.Ino == b.Ino && a.Key == b.Key
 }
 
+// holdsBack reports whether a reference is to rows of records that are gone
+// from their stream.
+func holdsBack(r *wire.Reference) bool { return r.Fence == 0 && len(r.Kept) == 0 }
+
 // pinAnswer holds back the rows that an answer refers to and that are gone
 // from their stream.
 func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
-	for _, r := range a.Taken {
-		if r.Fence == 0 && len(r.Kept) == 0 {
+	for _, r := range references(a) {
+		if holdsBack(r) {
 			first, last := places(r)
 			key := streamKey{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}
 			m.sessions.pins.add(key, pin{from: first, to: after(last), session: id, seq: a.Seq})
@@ -131,8 +160,8 @@ func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
 
 // unpinAnswer lets go of the rows of an answer that is forgotten.
 func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
-	for _, r := range a.Taken {
-		if r.Fence != 0 || len(r.Kept) != 0 {
+	for _, r := range references(a) {
+		if !holdsBack(r) {
 			continue
 		}
 		first, last := places(r)
@@ -172,8 +201,8 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 		if !ok {
 			return gearsfs.ErrDamaged.Because("session %v has no answer %d", p.session, p.seq)
 		}
-		for _, r := range s.row.Answers[i].Taken {
-			if first, _ := places(r); first != p.from {
+		for _, r := range references(s.row.Answers[i]) {
+			if first, _ := places(r); first != p.from || !holdsBack(r) || r.Ino != uint64(rows.ino) || r.Key != string(rows.key) {
 				continue
 			}
 			err := rows.Scan(p.from, p.to, func(at gearsfs.Place, rec *stream.Record) bool {
@@ -194,7 +223,16 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 // answerAgain builds a stored answer anew; nil where it refers to a lease that
 // is not held any more: then the command is to be applied as if it were new.
 func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswer) (*wire.Answer, error) {
-	answer := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq}
+	answer := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq, Count: a.Count}
+	for _, step := range a.Steps { // what is not held any more is left out: the others are done
+		again := &wire.Answer{Ino: step.Ino, FirstSeq: step.FirstSeq, LastSeq: step.LastSeq}
+		for _, r := range step.Taken {
+			if _, err := m.takenAgain(c, again, r); err != nil {
+				return nil, err
+			}
+		}
+		answer.Steps = append(answer.Steps, again)
+	}
 	for _, r := range a.Taken {
 		held, err := m.takenAgain(c, answer, r)
 		if err != nil || !held {
@@ -202,7 +240,8 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 		}
 	}
 	switch op := cmd.Op.(type) {
-	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure, *wire.Command_Update:
+	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure, *wire.Command_Update,
+		*wire.Command_Transact, *wire.Command_Move:
 		return answer, nil
 	case *wire.Command_Put:
 		if !op.Put.Append {

@@ -175,9 +175,9 @@ func (g *traffic) command() *wire.Command {
 
 func (g *traffic) op(s *trafficSession) any {
 	key := pick(g.rng, modelKeys)
-	switch n := g.rng.IntN(120); {
+	switch n := g.rng.IntN(125); {
 	case n >= 110:
-		return g.queueOp(key)
+		return g.queueOp(s, key)
 	case n >= 100:
 		return g.hot()
 	case n < 25:
@@ -293,7 +293,7 @@ func (g *traffic) learn(l *logged) {
 			if s.id.Salt != cmd.SessionSalt {
 				continue
 			}
-			for _, r := range receipts(a) {
+			for _, r := range receipts(&wire.Answer{Records: allRecords(a)}) {
 				if r.Fence != 0 {
 					s.leased = append(s.leased, r)
 				}
@@ -322,7 +322,7 @@ func (g *traffic) counts() string {
 func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
-		&wire.SetRemote{}, &wire.Update{}, &wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
+		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}
 }

@@ -8,7 +8,10 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-var errAppendOnly = gearsfs.ErrPermission.Because("the stream is append-only")
+var (
+	errAppendOnly = gearsfs.ErrPermission.Because("the stream is append-only")
+	errMemory     = gearsfs.ErrUnsupported.Because("the stream is in memory")
+)
 
 // applyUpdate makes a record the only one of its stream: used as a register,
 // which is never empty in between.
