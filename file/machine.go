@@ -265,6 +265,10 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyUpdate(c, op.Update)
 	case *wire.Command_Transact:
 		return m.applyTransact(c, cmd, op.Transact)
+	case *wire.Command_Move:
+		return m.applyMove(c, op.Move)
+	case *wire.Command_CopyFile:
+		return m.applyCopyFile(c, op.CopyFile)
 	case *wire.Command_Settle:
 		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:

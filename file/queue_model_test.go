@@ -267,8 +267,10 @@ func (p *queuePlayer) op(s *sessionModel) any {
 		}
 		op.Seal = p.rng.IntN(60) == 0
 		return op
-	case n < 44:
+	case n < 42:
 		return p.updateOp(key)
+	case n < 44:
+		return moveOp(key, pick(p.rng, modelKeys), p.rng.Uint64N(4))
 	case n < 50:
 		return p.transactOp(s)
 	case n < 70:
@@ -316,6 +318,8 @@ func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, 
 		return p.model.update(op.Update, p.now+1e6)
 	case *wire.Command_Transact:
 		return p.model.transact(s, op.Transact, p.now+1e6)
+	case *wire.Command_Move:
+		return p.model.move(op.Move, p.now+1e6)
 	case *wire.Command_Take:
 		return p.model.take(s, op.Take)
 	case *wire.Command_Settle:
@@ -379,7 +383,7 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 
 func (p *queuePlayer) compareAnswer(want, got *wire.Answer) {
 	p.t.Helper()
-	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq}, []uint64{got.FirstSeq, got.LastSeq})
+	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq, want.Count}, []uint64{got.FirstSeq, got.LastSeq, got.Count})
 	require.Len(p.t, got.Records, len(want.Records))
 	require.Len(p.t, got.Steps, len(want.Steps))
 	for i := range want.Steps {

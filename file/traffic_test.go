@@ -175,7 +175,7 @@ func (g *traffic) command() *wire.Command {
 
 func (g *traffic) op(s *trafficSession) any {
 	key := pick(g.rng, modelKeys)
-	switch n := g.rng.IntN(125); {
+	switch n := g.rng.IntN(130); {
 	case n >= 110:
 		return g.queueOp(s, key)
 	case n >= 100:
@@ -322,7 +322,8 @@ func (g *traffic) counts() string {
 func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
-		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
+		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{},
+		&wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}
 }

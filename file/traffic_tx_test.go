@@ -9,7 +9,11 @@ import (
 
 // queueOp is one of the operations beyond put and take.
 func (g *traffic) queueOp(s *trafficSession, key string) any {
-	switch g.rng.IntN(10) {
+	switch g.rng.IntN(14) {
+	case 10, 11:
+		return &wire.Move{Target: g.target(), Key: key, To: pick(g.rng, modelKeys), Max: g.rng.Uint64N(4)}
+	case 12, 13:
+		return &wire.CopyFile{From: g.target(), To: g.target()}
 	case 3, 4, 5, 6:
 		return g.transact(s)
 	case 0, 1:

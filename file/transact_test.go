@@ -289,13 +289,17 @@ func TestTransactKeepsWhatItTook(t *testing.T) {
 
 	cmd = other.command(tx(takeOp(1, "x"), takeOp(2, "x"), takeOp(1, "y")))
 	other.must(putOp("x", "1", "2", "3", "4"))
-	other.must(putOp("y", "1", "2"))
+	other.must(putOp("y", "a", "b"))
 	a = r.entry(cmd)[0]
 	require.NoError(t, answerError(a))
 	for range 1500 { // the rows of both streams are cleaned up
 		r.do(tx(putOp("x", "z"), takeOp(1, "x"), putOp("y", "z"), takeOp(1, "y")))
 	}
 	again()
+	for _, key := range []string{"x", "y"} { // whose first places are the same
+		c.must(configure(key, func(c *wire.Configure) { c.Drop = true }))
+		again()
+	}
 	require.NoError(t, answerError(r.entry(by(other.id, &wire.Command{Seq: 99, Confirmed: 99, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}))[0]))
 	require.NotContains(t, r.m.sessions.pins, streamKey{2, "x"})
 	require.NotContains(t, r.m.sessions.pins, streamKey{2, "y"})

@@ -144,6 +144,35 @@ func (m *queueModel) update(op *wire.Update, now uint64) (*wire.Answer, error) {
 	return a, nil
 }
 
+func (m *queueModel) move(op *wire.Move, now uint64) (*wire.Answer, error) {
+	a := &wire.Answer{}
+	if op.Key == op.To {
+		return nil, gearsfs.ErrInvalid
+	}
+	for _, r := range m.ready(op.Key) {
+		record := []*wire.NewRecord{{Data: []byte(r.data), Type: r.typ}}
+		to := m.streams[op.To]
+		err := to.admits(record)
+		if err == nil && to != nil && !to.fits(1, bytesOf(record)) {
+			err = gearsfs.ErrFull
+		}
+		switch {
+		case err != nil && a.Count == 0:
+			return nil, err
+		case err != nil || op.Max != 0 && a.Count == op.Max:
+			return a, nil
+		}
+		first := a.FirstSeq
+		m.stream(op.To).add(record, a, now)
+		if a.Count++; first != 0 {
+			a.FirstSeq = first
+		}
+		from := m.streams[op.Key]
+		from.recs = slices.DeleteFunc(from.recs, func(x *recModel) bool { return x == r })
+	}
+	return a, nil
+}
+
 // rules changes settings.
 func (m *queueModel) rules(key string, set *wire.Settings) {
 	st := m.stream(key)
