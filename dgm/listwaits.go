@@ -20,13 +20,10 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	for _, o := range t.waits.all() {
 		w := gearsfs.Wait{
 			Session: o.sess.id, Client: o.sess.client, Op: o.kind(), Path: o.path, Ino: o.ino,
-			Keys: slices.Clone(o.keys), Since: o.since,
+			Keys: slices.Clone(o.keys), Since: o.since, Passed: o.passed,
 		}
 		if w.Path == "" {
 			w.Path = fmt.Sprintf("ino %d", o.ino)
-		}
-		for _, waiter := range o.waiters {
-			w.Passed += waiter.Passed()
 		}
 		waits = append(waits, w)
 	}
@@ -137,7 +134,7 @@ func editDistance(a, b string) int {
 	return last[len(b)]
 }
 
-// waitingOn counts the takes and peeks that wait at a stream.
+// waitingOn counts the takes, peeks and transactions that wait at a stream.
 func (t *tenure) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,7 +142,7 @@ func (t *tenure) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
 	if s == nil {
 		return 0
 	}
-	return uint32(s.takes.Len() + s.peeks.Len())
+	return uint32(s.takes.Len() + s.peeks.Len() + s.txs.Len())
 }
 
 // checkRemote returns gearsfs.ErrInvalid where a remote can't be named so, or its

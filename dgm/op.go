@@ -41,9 +41,12 @@ type op struct {
 	name     nameKey     // the missing file
 	keys     []gearsfs.Key
 	waiters  []*stream.Waiter[*op]
-	promised promise // records that a proposed take was counted for
-	turn     *spot   // where a put that waited for room tries again
-	ticket   uint64  // of a put: it keeps the place in which it came
+	promised []promise // records that what is proposed was counted for
+	turn     *spot     // where a put that waited for room tries again
+	ticket   uint64    // its place among those that wait; of puts and transactions that in which they came
+	passed   uint32    // how often a younger one ran where it waits
+	versions []uint64  // of a proposed transaction's streams, before it was proposed
+	misleads int
 }
 
 type opState uint8
@@ -64,9 +67,15 @@ type nameKey struct {
 // promise counts records that are about to be taken, so that a put wakes as
 // many waiters as there are records.
 type promise struct {
+	place
 	line    *line
-	key     gearsfs.Key
 	records uint64
+}
+
+// place is a stream.
+type place struct {
+	ino gearsfs.Ino
+	key gearsfs.Key
 }
 
 // canceller ends what start began and what waits: with why at once where it
@@ -85,14 +94,26 @@ func (o *op) byPath() bool {
 	return false
 }
 
+func (o *op) isPut() bool { return o.change != nil && o.change.Command.GetPut() != nil }
+
+// transaction is what the operation is to do, nil where it is none.
+func (o *op) transaction() *wire.Transact {
+	if o.change == nil {
+		return nil
+	}
+	return o.change.Command.GetTransact()
+}
+
 func (o *op) kind() string {
 	switch {
 	case o.peek != nil:
 		return "peek"
 	case o.isTake():
 		return "take"
+	case o.isPut():
+		return "put"
 	}
-	return "put"
+	return "transaction"
 }
 
 // noWait says that the operation is not to wait for records or room.
@@ -138,22 +159,38 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		return
 	}
 	switch code := gearsfs.Code(answer.Code); {
-	case code == gearsfs.ErrStale.Code && o.byPath():
+	case code == gearsfs.ErrStale.Code && o.byPath() && o.misleads < misleadsMax:
+		o.misleads++
 		o.misled()
-	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && !o.isTake():
+	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && o.isPut():
 		if o.ten.park(o) {
 			return
 		}
-		err := gearsfs.FromCode(code, answer.Reason)
-		if ended := o.endedBy(); ended != nil {
-			err = ended
+		o.failInVain(answer)
+	case o.mayPass(answer):
+		if o.ten.parkTransaction(o, int(answer.FailedStep)-1) {
+			return
 		}
-		o.failCertain(err)
+		o.failInVain(answer)
 	default:
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
 	}
 }
+
+// failInVain ends an operation that found nothing and does not wait, or not any
+// more.
+func (o *op) failInVain(answer *wire.Answer) {
+	err := answerError(answer)
+	if ended := o.endedBy(); ended != nil {
+		err = ended
+	}
+	o.failCertain(err)
+}
+
+// misleadsMax bounds how often a path is followed anew: that a file is gone may
+// be said of another one, which no path named.
+const misleadsMax = 16
 
 // misled goes on with an operation that named its file by a path which had led
 // to another by the time it was applied: it looks again, or, if it has waited
@@ -166,8 +203,9 @@ func (o *op) misled() {
 		return
 	}
 	t.mu.Lock()
-	o.takeBackLocked()
+	wake := o.takeBackLocked()
 	t.mu.Unlock()
+	t.wakeAll(wake)
 	t.launch(o)
 }
 
@@ -182,31 +220,34 @@ func (o *op) settled() {
 	t := o.ten
 	t.mu.Lock()
 	o.state = opDone
-	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
 	pass := t.putsWaitLocked(o)
-	o.takeBackLocked()
+	wake := o.takeBackLocked()
 	t.mu.Unlock()
-	switch {
-	case pass:
+	if pass {
 		t.passPut(o)
-	case wake:
-		t.wake(o.ino, key)
 	}
+	t.wakeAll(wake)
 }
 
-func (o *op) takeBackLocked() {
-	if o.promised.line != nil {
-		o.promised.line.promised -= o.promised.records
-		o.ten.waits.tidy(o.ino, o.promised.key)
-		o.promised = promise{}
+// takeBackLocked is for an operation that is not proposed any more. It returns
+// where others wait for what was promised to it.
+func (o *op) takeBackLocked() (wake []place) {
+	for _, p := range o.promised {
+		p.line.promised -= p.records
+		if s := o.ten.waits.spot(p.ino, p.key); s != nil && s.takes.Len()+s.txs.Len() > 0 {
+			wake = append(wake, p.place)
+		}
+		o.ten.waits.tidy(p.ino, p.key)
 	}
+	o.promised = nil
 	if o.turn != nil {
 		o.turn.putting, o.turn = false, nil
 		o.ten.waits.tidy(o.ino, o.keys[0])
 	}
-	if o.ticket != 0 {
+	if o.isPut() {
 		o.sess.outOfLogLocked(o)
 	}
+	return wake
 }
 
 func (o *op) endedBy() error {
@@ -236,7 +277,7 @@ func (o *op) cancel(why error) {
 		return
 	}
 	o.fail(why) // its request goes with the answer
-	if o.ticket != 0 {
+	if o.isPut() {
 		t.passPut(o)
 	}
 }
@@ -298,7 +339,9 @@ func (t *tenure) launch(o *op) canceller {
 		return t.startPut(o, c.Put)
 	case *wire.Command_Take:
 		return t.startTake(o, c.Take)
-	case *wire.Command_Configure, *wire.Command_Update, *wire.Command_Transact, *wire.Command_Move, *wire.Command_CopyFile:
+	case *wire.Command_Transact:
+		return t.startTransact(o)
+	case *wire.Command_Configure, *wire.Command_Update, *wire.Command_Move, *wire.Command_CopyFile:
 		if err := t.resolveAll(o); err != nil {
 			o.failCertain(err)
 			return nil

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -95,7 +96,7 @@ func (s *session) putsBeforeLocked(o *op) bool {
 
 // putsWaitLocked says whether o is a put and others may wait at its stream.
 func (t *tenure) putsWaitLocked(o *op) bool {
-	if o.ticket == 0 || t.waits.count == 0 {
+	if !o.isPut() || t.waits.count == 0 {
 		return false
 	}
 	s := t.waits.spot(o.ino, o.keys[0])
@@ -116,8 +117,15 @@ func (t *tenure) passPut(o *op) {
 	t.wake(ino, o.keys[0])
 }
 
-func putSize(o *op) (records, bytes uint64) {
-	p := o.change.Command.GetPut()
+// mayTryPut says whether a put that waits for room can have another outcome than
+// to wait on.
+func mayTryPut(o *op, st *file.StreamState) bool {
+	return st.Sealed || st.Full != gearsfs.FullWait || st.Fits(putSize(o))
+}
+
+func putSize(o *op) (records, bytes uint64) { return sizeOf(o.change.Command.GetPut()) }
+
+func sizeOf(p *wire.Put) (records, bytes uint64) {
 	for _, r := range p.Records {
 		bytes += uint64(len(r.Data))
 	}

@@ -26,6 +26,17 @@ type StreamState struct {
 // Drained reports whether no record is left and none can come.
 func (s *StreamState) Drained() bool { return s.Sealed && s.state.Drained() }
 
+// Left counts the records that are there, leased and delayed ones too.
+func (s *StreamState) Left() uint64 { return s.state.Ready + s.state.Leased + s.state.Delayed }
+
+// Newest is the seq of the last record that was put, 0 where none was.
+func (s *StreamState) Newest() gearsfs.Seq {
+	if s.state.NextSeq == 0 {
+		return 0 // there is no stream
+	}
+	return s.state.Newest()
+}
+
 // Fits reports whether n more records of together that many bytes find room in
 // the stream.
 func (s *StreamState) Fits(n, bytes uint64) bool {
