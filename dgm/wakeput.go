@@ -123,6 +123,12 @@ func mayTryPut(o *op, st *file.StreamState) bool {
 	return st.Sealed || st.Full != gearsfs.FullWait || st.Fits(putSize(o))
 }
 
+// fullWaits says whether a put that finds no room waits for it.
+func (t *tenure) fullWaits(o *op) bool {
+	st := t.vol.machine.StreamState(o.ino, o.keys[0])
+	return st.Full == gearsfs.FullWait
+}
+
 func putSize(o *op) (records, bytes uint64) { return sizeOf(o.change.Command.GetPut()) }
 
 func sizeOf(p *wire.Put) (records, bytes uint64) {
