@@ -96,7 +96,7 @@ func after(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, S
 func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
 	m.keepAnswer(s, &wire.StoredAnswer{
 		Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq, Count: answer.Count,
-		Taken: referTo(answer.Records, true),
+		Taken: referTo(answer.Records),
 	})
 }
 
@@ -108,11 +108,10 @@ func (m *Machine) keepAnswer(s *session, stored *wire.StoredAnswer) {
 	m.pinAnswer(s.id, stored)
 }
 
-// referTo makes references to records that were handed out, with runs one to
-// many.
-func referTo(records []*wire.TakenRecord, runs bool) (refs []*wire.Reference) {
+// referTo makes references to records that were handed out, one to each run.
+func referTo(records []*wire.TakenRecord) (refs []*wire.Reference) {
 	for i, rec := range records {
-		if n := len(refs); runs && i > 0 && follows(records[i-1], rec) {
+		if n := len(refs); i > 0 && follows(records[i-1], rec) {
 			refs[n-1].LastPos, refs[n-1].LastSeq = rec.Pos, rec.Seq
 			continue
 		}
@@ -227,14 +226,14 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 	for _, step := range a.Steps { // what is not held any more is left out: the others are done
 		again := &wire.Answer{Ino: step.Ino, FirstSeq: step.FirstSeq, LastSeq: step.LastSeq}
 		for _, r := range step.Taken {
-			if _, err := m.takenAgain(c, again, r); err != nil {
+			if _, err := m.takenAgain(c, again, r, true); err != nil {
 				return nil, err
 			}
 		}
 		answer.Steps = append(answer.Steps, again)
 	}
 	for _, r := range a.Taken {
-		held, err := m.takenAgain(c, answer, r)
+		held, err := m.takenAgain(c, answer, r, false)
 		if err != nil || !held {
 			return nil, err
 		}
@@ -259,18 +258,15 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 }
 
 // takenAgain appends the records that a reference names to an answer; held is
-// false where one of them was leased and is not held any more.
-func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference) (held bool, err error) {
-	fence := r.Fence
-	var deadline uint64
+// false where one of them was leased and is not held any more: that is left
+// out, and with it all behind it unless rest is set.
+func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference, rest bool) (held bool, err error) {
+	var fence, deadline uint64
 	add := func(pos, seq uint64, data []byte, typ string, time uint64) {
 		answer.Records = append(answer.Records, &wire.TakenRecord{
 			Key: r.Key, Pos: pos, Seq: seq, Data: data, Type: typ, Time: time,
 			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino, Deadline: deadline,
 		})
-		if fence != 0 {
-			fence++
-		}
 	}
 	if len(r.Kept) > 0 {
 		for _, k := range r.Kept {
@@ -296,9 +292,12 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference)
 	held = true
 	end := gearsfs.Place{}
 	err = m.rowsOf(s).Scan(first, after(last), func(at gearsfs.Place, rec *stream.Record) bool {
-		if fence != 0 {
-			if deadline, held = heldBy(s, at, c.session, fence); !held {
-				return false
+		if r.Fence != 0 {
+			fence = r.Fence + uint64(at.Seq) - r.Seq // in a run both rise by one
+			var still bool
+			if deadline, still = heldBy(s, at, c.session, fence); !still {
+				held = false
+				return rest
 			}
 		}
 		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), string([]byte(rec.Type)), rec.Time)

@@ -292,7 +292,7 @@ func (t *transaction) checkTake(s *txStep, op *wire.Take) error {
 }
 
 func (t *transaction) tallyTake(y *tally, n uint64, lease bool) error {
-	bytes, err := y.s.queue.Measure(y.taken + n)
+	bytes, err := y.s.queue.Measure(y.taken+n, y.bytes+gearsfs.BatchBytesMax)
 	if err != nil {
 		return err
 	}

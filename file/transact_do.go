@@ -64,8 +64,8 @@ func (t *transaction) read(s *txStep, step *wire.Step, answer *wire.Answer, keep
 }
 
 // store keeps what a retry is answered with, as far as it is known, and holds
-// back the rows that it refers to. What was leased is referred to one by one: a
-// retry leaves out what is not held any more, for the steps can't be done again.
+// back the rows that it refers to. A retry leaves out what was leased and is not
+// held any more, for the steps can't be done again.
 func (t *transaction) store(cmd *wire.Command, steps []*wire.Step, answer *wire.Answer) (*wire.StoredAnswer, error) {
 	session, err := t.m.openSession(t.c, cmd)
 	if err != nil {
@@ -75,9 +75,9 @@ func (t *transaction) store(cmd *wire.Command, steps []*wire.Step, answer *wire.
 	for i, step := range steps {
 		stored.Steps[i] = &wire.StoredAnswer{}
 		records := answer.Steps[i].Records
-		switch op := step.Op.(type) {
+		switch step.Op.(type) {
 		case *wire.Step_Take:
-			stored.Steps[i].Taken = referTo(records, !op.Take.Lease)
+			stored.Steps[i].Taken = referTo(records)
 		case *wire.Step_Look:
 			stored.Steps[i].Taken = keptRecords(records)
 		}

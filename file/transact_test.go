@@ -315,6 +315,7 @@ func TestARetriedTransactionIsNotDoneAgain(t *testing.T) {
 	a := r.entry(cmd)[0]
 	require.Equal(t, []string{"a", "b"}, datas(a.Steps[0].Records))
 	c.must(&wire.Settle{Receipts: receipts(a.Steps[0])[:1], Return: true})
+	require.Len(t, r.m.sessions.rows.slots[c.id].value.row.Answers[1].Steps[0].Taken, 1, "a run")
 	c.must(takeOp(1, "q"))
 	again := r.entry(cmd)[0]
 	require.Equal(t, []string{"b"}, datas(again.Steps[0].Records))

@@ -29,15 +29,15 @@ func (q *Queue) EachReady(yield func(at gearsfs.Place, r *Record) bool) error {
 }
 
 // Measure returns how many bytes the first n records have that can be taken,
-// of which there must be as many.
-func (q *Queue) Measure(n uint64) (bytes uint64, err error) {
+// of which there must be as many. Beyond bytesMax it stops counting.
+func (q *Queue) Measure(n, bytesMax uint64) (bytes uint64, err error) {
 	if n == 0 {
 		return 0, nil
 	}
 	err = q.EachReady(func(_ gearsfs.Place, r *Record) bool {
 		bytes += uint64(len(r.Data))
 		n--
-		return n > 0
+		return n > 0 && bytes <= bytesMax
 	})
 	return bytes, err
 }
