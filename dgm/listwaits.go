@@ -12,8 +12,7 @@ import (
 // nearKeysMax bounds the existing keys that a waiting one is compared with.
 const nearKeysMax = 1000
 
-// listWaits describes what waits, oldest first, and names existing keys that
-// look like misspellings of those waited for.
+// listWaits describes what waits, oldest first, and names keys that look like misspellings of those waited for.
 func (t *tenure) listWaits() (*wire.Response, error) {
 	t.mu.Lock()
 	var waits []gearsfs.Wait
@@ -32,7 +31,7 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	resp := &wire.Response{}
 	nearOf := make(map[string][]gearsfs.Key) // many wait for the same
 	for _, w := range waits {
-		if w.Ino != 0 && w.Op != "put" {
+		if w.Op != "put" {
 			place := fmt.Sprint(w.Ino, w.Keys)
 			near, known := nearOf[place]
 			if !known {
@@ -62,10 +61,15 @@ func (t *tenure) near(s *session, n *wire.Near) (*wire.Response, error) {
 	return &wire.Response{Names: keysToWire(near)}, err
 }
 
-// nearKeys returns the keys of a file that look like misspellings of keys.
+// nearKeys returns the keys of a file, there or put to of late, that look like
+// misspellings of keys. For a missing file these are those put to of late
+// anywhere.
 func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
+	t.mu.Lock()
+	names := t.recent.keys(ino)
+	t.mu.Unlock()
 	if ino == 0 {
-		return nil, nil
+		return nearest(keys, names), nil
 	}
 	infos, err := t.vol.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
 	if err != nil {
@@ -74,9 +78,10 @@ func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, e
 		}
 		return nil, err
 	}
-	var names []gearsfs.Key
 	for _, info := range infos {
-		names = append(names, info.Key)
+		if !slices.Contains(names, info.Key) {
+			names = append(names, info.Key)
+		}
 	}
 	return nearest(keys, names), nil
 }

@@ -47,6 +47,7 @@ type op struct {
 	passed   uint32    // how often a younger one ran where it waits
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
+	into     gearsfs.Ino // the file that a put went to
 }
 
 type opState uint8
@@ -173,6 +174,9 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		}
 		o.failInVain(answer)
 	default:
+		if code == 0 && o.isPut() {
+			o.into = gearsfs.Ino(answer.Ino)
+		}
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
 	}
@@ -220,6 +224,9 @@ func (o *op) settled() {
 	t := o.ten
 	t.mu.Lock()
 	o.state = opDone
+	if o.into != 0 {
+		t.recent.note(place{o.into, o.keys[0]})
+	}
 	pass := t.putsWaitLocked(o)
 	wake := o.takeBackLocked()
 	t.mu.Unlock()

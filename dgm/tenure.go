@@ -63,6 +63,7 @@ type tenure struct {
 	opens    map[gearsfs.Ino]int            // over all sessions
 	absent   map[gearsfs.SessionID]*session // adopted and not back; also in sessions
 	waits    waits
+	recent   recent
 	over     error // why it is over, nil while it is not
 
 	ticks ticks // of no use before it serves
