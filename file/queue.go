@@ -189,12 +189,12 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 		full = m.behind(known, cmd, op, n) || full
 	}
 	switch {
-	case full && s != nil && s.queue.State().Full == gearsfs.FullRefuse:
+	case !full || len(fresh) == 0 && !op.Seal:
+		return nil
+	case s != nil && s.queue.State().Full == gearsfs.FullRefuse:
 		return gearsfs.ErrFull
-	case full && (len(fresh) > 0 || op.Seal):
-		return m.block(c, cmd, op, n)
 	}
-	return nil
+	return m.block(c, cmd, op, n)
 }
 
 // behind reports whether an earlier put of the session waits for room in the

@@ -567,3 +567,28 @@ func TestCheckFindsWrongTimers(t *testing.T) {
 	_, err = r.m.Apply(r.index+1, 1, &wire.Entry{Time: r.now})
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 }
+
+// A stored answer refers to its records alone, also where those between have
+// the same position.
+func TestARetriedTakePassesByDelayedRecords(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("jobs", ""))
+	late := putOp("jobs", "")
+	late.Delay = second
+	c.must(late)
+	c.must(putOp("jobs", "", "x"))
+	for _, op := range []*wire.Take{leaseOp(9, "jobs"), takeOp(9, "jobs")} {
+		cmd := c.command(op)
+		taken, err := r.again(cmd)
+		require.NoError(t, err)
+		require.Len(t, taken.Records, 3)
+		again, err := r.again(cmd)
+		require.NoError(t, err)
+		require.Equal(t, taken.String(), again.String())
+		if op.Lease {
+			c.must(returned(taken))
+		}
+	}
+	r.check()
+}

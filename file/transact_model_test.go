@@ -11,7 +11,7 @@ import (
 
 // clone copies what a transaction may change.
 func (m *queueModel) clone() *queueModel {
-	c := &queueModel{streams: make(map[string]*streamModel), fence: m.fence, blocked: m.blocked}
+	c := &queueModel{streams: make(map[string]*streamModel), fence: m.fence, now: m.now, blocked: m.blocked}
 	for key, st := range m.streams {
 		s := *st
 		s.ids = slices.Clone(st.ids)
@@ -42,7 +42,7 @@ func (m *queueModel) transact(s *sessionModel, op *wire.Transact, now uint64) (*
 			if err == nil {
 				continue
 			}
-			if !mayPass(&txStep{t: &tally{}}, step, err) {
+			if !mayPass(&txStep{t: w.tally(step)}, step, err) {
 				m.failed = i + 1
 				return nil, err
 			}
@@ -85,7 +85,7 @@ func (m *queueModel) step(before *queueModel, s *sessionModel, step *wire.Step, 
 func (m *queueModel) ready(key string) (recs []*recModel) {
 	if st := m.streams[key]; st != nil {
 		for _, r := range st.recs {
-			if r.fence == 0 {
+			if r.ready() {
 				recs = append(recs, r)
 			}
 		}
@@ -135,7 +135,11 @@ func (m *queueModel) putNow(op *wire.Put, now uint64) (*wire.Answer, error) {
 	if err := st.admits(fresh); err != nil {
 		return nil, err
 	}
-	if st != nil && len(fresh) > 0 && !st.fits(len(fresh), bytesOf(fresh)) {
+	switch {
+	case st == nil || len(fresh) == 0:
+	case st.tooBig(len(fresh), bytesOf(fresh)):
+		return nil, gearsfs.ErrTooBig
+	case st.full != gearsfs.FullDropOldest && !st.fits(len(fresh), bytesOf(fresh)):
 		return nil, gearsfs.ErrFull
 	}
 	st = m.stream(op.Key)
@@ -143,7 +147,9 @@ func (m *queueModel) putNow(op *wire.Put, now uint64) (*wire.Answer, error) {
 	if len(op.Records) == 1 {
 		a.FirstSeq, a.LastSeq = seen, seen
 	}
+	st.makeRoom(fresh)
 	st.add(fresh, a, now)
+	st.delay(len(fresh), op, now)
 	st.sealed = st.sealed || op.Seal
 	return a, nil
 }
@@ -160,10 +166,12 @@ func (p *queuePlayer) transactOp(s *sessionModel) *wire.Transact {
 				op.Records = append(op.Records, p.record(0))
 			}
 			op.Seal = p.rng.IntN(60) == 0
+			p.delayPut(op)
 			steps = append(steps, op)
 		case 2, 3:
 			op := takeOp(1+p.rng.Uint32N(2), key, pick(p.rng, modelKeys))
 			op.Lease = p.rng.IntN(2) == 0
+			p.boundLease(op)
 			steps = append(steps, op)
 		case 4:
 			steps = append(steps, lookOp(key, 1+p.rng.Uint32N(3)))
@@ -205,7 +213,8 @@ func (p *queuePlayer) conditionOp(key string) *wire.Condition {
 // where that is none.
 func (p *queuePlayer) settleOp(s *sessionModel, n int) *wire.Settle {
 	op := &wire.Settle{Return: p.rng.IntN(2) == 0}
-	for _, d := range s.done {
+	p.kindOfSettle(op)
+	for _, d := range p.receiptsOf(s) {
 		for _, r := range allRecords(d.answer) {
 			if r.Fence != 0 && p.rng.IntN(n) == 0 {
 				op.Receipts = append(op.Receipts, &wire.Receipt{Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Fence: r.Fence})
@@ -227,17 +236,19 @@ func allRecords(a *wire.Answer) []*wire.TakenRecord {
 	return records
 }
 
-// again is what a retry of a transaction is answered with: without the records
-// whose leases have ended.
+// again is what a retry is answered with: with the deadlines of now and, of a
+// transaction, without the records whose leases have ended.
 func (p *queuePlayer) again(s *sessionModel, a *wire.Answer) *wire.Answer {
-	if len(a.Steps) == 0 {
-		return a
-	}
 	a = proto.CloneOf(a)
 	for _, step := range a.Steps {
 		step.Records = slices.DeleteFunc(step.Records, func(r *wire.TakenRecord) bool {
 			return r.Fence != 0 && p.model.find(s, r.Key, r.Fence) == nil
 		})
+	}
+	for _, r := range allRecords(a) {
+		if r.Fence != 0 {
+			r.Deadline = p.model.find(s, r.Key, r.Fence).until
+		}
 	}
 	return a
 }

@@ -106,7 +106,7 @@ func (s *streamModel) add(records []*wire.NewRecord, a *wire.Answer, now uint64)
 			a.FirstSeq = s.next
 		}
 		a.LastSeq = s.next
-		s.recs = append(s.recs, &recModel{seq: s.next, data: string(r.Data), typ: r.Type})
+		s.recs = append(s.recs, &recModel{seq: s.next, data: string(r.Data), typ: r.Type, timeModel: timeModel{time: now}})
 		if r.Id != "" {
 			s.remember(r.Id, s.next, now)
 			ids = true
