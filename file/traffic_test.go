@@ -156,7 +156,7 @@ func (g *traffic) command() *wire.Command {
 		return as(checked, &wire.Verify{})
 	}
 	s.seq++
-	cmd := by(s.id, as(gearsfs.Root, g.op(s)))
+	cmd := by(s.id, as(gearsfs.Root, g.inTime(g.op(s))))
 	cmd.Seq = s.seq
 	if g.rng.IntN(4) == 0 && s.confirmed < s.seq {
 		s.confirmed += g.rng.Uint64N(s.seq - s.confirmed)
@@ -323,7 +323,7 @@ func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
 		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{},
-		&wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
+		&wire.Confirm{}, &wire.Tick{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}
 }
