@@ -20,6 +20,7 @@ type queueModel struct {
 	now     uint64                    // of the entry to come
 	blocked map[blockedModel][]uint64 // seqs of puts that wait for room
 	failed  int                       // step of the last transaction that failed
+	settled map[uint64]bool           // fences that steps of this transaction have settled
 }
 
 type blockedModel struct {
@@ -184,7 +185,10 @@ func (m *queueModel) find(s *sessionModel, key string, fence uint64) *recModel {
 }
 
 func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, error) {
-	seen := make(map[uint64]bool)
+	seen := m.settled
+	if seen == nil {
+		seen = make(map[uint64]bool)
+	}
 	for _, r := range op.Receipts {
 		if m.find(s, r.Key, r.Fence) == nil || seen[r.Fence] {
 			return nil, gearsfs.ErrGone

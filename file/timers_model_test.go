@@ -75,6 +75,18 @@ func (s *streamModel) tooBig(n int, bytes uint64) bool {
 		(s.limits.Records != 0 && uint64(n) > s.limits.Records || s.limits.Bytes != 0 && bytes > s.limits.Bytes)
 }
 
+// room returns why records find no room.
+func (s *streamModel) room(records []*wire.NewRecord) error {
+	switch {
+	case s == nil || len(records) == 0:
+	case s.tooBig(len(records), bytesOf(records)):
+		return gearsfs.ErrTooBig
+	case s.full != gearsfs.FullDropOldest && !s.fits(len(records), bytesOf(records)):
+		return gearsfs.ErrFull
+	}
+	return nil
+}
+
 func (s *streamModel) makeRoom(records []*wire.NewRecord) {
 	s.gone, s.goneBytes = 0, 0
 	for s.full == gearsfs.FullDropOldest && len(records) > 0 && !s.fits(len(records), bytesOf(records)) {

@@ -11,7 +11,7 @@ import (
 
 // clone copies what a transaction may change.
 func (m *queueModel) clone() *queueModel {
-	c := &queueModel{streams: make(map[string]*streamModel), fence: m.fence, now: m.now, blocked: m.blocked}
+	c := &queueModel{streams: make(map[string]*streamModel), fence: m.fence, now: m.now, blocked: m.blocked, settled: make(map[uint64]bool)}
 	for key, st := range m.streams {
 		s := *st
 		s.ids = slices.Clone(st.ids)
@@ -135,12 +135,8 @@ func (m *queueModel) putNow(op *wire.Put, now uint64) (*wire.Answer, error) {
 	if err := st.admits(fresh); err != nil {
 		return nil, err
 	}
-	switch {
-	case st == nil || len(fresh) == 0:
-	case st.tooBig(len(fresh), bytesOf(fresh)):
-		return nil, gearsfs.ErrTooBig
-	case st.full != gearsfs.FullDropOldest && !st.fits(len(fresh), bytesOf(fresh)):
-		return nil, gearsfs.ErrFull
+	if err := st.room(fresh); err != nil {
+		return nil, err
 	}
 	st = m.stream(op.Key)
 	a := &wire.Answer{}

@@ -153,8 +153,8 @@ func (m *queueModel) move(op *wire.Move, now uint64) (*wire.Answer, error) {
 		record := []*wire.NewRecord{{Data: []byte(r.data), Type: r.typ}}
 		to := m.streams[op.To]
 		err := to.admits(record)
-		if err == nil && to != nil && !to.fits(1, bytesOf(record)) {
-			err = gearsfs.ErrFull
+		if err == nil {
+			err = to.room(record)
 		}
 		switch {
 		case err != nil && a.Count == 0:
@@ -163,6 +163,7 @@ func (m *queueModel) move(op *wire.Move, now uint64) (*wire.Answer, error) {
 			return a, nil
 		}
 		first := a.FirstSeq
+		m.stream(op.To).makeRoom(record)
 		m.stream(op.To).add(record, a, now)
 		if a.Count++; first != 0 {
 			a.FirstSeq = first
