@@ -63,7 +63,7 @@ func (m *Machine) knownID(c *context, s *openStream, id string) (*wire.IdRow, er
 		return nil, nil
 	}
 	row, err := readIDRow(m.store, s.node.ino, s.key, id)
-	if row != nil && idExpired(c, s, row) {
+	if row != nil && idExpired(c, s, row.Time) {
 		row = nil
 	}
 	return row, err
@@ -82,12 +82,15 @@ func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdR
 	return row, nil
 }
 
-func idExpired(c *context, s *openStream, row *wire.IdRow) bool {
+// idMark is an id by its number.
+type idMark struct{ number, time uint64 }
+
+func idExpired(c *context, s *openStream, time uint64) bool {
 	window := s.queue.State().IDWindow
 	if window == 0 {
 		window = uint64(gearsfs.IDWindowDefault)
 	}
-	return c.now-row.Time >= window
+	return c.now-time >= window
 }
 
 // rememberID notes that the record with an id, which is not known, was put.
@@ -112,6 +115,10 @@ func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
 			break
 		}
 		number := state.NextID - state.IDs
+		young := state.IDs <= m.idsMax
+		if young && s.oldest.number == number && !idExpired(c, s, s.oldest.time) {
+			break // without looking
+		}
 		order := persist.IDOrderKey(s.node.ino, s.key, number)
 		id, ok, err := m.store.Get(order, nil)
 		if err != nil {
@@ -125,7 +132,8 @@ func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
 			return err
 		}
 		if row != nil && row.Number == number {
-			if state.IDs <= m.idsMax && !idExpired(c, s, row) {
+			if young && !idExpired(c, s, row.Time) {
+				s.oldest = idMark{number, row.Time}
 				break
 			}
 			m.store.Delete(persist.IDKey(s.node.ino, s.key, string(id)))

@@ -31,6 +31,7 @@ type openStream struct {
 	key     gearsfs.Key
 	queue   *stream.Queue
 	counted uint64 // bytes of it that are in the volume's sum
+	oldest  idMark // the first id to be forgotten, as of the last look
 	dirty   bool   // in Machine.dirtyStreams
 	gone    bool   // dropped: its rows are deleted
 }

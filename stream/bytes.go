@@ -145,7 +145,11 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 func (q *Queue) Clear() error {
 	q.s.Version++
 	cut := q.s.Head
-	if err := q.removeFrom(cut); err != nil {
+	remove := q.removeFrom
+	if q.outs.len() == 0 && q.windowIsWhole() && q.window.len() <= clearFewMax {
+		remove = q.removeWindow
+	}
+	if err := remove(cut); err != nil {
 		return err
 	}
 	q.s.Tail = cut.Pos
@@ -154,6 +158,22 @@ func (q *Queue) Clear() error {
 	// scan begins behind them.
 	q.s.Cursor = q.s.Head
 	q.s.Blocks = false
+	return nil
+}
+
+// clearFewMax is up to how many records are cleared row by row: that is cheaper
+// than to look what there is, for a register that is updated all the time.
+const clearFewMax = 8
+
+// removeWindow removes the records of the window, which are all that there are.
+func (q *Queue) removeWindow(gearsfs.Place) error {
+	for _, w := range q.window.recs[q.window.first:] {
+		if err := q.rows.Delete(w.at, next(w.at)); err != nil {
+			return err
+		}
+	}
+	q.window.drop()
+	q.s.Ready, q.s.Bytes = 0, 0
 	return nil
 }
 
