@@ -41,6 +41,13 @@ func (b *board) end() {
 	b.app.errs = b.under
 }
 
+// clear makes room for what is written past the board.
+func (b *board) clear() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clearLocked()
+}
+
 func (b *board) clearLocked() {
 	if b.drawn {
 		fmt.Fprint(b.under, "\r\x1b[K")

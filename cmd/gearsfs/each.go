@@ -187,7 +187,7 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	w.every, w.lines, w.seal = o.rate.every, o.lines, o.seal
 	w.spec = runSpec{
 		path: path, args: command, outputs: len(w.outputs) > 0, timeout: o.timeout.Value,
-		grouped: w.jobs > 1,
+		grouped: w.jobs > 1 || w.board.terminal,
 	}
 	return w.work(ctx)
 }

@@ -388,3 +388,21 @@ func (silent) Settle(ctx context.Context, _ dgm.Settle) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
+
+// Nobody reads what the runs write: that ends the worker, and costs no tries.
+func TestEachWithoutReader(t *testing.T) {
+	tidyTemp(t)
+	addr := startNode(t)
+	for _, jobs := range []string{"1", "2"} {
+		runSteps(t, addr, []step{{line: "put :/q in x"}})
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		require.NoError(t, read.Close())
+		var errs bytes.Buffer
+		a := bareApp(map[string]string{"GEARSFS_NODE": addr})
+		a.out, a.errs = write, &errs
+		assert.Equal(t, exitSignal+int(syscall.SIGPIPE), run(a, []string{"each", ":/q", "in", "-j", jobs, "--tries", "1", "--", "cat"}), errs.String())
+		require.NoError(t, write.Close())
+		runSteps(t, addr, []step{{line: "take :/q in --no-wait", out: "x\n"}})
+	}
+}

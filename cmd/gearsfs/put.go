@@ -41,7 +41,8 @@ line of standard input is a record, put as it arrives, with -0 whatever ends in 
 Status 0 means that all of it is on disk. On a full stream put waits.
 A record with an --id that the stream has seen within its window is not put again, so
 after a failure the same command may be repeated; with -l and -0 the records' ids are
-ID/1, ID/2 and so on.`,
+ID/1, ID/2 and so on. With --until-acked put returns when no record of it is left: taken and
+acknowledged, as a rule; cleared, discarded or dead otherwise.`,
 		Example: `  gearsfs put gears/jobs data 'convert a.png'
   tar c src | gearsfs put :/backup src -
   find . -name '*.png' | gearsfs put gears/jobs data -l --seal
@@ -65,7 +66,7 @@ ID/1, ID/2 and so on.`,
 	f.Var(&o.at, "at", "the records can be taken from then on: 2006-01-02T15:04:05Z, 15:04 or @SECONDS")
 	f.Var(&o.wait, "wait", "give up after waiting this long for room (status 3)")
 	f.BoolVar(&o.noWait, "no-wait", false, "give up at once where the stream is full (status 3)")
-	f.BoolVar(&o.acked, "until-acked", false, "return when takers have acknowledged the records")
+	f.BoolVar(&o.acked, "until-acked", false, "return when the records have been taken and acknowledged")
 	f.BoolVar(&o.seal, "seal", false, "seal the stream behind the last record")
 	f.VarP(&o.format, "output", "o", "print the first and last seq and the count as JSON")
 	return c

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"golang.org/x/sys/unix"
 )
 
 // failure is why a run failed by its own doing, or its record's: the same
@@ -148,6 +149,8 @@ func (r *runner) run(ctx context.Context, records []gearsfs.Record) (yield, erro
 		return yield{}, err
 	}
 	switch {
+	case why == nil && status == exitSignal+int(syscall.SIGPIPE) && r.brokenPipe():
+		return yield{}, outputError(syscall.EPIPE)
 	case why == nil && status != 0:
 		why = failuref("exit status %d", status)
 	case why == nil && r.spec.outputs:
@@ -281,6 +284,9 @@ func (r *runner) release() error {
 		}
 		if err == nil {
 			r.printMu.Lock()
+			if b, ok := r.errs.(*board); ok {
+				b.clear()
+			}
 			_, err = io.Copy(onlyWriter{to}, f)
 			r.printMu.Unlock()
 		}
@@ -297,6 +303,18 @@ func (r *runner) release() error {
 // onlyWriter hides what else a writer can do: the chunks are to be written one
 // by one, each whole.
 type onlyWriter struct{ io.Writer }
+
+// brokenPipe reports whether nobody reads what runs write to this process's
+// standard output: then it is not for a record to be blamed.
+func (r *runner) brokenPipe() bool {
+	f, ok := r.app.out.(*os.File)
+	if !ok || r.spec.outputs {
+		return false
+	}
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLOUT}}
+	_, err := unix.Poll(fds, 0)
+	return err == nil && fds[0].Revents&unix.POLLERR != 0
+}
 
 // collect reads what the command wrote into GEARSFS_OUT.
 func (r *runner) collect(y *yield) error {

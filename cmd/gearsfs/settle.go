@@ -40,9 +40,10 @@ func (w *worker) settle(s *set, y yield, err error) {
 		w.mu.Unlock()
 		w.notef("%s: the lease was lost, what the run wrote is dropped: another worker has it", s)
 	default:
+		stopped := s.ctx.Err() != nil
 		w.giveBack(s)
-		if _, stopped := errors.AsType[*signalError](err); !stopped && !errors.Is(err, context.Canceled) {
-			w.fail(err)
+		if !stopped {
+			w.fail(fmt.Errorf("%s: %w", s, err))
 		}
 	}
 	s.cancel(nil)
