@@ -62,7 +62,8 @@ type Streams interface {
 	Settle(ctx context.Context, settle Settle) error
 
 	// Update makes a record the only one of its stream, in one step; leases on
-	// what was there end. gearsfs.ErrUnmet where IfSeq is not the newest seq.
+	// what was there end, and limits do not matter. gearsfs.ErrUnmet where IfSeq
+	// is not the newest seq; ErrPermission where the stream is append-only.
 	Update(ctx context.Context, update Update) (PutResult, error)
 
 	// Transact does all its steps or none. Conditions, takes and looks see the
@@ -70,16 +71,24 @@ type Streams interface {
 	// holding nothing, until every take finds all its records (Max of them),
 	// every condition is met and every put has room. With NoWait it fails at
 	// once: gearsfs.ErrEmpty, ErrUnmet, ErrFull. Other errors are those of the
-	// steps; their reason names the step, and nothing is done.
+	// steps; their reason names the step, and nothing is done: gearsfs.ErrTooBig
+	// where all takes and looks together are more than one take may be, or the
+	// looks more than 1 MiB. Where the connection was lost and a lease has ended
+	// before the answer came, its record is missing in the results, for the other
+	// steps are done.
 	Transact(ctx context.Context, tx Transact) ([]StepResult, error)
 
 	// Move moves up to max records (0: all that are there now) that can be taken
 	// from one stream of a file to the tail of another, in pieces that are each
-	// atomic, and returns how many.
+	// atomic, and returns how many, also with an error: of gearsfs.ErrFull, ErrType
+	// and ErrSealed where the next one can't be put there.
 	Move(ctx context.Context, file gearsfs.File, from, to gearsfs.Key, max uint64) (uint64, error)
 
 	// CopyFile makes a file with copies of all streams of another, one consistent
-	// cut; a regular file that is there is replaced.
+	// cut; a regular file that is there is replaced, but keeps its inode. What is
+	// leased or delayed can be taken from the copy; ids are not copied.
+	// gearsfs.ErrTooBig beyond 100,000 records, 64 MiB or 10,000 streams;
+	// ErrPermission where a stream that would be replaced is append-only.
 	CopyFile(ctx context.Context, from, to gearsfs.File) error
 
 	// Configure seals, unseals, clears, drops or limits a stream.
