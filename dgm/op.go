@@ -47,6 +47,7 @@ type op struct {
 	passed   uint32    // how often a younger one ran where it waits
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
+	inMemory bool        // its stream's records are
 	into     gearsfs.Ino // the file that a put went to
 }
 
@@ -168,6 +169,8 @@ func (o *op) answered(answer *wire.Answer, err error) {
 			return
 		}
 		o.failInVain(answer)
+	case code == gearsfs.ErrUnsupported.Code && o.misplaced():
+		o.relaunch()
 	case o.mayPass(answer):
 		if o.ten.parkTransaction(o, int(answer.FailedStep)-1) {
 			return
@@ -180,6 +183,16 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
 	}
+}
+
+// relaunch begins an operation anew that has changed nothing.
+func (o *op) relaunch() {
+	t := o.ten
+	t.mu.Lock()
+	wake := o.takeBackLocked()
+	t.mu.Unlock()
+	t.wakeAll(wake)
+	t.launch(o)
 }
 
 // failInVain ends an operation that found nothing and does not wait, or not any
@@ -200,17 +213,12 @@ const misleadsMax = 16
 // to another by the time it was applied: it looks again, or, if it has waited
 // for the file, ends.
 func (o *op) misled() {
-	t := o.ten
 	if o.isTake() && len(o.waiters) > 0 {
 		o.settled()
 		o.done(failure(gearsfs.ErrRemoved))
 		return
 	}
-	t.mu.Lock()
-	wake := o.takeBackLocked()
-	t.mu.Unlock()
-	t.wakeAll(wake)
-	t.launch(o)
+	o.relaunch()
 }
 
 // settled marks the operation as done and takes its promise back. What was
@@ -353,12 +361,14 @@ func (t *tenure) launch(o *op) canceller {
 			o.failCertain(err)
 			return nil
 		}
-		t.submit(o)
+		t.startPlain(o)
+	case *wire.Command_Settle:
+		t.startSettle(o, c.Settle)
 	case *wire.Command_Unlink:
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
-	case *wire.Command_Settle, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
+	case *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know

@@ -182,6 +182,7 @@ func (t *tenure) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	}
 	resp := &wire.Response{Streams: make([]*wire.Stream, len(infos))}
 	for i, info := range infos {
+		t.vol.memory.describe(ino, &info)
 		info.Waiting = t.waitingOn(ino, info.Key)
 		resp.Streams[i] = streamToWire(info)
 	}

@@ -93,7 +93,7 @@ func placesOf(step *wire.Step) []place {
 func (t *tenure) versions(to []uint64, steps []*wire.Step) []uint64 {
 	for _, step := range steps {
 		for _, at := range placesOf(step) {
-			st := t.vol.machine.StreamState(at.ino, at.key)
+			st := t.stateOf(at.ino, at.key)
 			to = append(to, st.Version)
 		}
 	}
@@ -129,7 +129,7 @@ func (o *op) mayPass(answer *wire.Answer) bool {
 		if put == nil {
 			return false
 		}
-		st := o.ten.vol.machine.StreamState(gearsfs.Ino(put.Target.GetIno()), gearsfs.Key(put.Key))
+		st := o.ten.stateOf(gearsfs.Ino(put.Target.GetIno()), gearsfs.Key(put.Key))
 		return st.Full == gearsfs.FullWait
 	}
 	return false
@@ -224,7 +224,7 @@ func (t *tenure) lacksLocked(o *op) int {
 }
 
 func (t *tenure) unmet(c *wire.Condition) bool {
-	st := t.vol.machine.StreamState(gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key))
+	st := t.stateOf(gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key))
 	switch {
 	case c.NewestSeq != nil && *c.NewestSeq != uint64(st.Newest()),
 		c.Empty != nil && *c.Empty != (st.Left() == 0),
@@ -245,7 +245,7 @@ type lacking struct {
 func (l *lacking) take(t *tenure, take *wire.Take) (place, bool) {
 	for _, key := range take.Keys {
 		at := place{gearsfs.Ino(take.Target.GetIno()), gearsfs.Key(key)}
-		st := t.vol.machine.StreamState(at.ino, at.key)
+		st := t.stateOf(at.ino, at.key)
 		need := uint64(take.Max)
 		if s := t.waits.spot(at.ino, at.key); s != nil {
 			need += s.takes.promised
@@ -271,7 +271,7 @@ func (l *lacking) take(t *tenure, take *wire.Take) (place, bool) {
 // what that means.
 func (t *tenure) mayEnd(take *wire.Take) bool {
 	return !slices.ContainsFunc(take.Keys, func(key string) bool {
-		st := t.vol.machine.StreamState(gearsfs.Ino(take.Target.GetIno()), gearsfs.Key(key))
+		st := t.stateOf(gearsfs.Ino(take.Target.GetIno()), gearsfs.Key(key))
 		return !st.Sealed || st.Left() >= uint64(take.Max)
 	})
 }
@@ -279,7 +279,7 @@ func (t *tenure) mayEnd(take *wire.Take) bool {
 // noRoom says whether a put has no room, and no other step makes some.
 func (t *tenure) noRoom(p *wire.Put, steps []*wire.Step) bool {
 	at := place{gearsfs.Ino(p.Target.GetIno()), gearsfs.Key(p.Key)}
-	st := t.vol.machine.StreamState(at.ino, at.key)
+	st := t.stateOf(at.ino, at.key)
 	if len(p.Records) == 0 || st.Sealed || st.Full != gearsfs.FullWait || st.Fits(sizeOf(p)) {
 		return false
 	}

@@ -23,6 +23,11 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	}
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))
 	t.place(o, take.Target, keys)
+	o.inMemory = slices.ContainsFunc(keys, func(key gearsfs.Key) bool { return t.inMemory(place{o.ino, key}) })
+	if o.inMemory && len(keys) > 1 {
+		o.failCertain(errMemoryOnly)
+		return nil
+	}
 	t.mu.Lock()
 	now := o.change.Retry || t.runnableLocked(o)
 	if now {
@@ -84,7 +89,7 @@ func (t *tenure) runnableLocked(o *op) bool {
 			}
 			promised = s.takes.promised
 		}
-		if st := t.vol.machine.StreamState(o.ino, key); st.Ready > promised || o.noWait() && st.Ready > 0 {
+		if st := t.stateOf(o.ino, key); st.Ready > promised || o.noWait() && st.Ready > 0 {
 			ready = true
 		}
 	}
@@ -98,7 +103,7 @@ func (t *tenure) promiseLocked(o *op) {
 		if o.ino == 0 {
 			return
 		}
-		st := t.vol.machine.StreamState(o.ino, key)
+		st := t.stateOf(o.ino, key)
 		l := &t.waits.makeSpot(o.ino, key).takes
 		if st.Ready <= l.promised {
 			t.waits.tidy(o.ino, key)
@@ -117,6 +122,10 @@ func (t *tenure) promiseTo(o *op, l *line, key gearsfs.Key, records uint64) {
 // park lets an operation wait whose attempt found nothing, or that has not
 // been tried. It reports false where the operation may not wait.
 func (t *tenure) park(o *op) bool {
+	if !o.noWait() && o.misplaced() {
+		o.relaunch()
+		return true
+	}
 	t.mu.Lock()
 	wake := o.takeBackLocked()
 	may := t.mayWaitLocked(o)
@@ -234,7 +243,7 @@ func (t *tenure) drained(o *op) bool {
 		return false
 	}
 	return !slices.ContainsFunc(o.keys, func(key gearsfs.Key) bool {
-		st := t.vol.machine.StreamState(o.ino, key)
+		st := t.stateOf(o.ino, key)
 		return !st.Drained()
 	})
 }
@@ -295,7 +304,7 @@ func (t *tenure) startPeek(o *op) canceller {
 // looks again where the stream changed between the look and the wait.
 func (t *tenure) runPeek(o *op) canceller {
 	for {
-		version := t.vol.machine.StreamState(o.ino, o.keys[0]).Version
+		version := t.stateOf(o.ino, o.keys[0]).Version
 		if t.tryPeek(o) {
 			return nil
 		}
@@ -305,7 +314,7 @@ func (t *tenure) runPeek(o *op) canceller {
 			t.failEmpty(o)
 			return nil
 		}
-		if o.ino != 0 && t.vol.machine.StreamState(o.ino, o.keys[0]).Version != version {
+		if o.ino != 0 && t.stateOf(o.ino, o.keys[0]).Version != version {
 			t.mu.Unlock()
 			continue
 		}
@@ -325,15 +334,23 @@ func (t *tenure) tryPeek(o *op) bool {
 	if o.ino == 0 {
 		return false
 	}
-	records, err := t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
-		Max: int(o.peek.Max), Follow: o.peek.Follow, After: gearsfs.Seq(o.peek.After), Last: o.peek.Last,
-	}, o.sess.caller)
+	records, err := t.look(o, o.peek)
 	if gearsfs.CodeOf(err) == gearsfs.ErrEmpty.Code {
 		return false
 	}
 	o.settled()
 	t.vol.answer(&wire.Response{Answer: &wire.Answer{Records: records}}, err, false, o.done)
 	return true
+}
+
+// look reads what a peek asks for.
+func (t *tenure) look(o *op, p *wire.Peek) ([]*wire.TakenRecord, error) {
+	if at := (place{o.ino, o.keys[0]}); t.inMemory(at) {
+		return t.vol.memory.peek(at, p, o.sess.caller)
+	}
+	return t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
+		Max: int(p.Max), Follow: p.Follow, After: gearsfs.Seq(p.After), Last: p.Last,
+	}, o.sess.caller)
 }
 
 // tryGone answers a peek that waits until records are gone, where they are.
@@ -343,9 +360,7 @@ func (t *tenure) tryGone(o *op) bool {
 		o.failCertain(gearsfs.ErrNotFound)
 		return true
 	}
-	left, err := t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
-		Max: 1, Follow: true, After: gearsfs.Seq(o.peek.After),
-	}, o.sess.caller)
+	left, err := t.look(o, &wire.Peek{Max: 1, Follow: true, After: o.peek.After})
 	switch code := gearsfs.CodeOf(err); {
 	case err == nil && len(left) > 0 && left[0].Seq <= o.peek.Gone:
 		if !o.noWait() {
@@ -365,10 +380,13 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 	t.mu.Lock()
 	idle := t.waits.count == 0
 	t.mu.Unlock()
-	if idle {
+	if idle && t.vol.memory.count.Load() == 0 {
 		return
 	}
 	for _, at := range touched {
+		if at.Gone {
+			t.vol.memory.drop(place{at.Ino, at.Key})
+		}
 		if at.Gone && at.Key == "" {
 			t.gone(at.Ino)
 			continue
@@ -390,7 +408,7 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 		t.mu.Unlock()
 		return
 	}
-	st := t.vol.machine.StreamState(ino, key)
+	st := t.stateOf(ino, key)
 	run := t.takersLocked(place{ino, key}, &st)
 	s = t.waits.makeSpot(ino, key) // they may have been the last there
 	var over, peeks []*op

@@ -29,6 +29,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	p.Retry = false // is the node's to say
 	key := gearsfs.Key(p.Key)
 	t.place(o, p.Target, []gearsfs.Key{key})
+	o.inMemory = t.inMemory(place{o.ino, key})
 	t.mu.Lock()
 	if o.ticket == 0 {
 		o.ticket = t.waits.tickets.Next()
@@ -125,7 +126,7 @@ func mayTryPut(o *op, st *file.StreamState) bool {
 
 // fullWaits says whether a put that finds no room waits for it.
 func (t *tenure) fullWaits(o *op) bool {
-	st := t.vol.machine.StreamState(o.ino, o.keys[0])
+	st := t.stateOf(o.ino, o.keys[0])
 	return st.Full == gearsfs.FullWait
 }
 

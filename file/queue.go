@@ -165,6 +165,9 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if s != nil && len(fresh) > 0 {
 		state := s.queue.State()
 		err := checkAppend(state, fresh)
+		if state.Memory {
+			err = errMemory
+		}
 		if err == nil {
 			err = checkDelay(c, state, op, len(fresh))
 		}
@@ -319,6 +322,9 @@ func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 		state := s.queue.State()
 		if s.key == gearsfs.DataKey && state.Blocks && !op.Force {
 			return nil, gearsfs.ErrBlocks
+		}
+		if state.Memory {
+			return nil, errMemory
 		}
 		if found == nil && state.Ready > 0 {
 			found = s

@@ -26,6 +26,13 @@ type StreamState struct {
 // Drained reports whether no record is left and none can come.
 func (s *StreamState) Drained() bool { return s.Sealed && s.state.Drained() }
 
+// StreamStateOf is what waiting operations need to know of a stream whose records
+// are kept somewhere else.
+func StreamStateOf(s stream.State) StreamState { return stateForWaiting(s) }
+
+// State is all of it.
+func (s *StreamState) State() stream.State { return s.state }
+
 // Left counts the records that are there, leased and delayed ones too.
 func (s *StreamState) Left() uint64 { return s.state.Ready + s.state.Leased + s.state.Delayed }
 

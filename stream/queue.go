@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -270,6 +271,28 @@ func (q *Queue) dead(at gearsfs.Place) {
 // Out returns the mark of the record at that place; ok is false where it has
 // none.
 func (q *Queue) Out(at gearsfs.Place) (out Out, ok bool) { return q.outs.get(at) }
+
+// EachOut walks over the marks that there were when it began, in order.
+func (q *Queue) EachOut() iter.Seq2[gearsfs.Place, Out] {
+	type marked struct {
+		at  gearsfs.Place
+		out Out
+	}
+	var all []marked
+	for at, out := range q.outs.from(gearsfs.Place{}) {
+		all = append(all, marked{at, *out})
+	}
+	return func(yield func(gearsfs.Place, Out) bool) {
+		for _, m := range all {
+			if !yield(m.at, m.out) {
+				return
+			}
+		}
+	}
+}
+
+// Row reads the record at a place that has one.
+func (q *Queue) Row(at gearsfs.Place) (Record, error) { return q.rows.Get(at) }
 
 // Held reports whether holder's lease with that fence is on the record at at.
 func (q *Queue) Held(at gearsfs.Place, holder gearsfs.SessionID, fence uint64) bool {

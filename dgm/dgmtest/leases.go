@@ -59,10 +59,10 @@ func leaseExtended(t *testing.T, s *suite) {
 	second := s.leaseFor(s.open(t), dgm.Take{LeaseFor: soon})
 	require.Greater(t, second.Receipt.Fence, first.Receipt.Fence)
 	require.ErrorIs(t, s.m.Settle(s.ctx, extend), gearsfs.ErrGone)
-	third := s.leaseFor(s.m, dgm.Take{LeaseFor: soon})
+	third := s.leaseFor(s.m, dgm.Take{LeaseFor: time.Second})
 	extend.Receipts, extend.Extend = []gearsfs.Receipt{*third.Receipt}, time.Hour
 	require.NoError(t, s.m.Settle(s.ctx, extend))
-	time.Sleep(2 * soon) // in which it would have run out
+	time.Sleep(1100 * time.Millisecond) // in which it would have run out
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: extend.Receipts}))
 	require.Zero(t, s.info("k").Leased)
 }
@@ -227,4 +227,70 @@ func goneWhenAcknowledged(t *testing.T, s *suite) {
 	now.After, now.Gone = 0, 1
 	_, err = s.m.Peek(s.ctx, now)
 	require.ErrorIs(t, err, gearsfs.ErrUnmet, "the one before is leased")
+}
+
+// inMemory: a stream whose records never touch the disk does what others do.
+func inMemory(t *testing.T, s *suite) {
+	s.put(s.m, "other", "x")
+	waited := s.takeLater(s.ctx, s.open(t), takeOf("k"))
+	yes, no := true, false
+	err := s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Set: dgm.SettingsChange{Memory: &yes}})
+	if members, nodesErr := s.m.Nodes(s.ctx); nodesErr == nil && len(members) > 1 {
+		require.ErrorIs(t, err, gearsfs.ErrUnsupported, "replicated streams are on disk")
+		s.put(s.m, "k", "x")
+		s.receive(waited)
+		return
+	}
+	require.NoError(t, err)
+	first := s.put(s.m, "k", "0")
+	require.Equal(t, []string{"0"}, texts(s.receive(waited)), "it began to wait before")
+	s.put(s.m, "k", "1", "2", "3")
+	info := s.info("k")
+	require.EqualValues(t, 3, info.Records)
+	require.True(t, info.Settings.Memory)
+	m := s.open(t)
+	rs := s.lease(m, 1, "k")
+	require.EqualValues(t, 1, s.info("k").Leased)
+	require.Equal(t, []string{"2"}, s.take(s.m, 1, "k"))
+	require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gearsfs.ErrGone, "it is of another session")
+	require.NoError(t, m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs), Return: true}))
+	rs = s.lease(m, 1, "k")
+	require.Equal(t, []string{"1"}, texts(rs), "it is back at its place")
+	require.EqualValues(t, 2, rs[0].Deliveries)
+	require.NoError(t, m.Close())
+	require.Equal(t, []string{"1", "3"}, s.take(s.m, 5, "k"))
+
+	out := s.takeLater(s.ctx, s.open(t), takeOf("k"))
+	s.put(s.m, "k", "4")
+	require.Equal(t, []string{"4"}, texts(s.receive(out)))
+	_, err = s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{Data: []byte("5")}}, Delay: soon})
+	require.NoError(t, err)
+	require.Equal(t, []string{"5"}, s.take(s.m, 1, "k"))
+	s.limit("k", gearsfs.Limits{Records: 1})
+	s.put(s.m, "k", "6")
+	full := s.putLater(s.ctx, s.open(t), "k", "7")
+	r := s.leaseFor(s.m, dgm.Take{LeaseFor: soon})
+	require.Equal(t, "6", string(r.Data))
+	require.Equal(t, []string{"6"}, s.take(s.m, 1, "k"), "its lease runs out")
+	require.NoError(t, <-full)
+	_, err = s.m.Update(s.ctx, dgm.Update{File: queue, Key: "k", Record: gearsfs.NewRecord{Data: []byte("8")}})
+	require.NoError(t, err)
+	seen, err := s.m.Peek(s.ctx, dgm.Peek{File: queue, Key: "k", Follow: true, After: first.Last})
+	require.NoError(t, err)
+	require.Equal(t, []string{"8"}, texts(seen))
+	r = s.leaseFor(s.m, dgm.Take{Tries: 1})
+	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: []gearsfs.Receipt{*r.Receipt}, Return: true}))
+	require.Equal(t, []string{"8"}, s.take(s.m, 1, "k.dead"))
+
+	_, err = s.m.Transact(s.ctx, dgm.Transact{Steps: []dgm.Step{takeStep("k")}})
+	require.ErrorIs(t, err, gearsfs.ErrUnsupported)
+	require.ErrorIs(t, s.m.Configure(s.ctx, queue, gearsfs.DataKey, dgm.StreamChange{Set: dgm.SettingsChange{Memory: &yes}}), gearsfs.ErrUnsupported)
+	s.put(s.m, "k", "9")
+	require.ErrorIs(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Set: dgm.SettingsChange{Memory: &no}}), gearsfs.ErrInvalid)
+	require.Equal(t, []string{"9"}, s.take(s.m, 1, "k"))
+	require.NoError(t, s.m.Configure(s.ctx, queue, "k", dgm.StreamChange{Seal: &yes}))
+	_, err = s.m.Take(s.ctx, takeOf("k"))
+	require.ErrorIs(t, err, gearsfs.ErrEnd)
+	_, err = s.m.Put(s.ctx, dgm.Put{File: queue, Key: "k", Records: []gearsfs.NewRecord{{}}})
+	require.ErrorIs(t, err, gearsfs.ErrSealed)
 }

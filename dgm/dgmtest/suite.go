@@ -59,6 +59,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"RandomSets", randomSets},
 		{"MoveAndCopy", moveAndCopy},
 		{"Typed", typed},
+		{"InMemory", inMemory},
 		{"NearMisses", nearMisses},
 		{"FollowMissesNothing", followMissesNothing},
 		{"Peek", peek},
