@@ -173,8 +173,8 @@ func transactNamesComeLater(t *testing.T, s *suite) {
 // oldestFirst: of those that can run the oldest does, and how often another was
 // passed over is counted.
 func oldestFirst(t *testing.T, s *suite) {
+	s.put(s.m, "y", "y") // first: a missing file that appears sends who waits for it to the log
 	pair := s.transactLater(s.ctx, s.open(t), tx(takeStep("x"), takeStep("y")))
-	s.put(s.m, "y", "y")
 	take := s.takeLater(s.ctx, s.open(t), takeOf("x"))
 	young := s.transactLater(s.ctx, s.open(t), tx(takeStep("x")))
 	s.put(s.m, "x", "1")
