@@ -61,6 +61,8 @@ var (
 	ErrGone    = &Error{37, "the lease is gone"}
 	ErrRemoved = &Error{38, "the file was removed while waiting"}
 	ErrBlocks  = &Error{39, "the file was written as blocks, not put as records"}
+	ErrUnmet   = &Error{40, "a condition is not met"}
+	ErrType    = &Error{41, "records of another type"} // put
 
 	ErrSession   = &Error{48, "the session has ended"}
 	ErrMaybe     = &Error{49, "outcome unknown"} // may or may not have been applied

@@ -14,12 +14,16 @@ type Record struct {
 	Time       time.Time // log time of the put
 	Deliveries uint32    // how often it was handed out, this time included
 	Receipt    *Receipt  // of a lease; nil where nothing is leased
+	Deadline   time.Time // of the lease, log time; zero where it has none
 }
 
 // NewRecord is what is put.
 type NewRecord struct {
 	Data []byte // at most RecordBytesMax; not kept after the call returns
 	Type string // at most KeyBytesMax bytes
+	// ID, where it is not empty, has the record put once within the stream's
+	// window of ids; at most KeyBytesMax bytes.
+	ID string
 }
 
 // File says which file an operation is about: by Ino where that is not 0, else
@@ -91,7 +95,37 @@ type StreamInfo struct {
 	Waiting uint32 // takes and peeks that wait
 	Sealed  bool
 	Limits  Limits
+
+	Delayed   uint64 // records that wait for their time
+	Discarded uint64 // records that went by age or for newer ones
+	Settings  Settings
 }
+
+// Full is what happens to a put into a full stream.
+type Full uint32
+
+const (
+	FullWait       Full = iota // it waits
+	FullRefuse                 // ErrFull
+	FullDropOldest             // the oldest records are discarded, leased ones too
+)
+
+// Settings are those of a stream beside its Limits.
+type Settings struct {
+	Age        time.Duration // after which records that can be taken are discarded; 0 is never
+	Full       Full
+	Tries      uint32        // deliveries after which a record that comes back goes to KEY.dead; 0 is any number
+	Type       string        // the only type that can be put; "" is any
+	IDWindow   time.Duration // how long ids are remembered; 0 is IDWindowDefault
+	AppendOnly bool          // no truncation, no writing in place
+	Memory     bool          // records are in the node's memory alone
+}
+
+// IDWindowDefault and IDsMax bound what a stream remembers of ids.
+const (
+	IDWindowDefault = 24 * time.Hour
+	IDsMax          = 1_000_000
+)
 
 // Entry is one name in a directory.
 type Entry struct {

@@ -2,6 +2,7 @@ package dgm
 
 import (
 	"context"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -71,26 +72,57 @@ func target(f gearsfs.File) (*wire.Target, string, error) {
 
 // Put implements Streams.
 func (a api) Put(ctx context.Context, p Put) (PutResult, error) {
-	t, path, err := target(p.File)
+	op, path, err := putOp(p)
 	if err != nil {
 		return PutResult{}, err
+	}
+	return a.put(ctx, &wire.Change{
+		Path: path, NoWait: p.NoWait, Command: &wire.Command{Op: &wire.Command_Put{Put: op}},
+	})
+}
+
+func (a api) put(ctx context.Context, c *wire.Change) (PutResult, error) {
+	answer, err := a.change(ctx, c)
+	if err != nil {
+		return PutResult{}, err
+	}
+	return putResult(answer), nil
+}
+
+func putResult(answer *wire.Answer) PutResult {
+	return PutResult{
+		Ino: gearsfs.Ino(answer.Ino), First: gearsfs.Seq(answer.FirstSeq), Last: gearsfs.Seq(answer.LastSeq),
+	}
+}
+
+func putOp(p Put) (*wire.Put, string, error) {
+	t, path, err := target(p.File)
+	if err != nil {
+		return nil, "", err
 	}
 	records, err := newRecords(p.Key, p.Records)
 	if err != nil {
-		return PutResult{}, err
+		return nil, "", err
 	}
-	answer, err := a.change(ctx, &wire.Change{
-		Path: path, NoWait: p.NoWait,
-		Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{
-			Target: t, Key: string(p.Key), Records: records, Mode: p.Mode, Seal: p.Seal,
-		}}},
-	})
-	if err != nil {
-		return PutResult{}, err
+	op := &wire.Put{Target: t, Key: string(p.Key), Records: records, Mode: p.Mode, Seal: p.Seal}
+	if !p.At.IsZero() {
+		if p.Delay != 0 {
+			return nil, "", gearsfs.ErrInvalid.Because("a put has a time or a delay, not both")
+		}
+		op.At = uint64(max(0, p.At.UnixNano()))
 	}
-	return PutResult{
-		Ino: gearsfs.Ino(answer.Ino), First: gearsfs.Seq(answer.FirstSeq), Last: gearsfs.Seq(answer.LastSeq),
-	}, nil
+	if op.Delay, err = span(p.Delay); err != nil {
+		return nil, "", err
+	}
+	return op, path, nil
+}
+
+// span encodes a duration, which must not be negative.
+func span(d time.Duration) (uint64, error) {
+	if d < 0 {
+		return 0, gearsfs.ErrInvalid.Because("a negative duration: %v", d)
+	}
+	return uint64(d), nil
 }
 
 // newRecords checks what is to be put against the limits on a batch.
@@ -111,8 +143,11 @@ func newRecords(key gearsfs.Key, records []gearsfs.NewRecord) ([]*wire.NewRecord
 		if len(r.Type) > gearsfs.KeyBytesMax {
 			return nil, gearsfs.ErrTooBig.Because("a type name of %d bytes, at most %d", len(r.Type), gearsfs.KeyBytesMax)
 		}
+		if len(r.ID) > gearsfs.KeyBytesMax {
+			return nil, gearsfs.ErrTooBig.Because("an id of %d bytes, at most %d", len(r.ID), gearsfs.KeyBytesMax)
+		}
 		bytes += len(r.Data)
-		block[i].Data, block[i].Type = r.Data, r.Type
+		block[i].Data, block[i].Type, block[i].Id = r.Data, r.Type, r.ID
 		out[i] = &block[i]
 	}
 	if bytes > gearsfs.BatchBytesMax {
@@ -123,32 +158,49 @@ func newRecords(key gearsfs.Key, records []gearsfs.NewRecord) ([]*wire.NewRecord
 
 // Take implements Streams.
 func (a api) Take(ctx context.Context, take Take) ([]gearsfs.Record, error) {
-	t, path, err := target(take.File)
-	if err != nil {
-		return nil, err
-	}
-	if len(take.Keys) == 0 || len(take.Keys) > takeKeysMax {
-		return nil, gearsfs.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
-	}
-	for _, k := range take.Keys {
-		if err := k.Check(); err != nil {
-			return nil, err
-		}
-	}
-	max, err := count(take.Max)
+	op, path, err := takeOp(take)
 	if err != nil {
 		return nil, err
 	}
 	answer, err := a.change(ctx, &wire.Change{
-		Path: path, NoWait: take.NoWait,
-		Command: &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{
-			Target: t, Keys: keysToWire(take.Keys), Max: max, Lease: take.Lease, Force: take.Force,
-		}}},
+		Path: path, NoWait: take.NoWait, Command: &wire.Command{Op: &wire.Command_Take{Take: op}},
 	})
 	if err != nil {
 		return nil, err
 	}
 	return recordsFromWire(answer.Records), nil
+}
+
+func takeOp(take Take) (*wire.Take, string, error) {
+	t, path, err := target(take.File)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(take.Keys) == 0 || len(take.Keys) > takeKeysMax {
+		return nil, "", gearsfs.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
+	}
+	for _, k := range take.Keys {
+		if err := k.Check(); err != nil {
+			return nil, "", err
+		}
+	}
+	op := &wire.Take{
+		Target: t, Keys: keysToWire(take.Keys), Lease: take.Lease, Force: take.Force,
+		ByReceipt: take.ByReceipt, Tries: take.Tries,
+	}
+	if op.Max, err = count(take.Max); err != nil {
+		return nil, "", err
+	}
+	if op.LeaseFor, err = span(take.LeaseFor); err != nil {
+		return nil, "", err
+	}
+	switch {
+	case !take.Lease && (take.LeaseFor != 0 || take.ByReceipt || take.Tries != 0):
+		return nil, "", gearsfs.ErrInvalid.Because("only a lease has a time, a receipt or tries")
+	case take.ByReceipt && take.LeaseFor == 0:
+		return nil, "", gearsfs.ErrInvalid.Because("a lease that is held by its receipt needs a time")
+	}
+	return op, path, nil
 }
 
 const takeKeysMax = 64
@@ -178,7 +230,7 @@ func (a api) Peek(ctx context.Context, p Peek) ([]gearsfs.Record, error) {
 	}
 	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Peek{Peek: &wire.Peek{
 		Target: t, Path: path, Key: string(p.Key), Max: max, NoWait: p.NoWait,
-		Follow: p.Follow, After: uint64(p.After), Last: p.Last,
+		Follow: p.Follow, After: uint64(p.After), Last: p.Last, Gone: uint64(p.Gone),
 	}}})
 	if err != nil {
 		return nil, err
@@ -188,21 +240,39 @@ func (a api) Peek(ctx context.Context, p Peek) ([]gearsfs.Record, error) {
 
 // Settle implements Streams.
 func (a api) Settle(ctx context.Context, s Settle) error {
-	if len(s.Receipts) == 0 || len(s.Receipts) > gearsfs.BatchRecordsMax {
-		return gearsfs.ErrInvalid.Because("settle takes 1 to %d receipts", gearsfs.BatchRecordsMax)
+	op, err := settleOp(s)
+	if err != nil {
+		return err
+	}
+	_, err = a.change(ctx, &wire.Change{Command: &wire.Command{Op: &wire.Command_Settle{Settle: op}}})
+	return err
+}
+
+func settleOp(s Settle) (*wire.Settle, error) {
+	switch {
+	case len(s.Receipts) == 0 || len(s.Receipts) > gearsfs.BatchRecordsMax:
+		return nil, gearsfs.ErrInvalid.Because("settle takes 1 to %d receipts", gearsfs.BatchRecordsMax)
+	case s.Return && s.Extend != 0:
+		return nil, gearsfs.ErrInvalid.Because("a lease is returned or extended, not both")
+	case !s.Return && (s.Delay != 0 || s.Tries != 0):
+		return nil, gearsfs.ErrInvalid.Because("only what is returned has a delay or tries")
 	}
 	block := make([]wire.Receipt, len(s.Receipts))
-	receipts := make([]*wire.Receipt, len(s.Receipts))
+	op := &wire.Settle{Receipts: make([]*wire.Receipt, len(s.Receipts)), Return: s.Return, Tries: s.Tries}
 	for i, r := range s.Receipts {
 		b := &block[i]
 		b.Ino, b.Key, b.Fence = uint64(r.Ino), string(r.Key), r.Fence
 		b.Pos, b.Seq = uint64(r.Place.Pos), uint64(r.Place.Seq)
-		receipts[i] = b
+		op.Receipts[i] = b
 	}
-	_, err := a.change(ctx, &wire.Change{Command: &wire.Command{Op: &wire.Command_Settle{
-		Settle: &wire.Settle{Receipts: receipts, Return: s.Return},
-	}}})
-	return err
+	var err error
+	if op.Delay, err = span(s.Delay); err != nil {
+		return nil, err
+	}
+	if op.Extend, err = span(s.Extend); err != nil {
+		return nil, err
+	}
+	return op, nil
 }
 
 // Configure implements Streams.
@@ -218,8 +288,42 @@ func (a api) Configure(ctx context.Context, f gearsfs.File, key gearsfs.Key, c S
 	if c.Limits != nil {
 		op.SetLimits, op.LimitRecords, op.LimitBytes = true, c.Limits.Records, c.Limits.Bytes
 	}
+	if op.Settings, err = settingsChange(c.Set); err != nil {
+		return err
+	}
 	_, err = a.change(ctx, &wire.Change{Path: path, Command: &wire.Command{Op: &wire.Command_Configure{Configure: op}}})
 	return err
+}
+
+// settingsChange encodes a change of settings, nil where it changes nothing.
+func settingsChange(c SettingsChange) (*wire.Settings, error) {
+	if c == (SettingsChange{}) {
+		return nil, nil
+	}
+	set := &wire.Settings{Tries: c.Tries, Type: c.Type, AppendOnly: c.AppendOnly, Memory: c.Memory}
+	for _, d := range []struct {
+		from *time.Duration
+		to   **uint64
+	}{{c.Age, &set.Age}, {c.IDWindow, &set.IdWindow}} {
+		if d.from != nil {
+			n, err := span(*d.from)
+			if err != nil {
+				return nil, err
+			}
+			*d.to = &n
+		}
+	}
+	if c.Full != nil {
+		if *c.Full > gearsfs.FullDropOldest {
+			return nil, gearsfs.ErrInvalid.Because("no such policy of a full stream: %d", *c.Full)
+		}
+		full := uint32(*c.Full)
+		set.Full = &full
+	}
+	if c.Type != nil && len(*c.Type) > gearsfs.KeyBytesMax {
+		return nil, gearsfs.ErrTooBig.Because("a type name of %d bytes, at most %d", len(*c.Type), gearsfs.KeyBytesMax)
+	}
+	return set, nil
 }
 
 // ListStreams implements Streams.

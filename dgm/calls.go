@@ -320,11 +320,8 @@ func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.R
 		req.Kind = &wire.Request_Query{Query: &wire.Query{
 			Op: &wire.Query_Release{Release: c.req.GetQuery().GetOpen()}, Fast: true,
 		}}
-	case c.req.GetChange().GetCommand().GetTake().GetLease():
-		settle := &wire.Settle{Return: true}
-		for _, t := range resp.GetAnswer().GetRecords() {
-			settle.Receipts = append(settle.Receipts, &wire.Receipt{Ino: t.Ino, Key: t.Key, Pos: t.Pos, Seq: t.Seq, Fence: t.Fence})
-		}
+	case c.seq != 0 && leases(resp.GetAnswer()) != nil:
+		settle := &wire.Settle{Return: true, Receipts: leases(resp.Answer)}
 		req.Kind = &wire.Request_Change{Change: &wire.Change{
 			Command: &wire.Command{Op: &wire.Command_Settle{Settle: settle}}, Fast: true,
 		}}
@@ -332,6 +329,19 @@ func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.R
 		return
 	}
 	l.start(req, func(*wire.Response) {}) // with the link the session's connection goes, and all of this
+}
+
+// leases are the receipts of what an answer hands out, nil where nothing is leased.
+func leases(a *wire.Answer) (receipts []*wire.Receipt) {
+	for _, t := range a.GetRecords() {
+		if t.Fence != 0 {
+			receipts = append(receipts, &wire.Receipt{Ino: t.Ino, Key: t.Key, Pos: t.Pos, Seq: t.Seq, Fence: t.Fence})
+		}
+	}
+	for _, step := range a.GetSteps() {
+		receipts = append(receipts, leases(step)...)
+	}
+	return receipts
 }
 
 // finish ends a call.

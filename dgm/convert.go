@@ -1,6 +1,7 @@
 package dgm
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -53,6 +54,9 @@ func recordFromWire(t *wire.TakenRecord) gearsfs.Record {
 	if t.Fence != 0 {
 		r.Receipt = &gearsfs.Receipt{Ino: gearsfs.Ino(t.Ino), Key: r.Key, Place: r.Place, Fence: t.Fence}
 	}
+	if t.Deadline != 0 {
+		r.Deadline = fromNanos(t.Deadline)
+	}
 	return r
 }
 
@@ -72,6 +76,9 @@ func recordToWire(r gearsfs.Record) *wire.TakenRecord {
 	if r.Receipt != nil {
 		t.Fence, t.Ino = r.Receipt.Fence, uint64(r.Receipt.Ino)
 	}
+	if !r.Deadline.IsZero() {
+		t.Deadline = nanos(r.Deadline)
+	}
 	return t
 }
 
@@ -81,7 +88,27 @@ func streamFromWire(s *wire.Stream) gearsfs.StreamInfo {
 		Head:    gearsfs.Place{Pos: gearsfs.Pos(s.HeadPos), Seq: gearsfs.Seq(s.HeadSeq)},
 		Tail:    gearsfs.Place{Pos: gearsfs.Pos(s.TailPos), Seq: gearsfs.Seq(s.TailSeq)},
 		Version: s.Version, Waiting: s.Waiting, Sealed: s.Sealed,
-		Limits: gearsfs.Limits{Records: s.LimitRecords, Bytes: s.LimitBytes},
+		Limits:  gearsfs.Limits{Records: s.LimitRecords, Bytes: s.LimitBytes},
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsFromWire(s.Settings),
+	}
+}
+
+func settingsFromWire(s *wire.Settings) gearsfs.Settings {
+	return gearsfs.Settings{
+		Age: time.Duration(s.GetAge()), Full: gearsfs.Full(s.GetFull()), Tries: s.GetTries(), Type: s.GetType(),
+		IDWindow: time.Duration(s.GetIdWindow()), AppendOnly: s.GetAppendOnly(), Memory: s.GetMemory(),
+	}
+}
+
+// settingsToWire encodes what is set; nil where nothing is.
+func settingsToWire(s gearsfs.Settings) *wire.Settings {
+	if s == (gearsfs.Settings{}) {
+		return nil
+	}
+	age, full, window := uint64(s.Age), uint32(s.Full), uint64(s.IDWindow)
+	return &wire.Settings{
+		Age: &age, Full: &full, Tries: &s.Tries, Type: &s.Type,
+		IdWindow: &window, AppendOnly: &s.AppendOnly, Memory: &s.Memory,
 	}
 }
 
@@ -92,6 +119,7 @@ func streamToWire(s gearsfs.StreamInfo) *wire.Stream {
 		TailPos: uint64(s.Tail.Pos), TailSeq: uint64(s.Tail.Seq),
 		Version: s.Version, Waiting: s.Waiting, Sealed: s.Sealed,
 		LimitRecords: s.Limits.Records, LimitBytes: s.Limits.Bytes,
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsToWire(s.Settings),
 	}
 }
 
@@ -200,5 +228,14 @@ func errorOf(r *wire.Response) error {
 	if r.Answer == nil {
 		return nil
 	}
-	return gearsfs.FromCode(gearsfs.Code(r.Answer.Code), r.Answer.Reason)
+	return answerError(r.Answer)
+}
+
+// answerError is the error that an answer carries, or nil.
+func answerError(a *wire.Answer) error {
+	reason := a.Reason
+	if a.FailedStep != 0 {
+		reason = fmt.Sprintf("step %d: %s", a.FailedStep, reason)
+	}
+	return gearsfs.FromCode(gearsfs.Code(a.Code), reason)
 }

@@ -55,6 +55,17 @@ func (g *gate) shut(why error) (held []*op) {
 // submit sends operations to the log, next to each other. Those of sessions
 // that have ended meanwhile fail, and all where the tenure is over.
 func (t *tenure) submit(ops ...*op) {
+	if slices.ContainsFunc(ops, func(o *op) bool { return o.inMemory }) {
+		var others []*op
+		for _, o := range ops {
+			if o.inMemory {
+				t.submitMemory(o, place{o.ino, o.keys[0]})
+			} else {
+				others = append(others, o)
+			}
+		}
+		ops = others
+	}
 	var refused []*op
 	for _, o := range ops {
 		o.bytes = o.change.Command.SizeVT()

@@ -12,21 +12,17 @@ import (
 // nearKeysMax bounds the existing keys that a waiting one is compared with.
 const nearKeysMax = 1000
 
-// listWaits describes what waits, oldest first, and names existing keys that
-// look like misspellings of those waited for.
+// listWaits describes what waits, oldest first, and names keys that look like misspellings of those waited for.
 func (t *tenure) listWaits() (*wire.Response, error) {
 	t.mu.Lock()
 	var waits []gearsfs.Wait
 	for _, o := range t.waits.all() {
 		w := gearsfs.Wait{
 			Session: o.sess.id, Client: o.sess.client, Op: o.kind(), Path: o.path, Ino: o.ino,
-			Keys: slices.Clone(o.keys), Since: o.since,
+			Keys: slices.Clone(o.keys), Since: o.since, Passed: o.passed,
 		}
 		if w.Path == "" {
 			w.Path = fmt.Sprintf("ino %d", o.ino)
-		}
-		for _, waiter := range o.waiters {
-			w.Passed += waiter.Passed()
 		}
 		waits = append(waits, w)
 	}
@@ -35,7 +31,7 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	resp := &wire.Response{}
 	nearOf := make(map[string][]gearsfs.Key) // many wait for the same
 	for _, w := range waits {
-		if w.Ino != 0 && w.Op != "put" {
+		if w.Op != "put" {
 			place := fmt.Sprint(w.Ino, w.Keys)
 			near, known := nearOf[place]
 			if !known {
@@ -52,8 +48,29 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	return resp, nil
 }
 
-// nearKeys returns the keys of a file that look like misspellings of keys.
+// near names keys that look like misspellings of those asked for.
+func (t *tenure) near(s *session, n *wire.Near) (*wire.Response, error) {
+	if err := t.resolve(s, n.Path, &n.Target); err != nil {
+		return nil, err
+	}
+	keys, err := takeKeys(n.Keys)
+	if err != nil {
+		return nil, err
+	}
+	near, err := t.nearKeys(gearsfs.Ino(n.Target.Ino), keys)
+	return &wire.Response{Names: keysToWire(near)}, err
+}
+
+// nearKeys returns the keys of a file, there or put to of late, that look like
+// misspellings of keys. For a missing file these are those put to of late
+// anywhere.
 func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, error) {
+	t.mu.Lock()
+	names := t.recent.keys(ino)
+	t.mu.Unlock()
+	if ino == 0 {
+		return nearest(keys, names), nil
+	}
 	infos, err := t.vol.machine.ListStreams(ino, "", nearKeysMax, gearsfs.Root)
 	if err != nil {
 		if gearsfs.CodeOf(err) == gearsfs.ErrStale.Code || gearsfs.CodeOf(err) == gearsfs.ErrNotFound.Code {
@@ -61,9 +78,10 @@ func (t *tenure) nearKeys(ino gearsfs.Ino, keys []gearsfs.Key) ([]gearsfs.Key, e
 		}
 		return nil, err
 	}
-	var names []gearsfs.Key
 	for _, info := range infos {
-		names = append(names, info.Key)
+		if !slices.Contains(names, info.Key) {
+			names = append(names, info.Key)
+		}
 	}
 	return nearest(keys, names), nil
 }
@@ -121,7 +139,7 @@ func editDistance(a, b string) int {
 	return last[len(b)]
 }
 
-// waitingOn counts the takes and peeks that wait at a stream.
+// waitingOn counts the takes, peeks and transactions that wait at a stream.
 func (t *tenure) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,7 +147,7 @@ func (t *tenure) waitingOn(ino gearsfs.Ino, key gearsfs.Key) uint32 {
 	if s == nil {
 		return 0
 	}
-	return uint32(s.takes.Len() + s.peeks.Len())
+	return uint32(s.takes.Len() + s.peeks.Len() + s.txs.Len())
 }
 
 // checkRemote returns gearsfs.ErrInvalid where a remote can't be named so, or its

@@ -56,9 +56,40 @@ type Streams interface {
 	Peek(ctx context.Context, peek Peek) ([]gearsfs.Record, error)
 
 	// Settle ends leases: acknowledged records are removed, returned ones go
-	// back to their old places. All or none: gearsfs.ErrGone where one of the
-	// leases is not held any more; a repeated acknowledgement is ErrGone too.
+	// back to their old places; or it extends them. All or none: gearsfs.ErrGone
+	// where one of the leases is not held any more; a repeated acknowledgement is
+	// ErrGone too.
 	Settle(ctx context.Context, settle Settle) error
+
+	// Update makes a record the only one of its stream, in one step; leases on
+	// what was there end, and limits do not matter. gearsfs.ErrUnmet where IfSeq
+	// is not the newest seq; ErrPermission where the stream is append-only.
+	Update(ctx context.Context, update Update) (PutResult, error)
+
+	// Transact does all its steps or none. Conditions, takes and looks see the
+	// stream before it; then come its settlements, updates and puts. It waits,
+	// holding nothing, until every take finds all its records (Max of them),
+	// every condition is met and every put has room. With NoWait it fails at
+	// once: gearsfs.ErrEmpty, ErrUnmet, ErrFull. Other errors are those of the
+	// steps; their reason names the step, and nothing is done: gearsfs.ErrTooBig
+	// where all takes and looks together are more than one take may be, or the
+	// looks more than 1 MiB. Where the connection was lost and a lease has ended
+	// before the answer came, its record is missing in the results, for the other
+	// steps are done.
+	Transact(ctx context.Context, tx Transact) ([]StepResult, error)
+
+	// Move moves up to max records (0: all that are there now) that can be taken
+	// from one stream of a file to the tail of another, in pieces that are each
+	// atomic, and returns how many, also with an error: of gearsfs.ErrFull, ErrType
+	// and ErrSealed where the next one can't be put there.
+	Move(ctx context.Context, file gearsfs.File, from, to gearsfs.Key, max uint64) (uint64, error)
+
+	// CopyFile makes a file with copies of all streams of another, one consistent
+	// cut; a regular file that is there is replaced, but keeps its inode. What is
+	// leased or delayed can be taken from the copy; ids are not copied.
+	// gearsfs.ErrTooBig beyond 100,000 records, 64 MiB or 10,000 streams;
+	// ErrPermission where a stream that would be replaced is append-only.
+	CopyFile(ctx context.Context, from, to gearsfs.File) error
 
 	// Configure seals, unseals, clears, drops or limits a stream.
 	Configure(ctx context.Context, file gearsfs.File, key gearsfs.Key, change StreamChange) error
@@ -80,6 +111,10 @@ type Put struct {
 	Mode    uint32              // of a new file; 0 is 0644
 	NoWait  bool
 	Seal    bool // seal the stream behind these records
+	// At is when they can be taken, log time; or Delay says how long after the
+	// put. Until then they hold their place in the order.
+	At    time.Time
+	Delay time.Duration
 }
 
 // PutResult says where the records went.
@@ -96,6 +131,14 @@ type Take struct {
 	NoWait bool
 	Lease  bool // hand out under a lease that ends with the session
 	Force  bool // also take from a data stream that was written as blocks
+
+	// With Lease. LeaseFor bounds it by log time; with ByReceipt, which needs
+	// LeaseFor, whoever has the receipt holds it and it does not end with the
+	// session. Tries is after how many deliveries a record that comes back goes
+	// to the stream KEY.dead; 0 is what the stream says.
+	LeaseFor  time.Duration
+	ByReceipt bool
+	Tries     uint32
 }
 
 // Peek is the argument of Streams.Peek. Without After and Last it shows the
@@ -109,12 +152,70 @@ type Peek struct {
 	Follow bool        // show what is newer than After, also where After is 0
 	After  gearsfs.Seq // with Follow
 	Last   bool        // the newest record
+	// Gone, where it is not 0, waits instead until no record is left of those
+	// from After+1 to Gone (to be taken, leased or delayed), and shows none:
+	// gearsfs.ErrUnmet where NoWait is set and some are. Records that went
+	// to another stream, or were discarded, are not left either.
+	Gone gearsfs.Seq
 }
 
 // Settle is the argument of Streams.Settle.
 type Settle struct {
 	Receipts []gearsfs.Receipt // of this session, 1 to BatchRecordsMax
 	Return   bool              // give the records back instead of acknowledging
+	Delay    time.Duration     // with Return: before they can be taken again
+	Extend   time.Duration     // keep the leases, until so long from now
+	Tries    uint32            // with Return: as in Take; 0 is what the lease says
+}
+
+// Update is the argument of Streams.Update.
+type Update struct {
+	File   gearsfs.File
+	Key    gearsfs.Key
+	Record gearsfs.NewRecord
+	Mode   uint32       // of a new file; 0 is 0644
+	IfSeq  *gearsfs.Seq // only where this is the newest seq that was put; 0: where none was
+}
+
+// Transact is the argument of Streams.Transact: at most 64 steps.
+type Transact struct {
+	Steps  []Step
+	NoWait bool
+}
+
+// Step is one of a transaction; exactly one pointer is set. NoWait in a step
+// has no meaning.
+type Step struct {
+	Condition *Condition
+	Take      *Take // of exactly Max records
+	Look      *Look
+	Settle    *Settle
+	Update    *Update
+	Put       *Put
+}
+
+// Condition is met when all that is set in it holds.
+type Condition struct {
+	File    gearsfs.File
+	Key     gearsfs.Key
+	Newest  *gearsfs.Seq // the newest seq that was put, 0 where none was
+	Head    *gearsfs.Seq // of the first record that can be taken
+	Empty   *bool        // whether no record is left, leased or delayed
+	AtLeast uint64       // records can be taken
+}
+
+// Look is a peek in a transaction: it does not wait.
+type Look struct {
+	File gearsfs.File
+	Key  gearsfs.Key
+	Max  int // 0 is 1
+}
+
+// StepResult is what came of one step: of a take or look the records, of an
+// update or put where they went.
+type StepResult struct {
+	Records []gearsfs.Record
+	Put     PutResult
 }
 
 // StreamChange is what Configure does; nil and false leave a thing as it is.
@@ -123,6 +224,19 @@ type StreamChange struct {
 	Clear  bool // remove all records, ending the leases on them
 	Drop   bool // remove the stream; not the data stream
 	Limits *gearsfs.Limits
+	// Set changes settings; nil leaves one as it is.
+	Set SettingsChange
+}
+
+// SettingsChange is a change of gearsfs.Settings.
+type SettingsChange struct {
+	Age        *time.Duration
+	Full       *gearsfs.Full
+	Tries      *uint32
+	Type       *string
+	IDWindow   *time.Duration
+	AppendOnly *bool
+	Memory     *bool // needs a stream without records, and a volume of one node
 }
 
 // Names are the operations on the tree. They have the meaning of the POSIX
@@ -221,6 +335,9 @@ type Content interface {
 type Node interface {
 	Status(ctx context.Context) (gearsfs.NodeStatus, error)
 	Waits(ctx context.Context) ([]gearsfs.Wait, error)
+	// Near returns keys that look like misspellings of keys of a file, which need
+	// not exist: for a take that has waited in vain.
+	Near(ctx context.Context, file gearsfs.File, keys []gearsfs.Key) ([]gearsfs.Key, error)
 	// SetRemote names another node's addresses; "" removes the name.
 	SetRemote(ctx context.Context, name, addrs string) error
 	Remotes(ctx context.Context) (map[string]string, error)

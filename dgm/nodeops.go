@@ -115,6 +115,12 @@ func (v *Volume) admitNode(ctx context.Context, join *wire.Join) (*wire.Response
 	v.joining.Lock()
 	defer v.joining.Unlock()
 	self := join.GetSelf()
+	if any, err := v.machine.AnyInMemory(); err != nil || any {
+		if err == nil {
+			err = gearsfs.ErrUnsupported.Because("the volume has streams in memory: no node can be added while it has (gearsfs set --store disk)")
+		}
+		return nil, err
+	}
 	known, err := v.checkJoin(join)
 	if err != nil {
 		return nil, err

@@ -41,9 +41,14 @@ type op struct {
 	name     nameKey     // the missing file
 	keys     []gearsfs.Key
 	waiters  []*stream.Waiter[*op]
-	promised promise // records that a proposed take was counted for
-	turn     *spot   // where a put that waited for room tries again
-	ticket   uint64  // of a put: it keeps the place in which it came
+	promised []promise // records that what is proposed was counted for
+	turn     *spot     // where a put that waited for room tries again
+	ticket   uint64    // its place among those that wait; of puts and transactions that in which they came
+	passed   uint32    // how often a younger one ran where it waits
+	versions []uint64  // of a proposed transaction's streams, before it was proposed
+	misleads int
+	inMemory bool        // its stream's records are
+	into     gearsfs.Ino // the file that a put went to
 }
 
 type opState uint8
@@ -64,9 +69,15 @@ type nameKey struct {
 // promise counts records that are about to be taken, so that a put wakes as
 // many waiters as there are records.
 type promise struct {
+	place
 	line    *line
-	key     gearsfs.Key
 	records uint64
+}
+
+// place is a stream.
+type place struct {
+	ino gearsfs.Ino
+	key gearsfs.Key
 }
 
 // canceller ends what start began and what waits: with why at once where it
@@ -75,16 +86,24 @@ type canceller interface{ cancel(why error) }
 
 func (o *op) isTake() bool { return o.change != nil && o.change.Command.GetTake() != nil }
 
-// byPath says whether a path named the operation's file.
+// byPath says whether a path named a file of the operation's.
 func (o *op) byPath() bool {
-	if o.path == "" {
-		return false
-	}
-	switch o.change.Command.Op.(type) {
-	case *wire.Command_Put, *wire.Command_Take, *wire.Command_Configure:
-		return true
+	for _, f := range filesOf(o.change) {
+		if f.path != "" {
+			return true
+		}
 	}
 	return false
+}
+
+func (o *op) isPut() bool { return o.change != nil && o.change.Command.GetPut() != nil }
+
+// transaction is what the operation is to do, nil where it is none.
+func (o *op) transaction() *wire.Transact {
+	if o.change == nil {
+		return nil
+	}
+	return o.change.Command.GetTransact()
 }
 
 func (o *op) kind() string {
@@ -93,8 +112,10 @@ func (o *op) kind() string {
 		return "peek"
 	case o.isTake():
 		return "take"
+	case o.isPut():
+		return "put"
 	}
-	return "put"
+	return "transaction"
 }
 
 // noWait says that the operation is not to wait for records or room.
@@ -142,37 +163,64 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		return
 	}
 	switch code := gearsfs.Code(answer.Code); {
-	case code == gearsfs.ErrStale.Code && o.byPath():
+	case code == gearsfs.ErrStale.Code && o.byPath() && o.misleads < misleadsMax:
+		o.misleads++
 		o.misled()
-	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && !o.isTake():
+	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && o.isPut() && o.ten.fullWaits(o):
 		if o.ten.park(o) {
 			return
 		}
-		err := gearsfs.FromCode(code, answer.Reason)
-		if ended := o.endedBy(); ended != nil {
-			err = ended
+		o.failInVain(answer)
+	case code == gearsfs.ErrUnsupported.Code && o.misplaced():
+		o.relaunch()
+	case o.mayPass(answer):
+		if o.ten.parkTransaction(o, int(answer.FailedStep)-1) {
+			return
 		}
-		o.failCertain(err)
+		o.failInVain(answer)
 	default:
+		if code == 0 && o.isPut() {
+			o.into = gearsfs.Ino(answer.Ino)
+		}
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
 	}
 }
 
+// relaunch begins an operation anew that has changed nothing.
+func (o *op) relaunch() {
+	t := o.ten
+	t.mu.Lock()
+	wake := o.takeBackLocked()
+	t.mu.Unlock()
+	t.wakeAll(wake)
+	t.launch(o)
+}
+
+// failInVain ends an operation that found nothing and does not wait, or not any
+// more.
+func (o *op) failInVain(answer *wire.Answer) {
+	err := answerError(answer)
+	if ended := o.endedBy(); ended != nil {
+		err = ended
+	}
+	o.failCertain(err)
+}
+
+// misleadsMax bounds how often a path is followed anew: that a file is gone may
+// be said of another one, which no path named.
+const misleadsMax = 16
+
 // misled goes on with an operation that named its file by a path which had led
 // to another by the time it was applied: it looks again, or, if it has waited
 // for the file, ends.
 func (o *op) misled() {
-	t := o.ten
 	if o.isTake() && len(o.waiters) > 0 {
 		o.settled()
 		o.done(failure(gearsfs.ErrRemoved))
 		return
 	}
-	t.mu.Lock()
-	o.takeBackLocked()
-	t.mu.Unlock()
-	t.launch(o)
+	o.relaunch()
 }
 
 // settled marks the operation as done and takes its promise back. What was
@@ -186,31 +234,37 @@ func (o *op) settled() {
 	t := o.ten
 	t.mu.Lock()
 	o.state = opDone
-	key, wake := o.promised.key, o.promised.line != nil && o.promised.line.Len() > 0
-	pass := t.putsWaitLocked(o)
-	o.takeBackLocked()
-	t.mu.Unlock()
-	switch {
-	case pass:
-		t.passPut(o)
-	case wake:
-		t.wake(o.ino, key)
+	if o.into != 0 {
+		t.recent.note(place{o.into, o.keys[0]})
 	}
+	pass := t.putsWaitLocked(o)
+	wake := o.takeBackLocked()
+	t.mu.Unlock()
+	if pass {
+		t.passPut(o)
+	}
+	t.wakeAll(wake)
 }
 
-func (o *op) takeBackLocked() {
-	if o.promised.line != nil {
-		o.promised.line.promised -= o.promised.records
-		o.ten.waits.tidy(o.ino, o.promised.key)
-		o.promised = promise{}
+// takeBackLocked is for an operation that is not proposed any more. It returns
+// where others wait for what was promised to it.
+func (o *op) takeBackLocked() (wake []place) {
+	for _, p := range o.promised {
+		p.line.promised -= p.records
+		if s := o.ten.waits.spot(p.ino, p.key); s != nil && s.takes.Len()+s.txs.Len() > 0 {
+			wake = append(wake, p.place)
+		}
+		o.ten.waits.tidy(p.ino, p.key)
 	}
+	o.promised = nil
 	if o.turn != nil {
 		o.turn.putting, o.turn = false, nil
 		o.ten.waits.tidy(o.ino, o.keys[0])
 	}
-	if o.ticket != 0 {
+	if o.isPut() {
 		o.sess.outOfLogLocked(o)
 	}
+	return wake
 }
 
 func (o *op) endedBy() error {
@@ -240,7 +294,7 @@ func (o *op) cancel(why error) {
 		return
 	}
 	o.fail(why) // its request goes with the answer
-	if o.ticket != 0 {
+	if o.isPut() {
 		t.passPut(o)
 	}
 }
@@ -302,41 +356,25 @@ func (t *tenure) launch(o *op) canceller {
 		return t.startPut(o, c.Put)
 	case *wire.Command_Take:
 		return t.startTake(o, c.Take)
-	case *wire.Command_Configure:
-		if err := t.resolve(o.sess, o.path, &c.Configure.Target); err != nil {
+	case *wire.Command_Transact:
+		return t.startTransact(o)
+	case *wire.Command_Configure, *wire.Command_Update, *wire.Command_Move, *wire.Command_CopyFile:
+		if err := t.resolveAll(o); err != nil {
 			o.failCertain(err)
 			return nil
 		}
-		t.submit(o)
+		t.startPlain(o)
+	case *wire.Command_Settle:
+		t.startSettle(o, c.Settle)
 	case *wire.Command_Unlink:
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
-	case *wire.Command_Settle, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
+	case *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know
 		o.fail(gearsfs.ErrUnknownOp)
-	}
-	return nil
-}
-
-// resolve fills in a command's target where it was named by a path.
-func (t *tenure) resolve(s *session, path string, target **wire.Target) error {
-	if path == "" {
-		if *target == nil {
-			return gearsfs.ErrInvalid.Because("the request names no file")
-		}
-		return nil
-	}
-	dir, name, ino, err := t.vol.machine.ResolveTarget(path, s.caller)
-	if err != nil {
-		return err
-	}
-	if ino != 0 {
-		*target = &wire.Target{Ino: uint64(ino)}
-	} else {
-		*target = &wire.Target{Dir: uint64(dir), Name: name}
 	}
 	return nil
 }

@@ -96,8 +96,8 @@ func (v *Volume) awaitApplied(ctx context.Context, index gearsfs.Index) error {
 	return v.progress.await(ctx, uint64(index))
 }
 
-// Applied implements file.Observer: watchers are told, and what waits here is
-// tried.
+// Applied implements file.Observer: watchers are told, what waits here is tried,
+// and what is due next may be another thing.
 func (v *Volume) Applied(index uint64, touched []file.Touched, changed []file.Changed) {
 	v.progress.reach(index)
 	if len(changed) > 0 {
@@ -105,6 +105,7 @@ func (v *Volume) Applied(index uint64, touched []file.Touched, changed []file.Ch
 	}
 	if t := v.tenure.Load(); t != nil {
 		t.applied(touched, changed)
+		t.ticks.look()
 	}
 }
 

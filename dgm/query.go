@@ -46,6 +46,8 @@ func (t *tenure) read(s *session, q *wire.Query) (*wire.Response, error) {
 		return t.listStreams(s, op.ListStreams)
 	case *wire.Query_Waits:
 		return t.listWaits()
+	case *wire.Query_Near:
+		return t.near(s, op.Near)
 	}
 	return t.vol.look(s.caller, q)
 }
@@ -57,7 +59,7 @@ const readsMax = 32
 // bulky queries read so much that they would hold up a connection's others.
 func bulky(q *wire.Query) bool {
 	switch q.Op.(type) {
-	case *wire.Query_Read, *wire.Query_ReadDir, *wire.Query_ListStreams, *wire.Query_Waits, *wire.Query_Seek:
+	case *wire.Query_Read, *wire.Query_ReadDir, *wire.Query_ListStreams, *wire.Query_Waits, *wire.Query_Near, *wire.Query_Seek:
 		return true
 	}
 	return false
@@ -180,6 +182,7 @@ func (t *tenure) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	}
 	resp := &wire.Response{Streams: make([]*wire.Stream, len(infos))}
 	for i, info := range infos {
+		t.vol.memory.describe(ino, &info)
 		info.Waiting = t.waitingOn(ino, info.Key)
 		resp.Streams[i] = streamToWire(info)
 	}

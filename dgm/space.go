@@ -72,10 +72,17 @@ func (s *space) admit(cmd *wire.Command) error {
 	if !s.full() {
 		return nil
 	}
-	switch cmd.Op.(type) {
+	switch op := cmd.Op.(type) {
 	case *wire.Command_Put, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link,
-		*wire.Command_SetXattr, *wire.Command_Allocate, *wire.Command_SetRemote:
+		*wire.Command_SetXattr, *wire.Command_Allocate, *wire.Command_SetRemote,
+		*wire.Command_Update, *wire.Command_Move, *wire.Command_CopyFile:
 		return gearsfs.ErrNoSpace
+	case *wire.Command_Transact:
+		for _, step := range op.Transact.Steps {
+			if step.GetPut() != nil || step.GetUpdate() != nil {
+				return gearsfs.ErrNoSpace
+			}
+		}
 	}
 	return nil
 }

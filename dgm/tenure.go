@@ -63,7 +63,10 @@ type tenure struct {
 	opens    map[gearsfs.Ino]int            // over all sessions
 	absent   map[gearsfs.SessionID]*session // adopted and not back; also in sessions
 	waits    waits
+	recent   recent
 	over     error // why it is over, nil while it is not
+
+	ticks ticks // of no use before it serves
 }
 
 // Graces: how long a session keeps its leases while its client is lost. In a
@@ -124,6 +127,7 @@ func (t *tenure) begin(last *tenure) {
 		v.mu.Lock()
 		t.mu.Lock()
 		if err = t.over; err == nil {
+			t.initTicks()
 			v.tenure.Store(t)
 			v.leaderChangedLocked()
 			time.AfterFunc(v.grace(), t.disown)
@@ -137,6 +141,7 @@ func (t *tenure) begin(last *tenure) {
 		t.clear()
 	} else {
 		t.sweepLater() // what was closed before
+		t.ticks.look()
 		v.noteMembers()
 	}
 	close(t.begun)
@@ -243,6 +248,7 @@ func (t *tenure) end(why error) {
 		v.leaderChangedLocked()
 	}
 	v.mu.Unlock()
+	t.ticks.close()
 	if t.desk.shut() {
 		close(t.left)
 	}

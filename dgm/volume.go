@@ -78,6 +78,7 @@ type Volume struct {
 	left    chan struct{} // closed when the door is shut and nobody is inside
 	reads   chan struct{} // holds one for each bulky query that reads
 	space   space
+	memory  memory
 	started time.Time
 
 	// mu is taken before that of a tenure or a peer, and never held over I/O.
@@ -125,6 +126,7 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 		reads:         make(chan struct{}, readsMax),
 	}
 	v.watches.init()
+	v.memory.init(v)
 	v.root, v.stop = context.WithCancel(context.Background())
 	v.busy, v.quit = context.WithCancel(v.root)
 	if err := v.open(ctx); err != nil {

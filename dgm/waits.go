@@ -11,7 +11,8 @@ import (
 // Invariants:
 //
 //  1. An op is in lines exactly while its state is opWaiting: in that of each
-//     of its keys where its file exists, else in that of the file's name.
+//     of its keys where its file exists, else in that of the file's name. The
+//     keys of a transaction are those of one step that it lacks something for.
 //  2. A line is kept only while an op is in it or records are promised to it.
 //  3. Each line is in the order in which its ops first waited, that of puts in the
 //     order in which they came; one that comes back, or moves from its file's
@@ -28,6 +29,7 @@ type waits struct {
 // spot is a stream at which something waits.
 type spot struct {
 	takes, puts, peeks line
+	txs                line
 	putting            bool // the first of those that waited for room is trying
 }
 
@@ -74,7 +76,7 @@ func (w *waits) makeSpot(ino gearsfs.Ino, key gearsfs.Key) *spot {
 	}
 	s := file[key]
 	if s == nil {
-		s = &spot{takes: w.newLine(), puts: w.newLine(), peeks: w.newLine()}
+		s = &spot{takes: w.newLine(), puts: w.newLine(), peeks: w.newLine(), txs: w.newLine()}
 		file[key] = s
 	}
 	return s
@@ -83,7 +85,7 @@ func (w *waits) makeSpot(ino gearsfs.Ino, key gearsfs.Key) *spot {
 // tidy drops the lines at a stream where nothing waits any more.
 func (w *waits) tidy(ino gearsfs.Ino, key gearsfs.Key) {
 	file := w.files[ino]
-	if s := file[key]; s != nil && !s.putting && s.takes.idle() && s.puts.idle() && s.peeks.idle() {
+	if s := file[key]; s != nil && !s.putting && s.takes.idle() && s.puts.idle() && s.peeks.idle() && s.txs.idle() {
 		delete(file, key)
 		if len(file) == 0 {
 			delete(w.files, ino)
@@ -98,8 +100,10 @@ func (s *spot) lineOf(o *op) *line {
 		return &s.peeks
 	case o.isTake():
 		return &s.takes
+	case o.isPut():
+		return &s.puts
 	}
-	return &s.puts
+	return &s.txs
 }
 
 // join makes o wait, at its old place where it waited there before.
@@ -128,11 +132,10 @@ func (o *op) enter(l *line, i int) {
 		l.PutBack(o.waiters[i])
 		return
 	}
-	if o.ticket != 0 {
-		o.waiters = append(o.waiters, l.JoinAt(o, o.ticket))
-		return
+	if o.ticket == 0 {
+		o.ticket = o.ten.waits.tickets.Next()
 	}
-	o.waiters = append(o.waiters, l.Join(o))
+	o.waiters = append(o.waiters, l.JoinAt(o, o.ticket))
 }
 
 // leave takes o out of the lines; the caller gives it its next state.
@@ -163,6 +166,7 @@ func (w *waits) each(f func(*op)) {
 			s.takes.each(f)
 			s.puts.each(f)
 			s.peeks.each(f)
+			s.txs.each(f)
 		}
 	}
 }
@@ -193,7 +197,7 @@ func (w *waits) of(s *session) []*op {
 func (w *waits) at(ino gearsfs.Ino) []*op {
 	var out []*op
 	for key, s := range w.files[ino] {
-		for _, l := range []*line{&s.takes, &s.puts, &s.peeks} {
+		for _, l := range []*line{&s.takes, &s.puts, &s.peeks, &s.txs} {
 			l.each(func(o *op) {
 				if o.keys[0] == key { // an op of several keys once
 					out = append(out, o)

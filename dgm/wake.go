@@ -23,6 +23,11 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	}
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))
 	t.place(o, take.Target, keys)
+	o.inMemory = slices.ContainsFunc(keys, func(key gearsfs.Key) bool { return t.inMemory(place{o.ino, key}) })
+	if o.inMemory && len(keys) > 1 {
+		o.failCertain(errMemoryOnly)
+		return nil
+	}
 	t.mu.Lock()
 	now := o.change.Retry || t.runnableLocked(o)
 	if now {
@@ -70,7 +75,7 @@ func (t *tenure) place(o *op, target *wire.Target, keys []gearsfs.Key) {
 }
 
 // runnableLocked says whether a new take may be proposed: nobody older waits
-// for any of its keys and records are there that are promised to nobody.
+// for records of any of its keys, and records are there that are promised to nobody.
 func (t *tenure) runnableLocked(o *op) bool {
 	if o.ino == 0 {
 		return false
@@ -79,12 +84,12 @@ func (t *tenure) runnableLocked(o *op) bool {
 	for _, key := range o.keys {
 		var promised uint64
 		if s := t.waits.spot(o.ino, key); s != nil {
-			if s.takes.Len() > 0 && !o.noWait() {
+			if s.takes.Len()+s.txs.Len() > 0 && !o.noWait() {
 				return false
 			}
 			promised = s.takes.promised
 		}
-		if st := t.vol.machine.StreamState(o.ino, key); st.Ready > promised || o.noWait() && st.Ready > 0 {
+		if st := t.stateOf(o.ino, key); st.Ready > promised || o.noWait() && st.Ready > 0 {
 			ready = true
 		}
 	}
@@ -98,7 +103,7 @@ func (t *tenure) promiseLocked(o *op) {
 		if o.ino == 0 {
 			return
 		}
-		st := t.vol.machine.StreamState(o.ino, key)
+		st := t.stateOf(o.ino, key)
 		l := &t.waits.makeSpot(o.ino, key).takes
 		if st.Ready <= l.promised {
 			t.waits.tidy(o.ino, key)
@@ -111,25 +116,32 @@ func (t *tenure) promiseLocked(o *op) {
 
 func (t *tenure) promiseTo(o *op, l *line, key gearsfs.Key, records uint64) {
 	l.promised += records
-	o.promised = promise{l, key, records}
+	o.promised = append(o.promised, promise{place{o.ino, key}, l, records})
 }
 
 // park lets an operation wait whose attempt found nothing, or that has not
 // been tried. It reports false where the operation may not wait.
 func (t *tenure) park(o *op) bool {
-	t.mu.Lock()
-	o.takeBackLocked()
-	if !t.mayWaitLocked(o) {
-		t.mu.Unlock()
-		if o.ticket != 0 {
-			t.passPut(o)
-		}
-		return false
+	if !o.noWait() && o.misplaced() {
+		o.relaunch()
+		return true
 	}
-	t.waits.join(o)
+	t.mu.Lock()
+	wake := o.takeBackLocked()
+	may := t.mayWaitLocked(o)
+	if may {
+		t.waits.join(o)
+	}
 	t.mu.Unlock()
-	t.lookAgain(o)
-	return true
+	switch {
+	case may:
+		t.lookAgain(o)
+	case o.isPut():
+		t.passPut(o)
+	default:
+		t.wakeAll(wake)
+	}
+	return may
 }
 
 // mayWaitLocked ends an operation that must not wait, or not any more.
@@ -181,7 +193,10 @@ func (t *tenure) hopeless(o *op, ino gearsfs.Ino, name nameKey) error {
 		}
 		return err
 	}
-	put := o.peek == nil && !o.isTake()
+	if o.transaction() != nil {
+		return t.vol.machine.MayWait(ino, false, false, o.sess.caller)
+	}
+	put := o.isPut()
 	err := t.vol.machine.MayWait(ino, !put, o.peek == nil, o.sess.caller)
 	if put && gearsfs.CodeOf(err) == gearsfs.ErrAccess.Code {
 		return nil // it was let in when it was applied
@@ -228,17 +243,21 @@ func (t *tenure) drained(o *op) bool {
 		return false
 	}
 	return !slices.ContainsFunc(o.keys, func(key gearsfs.Key) bool {
-		st := t.vol.machine.StreamState(o.ino, key)
+		st := t.stateOf(o.ino, key)
 		return !st.Drained()
 	})
 }
 
 // withTakersLocked collects a put and the oldest takes that wait for its
-// records; nil where none does.
+// records; nil where none does, or where transactions do too: their turn shows
+// when it is applied.
 func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op {
 	var takes []*op
+	if at := o.change.Command.GetPut(); at.At != 0 || at.Delay != 0 {
+		return nil // they can't be taken yet
+	}
 	if o.ino == 0 {
-		if l := t.waits.names[o.name]; l != nil {
+		if l := t.waits.names[o.name]; l != nil && !l.hasTransaction() {
 			l.each(func(take *op) {
 				if records > 0 && take.isTake() && slices.Contains(take.keys, key) {
 					takes = append(takes, take)
@@ -246,7 +265,7 @@ func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op 
 				}
 			})
 		}
-	} else if s := t.waits.spot(o.ino, key); s != nil {
+	} else if s := t.waits.spot(o.ino, key); s != nil && s.txs.Len() == 0 {
 		s.takes.each(func(take *op) {
 			if records > 0 {
 				takes = append(takes, take)
@@ -285,7 +304,7 @@ func (t *tenure) startPeek(o *op) canceller {
 // looks again where the stream changed between the look and the wait.
 func (t *tenure) runPeek(o *op) canceller {
 	for {
-		version := t.vol.machine.StreamState(o.ino, o.keys[0]).Version
+		version := t.stateOf(o.ino, o.keys[0]).Version
 		if t.tryPeek(o) {
 			return nil
 		}
@@ -295,7 +314,7 @@ func (t *tenure) runPeek(o *op) canceller {
 			t.failEmpty(o)
 			return nil
 		}
-		if o.ino != 0 && t.vol.machine.StreamState(o.ino, o.keys[0]).Version != version {
+		if o.ino != 0 && t.stateOf(o.ino, o.keys[0]).Version != version {
 			t.mu.Unlock()
 			continue
 		}
@@ -309,12 +328,13 @@ func (t *tenure) runPeek(o *op) canceller {
 // tryPeek answers a peek that finds something, or that can't find anything any
 // more. It is called for an op that is not waiting.
 func (t *tenure) tryPeek(o *op) bool {
+	if o.peek.Gone != 0 {
+		return t.tryGone(o)
+	}
 	if o.ino == 0 {
 		return false
 	}
-	records, err := t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
-		Max: int(o.peek.Max), Follow: o.peek.Follow, After: gearsfs.Seq(o.peek.After), Last: o.peek.Last,
-	}, o.sess.caller)
+	records, err := t.look(o, o.peek)
 	if gearsfs.CodeOf(err) == gearsfs.ErrEmpty.Code {
 		return false
 	}
@@ -323,15 +343,50 @@ func (t *tenure) tryPeek(o *op) bool {
 	return true
 }
 
+// look reads what a peek asks for.
+func (t *tenure) look(o *op, p *wire.Peek) ([]*wire.TakenRecord, error) {
+	if at := (place{o.ino, o.keys[0]}); t.inMemory(at) {
+		return t.vol.memory.peek(at, p, o.sess.caller)
+	}
+	return t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
+		Max: int(p.Max), Follow: p.Follow, After: gearsfs.Seq(p.After), Last: p.Last,
+	}, o.sess.caller)
+}
+
+// tryGone answers a peek that waits until records are gone, where they are.
+func (t *tenure) tryGone(o *op) bool {
+	if o.ino == 0 {
+		o.settled()
+		o.failCertain(gearsfs.ErrNotFound)
+		return true
+	}
+	left, err := t.look(o, &wire.Peek{Max: 1, Follow: true, After: o.peek.After})
+	switch code := gearsfs.CodeOf(err); {
+	case err == nil && len(left) > 0 && left[0].Seq <= o.peek.Gone:
+		if !o.noWait() {
+			return false
+		}
+		err = gearsfs.ErrUnmet.Because("some of the records are left")
+	case code == gearsfs.ErrEmpty.Code || code == gearsfs.ErrEnd.Code:
+		err = nil
+	}
+	o.settled()
+	t.vol.answer(&wire.Response{Answer: &wire.Answer{}}, err, false, o.done)
+	return true
+}
+
 // applied tries what waits for the streams and names that an entry touched.
 func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 	t.mu.Lock()
 	idle := t.waits.count == 0
 	t.mu.Unlock()
-	if idle {
+	if idle && t.vol.memory.count.Load() == 0 {
 		return
 	}
 	for _, at := range touched {
+		if at.Gone {
+			t.vol.memory.drop(place{at.Ino, at.Key})
+		}
 		if at.Gone && at.Key == "" {
 			t.gone(at.Ino)
 			continue
@@ -353,20 +408,14 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 		t.mu.Unlock()
 		return
 	}
-	st := t.vol.machine.StreamState(ino, key)
-	var run, over, peeks []*op
-	for s.takes.Len() > 0 && st.Ready > s.takes.promised {
-		o := s.takes.first()
-		t.waits.leave(o)
-		o.state = opProposed
-		s = t.waits.makeSpot(ino, key) // leaving may have dropped it
-		t.promiseTo(o, &s.takes, key, min(uint64(o.change.Command.GetTake().Max), st.Ready-s.takes.promised))
-		run = append(run, o)
-	}
+	st := t.stateOf(ino, key)
+	run := t.takersLocked(place{ino, key}, &st)
+	s = t.waits.makeSpot(ino, key) // they may have been the last there
+	var over, peeks []*op
 	if st.Drained() {
 		over = t.overLocked(s)
 	}
-	if o := s.puts.first(); o != nil && !s.putting && !o.sess.putsBeforeLocked(o) && (st.Sealed || st.Fits(putSize(o))) {
+	if o := s.puts.first(); o != nil && !s.putting && !o.sess.putsBeforeLocked(o) && mayTryPut(o, &st) {
 		s.putting, o.turn = true, s // keeps the spot while o leaves it
 		t.waits.leave(o)
 		o.state = opProposed
@@ -380,6 +429,7 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 		o.state = opProposed
 		peeks = append(peeks, o)
 	}
+	t.waits.tidy(ino, key)
 	if len(peeks) > 0 {
 		t.vol.owned.Go(func() { // not on the goroutine that applies
 			for _, o := range peeks {
@@ -391,6 +441,51 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 	t.submit(run...)
 	for _, o := range over {
 		o.failCertain(gearsfs.ErrEnd)
+	}
+}
+
+// wakeAll wakes who waits at some streams.
+func (t *tenure) wakeAll(at []place) {
+	for _, p := range at {
+		t.wake(p.ino, p.key)
+	}
+}
+
+// takersLocked makes those proposed that wait for what a stream has, the
+// oldest that can run first, and returns them. A transaction that lacks
+// something else goes to wait there.
+func (t *tenure) takersLocked(at place, st *file.StreamState) (run []*op) {
+	s := t.waits.makeSpot(at.ino, at.key)
+	var txs []*op
+	s.txs.each(func(o *op) { txs = append(txs, o) })
+	for {
+		s = t.waits.makeSpot(at.ino, at.key) // leaving may have dropped it
+		var next *op
+		if s.takes.Len() > 0 && st.Ready > s.takes.promised {
+			next = s.takes.first()
+		}
+		for len(txs) > 0 && (next == nil || txs[0].ticket < next.ticket) {
+			o := txs[0]
+			txs = txs[1:]
+			if t.tryTransactionLocked(o, at) {
+				next = o
+			}
+		}
+		if next == nil {
+			return run
+		}
+		if next.isTake() {
+			t.waits.leave(next)
+			next.state = opProposed
+			s = t.waits.makeSpot(at.ino, at.key)
+			t.promiseTo(next, &s.takes, at.key, min(uint64(next.change.Command.GetTake().Max), st.Ready-s.takes.promised))
+		}
+		s.txs.each(func(o *op) {
+			if o.ticket < next.ticket {
+				o.passed++
+			}
+		})
+		run = append(run, next)
 	}
 }
 
@@ -438,7 +533,7 @@ func (t *tenure) appeared(name nameKey) {
 	keys := make(map[gearsfs.Key]bool)
 	for _, o := range ops {
 		t.waits.leave(o)
-		if link && o.path != "" {
+		if link && o.path != "" || o.transaction() != nil {
 			o.state = opProposed
 			again = append(again, o)
 			continue

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -28,6 +29,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	p.Retry = false // is the node's to say
 	key := gearsfs.Key(p.Key)
 	t.place(o, p.Target, []gearsfs.Key{key})
+	o.inMemory = t.inMemory(place{o.ino, key})
 	t.mu.Lock()
 	if o.ticket == 0 {
 		o.ticket = t.waits.tickets.Next()
@@ -95,7 +97,7 @@ func (s *session) putsBeforeLocked(o *op) bool {
 
 // putsWaitLocked says whether o is a put and others may wait at its stream.
 func (t *tenure) putsWaitLocked(o *op) bool {
-	if o.ticket == 0 || t.waits.count == 0 {
+	if !o.isPut() || t.waits.count == 0 {
 		return false
 	}
 	s := t.waits.spot(o.ino, o.keys[0])
@@ -116,8 +118,21 @@ func (t *tenure) passPut(o *op) {
 	t.wake(ino, o.keys[0])
 }
 
-func putSize(o *op) (records, bytes uint64) {
-	p := o.change.Command.GetPut()
+// mayTryPut says whether a put that waits for room can have another outcome than
+// to wait on.
+func mayTryPut(o *op, st *file.StreamState) bool {
+	return st.Sealed || st.Full != gearsfs.FullWait || st.Fits(putSize(o))
+}
+
+// fullWaits says whether a put that finds no room waits for it.
+func (t *tenure) fullWaits(o *op) bool {
+	st := t.stateOf(o.ino, o.keys[0])
+	return st.Full == gearsfs.FullWait
+}
+
+func putSize(o *op) (records, bytes uint64) { return sizeOf(o.change.Command.GetPut()) }
+
+func sizeOf(p *wire.Put) (records, bytes uint64) {
 	for _, r := range p.Records {
 		bytes += uint64(len(r.Data))
 	}

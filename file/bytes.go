@@ -60,6 +60,9 @@ func (m *Machine) content(c *context, ino uint64) (*node, *openStream, error) {
 	if err == nil && s != nil && s.queue.State().Sealed {
 		err = gearsfs.ErrSealed
 	}
+	if err == nil && s != nil && s.queue.State().AppendOnly {
+		err = errAppendOnly
+	}
 	return n, s, err
 }
 
@@ -84,6 +87,9 @@ func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 	}
 	if err == nil && op.Pos > gearsfs.FileBytesMax-uint64(len(op.Data)) {
 		err = gearsfs.ErrTooBig
+	}
+	if err == nil && s != nil && s.queue.State().Type != "" { // of bytes written in place there is no type
+		err = gearsfs.ErrType.Because("the stream is of type %q: records are put into it", s.queue.State().Type)
 	}
 	if err == nil && len(op.Data) > 0 {
 		err = m.write(c, n, s, gearsfs.Pos(op.Pos), op.Data)

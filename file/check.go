@@ -23,7 +23,7 @@ func (m *Machine) Check() []error {
 		streams: make(map[streamKey]*checkedStream),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readStreams, c.readOuts, c.readRecords, c.readMembers} {
+		c.readOrphans, c.readStreams, c.readOuts, c.readTimers, c.readRecords, c.readIDs, c.readIDOrder, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}
@@ -63,8 +63,12 @@ type checkedStream struct {
 	bytes    uint64
 	leased   uint64
 	returned uint64
-	last     gearsfs.Pos              // where the last record that lives ends
-	outs     map[gearsfs.Place]uint64 // bytes by their marks
+	ids      uint64 // numbers of ids
+	delayed  uint64
+	ahead    uint64                       // of delayed
+	last     gearsfs.Pos                  // where the last record that lives ends
+	outs     map[gearsfs.Place]stream.Out // marks without a record so far
+	timers   map[gearsfs.Place]uint64     // dues of marks without a timer so far
 }
 
 func (c *check) bad(format string, args ...any) {
@@ -199,7 +203,10 @@ func (c *check) readStreams() error {
 		}
 		n.streams++
 		id := streamKey{ino, name}
-		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gearsfs.Place]uint64)}
+		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gearsfs.Place]stream.Out), timers: make(map[gearsfs.Place]uint64)}
+		if row.AgeDue != 0 {
+			c.streams[id].timers[persist.AgeTimer] = row.AgeDue
+		}
 		c.keys = append(c.keys, id)
 		return nil
 	})
@@ -217,18 +224,45 @@ func (c *check) readOuts() error {
 			c.bad("mark of record %v of stream %q of inode %d, which does not exist", at, key, ino)
 			return nil
 		}
-		if !at.Less(s.state.Cursor) {
+		ahead := !at.Less(s.state.Cursor)
+		if ahead && !out.Delayed() {
 			c.bad("stream %q of inode %d: the mark of %v is not in front of the cursor", key, ino, at)
 		}
 		if out.Fence >= c.volume.NextFence && out.Leased {
 			c.bad("stream %q of inode %d: %v has fence %d, the next is to be %d", key, ino, at, out.Fence, c.volume.NextFence)
 		}
-		if out.Leased {
+		switch {
+		case out.Leased:
 			s.leased++
-		} else {
+		case out.Delayed():
+			s.delayed++
+		default:
 			s.returned++
 		}
-		s.outs[at] = out.Bytes
+		if ahead {
+			s.ahead++
+		}
+		if out.Deadline != 0 {
+			s.timers[at] = out.Deadline
+		}
+		s.outs[at] = out
+		return nil
+	})
+}
+
+// readTimers checks that each timer is that of a mark or of a stream's age.
+func (c *check) readTimers() error {
+	return c.table(persist.TableTimer, func(key, _ []byte) error {
+		t, err := persist.ParseTimerKey(key)
+		if err != nil {
+			return err
+		}
+		s := c.streams[streamKey{t.Ino, t.Key}]
+		if s == nil || s.timers[t.Place] != t.Due {
+			c.bad("stream %q of inode %d: a timer of %v at %d is not known to it", t.Key, t.Ino, t.Place, t.Due)
+			return nil
+		}
+		delete(s.timers, t.Place)
 		return nil
 	})
 }
@@ -258,16 +292,15 @@ func (c *check) readRecords() error {
 // record counts a record's row and says what is wrong with it.
 func (s *checkedStream) record(at gearsfs.Place, row *wire.RecordRow) string {
 	size := uint64(len(row.Data))
-	if at.Less(s.state.Cursor) {
-		out, ok := s.outs[at]
-		if !ok {
-			return "" // gone, and not cleaned up yet
-		}
-		delete(s.outs, at)
-		if out != size {
-			return fmt.Sprintf("has %d bytes, its mark says %d", size, out)
-		}
-	} else {
+	out, isOut := s.outs[at]
+	delete(s.outs, at)
+	switch {
+	case isOut && out.Bytes != size:
+		return fmt.Sprintf("has %d bytes, its mark says %d", size, out.Bytes)
+	case isOut:
+	case at.Less(s.state.Cursor):
+		return "" // gone, and not cleaned up yet
+	default:
 		s.fresh++
 	}
 	s.bytes += size
@@ -292,12 +325,22 @@ func (c *check) compareStreams() {
 		s := c.streams[id]
 		bytes += s.bytes
 		st := &s.state
-		if got, want := fmt.Sprint(st.Ready, st.Leased, st.Returned, st.Bytes),
-			fmt.Sprint(s.fresh+s.returned, s.leased, s.returned, s.bytes); got != want {
-			c.bad("stream %q of inode %d: counts of ready, leased and returned records and bytes are %s, found %s", id.key, id.ino, got, want)
+		if got, want := fmt.Sprint(st.Ready, st.Leased, st.Returned, st.Delayed, st.DelayedAhead, st.Bytes),
+			fmt.Sprint(s.fresh+s.returned, s.leased, s.returned, s.delayed, s.ahead, s.bytes); got != want {
+			c.bad("stream %q of inode %d: counts of ready, leased, returned and delayed records, delayed ones ahead and bytes are %s, found %s",
+				id.key, id.ino, got, want)
+		}
+		if len(s.timers) > 0 {
+			c.bad("stream %q of inode %d: %d timers are missing", id.key, id.ino, len(s.timers))
+		}
+		if st.Age != 0 && st.Ready > 0 && st.AgeDue == 0 {
+			c.bad("stream %q of inode %d: nobody looks for records that are too old", id.key, id.ino)
 		}
 		if len(s.outs) > 0 {
 			c.bad("stream %q of inode %d: %d marks without a record", id.key, id.ino, len(s.outs))
+		}
+		if s.ids != st.IDs {
+			c.bad("stream %q of inode %d counts %d ids, found %d", id.key, id.ino, st.IDs, s.ids)
 		}
 		if st.Cursor.Less(st.Cleaned) || st.Cursor.Pos > st.Tail || st.Head.Pos > st.Tail {
 			c.bad("stream %q of inode %d: cleaned %v, head %v, cursor %v, tail %d", id.key, id.ino, st.Cleaned, st.Head, st.Cursor, st.Tail)

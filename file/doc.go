@@ -5,7 +5,8 @@
 //
 // # How an entry is applied
 //
-//	Apply -> beginCommand   a retry? its stored answer is given again
+//	Apply -> runTimers      what is due by the entry's time, see timers
+//	      -> beginCommand   a retry? its stored answer is given again
 //	      -> dispatch       one of apply...: all checks, then all changes
 //	      -> endCommand     the answer is stored with its session
 //	      -> flush          what became dirty goes into the open batch, once

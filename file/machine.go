@@ -81,7 +81,10 @@ type Machine struct {
 	members      bool // a member's row changed in this entry
 	verify       bool // this entry asks for a verification
 	sessions     sessions
+	timers       timers
+	buried       uint64       // bytes that this entry has moved to dead streams
 	windows      *stream.Pool // the memory of all open streams' windows
+	idsMax       uint64       // gearsfs.IDsMax but in tests
 	scratch      scratch
 
 	// broken is the first error of the store or broken table met while
@@ -93,7 +96,7 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs}
+	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax}
 	if err := m.load(); err != nil {
 		return nil, err
 	}
@@ -108,12 +111,16 @@ func (m *Machine) load() error {
 	m.streams.init(streamsMax)
 	m.dirtyNodes, m.dirtyStreams = nil, nil
 	m.sessions = sessions{}
+	m.timers = timers{}
 	m.windows = stream.NewPool(windowBytesMax)
 	if err := m.loadVolume(); err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
 	if err := m.loadSessions(); err != nil {
 		return fmt.Errorf("open sessions: %w", err)
+	}
+	if err := m.loadTimers(); err != nil {
+		return fmt.Errorf("open timers: %w", err)
 	}
 	return nil
 }
@@ -161,6 +168,7 @@ type context struct {
 	now     uint64 // its log time
 	session gearsfs.SessionID
 	caller  gearsfs.Caller
+	stored  bool // its answer is stored already
 }
 
 // Apply applies one entry of the log and commits it, without waiting for the
@@ -198,6 +206,10 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 	m.touched, m.changed = m.touched[:0], m.changed[:0]
 	m.members, m.verify = false, false
 	m.volume.LogTime = max(m.volume.LogTime, e.Time)
+	m.runTimers(index)
+	if m.broken != nil {
+		return nil, m.broken
+	}
 	answers := make([]*wire.Answer, len(e.Commands))
 	for i, cmd := range e.Commands {
 		answers[i] = m.applyCommand(index, cmd)
@@ -206,6 +218,7 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 		}
 	}
 	m.sweepSessions()
+	m.timers.tidy()
 	m.volume.AppliedIndex, m.volume.AppliedTerm = index, term
 	m.flush()
 	if m.broken != nil {
@@ -248,13 +261,21 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyPut(c, cmd, op.Put)
 	case *wire.Command_Take:
 		return m.applyTake(c, cmd, op.Take)
+	case *wire.Command_Update:
+		return m.applyUpdate(c, op.Update)
+	case *wire.Command_Transact:
+		return m.applyTransact(c, cmd, op.Transact)
+	case *wire.Command_Move:
+		return m.applyMove(c, op.Move)
+	case *wire.Command_CopyFile:
+		return m.applyCopyFile(c, op.CopyFile)
 	case *wire.Command_Settle:
 		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:
 		return m.applyConfigure(c, op.Configure)
 	case *wire.Command_EndSession:
 		return m.applyEndSession(c, op.EndSession)
-	case *wire.Command_Confirm:
+	case *wire.Command_Confirm, *wire.Command_Tick:
 		return &wire.Answer{}
 	case *wire.Command_Write:
 		return m.applyWrite(c, op.Write)

@@ -31,6 +31,7 @@ type openStream struct {
 	key     gearsfs.Key
 	queue   *stream.Queue
 	counted uint64 // bytes of it that are in the volume's sum
+	oldest  idMark // the first id to be forgotten, as of the last look
 	dirty   bool   // in Machine.dirtyStreams
 	gone    bool   // dropped: its rows are deleted
 }
@@ -213,6 +214,11 @@ func (m *Machine) dirtyStream(s *openStream) {
 func (m *Machine) flushStream(s *openStream) {
 	s.dirty = false
 	if s.gone {
+		return
+	}
+	s.queue.Clean() // the answers of all takes are stored by now
+	if err := m.watchAge(s); err != nil {
+		m.refuse(err)
 		return
 	}
 	state := s.queue.State()

@@ -64,34 +64,34 @@ func (m *Machine) dataChanged(c *context, s *openStream) {
 
 // applyPut appends records to a stream, all or none.
 func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.Answer {
-	bytes, err := checkRecords(op.Records)
-	if err != nil {
+	if _, err := checkRecords(op.Records); err != nil {
 		return m.refuse(err)
 	}
 	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
 	if err == nil && n == nil {
 		err = m.mayMakeFile(c, op.Target)
 	}
+	var fresh []*wire.NewRecord
+	var known uint64
+	if err == nil {
+		fresh, known, err = m.unknown(c, s, op.Records, nil)
+	}
 	if err == nil && n != nil && (len(op.Records) > 0 || op.Seal) {
-		err = m.admit(c, cmd, op, n, s, bytes)
+		err = m.admit(c, cmd, op, n, s, fresh)
+	}
+	if err == nil {
+		n, s, err = m.openToPut(c, op.Target, op.Key, op.Mode, n, s)
 	}
 	if err != nil {
 		return m.refuse(err)
 	}
-	if n == nil {
-		mode := op.Mode
-		if mode == 0 {
-			mode = newFilePermits
-		}
-		if n, err = m.makeFile(c, op.Target, mode); err != nil {
-			return m.refuse(err)
-		}
-	}
-	if s == nil {
-		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
-	}
 	answer := &wire.Answer{Ino: uint64(n.ino)}
-	m.appendRecords(c, s, op, answer)
+	if len(op.Records) == 1 {
+		answer.FirstSeq, answer.LastSeq = known, known
+	}
+	if err := m.appendRecords(c, s, op, fresh, answer); err != nil {
+		return m.refuse(err)
+	}
 	if op.Append {
 		if answer.Attr, err = m.attr(n); err != nil {
 			return m.refuse(err)
@@ -100,17 +100,27 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 	return answer
 }
 
-func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer *wire.Answer) {
+// appendRecords does a put: of its records those whose ids were not known.
+func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh []*wire.NewRecord, answer *wire.Answer) error {
+	if err := m.makeRoom(c, s, fresh); err != nil {
+		return err
+	}
 	touched := m.touch(s.node.ino, s.key)
-	for i, r := range op.Records {
-		at := s.queue.Append(r.Data, r.Type, c.now)
+	until := untilOf(c, op)
+	ids := 0
+	for i, r := range fresh {
+		at := appendUntil(s, r, c.now, until)
 		answer.LastSeq = uint64(at.Seq)
 		if i == 0 {
 			answer.FirstSeq = answer.LastSeq
 		}
+		if r.Id != "" {
+			m.rememberID(c, s, r.Id, at.Seq)
+			ids++
+		}
 	}
-	if len(op.Records) > 0 {
-		touched.Ready, touched.Appended = true, true
+	if len(fresh) > 0 {
+		touched.Ready, touched.Appended = touched.Ready || until == 0, true
 		m.dataChanged(c, s)
 	}
 	if op.Seal && !s.queue.State().Sealed {
@@ -118,6 +128,10 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, answer 
 		touched.Sealed = true
 	}
 	m.dirtyStream(s)
+	if ids == 0 {
+		return nil
+	}
+	return m.forgetIDs(c, s, ids)
 }
 
 // checkRecords checks what is to be put and returns its length.
@@ -132,6 +146,9 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 		if len(r.Type) > gearsfs.KeyBytesMax {
 			return 0, gearsfs.ErrInvalid.Because("a record's type has at most %d bytes", gearsfs.KeyBytesMax)
 		}
+		if len(r.Id) > gearsfs.KeyBytesMax {
+			return 0, gearsfs.ErrInvalid.Because("a record's id has at most %d bytes", gearsfs.KeyBytesMax)
+		}
 		bytes += uint64(len(r.Data))
 	}
 	if bytes > gearsfs.BatchBytesMax {
@@ -141,19 +158,25 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 }
 
 // admit checks whether a stream, nil where it is missing in file n, takes the
-// records of a put. That a session's put finds no room is remembered: its later
-// ones wait behind it, so that they keep their order.
-func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, bytes uint64) error {
+// records of a put that are fresh. That a session's put finds no room is
+// remembered: its later ones wait behind it, so that they keep their order.
+func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, fresh []*wire.NewRecord) error {
 	full := false
-	if s != nil && len(op.Records) > 0 {
+	if s != nil && len(fresh) > 0 {
 		state := s.queue.State()
-		if state.Sealed {
-			return gearsfs.ErrSealed
+		err := checkAppend(state, fresh)
+		if state.Memory {
+			err = errMemory
 		}
-		if uint64(state.Tail)+bytes > gearsfs.FileBytesMax {
-			return gearsfs.ErrTooBig.Because("a stream ends at offset %d", gearsfs.FileBytesMax)
+		if err == nil {
+			err = checkDelay(c, state, op, len(fresh))
 		}
-		full = !state.Fits(uint64(len(op.Records)), bytes)
+		if err == nil {
+			full, err = isFull(state, uint64(len(fresh)), bytesOf(fresh))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if !recognised(c, cmd) {
 		if full {
@@ -168,10 +191,13 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if known != nil && len(known.row.Blocked) > 0 {
 		full = m.behind(known, cmd, op, n) || full
 	}
-	if full {
-		return m.block(c, cmd, op, n)
+	switch {
+	case !full || len(fresh) == 0 && !op.Seal:
+		return nil
+	case s != nil && s.queue.State().Full == gearsfs.FullRefuse:
+		return gearsfs.ErrFull
 	}
-	return nil
+	return m.block(c, cmd, op, n)
 }
 
 // behind reports whether an earlier put of the session waits for room in the
@@ -210,31 +236,40 @@ func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) er
 // applyTake hands out records of the first key that has some.
 func (m *Machine) applyTake(c *context, cmd *wire.Command, op *wire.Take) *wire.Answer {
 	limit := int(min(max(op.Max, 1), gearsfs.BatchRecordsMax))
-	if op.Lease && c.session.IsZero() {
-		return m.refuse(gearsfs.ErrInvalid.Because("a lease needs a session"))
+	if err := checkTake(c, op); err != nil {
+		return m.refuse(err)
 	}
 	s, err := m.ready(c, op)
 	if err != nil {
 		return m.refuse(err)
 	}
-	m.sessions.taken = m.sessions.taken[:0]
-	if op.Lease {
-		fence := m.volume.NextFence
-		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, c.session, fence)
-		m.volume.NextFence += uint64(len(m.sessions.taken))
-	} else {
-		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, recognised(c, cmd))
-	}
+	records, err := m.handOut(c, s, op, limit, recognised(c, cmd))
 	if err != nil {
 		return m.refuse(err)
 	}
+	return &wire.Answer{Ino: uint64(s.node.ino), Records: records}
+}
+
+// handOut takes or leases up to limit records of a stream, as op says. With
+// keep, an answer will refer to their rows.
+func (m *Machine) handOut(c *context, s *openStream, op *wire.Take, limit int, keep bool) (records []*wire.TakenRecord, err error) {
+	m.sessions.taken = m.sessions.taken[:0]
+	if op.Lease {
+		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, m.grant(c, op))
+		m.volume.NextFence += uint64(len(m.sessions.taken))
+	} else {
+		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, keep)
+	}
+	if err != nil {
+		return nil, err
+	}
 	m.dirtyStream(s)
-	answer := &wire.Answer{Ino: uint64(s.node.ino), Records: takenRecords(s, m.sessions.taken)}
+	records = takenRecords(s, m.sessions.taken)
 	clear(m.sessions.taken)
 	if !op.Lease {
 		m.consumed(c, s)
 	}
-	return answer
+	return records, nil
 }
 
 func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
@@ -245,22 +280,27 @@ func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
 		r.Ino, r.Key = uint64(s.node.ino), string(s.key)
 		r.Pos, r.Seq = uint64(t.Place.Pos), uint64(t.Place.Seq)
 		r.Data, r.Type, r.Time = t.Record.Data, t.Record.Type, t.Record.Time
-		r.Deliveries, r.Fence = t.Deliveries, t.Fence
+		r.Deliveries, r.Fence, r.Deadline = t.Deliveries, t.Fence, t.Deadline
 		list[i] = r
 	}
 	return list
 }
 
-// ready returns the stream that a take is served from.
-func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
+// checkTake checks what a take asks for.
+func checkTake(c *context, op *wire.Take) error {
 	if len(op.Keys) == 0 || len(op.Keys) > takeKeysMax {
-		return nil, gearsfs.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
+		return gearsfs.ErrInvalid.Because("a take has 1 to %d keys", takeKeysMax)
 	}
 	for _, k := range op.Keys {
 		if err := gearsfs.Key(k).Check(); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	return checkLease(c, op)
+}
+
+// ready returns the stream that a take is served from.
+func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 	n, err := m.queueFile(c, op.Target, mayRead|mayWrite)
 	if err != nil {
 		return nil, err
@@ -282,6 +322,9 @@ func (m *Machine) ready(c *context, op *wire.Take) (*openStream, error) {
 		state := s.queue.State()
 		if s.key == gearsfs.DataKey && state.Blocks && !op.Force {
 			return nil, gearsfs.ErrBlocks
+		}
+		if state.Memory {
+			return nil, errMemory
 		}
 		if found == nil && state.Ready > 0 {
 			found = s
@@ -310,35 +353,37 @@ func (m *Machine) consumed(c *context, s *openStream) {
 	}
 }
 
-// applySettle ends leases of the command's session, all or none.
+// applySettle ends or extends leases that the command may end, all or none.
 func (m *Machine) applySettle(c *context, op *wire.Settle) *wire.Answer {
-	if len(op.Receipts) == 0 || len(op.Receipts) > gearsfs.BatchRecordsMax {
-		return m.refuse(gearsfs.ErrInvalid.Because("1 to %d receipts are settled at once", gearsfs.BatchRecordsMax))
+	if err := checkSettle(op); err != nil {
+		return m.refuse(err)
 	}
 	streams, err := m.checkReceipts(c, op.Receipts)
 	if err != nil {
 		return m.refuse(err)
 	}
-	for i, r := range op.Receipts {
-		s, at := streams[i], gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
-		m.dirtyStream(s)
-		if op.Return {
-			s.queue.Return(at)
-			m.touch(s.node.ino, s.key).Ready = true
-			continue
-		}
-		if err := s.queue.Ack(at); err != nil {
-			return m.refuse(err)
-		}
-		if i+1 == len(streams) || streams[i+1] != s {
-			m.consumed(c, s)
-		}
+	if err := m.settleAll(c, op, streams); err != nil {
+		return m.refuse(err)
 	}
 	return &wire.Answer{}
 }
 
-// checkReceipts returns the streams of receipts that are all held by the
-// command's session, none twice.
+// settleAll does a settlement of receipts of those streams.
+func (m *Machine) settleAll(c *context, op *wire.Settle, streams []*openStream) error {
+	for i, r := range op.Receipts {
+		s, at := streams[i], gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
+		if err := m.settle(c, s, at, op); err != nil {
+			return err
+		}
+		if acks := !op.Return && op.Extend == 0; acks && (i+1 == len(streams) || streams[i+1] != s) {
+			m.consumed(c, s)
+		}
+	}
+	return nil
+}
+
+// checkReceipts returns the streams of receipts that the command may all settle,
+// none twice.
 func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openStream, error) {
 	streams := make([]*openStream, len(receipts))
 	var seen map[uint64]struct{} // fences are the volume's, each lease has its own
@@ -360,8 +405,8 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 			}
 		}
 		at := gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
-		if streams[i] == nil || !streams[i].queue.Held(at, c.session, r.Fence) {
-			return nil, gearsfs.ErrGone
+		if err := m.maySettle(c, streams[i], at, r.Fence); err != nil {
+			return nil, err
 		}
 		if _, twice := seen[r.Fence]; twice {
 			return nil, gearsfs.ErrGone.Because("a receipt is there twice")
@@ -379,17 +424,25 @@ func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
 		return m.refuse(gearsfs.ErrInvalid.Because("the data stream can't be dropped"))
 	}
 	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
+	if err == nil {
+		err = checkRules(op.Settings)
+	}
 	switch {
 	case err != nil:
 	case n == nil:
 		err = gearsfs.ErrNotFound
-	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits:
+	case s != nil && (op.Clear || op.Drop) && s.queue.State().AppendOnly:
+		err = errAppendOnly
+	case s == nil && (op.Clear || op.Drop) && op.Seal == nil && !op.SetLimits && op.Settings == nil:
 		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
-	case s == nil:
-		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
+	default:
+		err = checkSettings(gearsfs.Key(op.Key), stateOrNew(s), op.Settings)
 	}
 	if err != nil {
 		return m.refuse(err)
+	}
+	if s == nil {
+		s = m.makeStream(n, gearsfs.Key(strings.Clone(op.Key)))
 	}
 	if err := m.configure(c, s, op); err != nil {
 		return m.refuse(err)
@@ -407,6 +460,10 @@ func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error
 	if op.SetLimits {
 		s.queue.SetLimits(gearsfs.Limits{Records: op.LimitRecords, Bytes: op.LimitBytes})
 		m.touch(s.node.ino, s.key).Room = true
+	}
+	if op.Settings != nil {
+		setRules(s, op.Settings)
+		m.setSettings(s, op.Settings)
 	}
 	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {
 		s.queue.SetSealed(*op.Seal)

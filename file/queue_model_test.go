@@ -1,13 +1,12 @@
 package file
 
 import (
-	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
@@ -18,7 +17,10 @@ import (
 type queueModel struct {
 	streams map[string]*streamModel
 	fence   uint64
+	now     uint64                    // of the entry to come
 	blocked map[blockedModel][]uint64 // seqs of puts that wait for room
+	failed  int                       // step of the last transaction that failed
+	settled map[uint64]bool           // fences that steps of this transaction have settled
 }
 
 type blockedModel struct {
@@ -31,14 +33,18 @@ type streamModel struct {
 	next   uint64      // seq
 	sealed bool
 	limits gearsfs.Limits
+	rulesModel
+	careModel
 }
 
 type recModel struct {
 	seq        uint64
 	data       string
+	typ        string
 	holder     *sessionModel
 	fence      uint64 // 0 is ready
 	deliveries uint32
+	timeModel
 }
 
 type sessionModel struct {
@@ -58,9 +64,10 @@ type doneModel struct {
 func (s *streamModel) count() (records, leased, bytes uint64) {
 	for _, r := range s.recs {
 		bytes += uint64(len(r.data))
-		if r.fence != 0 {
+		switch {
+		case r.fence != 0:
 			leased++
-		} else {
+		case r.ready():
 			records++
 		}
 	}
@@ -68,9 +75,10 @@ func (s *streamModel) count() (records, leased, bytes uint64) {
 }
 
 func (s *streamModel) fits(n int, bytes uint64) bool {
-	ready, leased, held := s.count()
-	return len(s.recs) == 0 || (s.limits.Records == 0 || ready+leased+uint64(n) <= s.limits.Records) &&
-		(s.limits.Bytes == 0 || held+bytes <= s.limits.Bytes)
+	_, _, held := s.count()
+	n, bytes = n+len(s.recs)+s.gone, bytes+held+s.goneBytes
+	return len(s.recs)+s.gone == 0 || (s.limits.Records == 0 || uint64(n) <= s.limits.Records) &&
+		(s.limits.Bytes == 0 || bytes <= s.limits.Bytes)
 }
 
 func (m *queueModel) stream(key string) *streamModel {
@@ -82,18 +90,19 @@ func (m *queueModel) stream(key string) *streamModel {
 	return s
 }
 
-func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wire.Answer, error) {
+func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put, now uint64) (*wire.Answer, error) {
+	fresh, seen := m.streams[op.Key].fresh(op.Records, map[string]bool{}, now)
 	if len(op.Records) > 0 || op.Seal {
 		known := m.streams[op.Key]
-		if len(op.Records) == 0 {
+		if len(fresh) == 0 {
 			known = nil // it needs no room, but waits for its turn
 		}
-		if known != nil && known.sealed {
-			return nil, gearsfs.ErrSealed
+		if err := known.admits(fresh); err != nil {
+			return nil, err
 		}
-		var bytes uint64
-		for _, r := range op.Records {
-			bytes += uint64(len(r.Data))
+		bytes := bytesOf(fresh)
+		if known.tooBig(len(fresh), bytes) {
+			return nil, gearsfs.ErrTooBig
 		}
 		at := blockedModel{op.Key, s.id}
 		waits := m.blocked[at]
@@ -101,9 +110,9 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wir
 			waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
 		}
 		behind := slices.ContainsFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
-		full := behind || known != nil && !known.fits(len(op.Records), bytes)
+		full := (behind || known != nil && known.full != gearsfs.FullDropOldest && !known.fits(len(fresh), bytes)) && (len(fresh) > 0 || op.Seal)
 		waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq == cmd.Seq })
-		if full {
+		if st := m.streams[op.Key]; full && (st == nil || st.full != gearsfs.FullRefuse) {
 			waits = append(waits, cmd.Seq)
 			s.known = true
 		}
@@ -114,14 +123,12 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put) (*wir
 	}
 	st := m.stream(op.Key)
 	a := &wire.Answer{}
-	for i, r := range op.Records {
-		if i == 0 {
-			a.FirstSeq = st.next
-		}
-		a.LastSeq = st.next
-		st.recs = append(st.recs, &recModel{seq: st.next, data: string(r.Data)})
-		st.next++
+	if len(op.Records) == 1 {
+		a.FirstSeq, a.LastSeq = seen, seen
 	}
+	st.makeRoom(fresh)
+	st.add(fresh, a, now)
+	st.delay(len(fresh), op, now)
 	st.sealed = st.sealed || op.Seal
 	return a, nil
 }
@@ -137,15 +144,16 @@ func (m *queueModel) take(s *sessionModel, op *wire.Take) (*wire.Answer, error) 
 		ended = ended && st.sealed && len(st.recs) == 0
 		a := &wire.Answer{}
 		for _, r := range st.recs {
-			if r.fence != 0 || len(a.Records) == int(op.Max) {
+			if !r.ready() || len(a.Records) == int(op.Max) {
 				continue
 			}
 			r.deliveries++
-			t := &wire.TakenRecord{Key: key, Seq: r.seq, Data: []byte(r.data), Deliveries: r.deliveries}
+			t := &wire.TakenRecord{Key: key, Seq: r.seq, Data: []byte(r.data), Type: r.typ, Deliveries: r.deliveries}
 			if op.Lease {
 				m.fence++
 				r.fence, r.holder = m.fence, s
-				t.Fence = r.fence
+				r.lease(op, m.now)
+				t.Fence, t.Deadline = r.fence, r.until
 			}
 			a.Records = append(a.Records, t)
 		}
@@ -168,7 +176,7 @@ func (m *queueModel) take(s *sessionModel, op *wire.Take) (*wire.Answer, error) 
 func (m *queueModel) find(s *sessionModel, key string, fence uint64) *recModel {
 	if st := m.streams[key]; st != nil {
 		for _, r := range st.recs {
-			if r.fence == fence && r.holder == s {
+			if r.fence == fence && (r.holder == s || r.receipt) {
 				return r
 			}
 		}
@@ -177,7 +185,10 @@ func (m *queueModel) find(s *sessionModel, key string, fence uint64) *recModel {
 }
 
 func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, error) {
-	seen := make(map[uint64]bool)
+	seen := m.settled
+	if seen == nil {
+		seen = make(map[uint64]bool)
+	}
 	for _, r := range op.Receipts {
 		if m.find(s, r.Key, r.Fence) == nil || seen[r.Fence] {
 			return nil, gearsfs.ErrGone
@@ -186,16 +197,26 @@ func (m *queueModel) settle(s *sessionModel, op *wire.Settle) (*wire.Answer, err
 	}
 	for _, r := range op.Receipts {
 		rec := m.find(s, r.Key, r.Fence)
-		rec.fence, rec.holder = 0, nil
-		if st := m.streams[r.Key]; !op.Return {
-			st.recs = slices.DeleteFunc(st.recs, func(x *recModel) bool { return x == rec })
+		switch {
+		case op.Return:
+			m.comeBack(r.Key, rec, op.Tries, op.Delay)
+		case op.Extend != 0:
+			rec.extend(m.now, op.Extend)
+		default:
+			m.streams[r.Key].remove(rec)
 		}
 	}
 	return &wire.Answer{}, nil
 }
 
 func (m *queueModel) configure(op *wire.Configure) (*wire.Answer, error) {
+	if st := m.streams[op.Key]; st != nil && st.appendOnly && (op.Drop || op.Clear) {
+		return nil, gearsfs.ErrPermission
+	}
 	switch {
+	case op.Settings != nil:
+		m.rules(op.Key, op.Settings)
+		m.care(op.Key, op.Settings)
 	case op.Drop:
 		delete(m.streams, op.Key)
 	case op.Clear:
@@ -211,10 +232,10 @@ func (m *queueModel) configure(op *wire.Configure) (*wire.Answer, error) {
 }
 
 func (m *queueModel) end(s *sessionModel) {
-	for _, st := range m.streams {
-		for _, r := range st.recs {
-			if r.holder == s {
-				r.holder, r.fence = nil, 0
+	for _, key := range slices.Sorted(maps.Keys(m.streams)) {
+		for _, r := range slices.Clone(m.streams[key].recs) {
+			if r.holder == s && !r.receipt {
+				m.comeBack(key, r, 0, 0)
 			}
 		}
 	}
@@ -259,40 +280,44 @@ func (p *queuePlayer) op(s *sessionModel) any {
 			if p.rng.IntN(30) == 0 {
 				size = 40 << 10
 			}
-			op.Records = append(op.Records, &wire.NewRecord{Data: fmt.Append(make([]byte, 0, size), p.rng.Uint32())})
+			op.Records = append(op.Records, p.record(size))
 		}
 		if p.rng.IntN(8) == 0 {
 			op.Records = append(op.Records, &wire.NewRecord{})
 		}
 		op.Seal = p.rng.IntN(60) == 0
+		p.delayPut(op)
 		return op
+	case n < 42:
+		return p.updateOp(key)
+	case n < 44:
+		return moveOp(key, pick(p.rng, modelKeys), p.rng.Uint64N(4))
+	case n < 50:
+		return p.transactOp(s)
 	case n < 70:
 		op := takeOp(1+p.rng.Uint32N(5), key)
 		if other := pick(p.rng, modelKeys); other != key {
 			op.Keys = append(op.Keys, other)
 		}
 		op.Lease = p.rng.IntN(2) == 0
+		p.boundLease(op)
 		return op
 	case n < 92:
-		op := &wire.Settle{Return: p.rng.IntN(2) == 0}
-		for _, d := range s.done {
-			for _, r := range d.answer.Records {
-				if r.Fence != 0 && p.rng.IntN(2) == 0 {
-					op.Receipts = append(op.Receipts, &wire.Receipt{Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Fence: r.Fence})
-				}
-			}
+		if op := p.settleOp(s, 2); op != nil {
+			return op
 		}
-		if len(op.Receipts) == 0 {
-			return takeOp(1, key)
-		}
-		return op
+		return takeOp(1, key)
 	default:
 		return p.configureOp(key)
 	}
 }
 
 func (p *queuePlayer) configureOp(key string) any {
-	switch p.rng.IntN(8) {
+	switch p.rng.IntN(13) {
+	case 8, 9:
+		return p.rulesOp(key)
+	case 10, 11, 12:
+		return p.careOp(key)
 	case 0:
 		return configure(key, func(c *wire.Configure) { c.Clear = true })
 	case 1:
@@ -312,7 +337,13 @@ func (p *queuePlayer) configureOp(key string) any {
 func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, error) {
 	switch op := cmd.Op.(type) {
 	case *wire.Command_Put:
-		return p.model.put(s, cmd, op.Put)
+		return p.model.put(s, cmd, op.Put, p.now+1e6)
+	case *wire.Command_Update:
+		return p.model.update(op.Update, p.now+1e6)
+	case *wire.Command_Transact:
+		return p.model.transact(s, op.Transact, p.now+1e6)
+	case *wire.Command_Move:
+		return p.model.move(op.Move, p.now+1e6)
 	case *wire.Command_Take:
 		return p.model.take(s, op.Take)
 	case *wire.Command_Settle:
@@ -334,12 +365,14 @@ func (p *queuePlayer) apply(cmd *wire.Command) *wire.Answer {
 	p.entries = append(p.entries, &wire.Entry{Time: p.now, Commands: []*wire.Command{logged}})
 	p.answers = append(p.answers, answers)
 	p.twin.now = p.now - 1e6
+	p.model.flush()
 	require.Equal(p.t, answers[0].String(), p.twin.entry(cmd)[0].String(), "two machines differ")
 	return answers[0]
 }
 
 func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 	p.t.Helper()
+	p.pass()
 	if p.rng.IntN(3) == 0 {
 		s.confirmed = min(s.seq, s.confirmed+p.rng.Uint64N(4))
 	}
@@ -348,8 +381,11 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 		p.model.confirm(s)
 	}
 	if cmd.Seq < s.confirmed {
-		if s.known {
-			require.ErrorIs(p.t, answerError(p.apply(cmd)), gearsfs.ErrSession)
+		if !s.known {
+			cmd = as(gearsfs.Root, &wire.Tick{}) // time has passed in the model
+		}
+		if a := p.apply(cmd); s.known {
+			require.ErrorIs(p.t, answerError(a), gearsfs.ErrSession)
 		}
 		return
 	}
@@ -357,7 +393,10 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 	got := p.apply(cmd)
 	if wantErr != nil {
 		require.ErrorIs(p.t, answerError(got), wantErr, "%v", cmd)
-		if wantErr == error(gearsfs.ErrFull) {
+		if cmd.GetTransact() != nil {
+			require.EqualValues(p.t, p.model.failed, got.FailedStep, "%v", cmd)
+		}
+		if cmd.GetPut() != nil && wantErr == error(gearsfs.ErrFull) {
 			p.failed = append(p.failed, cmd)
 		}
 		return
@@ -373,11 +412,15 @@ func (p *queuePlayer) run(s *sessionModel, cmd *wire.Command) {
 
 func (p *queuePlayer) compareAnswer(want, got *wire.Answer) {
 	p.t.Helper()
-	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq}, []uint64{got.FirstSeq, got.LastSeq})
+	require.Equal(p.t, []uint64{want.FirstSeq, want.LastSeq, want.Count}, []uint64{got.FirstSeq, got.LastSeq, got.Count})
 	require.Len(p.t, got.Records, len(want.Records))
+	require.Len(p.t, got.Steps, len(want.Steps))
+	for i := range want.Steps {
+		p.compareAnswer(want.Steps[i], got.Steps[i])
+	}
 	for i, w := range want.Records {
 		g := got.Records[i]
-		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Deliveries, w.Fence}, []any{g.Key, g.Seq, string(g.Data), g.Deliveries, g.Fence})
+		require.Equal(p.t, []any{w.Key, w.Seq, string(w.Data), w.Type, w.Deliveries, w.Fence, w.Deadline}, []any{g.Key, g.Seq, string(g.Data), g.Type, g.Deliveries, g.Fence, g.Deadline})
 	}
 }
 
@@ -389,6 +432,7 @@ func (p *queuePlayer) held(s *sessionModel, a *wire.Answer) bool {
 }
 
 func (p *queuePlayer) end(s *sessionModel, forget bool) {
+	p.pass()
 	p.model.end(s)
 	require.Zero(p.t, p.apply(as(gearsfs.Root, &wire.EndSession{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt, Forget: forget})).Code)
@@ -400,10 +444,12 @@ func (p *queuePlayer) step() {
 	switch n := p.rng.IntN(100); {
 	case n < 15 && len(s.done) > 0: // a retry
 		d := pick(p.rng, s.done)
+		p.pass()
 		if !p.held(s, d.answer) {
+			p.apply(as(gearsfs.Root, &wire.Tick{}))
 			return
 		}
-		require.Equal(p.t, d.answer.String(), p.apply(d.cmd).String(), "a retry of %v", d.cmd)
+		require.Equal(p.t, p.again(s, d.answer).String(), p.apply(d.cmd).String(), "a retry of %v", d.cmd)
 	case n < 22 && len(p.failed) > 0: // a put that waited for room
 		cmd := p.failed[0]
 		p.failed = p.failed[1:]
@@ -433,8 +479,9 @@ func (p *queuePlayer) step() {
 		s.seq++
 		cmd := by(s.id, as(gearsfs.Root, &wire.Confirm{}))
 		cmd.Seq, cmd.Confirmed, cmd.Close = s.seq, s.seq, true
-		require.Zero(p.t, p.apply(cmd).Code)
+		p.pass()
 		p.model.end(s)
+		require.Zero(p.t, p.apply(cmd).Code)
 		s.confirmed = s.seq
 		p.model.confirm(s)
 		p.sessions[i] = p.newSession()
@@ -452,7 +499,7 @@ func (p *queuePlayer) compare() {
 	if err != nil {
 		return
 	}
-	for _, key := range modelKeys {
+	for _, key := range p.allKeys() {
 		st := p.model.streams[key]
 		info := p.info(uint64(a.Ino), gearsfs.Key(key))
 		if st == nil {
@@ -462,13 +509,14 @@ func (p *queuePlayer) compare() {
 		ready, leased, bytes := st.count()
 		require.Equal(p.t, []uint64{ready, leased, bytes, st.next}, []uint64{info.Records, info.Leased, info.Bytes, uint64(info.Tail.Seq)}, "stream %q", key)
 		require.Equal(p.t, st.sealed, info.Sealed)
+		p.compareCare(key, st, info)
 		if len(st.recs) > 0 {
 			require.EqualValues(p.t, st.recs[0].seq, info.Head.Seq, "stream %q", key)
 		}
 		records, _ := p.m.Peek(a.Ino, gearsfs.Key(key), PeekWhat{Max: 1000}, gearsfs.Root)
 		var want []string
 		for _, r := range st.recs {
-			if r.fence == 0 {
+			if r.ready() {
 				want = append(want, r.data)
 			}
 		}
@@ -513,6 +561,7 @@ func TestQueueModel(t *testing.T) {
 	p := newQueuePlayer(t)
 	for i := range *modelSteps {
 		p.twin.m.nodes.max, p.twin.m.streams.max, p.twin.m.sessions.rows.max = 1, 1, 1
+		p.m.idsMax, p.twin.m.idsMax = modelIDsMax, modelIDsMax
 		p.step()
 		p.compare()
 		p.check()
@@ -526,51 +575,4 @@ func TestQueueModel(t *testing.T) {
 			require.Equal(t, string(p.dump()), string(p.twin.dump()), "two machines differ")
 		}
 	}
-}
-
-// TestQueueReplay crashes a machine whose state was flushed at random points
-// and replays the entries behind what is left: all answers are the same again.
-func TestQueueReplay(t *testing.T) {
-	p := newQueuePlayer(t)
-	for range 400 {
-		p.step()
-	}
-	fs := vfs.NewCrashableMem()
-	r := &rig{t: t, fs: fs}
-	r.open(true)
-	require.NoError(t, r.data.State.Commit())
-	init := &wire.Command{Op: &wire.Command_Init{Init: &wire.Init{Id: make([]byte, 16), Name: "main"}}}
-	_, err := r.m.Apply(1, 1, &wire.Entry{Time: rigStart + 1e6, Commands: []*wire.Command{init}})
-	require.NoError(t, err)
-	for crashes := 0; crashes < 30; {
-		applied, _ := r.m.Applied()
-		upTo := min(applied+uint64(1+p.rng.IntN(60)), uint64(len(p.entries)+1))
-		for index := applied + 1; index <= upTo; index++ {
-			answers, err := r.m.Apply(index, 1, p.entries[index-2])
-			require.NoError(t, err)
-			require.Equal(t, p.answers[index-2][0].String(), answers[0].String(), "entry %d", index)
-			if p.rng.IntN(15) == 0 {
-				require.NoError(t, <-r.data.State.Flush())
-			}
-		}
-		if upTo == uint64(len(p.entries)+1) {
-			break
-		}
-		crashes++
-		require.NoError(t, <-r.data.State.Flush())
-		for index := upTo + 1; index <= min(upTo+20, uint64(len(p.entries)+1)); index++ { // lost
-			_, err := r.m.Apply(index, 1, p.entries[index-2])
-			require.NoError(t, err)
-		}
-		crashed := r.fs.(*vfs.MemFS).CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: p.rng.IntN(101), RNG: p.rng})
-		require.NoError(t, r.data.Close())
-		r.fs = crashed
-		r.open(false)
-		left, _ := r.m.Applied()
-		require.GreaterOrEqual(t, left, upTo)
-		r.check()
-	}
-	r.check()
-	require.Equal(t, string(p.dump()), string(r.dump()))
-	require.NoError(t, r.data.Close())
 }

@@ -18,6 +18,7 @@ type StreamState struct {
 	Ready   uint64 // records that can be taken
 	Version uint64
 	Sealed  bool
+	Full    gearsfs.Full // what a put does that finds no room
 
 	state stream.State
 }
@@ -25,9 +26,29 @@ type StreamState struct {
 // Drained reports whether no record is left and none can come.
 func (s *StreamState) Drained() bool { return s.Sealed && s.state.Drained() }
 
-// Fits reports whether n more records of together that many bytes are within
-// the stream's limits.
-func (s *StreamState) Fits(n, bytes uint64) bool { return s.state.Fits(n, bytes) }
+// StreamStateOf is what waiting operations need to know of a stream whose records
+// are kept somewhere else.
+func StreamStateOf(s stream.State) StreamState { return stateForWaiting(s) }
+
+// State is all of it.
+func (s *StreamState) State() stream.State { return s.state }
+
+// Left counts the records that are there, leased and delayed ones too.
+func (s *StreamState) Left() uint64 { return s.state.Ready + s.state.Leased + s.state.Delayed }
+
+// Newest is the seq of the last record that was put, 0 where none was.
+func (s *StreamState) Newest() gearsfs.Seq {
+	if s.state.NextSeq == 0 {
+		return 0 // there is no stream
+	}
+	return s.state.Newest()
+}
+
+// Fits reports whether n more records of together that many bytes find room in
+// the stream.
+func (s *StreamState) Fits(n, bytes uint64) bool {
+	return s.Full == gearsfs.FullDropOldest || s.state.Fits(n, bytes)
+}
 
 // StreamState returns the state of a stream after the last applied entry. It
 // checks no permission.
@@ -50,7 +71,7 @@ func (m *Machine) StreamState(ino gearsfs.Ino, key gearsfs.Key) StreamState {
 }
 
 func stateForWaiting(s stream.State) StreamState {
-	return StreamState{Ready: s.Ready, Version: s.Version, Sealed: s.Sealed, state: s}
+	return StreamState{Ready: s.Ready, Version: s.Version, Sealed: s.Sealed, Full: s.Full, state: s}
 }
 
 // streamState returns the state of a stream; ok is false where it does not
@@ -133,6 +154,7 @@ func streamInfo(key gearsfs.Key, s *stream.State) gearsfs.StreamInfo {
 	return gearsfs.StreamInfo{
 		Key: key, Records: s.Ready, Leased: s.Leased, Bytes: s.Bytes, Head: s.Head, Tail: s.End(),
 		Version: s.Version, Sealed: s.Sealed, Limits: s.Limits,
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsOf(s),
 	}
 }
 
@@ -169,8 +191,8 @@ func (m *Machine) ListStreams(ino gearsfs.Ino, after gearsfs.Key, limit int, cal
 }
 
 // PeekWhat says which records Peek shows: those at the head that could be
-// taken; with Follow those with a seq greater than After, leased ones too; with
-// Last the newest.
+// taken; with Follow those with a seq greater than After, leased and delayed ones
+// too; with Last the newest.
 type PeekWhat struct {
 	Max    int
 	Follow bool
@@ -225,6 +247,7 @@ type peeking struct {
 	state     *stream.State
 	left      int
 	bytesLeft int
+	ahead     bool // records from the cursor on may be delayed: they are not shown
 	found     []*wire.TakenRecord
 }
 
@@ -245,7 +268,7 @@ func (p *peeking) add(at gearsfs.Place, rec *stream.Record, deliveries uint32) b
 
 // scan adds the records from a place on that live.
 func (p *peeking) scan(from gearsfs.Place) error {
-	outs := p.state.Leased + p.state.Returned
+	outs := p.state.Leased + p.state.Returned + p.state.Delayed
 	if outs == 0 && from.Less(p.state.Cursor) {
 		from = p.state.Cursor
 	}
@@ -262,6 +285,14 @@ func (p *peeking) scan(from gearsfs.Place) error {
 				return true
 			}
 			deliveries = out.Deliveries
+		} else if p.ahead {
+			_, waits, err := p.out(at)
+			if failed = err; err != nil {
+				return false
+			}
+			if waits {
+				return true
+			}
 		}
 		return p.add(at, rec, deliveries)
 	})
@@ -281,7 +312,7 @@ func (p *peeking) ready() error {
 		lo, hi := persist.StreamRange(persist.TableOut, p.ino, p.key)
 		more := true
 		err := scanOuts(p.r.view, lo, hi, func(_ []byte, at gearsfs.Place, out stream.Out) error {
-			if out.Leased {
+			if out.Leased || out.Delayed() {
 				return nil
 			}
 			rec, err := p.record(at)
@@ -300,6 +331,7 @@ func (p *peeking) ready() error {
 	if p.state.Ready == p.state.Returned {
 		return nil
 	}
+	p.ahead = p.state.DelayedAhead > 0
 	return p.scan(p.state.Cursor)
 }
 

@@ -34,6 +34,21 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Limits:   gearsfs.Limits{Records: r.LimitRecords, Bytes: r.LimitBytes},
 		Cleaned:  gearsfs.Place{Pos: gearsfs.Pos(r.CleanedPos), Seq: gearsfs.Seq(r.CleanedSeq)},
 		Dead:     r.Dead,
+
+		Type:       r.Type,
+		AppendOnly: r.AppendOnly,
+		IDWindow:   r.IdWindow,
+		IDs:        r.Ids,
+		NextID:     r.NextId,
+
+		Delayed:      r.Delayed,
+		DelayedAhead: r.DelayedAhead,
+		Discarded:    r.Discarded,
+		Full:         gearsfs.Full(r.Full),
+		Tries:        r.Tries,
+		Age:          r.Age,
+		AgeDue:       r.AgeDue,
+		Memory:       r.Memory,
 	}
 }
 
@@ -48,6 +63,10 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 	r.LimitRecords, r.LimitBytes = s.Limits.Records, s.Limits.Bytes
 	r.CleanedPos, r.CleanedSeq = uint64(s.Cleaned.Pos), uint64(s.Cleaned.Seq)
 	r.Dead = s.Dead
+	r.Type, r.AppendOnly = s.Type, s.AppendOnly
+	r.IdWindow, r.Ids, r.NextId = s.IDWindow, s.IDs, s.NextID
+	r.Delayed, r.DelayedAhead, r.Discarded = s.Delayed, s.DelayedAhead, s.Discarded
+	r.Full, r.Tries, r.Age, r.AgeDue, r.Memory = uint32(s.Full), s.Tries, s.Age, s.AgeDue, s.Memory
 }
 
 // streamRows are the rows of one open stream in the Machine's store.
@@ -186,12 +205,17 @@ func (r *streamRows) discard(from, to gearsfs.Place) {
 	}
 }
 
-// SetOut implements stream.Outs, and keeps the index of leases.
+// SetOut implements stream.Outs, and keeps the timers and the index of leases.
 func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	row := &r.m.scratch.out
 	row.Leased, row.SessionMinted, row.SessionSalt = out.Leased, uint64(out.Holder.Minted), out.Holder.Salt
 	row.Fence, row.Deliveries, row.Bytes = out.Fence, out.Deliveries, out.Bytes
+	row.Tries, row.Deadline = out.Tries, out.Deadline
 	r.m.set(r.outKey(at), row)
+	if was.Deadline != out.Deadline {
+		r.m.removeTimer(r.timer(was.Deadline, at))
+		r.m.setTimer(r.timer(out.Deadline, at))
+	}
 	if was.Leased && was.Holder != out.Holder {
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
@@ -203,6 +227,7 @@ func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 // DeleteOut implements stream.Outs.
 func (r *streamRows) DeleteOut(at gearsfs.Place, was stream.Out) {
 	r.m.store.Delete(r.outKey(at))
+	r.m.removeTimer(r.timer(was.Deadline, at))
 	if was.Leased {
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
@@ -242,7 +267,9 @@ func parseOut(value []byte) (stream.Out, error) {
 		Holder:     gearsfs.SessionID{Minted: int64(row.SessionMinted), Salt: row.SessionSalt},
 		Fence:      row.Fence,
 		Deliveries: row.Deliveries,
+		Tries:      row.Tries,
 		Bytes:      row.Bytes,
+		Deadline:   row.Deadline,
 	}, nil
 }
 
@@ -271,15 +298,19 @@ func (m *Machine) deleteRows(lo, hi []byte) error {
 
 // dropStream deletes a stream with all its rows: leases on its records end.
 func (m *Machine) dropStream(s *openStream) error {
-	head := s.queue.State().Head.Pos
+	head := s.queue.State().Head
 	if err := s.queue.Clear(); err != nil {
 		return err
 	}
 	s.queue.DropWindow()
 	// In front of head are rows not cleaned yet, or kept for answers.
-	if err := m.rowsOf(s).Delete(gearsfs.Place{}, gearsfs.Place{Pos: head}); err != nil {
+	if err := m.rowsOf(s).Delete(gearsfs.Place{}, head); err != nil {
 		return err
 	}
+	if err := m.dropIDs(s); err != nil {
+		return err
+	}
+	m.setAgeTimer(s, 0)
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
 	m.volume.Bytes -= s.counted
 	s.gone = true

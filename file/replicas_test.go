@@ -166,13 +166,16 @@ func TestReplicas(t *testing.T) {
 			r.crash(rng)
 		}
 	})
-	installs, cleaned := 0, 0
+	installs, cleaned, fired := 0, 0, 0
 	behind := newReplica(t, "the one that falls behind", func(*replica) {})
 	traffic := newTraffic(rand.New(rand.NewPCG(seed, 3)), quiet.m)
 	var log []logged
 	for i := range *replicaEntries {
 		log = append(log, traffic.next(uint64(i+1)))
 		end := uint64(len(log))
+		if due, ok := quiet.m.NextDue(); ok && log[i].entry != nil && due <= log[i].entry.Time {
+			fired++
+		}
 		quiet.catchUp(log, end)
 		traffic.learn(&log[i])
 		if rng.IntN(3) > 0 {
@@ -202,7 +205,8 @@ func TestReplicas(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d snapshots, %d times a stream that was cleaned up%s", installs, cleaned, traffic.counts())
+	t.Logf("%d snapshots, %d times a stream that was cleaned up, %d entries with something due%s", installs, cleaned, fired, traffic.counts())
+	require.Positive(t, fired)
 	require.Positive(t, installs)
 	require.Positive(t, cleaned)
 	traffic.requireVariety(t)

@@ -94,6 +94,14 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_Take{Take: op}
 	case *wire.Settle:
 		c.Op = &wire.Command_Settle{Settle: op}
+	case *wire.Update:
+		c.Op = &wire.Command_Update{Update: op}
+	case *wire.Transact:
+		c.Op = &wire.Command_Transact{Transact: op}
+	case *wire.Move:
+		c.Op = &wire.Command_Move{Move: op}
+	case *wire.CopyFile:
+		c.Op = &wire.Command_CopyFile{CopyFile: op}
 	case *wire.Configure:
 		c.Op = &wire.Command_Configure{Configure: op}
 	case *wire.Write:
@@ -118,6 +126,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_EndSession{EndSession: op}
 	case *wire.Confirm:
 		c.Op = &wire.Command_Confirm{Confirm: op}
+	case *wire.Tick:
+		c.Op = &wire.Command_Tick{Tick: op}
 	case *wire.SetMember:
 		c.Op = &wire.Command_SetMember{SetMember: op}
 	case *wire.Verify:

@@ -230,7 +230,7 @@ func (m *Machine) endCommand(c *context, cmd *wire.Command, answer *wire.Answer)
 		m.refuse(err)
 		return
 	}
-	if !confirms {
+	if !confirms && !c.stored {
 		m.storeAnswer(s, cmd.Seq, answer)
 	}
 	switch {

@@ -94,29 +94,62 @@ func after(at gearsfs.Place) gearsfs.Place { return gearsfs.Place{Pos: at.Pos, S
 
 // storeAnswer keeps what a retry of command seq will be answered with.
 func (m *Machine) storeAnswer(s *session, seq uint64, answer *wire.Answer) {
-	stored := &wire.StoredAnswer{Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq}
-	for i, rec := range answer.Records {
-		// Records that come from the cursor, and were never handed out
-		// before, follow each other.
-		if n := len(stored.Taken); i > 0 && rec.Deliveries == 1 && answer.Records[i-1].Deliveries == 1 {
-			stored.Taken[n-1].LastPos, stored.Taken[n-1].LastSeq = rec.Pos, rec.Seq
-			continue
-		}
-		stored.Taken = append(stored.Taken, &wire.Reference{
-			Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Deliveries: rec.Deliveries, Fence: rec.Fence,
-		})
-	}
-	i, _ := findAnswer(&s.row, seq)
+	m.keepAnswer(s, &wire.StoredAnswer{
+		Seq: seq, Ino: answer.Ino, FirstSeq: answer.FirstSeq, LastSeq: answer.LastSeq, Count: answer.Count,
+		Taken: referTo(answer.Records),
+	})
+}
+
+// keepAnswer stores an answer with its session.
+func (m *Machine) keepAnswer(s *session, stored *wire.StoredAnswer) {
+	i, _ := findAnswer(&s.row, stored.Seq)
 	s.row.Answers = slices.Insert(s.row.Answers, i, stored)
 	m.dirtySession(s)
 	m.pinAnswer(s.id, stored)
 }
 
+// referTo makes references to records that were handed out, one to each run.
+func referTo(records []*wire.TakenRecord) (refs []*wire.Reference) {
+	for i, rec := range records {
+		if n := len(refs); i > 0 && follows(records[i-1], rec) {
+			refs[n-1].LastPos, refs[n-1].LastSeq = rec.Pos, rec.Seq
+			continue
+		}
+		refs = append(refs, &wire.Reference{
+			Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Deliveries: rec.Deliveries, Fence: rec.Fence,
+		})
+	}
+	return refs
+}
+
+// references are those of an answer and of its steps.
+func references(a *wire.StoredAnswer) []*wire.Reference {
+	if len(a.Steps) == 0 {
+		return a.Taken
+	}
+	all := slices.Clone(a.Taken)
+	for _, step := range a.Steps {
+		all = append(all, step.Taken...)
+	}
+	return all
+}
+
+// follows reports whether two records of an answer are of one run: they were
+// handed out alike, and no other record can be between them.
+func follows(a, b *wire.TakenRecord) bool {
+	return a.Deliveries == 1 && b.Deliveries == 1 && b.Seq == a.Seq+1 && b.Pos == a.Pos+uint64(len(a.Data)) &&
+		a.Ino == b.Ino && a.Key == b.Key
+}
+
+// holdsBack reports whether a reference is to rows of records that are gone
+// from their stream.
+func holdsBack(r *wire.Reference) bool { return r.Fence == 0 && len(r.Kept) == 0 }
+
 // pinAnswer holds back the rows that an answer refers to and that are gone
 // from their stream.
 func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
-	for _, r := range a.Taken {
-		if r.Fence == 0 && len(r.Kept) == 0 {
+	for _, r := range references(a) {
+		if holdsBack(r) {
 			first, last := places(r)
 			key := streamKey{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}
 			m.sessions.pins.add(key, pin{from: first, to: after(last), session: id, seq: a.Seq})
@@ -126,8 +159,8 @@ func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
 
 // unpinAnswer lets go of the rows of an answer that is forgotten.
 func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
-	for _, r := range a.Taken {
-		if r.Fence != 0 || len(r.Kept) != 0 {
+	for _, r := range references(a) {
+		if !holdsBack(r) {
 			continue
 		}
 		first, last := places(r)
@@ -167,8 +200,8 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 		if !ok {
 			return gearsfs.ErrDamaged.Because("session %v has no answer %d", p.session, p.seq)
 		}
-		for _, r := range s.row.Answers[i].Taken {
-			if first, _ := places(r); first != p.from {
+		for _, r := range references(s.row.Answers[i]) {
+			if first, _ := places(r); first != p.from || !holdsBack(r) || r.Ino != uint64(rows.ino) || r.Key != string(rows.key) {
 				continue
 			}
 			err := rows.Scan(p.from, p.to, func(at gearsfs.Place, rec *stream.Record) bool {
@@ -189,15 +222,25 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 // answerAgain builds a stored answer anew; nil where it refers to a lease that
 // is not held any more: then the command is to be applied as if it were new.
 func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswer) (*wire.Answer, error) {
-	answer := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq}
+	answer := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq, Count: a.Count}
+	for _, step := range a.Steps { // what is not held any more is left out: the others are done
+		again := &wire.Answer{Ino: step.Ino, FirstSeq: step.FirstSeq, LastSeq: step.LastSeq}
+		for _, r := range step.Taken {
+			if _, err := m.takenAgain(c, again, r, true); err != nil {
+				return nil, err
+			}
+		}
+		answer.Steps = append(answer.Steps, again)
+	}
 	for _, r := range a.Taken {
-		held, err := m.takenAgain(c, answer, r)
+		held, err := m.takenAgain(c, answer, r, false)
 		if err != nil || !held {
 			return nil, err
 		}
 	}
 	switch op := cmd.Op.(type) {
-	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure:
+	case *wire.Command_Take, *wire.Command_Settle, *wire.Command_Configure, *wire.Command_Update,
+		*wire.Command_Transact, *wire.Command_Move:
 		return answer, nil
 	case *wire.Command_Put:
 		if !op.Put.Append {
@@ -215,17 +258,15 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 }
 
 // takenAgain appends the records that a reference names to an answer; held is
-// false where one of them was leased and is not held any more.
-func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference) (held bool, err error) {
-	fence := r.Fence
+// false where one of them was leased and is not held any more: that is left
+// out, and with it all behind it unless rest is set.
+func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference, rest bool) (held bool, err error) {
+	var fence, deadline uint64
 	add := func(pos, seq uint64, data []byte, typ string, time uint64) {
 		answer.Records = append(answer.Records, &wire.TakenRecord{
 			Key: r.Key, Pos: pos, Seq: seq, Data: data, Type: typ, Time: time,
-			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino,
+			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino, Deadline: deadline,
 		})
-		if fence != 0 {
-			fence++
-		}
 	}
 	if len(r.Kept) > 0 {
 		for _, k := range r.Kept {
@@ -251,9 +292,13 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference)
 	held = true
 	end := gearsfs.Place{}
 	err = m.rowsOf(s).Scan(first, after(last), func(at gearsfs.Place, rec *stream.Record) bool {
-		if fence != 0 && !s.queue.Held(at, c.session, fence) {
-			held = false
-			return false
+		if r.Fence != 0 {
+			fence = r.Fence + uint64(at.Seq) - r.Seq // in a run both rise by one
+			var still bool
+			if deadline, still = heldBy(s, at, c.session, fence); !still {
+				held = false
+				return rest
+			}
 		}
 		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), string([]byte(rec.Type)), rec.Time)
 		end = at

@@ -25,6 +25,9 @@ func (a leaseKey) compare(b leaseKey) int {
 }
 
 func (s *sessions) addLease(holder gearsfs.SessionID, l leaseKey) {
+	if holder.IsZero() {
+		return // it is held by its receipt
+	}
 	held := s.leases[holder]
 	if held == nil {
 		held = make(map[leaseKey]struct{})
@@ -78,9 +81,9 @@ func (m *Machine) returnLeases(c *context, id gearsfs.SessionID) error {
 		if s == nil {
 			return gearsfs.ErrDamaged.Because("inode %d, stream %q: records are leased but the stream is missing", l.ino, l.key)
 		}
-		s.queue.Return(l.at)
-		m.dirtyStream(s)
-		m.touch(l.ino, l.key).Ready = true
+		if err := m.comeBack(c, s, l.at, 0, 0); err != nil {
+			return err
+		}
 	}
 	return nil
 }

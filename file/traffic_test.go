@@ -156,7 +156,7 @@ func (g *traffic) command() *wire.Command {
 		return as(checked, &wire.Verify{})
 	}
 	s.seq++
-	cmd := by(s.id, as(gearsfs.Root, g.op(s)))
+	cmd := by(s.id, as(gearsfs.Root, g.inTime(g.op(s))))
 	cmd.Seq = s.seq
 	if g.rng.IntN(4) == 0 && s.confirmed < s.seq {
 		s.confirmed += g.rng.Uint64N(s.seq - s.confirmed)
@@ -175,7 +175,9 @@ func (g *traffic) command() *wire.Command {
 
 func (g *traffic) op(s *trafficSession) any {
 	key := pick(g.rng, modelKeys)
-	switch n := g.rng.IntN(110); {
+	switch n := g.rng.IntN(130); {
+	case n >= 110:
+		return g.queueOp(s, key)
 	case n >= 100:
 		return g.hot()
 	case n < 25:
@@ -291,7 +293,7 @@ func (g *traffic) learn(l *logged) {
 			if s.id.Salt != cmd.SessionSalt {
 				continue
 			}
-			for _, r := range receipts(a) {
+			for _, r := range receipts(&wire.Answer{Records: allRecords(a)}) {
 				if r.Fence != 0 {
 					s.leased = append(s.leased, r)
 				}
@@ -320,7 +322,8 @@ func (g *traffic) counts() string {
 func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
-		&wire.SetRemote{}, &wire.Confirm{}, &wire.SetMember{}, &wire.Verify{}} {
+		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{},
+		&wire.Confirm{}, &wire.Tick{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}
 }

@@ -40,6 +40,8 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrGone.Code:    syscall.ESTALE,
 	gearsfs.ErrRemoved.Code: syscall.ENOENT,
 	gearsfs.ErrBlocks.Code:  syscall.EPERM,
+	gearsfs.ErrUnmet.Code:   syscall.EAGAIN,
+	gearsfs.ErrType.Code:    syscall.EINVAL,
 
 	gearsfs.ErrNoNode.Code:    syscall.EHOSTUNREACH,
 	gearsfs.ErrClosed.Code:    syscall.ENOTCONN,

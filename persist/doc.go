@@ -29,10 +29,13 @@
 //	xattr     'x' ino(8) name                                        the value   an extended attribute
 //	stream    's' ino(8) key                                         StreamRow   head, cursor, tail and counts
 //	record    'r' ino(8) key 00 pos(8) seq(8)                        RecordRow   a record's payload
-//	out       'o' ino(8) key 00 pos(8) seq(8)                        OutRow      leased or returned records
+//	out       'o' ino(8) key 00 pos(8) seq(8)                        OutRow      leased, returned or delayed records
+//	timer     't' due(8) ino(8) key 00 pos(8) seq(8)                 empty       deadlines and delays, by log time; both ff…: a stream's age
 //	session   'c' minted(8) salt(8)                                  SessionRow  last answers
 //	orphan    'u' ino(8)                                             OrphanRow   open files without a name
 //	remote    'n' name                                               RemoteRow   named nodes
+//	id        'k' ino(8) key 00 id                                   IdRow       ids of records that were put
+//	id order  'j' ino(8) key 00 number(8)                            the id      for forgetting them in order
 //	member    'm' id(8)                                              MemberRow   nodes of the group, and those that were
 //
 // A session's minting time is signed; its sign bit is turned over, so that

@@ -14,9 +14,10 @@ import (
 )
 
 // go test ./persist -run TestGolden -write-golden makes what is missing in
-// testdata: golden-vN is of format version N; golden-vN-member has what came
-// later without making older data unreadable: a member of a group, with a
-// snapshot installed. They are made once, and kept.
+// testdata: golden-vN is of format version N; golden-vN-member and
+// golden-vN-queue have what came later without making older data unreadable: a
+// member of a group, with a snapshot installed; timers, ids and transactions.
+// They are made once, and kept.
 var writeGolden = flag.Bool("write-golden", false, "write what testdata lacks for this format version")
 
 var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume: ID{4, 5, 6}}
@@ -71,7 +72,35 @@ func goldenMember() Identity {
 	return id
 }
 
-// goldenMemberRows has a row of each table that there is.
+// goldenQueueRows has a row of each table that streams have got since.
+func goldenQueueRows() map[string][]byte {
+	rows := goldenRows()
+	session := gearsfs.SessionID{Minted: 1234567890, Salt: 100}
+	place := gearsfs.Place{Pos: 300, Seq: 4}
+	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
+		string(StreamKey(2, "jobs")): &wire.StreamRow{NextSeq: 9, TailPos: 900, Ready: 3, Version: 20, Delayed: 2, DelayedAhead: 1, Age: 60e9,
+			Full: 2, Tries: 5, Type: "job", IdWindow: 3600e9, AppendOnly: true, Memory: true, Discarded: 7, Ids: 1, NextId: 12, AgeDue: 1234567999},
+		string(OutKey(2, "jobs", place)):    &wire.OutRow{Deliveries: 1, Deadline: 1234568000, Bytes: 6, Tries: 3},
+		string(IDKey(2, "jobs", "id\x001")): &wire.IdRow{Seq: 8, Number: 11, Time: 1234567890},
+		string(SessionKey(session)): &wire.SessionRow{Answers: []*wire.StoredAnswer{{Seq: 1, Count: 2, Steps: []*wire.StoredAnswer{
+			{Ino: 2, Taken: []*wire.Reference{{Ino: 2, Key: "jobs", Pos: 1, Seq: 2, Fence: 3, LastPos: 4, LastSeq: 5, Deliveries: 1}}},
+			{Taken: []*wire.Reference{{Ino: 2, Key: "jobs", Kept: []*wire.KeptRecord{{Pos: 1, Seq: 2, Row: &wire.RecordRow{Data: []byte("seen")}}}}}},
+		}}}},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[key] = value
+	}
+	rows[string(IDOrderKey(2, "jobs", 11))] = []byte("id\x001")
+	for _, timer := range []Timer{{Due: 1234568000, Ino: 2, Key: "jobs", Place: place}, {Due: 1234567999, Ino: 2, Key: "jobs", Place: AgeTimer}} {
+		rows[string(TimerKey(timer))] = nil
+	}
+	return rows
+}
+
+// goldenMemberRows has a row of each table that a member has.
 func goldenMemberRows() map[string][]byte {
 	rows := goldenRows()
 	for id, row := range map[gearsfs.MemberID]*wire.MemberRow{
@@ -115,7 +144,11 @@ func setGolden(t *testing.T, d *Data, rows map[string][]byte) {
 	require.NoError(t, d.State.Commit())
 }
 
-func makeGolden(t *testing.T, dir string) {
+func makeGolden(t *testing.T, dir string) { makeFounder(t, dir, goldenRows()) }
+
+func makeGoldenQueue(t *testing.T, dir string) { makeFounder(t, dir, goldenQueueRows()) }
+
+func makeFounder(t *testing.T, dir string, rows map[string][]byte) {
 	opts := smallData(vfs.Default)
 	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
 	d, err := Open(dir, opts)
@@ -129,7 +162,7 @@ func makeGolden(t *testing.T, dir string) {
 	require.NoError(t, d.Log.Append([]LogEntry{{Index: 36, Term: 4}, {Index: 37, Term: 4}}, nil))
 	require.NoError(t, d.Log.Append(entries[35:], []byte(hard)))
 	require.NoError(t, d.Log.TruncateFront(first-1))
-	setGolden(t, d, goldenRows())
+	setGolden(t, d, rows)
 	require.NoError(t, d.Close())
 }
 
@@ -137,6 +170,9 @@ func makeGolden(t *testing.T, dir string) {
 func TestGolden(t *testing.T) {
 	dir := fmt.Sprintf("testdata/golden-v%d", FormatVersion)
 	t.Run("founder", func(t *testing.T) { testGolden(t, dir, makeGolden, goldenIdentity, goldenRows()) })
+	t.Run("queue", func(t *testing.T) {
+		testGolden(t, dir+"-queue", makeGoldenQueue, goldenIdentity, goldenQueueRows())
+	})
 	t.Run("member", func(t *testing.T) {
 		testGolden(t, dir+"-member", makeGoldenMember, goldenMember(), goldenMemberRows())
 	})
@@ -169,7 +205,7 @@ func testGolden(t *testing.T, dir string, write func(*testing.T, string), id Ide
 	for ok := it.First(); ok; ok = it.Next() {
 		_, err := parseRow(it.Key())
 		require.NoError(t, err)
-		seen[string(it.Key())] = bytes.Clone(it.Value())
+		seen[string(it.Key())] = append([]byte(nil), it.Value()...)
 	}
 	require.NoError(t, it.Close())
 	require.Equal(t, rows, seen)

@@ -3,6 +3,7 @@ package persist
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -24,6 +25,9 @@ const (
 	TableOrphan  Table = 'u'
 	TableRemote  Table = 'n'
 	TableMember  Table = 'm'
+	TableID      Table = 'k'
+	TableIDOrder Table = 'j'
+	TableTimer   Table = 't'
 )
 
 const (
@@ -33,6 +37,8 @@ const (
 	mintedFlip  = 1 << 63 // turns a signed number into one whose bytes sort
 	sessionSize = 1 + 8 + 8
 	memberSize  = 1 + 8
+	numberBytes = 8
+	dueBytes    = 8
 )
 
 // VolumeKey is the key of the one VolumeRow.
@@ -115,6 +121,60 @@ func AppendMemberKey(dst []byte, id gearsfs.MemberID) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, byte(TableMember)), uint64(id))
 }
 
+// IDKey is the key of what a stream remembers of a record's id.
+func IDKey(ino gearsfs.Ino, key gearsfs.Key, id string) []byte {
+	return AppendIDKey(make([]byte, 0, inoBytes+len(key)+1+len(id)), ino, key, id)
+}
+
+func AppendIDKey(dst []byte, ino gearsfs.Ino, key gearsfs.Key, id string) []byte {
+	dst = append(appendIno(dst, TableID, ino), key...)
+	return append(append(dst, keyEnd), id...)
+}
+
+// IDOrderKey is the key of an id by the number by which it is forgotten.
+func IDOrderKey(ino gearsfs.Ino, key gearsfs.Key, number uint64) []byte {
+	return AppendIDOrderKey(make([]byte, 0, inoBytes+len(key)+1+numberBytes), ino, key, number)
+}
+
+func AppendIDOrderKey(dst []byte, ino gearsfs.Ino, key gearsfs.Key, number uint64) []byte {
+	dst = append(appendIno(dst, TableIDOrder, ino), key...)
+	return binary.BigEndian.AppendUint64(append(dst, keyEnd), number)
+}
+
+// Timer is what is due at a log time: the end of a lease or of a delay, or,
+// where Place is that of AgeTimer, the age of a stream's records.
+type Timer struct {
+	Due   uint64
+	Ino   gearsfs.Ino
+	Key   gearsfs.Key
+	Place gearsfs.Place
+}
+
+// AgeTimer is the place of a stream's age timer: behind every record.
+var AgeTimer = gearsfs.Place{Pos: math.MaxUint64, Seq: math.MaxUint64}
+
+func TimerKey(t Timer) []byte {
+	return AppendTimerKey(make([]byte, 0, dueBytes+inoBytes+len(t.Key)+1+placeBytes), t)
+}
+
+func AppendTimerKey(dst []byte, t Timer) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, byte(TableTimer)), t.Due)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Ino))
+	dst = append(append(dst, t.Key...), keyEnd)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Place.Pos))
+	return binary.BigEndian.AppendUint64(dst, uint64(t.Place.Seq))
+}
+
+// TimerRange holds the timers that are due at from or later and at to at the
+// latest.
+func TimerRange(from, to uint64) (lo, hi []byte) {
+	lo = binary.BigEndian.AppendUint64([]byte{byte(TableTimer)}, from)
+	if to == math.MaxUint64 {
+		return lo, []byte{byte(TableTimer) + 1}
+	}
+	return lo, binary.BigEndian.AppendUint64([]byte{byte(TableTimer)}, to+1)
+}
+
 func appendIno(dst []byte, table Table, ino gearsfs.Ino) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, byte(table)), uint64(ino))
 }
@@ -142,7 +202,8 @@ func FileRange(table Table, ino gearsfs.Ino) (lo, hi []byte) {
 	return lo, appendIno(make([]byte, 0, inoBytes), table, ino+1)
 }
 
-// StreamRange holds all rows of one stream in TableRecord or TableOut.
+// StreamRange holds all rows of one stream in TableRecord, TableOut, TableID
+// or TableIDOrder.
 func StreamRange(table Table, ino gearsfs.Ino, key gearsfs.Key) (lo, hi []byte) {
 	lo = append(appendIno(make([]byte, 0, inoBytes+len(key)+1), table, ino), key...)
 	hi = append(bytes.Clone(lo), keyEnd+1)
@@ -221,6 +282,38 @@ func ParseMemberKey(k []byte) (gearsfs.MemberID, error) {
 		return 0, badKey(k)
 	}
 	return gearsfs.MemberID(binary.BigEndian.Uint64(k[1:])), nil
+}
+
+func ParseIDKey(k []byte) (ino gearsfs.Ino, key gearsfs.Key, id string, err error) {
+	if len(k) <= inoBytes || k[0] != byte(TableID) {
+		return 0, "", "", badKey(k)
+	}
+	name, rest, ended := bytes.Cut(k[inoBytes:], []byte{keyEnd})
+	if !ended || len(name) == 0 || len(name) > gearsfs.KeyBytesMax || len(rest) == 0 {
+		return 0, "", "", badKey(k)
+	}
+	return gearsfs.Ino(binary.BigEndian.Uint64(k[1:])), gearsfs.Key(name), string(rest), nil
+}
+
+func ParseIDOrderKey(k []byte) (ino gearsfs.Ino, key gearsfs.Key, number uint64, err error) {
+	end := len(k) - numberBytes - 1
+	if end <= inoBytes || k[0] != byte(TableIDOrder) || k[end] != keyEnd || !isStreamName(k[inoBytes:end]) {
+		return 0, "", 0, badKey(k)
+	}
+	return gearsfs.Ino(binary.BigEndian.Uint64(k[1:])), gearsfs.Key(k[inoBytes:end]), binary.BigEndian.Uint64(k[end+1:]), nil
+}
+
+func ParseTimerKey(k []byte) (Timer, error) {
+	end := len(k) - placeBytes - 1
+	if end <= dueBytes+inoBytes || k[0] != byte(TableTimer) || k[end] != keyEnd || !isStreamName(k[dueBytes+inoBytes:end]) {
+		return Timer{}, badKey(k)
+	}
+	return Timer{
+		Due:   binary.BigEndian.Uint64(k[1:]),
+		Ino:   gearsfs.Ino(binary.BigEndian.Uint64(k[1+dueBytes:])),
+		Key:   gearsfs.Key(k[dueBytes+inoBytes : end]),
+		Place: placeOf(k),
+	}, nil
 }
 
 func parseIno(k []byte, table Table) (gearsfs.Ino, error) {

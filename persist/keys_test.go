@@ -3,6 +3,7 @@ package persist
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -15,9 +16,12 @@ import (
 // row is a key of any table in logical form.
 type row struct {
 	table Table
-	a, b  uint64 // ino, or the fields of a session id
+	a, b  uint64 // ino, the fields of a session id, or a timer's due and ino
 	name  string
 	place gearsfs.Place
+
+	id     string // of a record
+	number uint64 // in the order of ids
 }
 
 func (r row) bytes() []byte {
@@ -38,6 +42,12 @@ func (r row) bytes() []byte {
 		return OutKey(ino, gearsfs.Key(r.name), r.place)
 	case TableSession:
 		return SessionKey(gearsfs.SessionID{Minted: int64(r.a), Salt: r.b})
+	case TableID:
+		return IDKey(ino, gearsfs.Key(r.name), r.id)
+	case TableIDOrder:
+		return IDOrderKey(ino, gearsfs.Key(r.name), r.number)
+	case TableTimer:
+		return TimerKey(Timer{r.a, gearsfs.Ino(r.b), gearsfs.Key(r.name), r.place})
 	case TableOrphan:
 		return OrphanKey(ino)
 	case TableMember:
@@ -74,6 +84,16 @@ func parseRow(k []byte) (r row, err error) {
 		id, err = ParseSessionKey(k)
 		r.a, r.b = uint64(id.Minted), id.Salt
 		return r, err
+	case TableID:
+		ino, key, r.id, err = ParseIDKey(k)
+		r.name = string(key)
+	case TableIDOrder:
+		ino, key, r.number, err = ParseIDOrderKey(k)
+		r.name = string(key)
+	case TableTimer:
+		var timer Timer
+		timer, err = ParseTimerKey(k)
+		return row{table: r.table, a: timer.Due, b: uint64(timer.Ino), name: string(timer.Key), place: timer.Place}, err
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
 	case TableRemote:
@@ -97,11 +117,12 @@ func (r row) compare(q row) int {
 		first = cmp.Compare(int64(r.a), int64(q.a))
 	}
 	return cmp.Or(cmp.Compare(r.table, q.table), first, cmp.Compare(r.b, q.b), cmp.Compare(r.name, q.name),
-		cmp.Compare(r.place.Pos, q.place.Pos), cmp.Compare(r.place.Seq, q.place.Seq))
+		cmp.Compare(r.place.Pos, q.place.Pos), cmp.Compare(r.place.Seq, q.place.Seq),
+		cmp.Compare(r.id, q.id), cmp.Compare(r.number, q.number))
 }
 
 var allTables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
-	TableSession, TableOrphan, TableRemote, TableMember}
+	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder, TableTimer}
 
 func randomRow(rng *rand.Rand) row {
 	// Few values, so that rows share prefixes; edges of all kinds.
@@ -129,10 +150,18 @@ func randomRow(rng *rand.Rand) row {
 	case TableRecord, TableOut:
 		r.a, r.name = number(), string(name)
 		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
+	case TableTimer:
+		r.a, r.b, r.name = number(), number(), string(name)
+		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
 	case TableSession:
 		r.a, r.b = number(), number()
 	case TableRemote:
 		r.name = string(name)
+	case TableID:
+		r.a, r.name = number(), string(name)
+		r.id = string(binary.BigEndian.AppendUint64(nil, number())[:1+rng.IntN(8)]) // NULs too
+	case TableIDOrder:
+		r.a, r.name, r.number = number(), string(name), number()
 	}
 	return r
 }
@@ -173,10 +202,19 @@ func TestRangesHoldTheirRowsOnly(t *testing.T) {
 		lo, hi := TableRange(q.table)
 		require.Equal(t, r.table == q.table, in(k, lo, hi))
 
+		if r.table == TableTimer {
+			lo, hi = TimerRange(min(q.a, q.b), max(q.a, q.b))
+			require.Equal(t, min(q.a, q.b) <= r.a && r.a <= max(q.a, q.b), in(k, lo, hi))
+			continue
+		}
 		ofFile := r.table != TableVolume && r.table != TableSession && r.table != TableRemote
 		if ofFile {
 			lo, hi = FileRange(r.table, gearsfs.Ino(q.a))
 			require.Equal(t, r.a == q.a, in(k, lo, hi), "%+v in the file of %+v", r, q)
+		}
+		if r.table == TableID || r.table == TableIDOrder {
+			lo, hi = StreamRange(r.table, gearsfs.Ino(q.a), gearsfs.Key(q.name))
+			require.Equal(t, r.a == q.a && r.name == q.name, in(k, lo, hi), "%+v in the stream of %+v", r, q)
 		}
 		if r.table == TableRecord || r.table == TableOut {
 			same := r.a == q.a && r.name == q.name
@@ -207,6 +245,9 @@ func TestAppendKeysAppend(t *testing.T) {
 		{AppendSessionKey([]byte("x"), id), SessionKey(id)},
 		{AppendOrphanKey([]byte("x"), 1), OrphanKey(1)},
 		{AppendRemoteKey([]byte("x"), "n"), RemoteKey("n")},
+		{AppendIDKey([]byte("x"), 1, "k", "id"), IDKey(1, "k", "id")},
+		{AppendIDOrderKey([]byte("x"), 1, "k", 7), IDOrderKey(1, "k", 7)},
+		{AppendTimerKey([]byte("x"), Timer{1, 2, "k", place}), TimerKey(Timer{1, 2, "k", place})},
 	} {
 		require.Equal(t, append([]byte("x"), k[1]...), k[0])
 	}

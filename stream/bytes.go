@@ -90,9 +90,15 @@ func (q *Queue) Remove(at gearsfs.Place, bytes int) error {
 
 // endOut removes the mark of a record that is removed: a lease on it ends.
 func (q *Queue) endOut(at gearsfs.Place, out Out) {
-	if out.Leased {
+	switch {
+	case out.Leased:
 		q.s.Leased--
-	} else {
+	case out.Delayed():
+		q.s.Delayed--
+		if !at.Less(q.s.Cursor) {
+			q.s.DelayedAhead--
+		}
+	default:
 		q.s.Returned--
 		q.s.Ready--
 		q.back.delete(at)
@@ -138,18 +144,58 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 // the stream is a plain queue again.
 func (q *Queue) Clear() error {
 	q.s.Version++
-	cut := gearsfs.Place{Pos: q.s.Head.Pos}
-	if err := q.removeFrom(cut); err != nil {
+	cut := q.s.Head
+	remove := q.removeFrom
+	if q.outs.len() == 0 && q.windowIsWhole() && q.window.len() <= clearFewMax {
+		remove = q.removeWindow
+	}
+	if err := remove(cut); err != nil {
 		return err
 	}
 	q.s.Tail = cut.Pos
 	q.s.Head = q.s.End()
+	// Rows of this position were removed, at each update of a register: the next
+	// scan begins behind them.
+	q.s.Cursor = q.s.Head
 	q.s.Blocks = false
+	return nil
+}
+
+// clearFewMax is up to how many records are cleared row by row: that is cheaper
+// than to look what there is, for a register that is updated all the time.
+const clearFewMax = 8
+
+// removeWindow removes the records of the window, which are all that there are.
+func (q *Queue) removeWindow(gearsfs.Place) error {
+	for _, w := range q.window.recs[q.window.first:] {
+		if err := q.rows.Delete(w.at, next(w.at)); err != nil {
+			return err
+		}
+	}
+	q.window.drop()
+	q.s.Ready, q.s.Bytes = 0, 0
 	return nil
 }
 
 // removeFrom removes the records at or behind cut, and their rows.
 func (q *Queue) removeFrom(cut gearsfs.Place) error {
+	q.window.drop()
+	if cut.Pos > q.s.Head.Pos && q.fresh() > 0 { // else nothing is left
+		from := cut
+		if from.Less(q.s.Cursor) {
+			from = q.s.Cursor
+		}
+		err := q.rows.Scan(from, placeMax, func(at gearsfs.Place, r *Record) bool {
+			if !q.waits(at) {
+				q.s.Ready--
+				q.s.Bytes -= uint64(len(r.Data))
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
 	for {
 		at, ok := q.lastOut(cut)
 		if !ok {
@@ -159,22 +205,8 @@ func (q *Queue) removeFrom(cut gearsfs.Place) error {
 		q.s.Bytes -= out.Bytes
 		q.endOut(at, out)
 	}
-	q.window.drop()
-	if cut.Pos <= q.s.Head.Pos { // nothing is left
+	if cut.Pos <= q.s.Head.Pos {
 		q.s.Ready, q.s.Bytes = 0, 0
-	} else if q.fresh() > 0 {
-		from := cut
-		if from.Less(q.s.Cursor) {
-			from = q.s.Cursor
-		}
-		err := q.rows.Scan(from, placeMax, func(_ gearsfs.Place, r *Record) bool {
-			q.s.Ready--
-			q.s.Bytes -= uint64(len(r.Data))
-			return true
-		})
-		if err != nil {
-			return err
-		}
 	}
 	if err := q.rows.Delete(cut, placeMax); err != nil {
 		return err

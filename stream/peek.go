@@ -23,13 +23,13 @@ func (q *Queue) Peek(dst []Taken, limit int, bytesMax int) ([]Taken, error) {
 		return p.dst, nil
 	}
 	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gearsfs.Place, r *Record) bool {
-		return p.add(at, r, 0)
+		return q.waits(at) || p.add(at, r, 0)
 	})
 	return p.dst, err
 }
 
 // Newer appends to dst the first records with a greater seq than after, leased
-// ones too, in the order of their places. It takes time for all of those, so it
+// and delayed ones too, in the order of their places. It takes time for all of those, so it
 // is for followers that are near the tail.
 func (q *Queue) Newer(dst []Taken, after gearsfs.Seq, limit int, bytesMax int) ([]Taken, error) {
 	if after+1 >= q.s.NextSeq || q.s.Drained() {

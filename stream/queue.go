@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -24,6 +25,7 @@ type Queue struct {
 	back    sorted[struct{}] // of outs, those that were returned
 	window  window
 	scratch Record
+	older   bool // see Older
 }
 
 // Taken is a record that was handed out. Its Data must not be written to; it
@@ -33,18 +35,19 @@ type Taken struct {
 	Record     Record
 	Deliveries uint32
 	Fence      uint64 // 0 where it is not leased
+	Deadline   uint64 // of the lease
 }
 
 // NewQueue returns the queue of that state over rows. It reads the outs, where
 // the state says that there are any.
 func NewQueue(s State, rows Records, pool *Pool) (*Queue, error) {
 	q := &Queue{s: s, rows: rows, window: window{pool: pool}}
-	if s.Leased+s.Returned == 0 {
+	if s.Leased+s.Returned+s.Delayed == 0 {
 		return q, nil
 	}
 	err := rows.ScanOuts(func(at gearsfs.Place, out Out) {
 		q.outs.set(at, out)
-		if !out.Leased {
+		if !out.Leased && !out.Delayed() {
 			q.back.set(at, struct{}{})
 		}
 	})
@@ -76,36 +79,44 @@ func (q *Queue) Append(data []byte, typ string, time uint64) gearsfs.Place {
 	if q.s.Drained() {
 		q.s.Blocks = false // none of those is left
 	}
-	at := q.s.End()
 	whole := q.windowIsWhole()
-	r := &q.scratch
-	*r = Record{Data: data, Type: typ, Time: time}
-	q.rows.Set(at, r)
-	q.s.NextSeq++
-	q.s.Tail += gearsfs.Pos(len(data))
+	at := q.put(data, typ, time)
 	q.s.Ready++
-	q.s.Bytes += uint64(len(data))
-	q.s.Version++
-	if whole && len(data) <= windowBytesMax && q.window.room(r) {
-		q.window.push(at, r)
+	if whole && len(data) <= windowBytesMax && q.window.room(&q.scratch) {
+		q.window.push(at, &q.scratch)
 	}
-	r.Data = nil
+	q.scratch.Data = nil
 	return at
 }
 
-// fresh is the number of records from the cursor on.
+// put makes the row of a new record at the tail.
+func (q *Queue) put(data []byte, typ string, time uint64) gearsfs.Place {
+	at := q.s.End()
+	q.scratch = Record{Data: data, Type: typ, Time: time}
+	q.rows.Set(at, &q.scratch)
+	q.s.NextSeq++
+	q.s.Tail += gearsfs.Pos(len(data))
+	q.s.Bytes += uint64(len(data))
+	q.s.Version++
+	return at
+}
+
+// fresh is the number of ready records from the cursor on.
 func (q *Queue) fresh() uint64 { return q.s.Ready - q.s.Returned }
 
-// windowIsWhole reports whether the window reaches the tail.
+// windowIsWhole reports whether no ready record is behind the window.
 func (q *Queue) windowIsWhole() bool { return uint64(q.window.len()) == q.fresh() }
 
-// fill makes sure that the window holds the first record from the cursor on.
-// There must be one.
+// fill makes sure that the window holds the first ready record from the cursor
+// on. There must be one.
 func (q *Queue) fill() error {
 	if q.window.len() > 0 {
 		return nil
 	}
 	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gearsfs.Place, r *Record) bool {
+		if q.waits(at) {
+			return true
+		}
 		if !q.window.room(r) {
 			return false
 		}
@@ -122,7 +133,6 @@ func (q *Queue) fill() error {
 // first, and appends them to dst: lease and acknowledgement in one. With keep,
 // their rows stay until Forget.
 func (q *Queue) Take(dst []Taken, limit int, bytesMax int, keep bool) ([]Taken, error) {
-	q.clean()
 	h := handing{bytesLeft: bytesMax, keep: keep}
 	had := len(dst)
 	dst, err := q.hand(dst, limit, &h)
@@ -132,21 +142,34 @@ func (q *Queue) Take(dst []Taken, limit int, bytesMax int, keep bool) ([]Taken, 
 	return dst, q.moveHead()
 }
 
-// Lease hands up to limit ready records to holder, of at most bytesMax bytes
-// but for the first, and appends them to dst. The first gets fence, which must
-// not be 0, each one more than the one before it.
-func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, holder gearsfs.SessionID, fence uint64) ([]Taken, error) {
-	q.clean()
-	h := handing{bytesLeft: bytesMax, holder: holder, fence: fence}
+// Lease hands out up to limit ready records under leases, of at most bytesMax bytes
+// but for the first, and appends them to dst.
+func (q *Queue) Lease(dst []Taken, limit int, bytesMax int, g Grant) ([]Taken, error) {
+	h := handing{bytesLeft: bytesMax, Grant: g}
 	return q.hand(dst, limit, &h)
 }
 
-// handing is one Take or, where fence is not 0, Lease.
+// Grant is what the leases of one Lease have in common.
+type Grant struct {
+	Holder   gearsfs.SessionID
+	Fence    uint64 // of the first, not 0; each other's is one more than that before it
+	Deadline uint64 // see Out
+	Tries    uint32
+}
+
+// handing is one Take or, where Fence is not 0, Lease.
 type handing struct {
+	Grant
 	bytesLeft int
 	keep      bool
-	holder    gearsfs.SessionID
-	fence     uint64
+}
+
+// out is the mark of a record of n bytes that is leased.
+func (h *handing) out(t *Taken, n uint64) Out {
+	t.Fence, t.Deadline = h.Fence, h.Deadline
+	h.Fence++
+	return Out{Leased: true, Holder: h.Holder, Fence: t.Fence, Deliveries: t.Deliveries, Tries: h.Tries,
+		Bytes: n, Deadline: h.Deadline}
 }
 
 func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {
@@ -184,17 +207,15 @@ func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
 	}
 	t = Taken{Place: w.at, Record: w.rec, Deliveries: 1}
 	q.window.pop()
-	q.s.Cursor = behind(t.Place, n)
+	q.pass(behind(t.Place, n))
 	q.s.Ready--
-	if h.fence == 0 {
+	if h.Fence == 0 {
 		q.s.Bytes -= uint64(n)
 		q.s.Dead++
 		return t, true, nil
 	}
-	t.Fence = h.fence
-	h.fence++
 	q.s.Leased++
-	out := Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: 1, Bytes: uint64(n)}
+	out := h.out(&t, uint64(n))
 	q.outs.set(t.Place, out)
 	q.rows.SetOut(t.Place, Out{}, out)
 	return t, true, nil
@@ -218,7 +239,7 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 	q.back.delete(at)
 	q.s.Ready--
 	q.s.Returned--
-	if h.fence == 0 {
+	if h.Fence == 0 {
 		q.s.Bytes -= out.Bytes
 		q.removeOut(at, *out)
 		if !h.keep || !at.Less(q.s.Cleaned) {
@@ -226,11 +247,9 @@ func (q *Queue) handReturned(h *handing, must bool) (t Taken, ok bool, err error
 		}
 		return t, true, nil
 	}
-	t.Fence = h.fence
-	h.fence++
 	q.s.Leased++
 	was := *out
-	*out = Out{Leased: true, Holder: h.holder, Fence: t.Fence, Deliveries: t.Deliveries, Bytes: was.Bytes}
+	*out = h.out(&t, was.Bytes)
 	q.rows.SetOut(at, was, *out)
 	return t, true, nil
 }
@@ -248,6 +267,32 @@ func (q *Queue) dead(at gearsfs.Place) {
 		q.s.Dead++
 	}
 }
+
+// Out returns the mark of the record at that place; ok is false where it has
+// none.
+func (q *Queue) Out(at gearsfs.Place) (out Out, ok bool) { return q.outs.get(at) }
+
+// EachOut walks over the marks that there were when it began, in order.
+func (q *Queue) EachOut() iter.Seq2[gearsfs.Place, Out] {
+	type marked struct {
+		at  gearsfs.Place
+		out Out
+	}
+	var all []marked
+	for at, out := range q.outs.from(gearsfs.Place{}) {
+		all = append(all, marked{at, *out})
+	}
+	return func(yield func(gearsfs.Place, Out) bool) {
+		for _, m := range all {
+			if !yield(m.at, m.out) {
+				return
+			}
+		}
+	}
+}
+
+// Row reads the record at a place that has one.
+func (q *Queue) Row(at gearsfs.Place) (Record, error) { return q.rows.Get(at) }
 
 // Held reports whether holder's lease with that fence is on the record at at.
 func (q *Queue) Held(at gearsfs.Place, holder gearsfs.SessionID, fence uint64) bool {
@@ -269,14 +314,25 @@ func (q *Queue) Ack(at gearsfs.Place) error {
 // Return ends the lease on a record, which is held: it is ready again, at its
 // old place.
 func (q *Queue) Return(at gearsfs.Place) {
-	was := q.leased(at)
-	out := Out{Deliveries: was.Deliveries, Bytes: was.Bytes}
-	q.outs.set(at, out)
-	q.rows.SetOut(at, was, out)
+	q.unlease(at, 0)
+	q.giveBack(at)
+}
+
+// giveBack accounts for an out that is ready now.
+func (q *Queue) giveBack(at gearsfs.Place) {
 	q.back.set(at, struct{}{})
-	q.s.Leased--
 	q.s.Returned++
 	q.s.Ready++
+	q.older = true
+}
+
+// unlease makes the mark of a record that is leased that of one that is not.
+func (q *Queue) unlease(at gearsfs.Place, until uint64) {
+	was := q.leased(at)
+	out := Out{Deliveries: was.Deliveries, Bytes: was.Bytes, Deadline: until}
+	q.outs.set(at, out)
+	q.rows.SetOut(at, was, out)
+	q.s.Leased--
 	q.s.Version++
 }
 
@@ -290,11 +346,12 @@ func (q *Queue) leased(at gearsfs.Place) Out {
 
 // moveHead sets head to the first record left, or to the end.
 func (q *Queue) moveHead() error {
-	if at, ok := q.outs.min(); ok {
+	at, ok := q.outs.min()
+	switch {
+	case ok && (q.fresh() == 0 || at.Less(q.s.Cursor)):
 		q.s.Head = at
 		return nil
-	}
-	if q.fresh() == 0 {
+	case q.fresh() == 0:
 		q.s.Head = q.s.End()
 		return nil
 	}
@@ -302,6 +359,9 @@ func (q *Queue) moveHead() error {
 		return err
 	}
 	q.s.Head = q.window.front().at
+	if ok && at.Less(q.s.Head) {
+		q.s.Head = at
+	}
 	return nil
 }
 
@@ -316,15 +376,18 @@ func (q *Queue) Forget(from, to gearsfs.Place) {
 	}
 }
 
-// clean removes the rows of records that are gone, once there are enough. It
-// runs before records are handed out, when the answers of all earlier takes
-// are known to the keeper of the rows.
-func (q *Queue) clean() {
+// Clean removes the rows of records that are gone, once there are enough. It is
+// to be called now and then when the keeper of the rows knows the answers of all
+// earlier takes.
+func (q *Queue) Clean() {
 	if q.s.Dead < cleanEvery {
 		return
 	}
 	from, to, ranges := q.s.Cleaned, q.s.Cursor, 0
 	for at := range q.outs.from(from) {
+		if !at.Less(to) {
+			break
+		}
 		if ranges == cleanRangesMax {
 			to = at // the rest next time
 			break

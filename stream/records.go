@@ -12,14 +12,20 @@ type Record struct {
 	Block bool   // written in place: it may grow
 }
 
-// Out marks a record in front of the cursor that is not gone.
+// Out marks a record in front of the cursor that is not gone, or one anywhere
+// that waits for its time.
 type Out struct {
-	Leased     bool              // else it was returned and is ready
-	Holder     gearsfs.SessionID // of the lease
+	Leased     bool              // else it is delayed where it has a deadline, or was returned and is ready
+	Holder     gearsfs.SessionID // of the lease; zero: whoever has its receipt
 	Fence      uint64
 	Deliveries uint32
+	Tries      uint32 // of the lease, for its holder's use
 	Bytes      uint64 // the record's length
+	Deadline   uint64 // log time at which the lease or the delay ends; 0 is none
 }
+
+// Delayed reports whether the record waits for its time.
+func (o *Out) Delayed() bool { return !o.Leased && o.Deadline != 0 }
 
 // Records is where a Queue's rows are kept. One stream has one of its own.
 // An error of any method is that of a broken store: the queue that got it must
@@ -70,25 +76,49 @@ type State struct {
 	Leased  uint64
 	// Returned counts those of Ready that stand in front of Cursor.
 	Returned uint64
-	Bytes    uint64
-	Version  uint64
-	Sealed   bool
-	Blocks   bool // bytes were written in place, since it was drained last
-	Limits   gearsfs.Limits
+	// Delayed counts the records that wait for their time, which are not
+	// ready; DelayedAhead those of them that stand at or behind Cursor.
+	Delayed      uint64
+	DelayedAhead uint64
+	Bytes        uint64
+	Version      uint64
+	Sealed       bool
+	Blocks       bool // bytes were written in place, since it was drained last
+	Limits       gearsfs.Limits
+	Discarded    uint64 // by DropOldest and DiscardOlder
 	// Cleaned: rows of gone records in front of it are removed; Dead counts
 	// what is gone since and not removed yet.
 	Cleaned gearsfs.Place
 	Dead    uint64
+
+	// Rules for the callers of Append, and what they remember of ids.
+	Type       string // of all records; "" is any
+	AppendOnly bool
+	IDWindow   uint64 // nanoseconds; 0 is the default
+	IDs        uint64 // remembered: those of the numbers in front of NextID
+	NextID     uint64
+
+	// Rules for the callers of Append, Return and DiscardOlder.
+	Full   gearsfs.Full
+	Tries  uint32 // deliveries after which a record does not come back; 0 is any number
+	Age    uint64 // nanoseconds; 0 is any age
+	AgeDue uint64 // log time at which too old records are looked for; 0 is none
+	Memory bool   // records are somewhere else
 }
 
 // NewState is the state of a stream that never had a record.
 func NewState() State { return State{NextSeq: 1, Head: gearsfs.Place{Seq: 1}} }
 
+// Newest is the seq of the last record that was put, 0 where none was.
+func (s *State) Newest() gearsfs.Seq { return s.NextSeq - 1 }
+
 // End is the place that the next put gets.
 func (s *State) End() gearsfs.Place { return gearsfs.Place{Pos: s.Tail, Seq: s.NextSeq} }
 
-// Drained reports whether no record is left, leased ones included.
-func (s *State) Drained() bool { return s.Ready+s.Leased == 0 }
+// Drained reports whether no record is left, leased and delayed ones included.
+func (s *State) Drained() bool { return s.records() == 0 }
+
+func (s *State) records() uint64 { return s.Ready + s.Leased + s.Delayed }
 
 // Fits reports whether n more records of together that many bytes are within
 // the limits. What is larger than a limit fits into a drained stream: it
@@ -98,7 +128,7 @@ func (s *State) Fits(n, bytes uint64) bool {
 		return true
 	}
 	l := s.Limits
-	return (l.Records == 0 || s.Ready+s.Leased+n <= l.Records) && (l.Bytes == 0 || s.Bytes+bytes <= l.Bytes)
+	return (l.Records == 0 || s.records()+n <= l.Records) && (l.Bytes == 0 || s.Bytes+bytes <= l.Bytes)
 }
 
 // placeMax is behind every record.

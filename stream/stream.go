@@ -107,7 +107,7 @@ func (s *Stream) Take(ctx context.Context, limit int) ([]Taken, error) {
 // or Return. Errors as Take.
 func (s *Stream) Lease(ctx context.Context, holder gearsfs.SessionID, limit int) ([]Taken, error) {
 	return s.hand(ctx, func() ([]Taken, error) {
-		taken, err := s.queue.Lease(nil, limit, gearsfs.BatchBytesMax, holder, s.fence+1)
+		taken, err := s.queue.Lease(nil, limit, gearsfs.BatchBytesMax, Grant{Holder: holder, Fence: s.fence + 1})
 		s.fence += uint64(len(taken))
 		return taken, err
 	})
@@ -120,6 +120,7 @@ func (s *Stream) hand(ctx context.Context, hand func() ([]Taken, error)) (taken 
 		switch {
 		case st.Ready > 0:
 			taken, c.err = hand()
+			s.queue.Clean()
 		case st.Sealed && st.Drained():
 			c.err = gearsfs.ErrEnd
 		default:
@@ -189,6 +190,7 @@ func (s *Stream) settle(holder gearsfs.SessionID, at gearsfs.Place, fence uint64
 		return gearsfs.ErrGone
 	}
 	err := s.checkLocked(settle(at))
+	s.queue.Clean()
 	s.serveLocked()
 	return err
 }

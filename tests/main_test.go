@@ -106,6 +106,7 @@ func runAgain() int {
 	if status := inside.ProcessState.ExitCode(); status >= 0 {
 		return status
 	}
+	fmt.Fprintln(os.Stderr, "tests: they ended by", inside.ProcessState)
 	return 1
 }
 

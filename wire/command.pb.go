@@ -110,6 +110,11 @@ type Command struct {
 	//	*Command_Confirm
 	//	*Command_SetMember
 	//	*Command_Verify
+	//	*Command_Update
+	//	*Command_Transact
+	//	*Command_Tick
+	//	*Command_Move
+	//	*Command_CopyFile
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -386,6 +391,51 @@ func (x *Command) GetVerify() *Verify {
 	return nil
 }
 
+func (x *Command) GetUpdate() *Update {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Update); ok {
+			return x.Update
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTransact() *Transact {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Transact); ok {
+			return x.Transact
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTick() *Tick {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Tick); ok {
+			return x.Tick
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetMove() *Move {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Move); ok {
+			return x.Move
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCopyFile() *CopyFile {
+	if x != nil {
+		if x, ok := x.Op.(*Command_CopyFile); ok {
+			return x.CopyFile
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -466,6 +516,26 @@ type Command_Verify struct {
 	Verify *Verify `protobuf:"bytes,34,opt,name=verify,proto3,oneof"`
 }
 
+type Command_Update struct {
+	Update *Update `protobuf:"bytes,35,opt,name=update,proto3,oneof"`
+}
+
+type Command_Transact struct {
+	Transact *Transact `protobuf:"bytes,36,opt,name=transact,proto3,oneof"`
+}
+
+type Command_Tick struct {
+	Tick *Tick `protobuf:"bytes,37,opt,name=tick,proto3,oneof"`
+}
+
+type Command_Move struct {
+	Move *Move `protobuf:"bytes,38,opt,name=move,proto3,oneof"`
+}
+
+type Command_CopyFile struct {
+	CopyFile *CopyFile `protobuf:"bytes,39,opt,name=copy_file,json=copyFile,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -503,6 +573,16 @@ func (*Command_Confirm) isCommand_Op() {}
 func (*Command_SetMember) isCommand_Op() {}
 
 func (*Command_Verify) isCommand_Op() {}
+
+func (*Command_Update) isCommand_Op() {}
+
+func (*Command_Transact) isCommand_Op() {}
+
+func (*Command_Tick) isCommand_Op() {}
+
+func (*Command_Move) isCommand_Op() {}
+
+func (*Command_CopyFile) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -569,6 +649,7 @@ type NewRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"` // not empty: put once within the stream's window of ids
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,6 +698,13 @@ func (x *NewRecord) GetType() string {
 	return ""
 }
 
+func (x *NewRecord) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type Put struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -626,6 +714,8 @@ type Put struct {
 	Seal          bool                   `protobuf:"varint,5,opt,name=seal,proto3" json:"seal,omitempty"`
 	Retry         bool                   `protobuf:"varint,6,opt,name=retry,proto3" json:"retry,omitempty"`   // it waited for room and is now the first in line
 	Append        bool                   `protobuf:"varint,7,opt,name=append,proto3" json:"append,omitempty"` // O_APPEND write: answers with attributes
+	At            uint64                 `protobuf:"fixed64,8,opt,name=at,proto3" json:"at,omitempty"`        // log time before which they can't be taken, or
+	Delay         uint64                 `protobuf:"varint,9,opt,name=delay,proto3" json:"delay,omitempty"`   // nanoseconds from the entry's time on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -709,6 +799,20 @@ func (x *Put) GetAppend() bool {
 	return false
 }
 
+func (x *Put) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Put) GetDelay() uint64 {
+	if x != nil {
+		return x.Delay
+	}
+	return 0
+}
+
 type Take struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -716,6 +820,9 @@ type Take struct {
 	Max           uint32                 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
 	Lease         bool                   `protobuf:"varint,4,opt,name=lease,proto3" json:"lease,omitempty"`
 	Force         bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	LeaseFor      uint64                 `protobuf:"varint,6,opt,name=lease_for,json=leaseFor,proto3" json:"lease_for,omitempty"`    // nanoseconds until the lease ends; 0: with its session
+	ByReceipt     bool                   `protobuf:"varint,7,opt,name=by_receipt,json=byReceipt,proto3" json:"by_receipt,omitempty"` // held by whoever has the receipt, not by the session
+	Tries         uint32                 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`                          // deliveries after which a record that comes back goes to KEY.dead; 0: the stream's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,6 +890,27 @@ func (x *Take) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *Take) GetLeaseFor() uint64 {
+	if x != nil {
+		return x.LeaseFor
+	}
+	return 0
+}
+
+func (x *Take) GetByReceipt() bool {
+	if x != nil {
+		return x.ByReceipt
+	}
+	return false
+}
+
+func (x *Take) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
 }
 
 type Receipt struct {
@@ -861,10 +989,14 @@ func (x *Receipt) GetFence() uint64 {
 	return 0
 }
 
+// Settle acknowledges, or returns, or with extend keeps for longer.
 type Settle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Receipts      []*Receipt             `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"`
 	Return        bool                   `protobuf:"varint,2,opt,name=return,proto3" json:"return,omitempty"`
+	Delay         uint64                 `protobuf:"varint,3,opt,name=delay,proto3" json:"delay,omitempty"`   // with return: nanoseconds before they can be taken again
+	Extend        uint64                 `protobuf:"varint,4,opt,name=extend,proto3" json:"extend,omitempty"` // nanoseconds from the entry's time on
+	Tries         uint32                 `protobuf:"varint,5,opt,name=tries,proto3" json:"tries,omitempty"`   // with return: as in Take; 0: what the lease says
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +1045,603 @@ func (x *Settle) GetReturn() bool {
 	return false
 }
 
+func (x *Settle) GetDelay() uint64 {
+	if x != nil {
+		return x.Delay
+	}
+	return 0
+}
+
+func (x *Settle) GetExtend() uint64 {
+	if x != nil {
+		return x.Extend
+	}
+	return 0
+}
+
+func (x *Settle) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+// Update makes a record the only one of its stream.
+type Update struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Record        *NewRecord             `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`
+	Mode          uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`                      // of a new file
+	IfSeq         *uint64                `protobuf:"varint,5,opt,name=if_seq,json=ifSeq,proto3,oneof" json:"if_seq,omitempty"` // only where this is the newest seq that was put; 0: where none was
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Update) Reset() {
+	*x = Update{}
+	mi := &file_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Update) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Update) ProtoMessage() {}
+
+func (x *Update) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Update.ProtoReflect.Descriptor instead.
+func (*Update) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Update) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Update) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Update) GetRecord() *NewRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *Update) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Update) GetIfSeq() uint64 {
+	if x != nil && x.IfSeq != nil {
+		return *x.IfSeq
+	}
+	return 0
+}
+
+// Condition is met or not; it changes nothing.
+type Condition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	NewestSeq     *uint64                `protobuf:"varint,3,opt,name=newest_seq,json=newestSeq,proto3,oneof" json:"newest_seq,omitempty"` // the last that was put, 0 where none was
+	HeadSeq       *uint64                `protobuf:"varint,4,opt,name=head_seq,json=headSeq,proto3,oneof" json:"head_seq,omitempty"`       // of the first record that can be taken
+	Empty         *bool                  `protobuf:"varint,5,opt,name=empty,proto3,oneof" json:"empty,omitempty"`                          // no record is left, leased or delayed
+	AtLeast       uint64                 `protobuf:"varint,6,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`             // records can be taken
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Condition) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Condition) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Condition) GetNewestSeq() uint64 {
+	if x != nil && x.NewestSeq != nil {
+		return *x.NewestSeq
+	}
+	return 0
+}
+
+func (x *Condition) GetHeadSeq() uint64 {
+	if x != nil && x.HeadSeq != nil {
+		return *x.HeadSeq
+	}
+	return 0
+}
+
+func (x *Condition) GetEmpty() bool {
+	if x != nil && x.Empty != nil {
+		return *x.Empty
+	}
+	return false
+}
+
+func (x *Condition) GetAtLeast() uint64 {
+	if x != nil {
+		return x.AtLeast
+	}
+	return 0
+}
+
+// Look is a peek at the head of what can be taken, in a transaction.
+type Look struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Max           uint32                 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Look) Reset() {
+	*x = Look{}
+	mi := &file_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Look) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Look) ProtoMessage() {}
+
+func (x *Look) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Look.ProtoReflect.Descriptor instead.
+func (*Look) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Look) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Look) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Look) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+// Transact does all its steps or none. Conditions, takes and looks see the
+// state before it; then come its settlements, updates and puts, in this order.
+type Transact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*Step                `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transact) Reset() {
+	*x = Transact{}
+	mi := &file_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transact) ProtoMessage() {}
+
+func (x *Transact) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transact.ProtoReflect.Descriptor instead.
+func (*Transact) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Transact) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Op:
+	//
+	//	*Step_Condition
+	//	*Step_Take
+	//	*Step_Look
+	//	*Step_Settle
+	//	*Step_Update
+	//	*Step_Put
+	Op            isStep_Op `protobuf_oneof:"op"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Step) GetOp() isStep_Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *Step) GetCondition() *Condition {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Condition); ok {
+			return x.Condition
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetTake() *Take {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Take); ok {
+			return x.Take
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetLook() *Look {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Look); ok {
+			return x.Look
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetSettle() *Settle {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Settle); ok {
+			return x.Settle
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetUpdate() *Update {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Update); ok {
+			return x.Update
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetPut() *Put {
+	if x != nil {
+		if x, ok := x.Op.(*Step_Put); ok {
+			return x.Put
+		}
+	}
+	return nil
+}
+
+type isStep_Op interface {
+	isStep_Op()
+}
+
+type Step_Condition struct {
+	Condition *Condition `protobuf:"bytes,1,opt,name=condition,proto3,oneof"`
+}
+
+type Step_Take struct {
+	Take *Take `protobuf:"bytes,2,opt,name=take,proto3,oneof"`
+}
+
+type Step_Look struct {
+	Look *Look `protobuf:"bytes,3,opt,name=look,proto3,oneof"`
+}
+
+type Step_Settle struct {
+	Settle *Settle `protobuf:"bytes,4,opt,name=settle,proto3,oneof"`
+}
+
+type Step_Update struct {
+	Update *Update `protobuf:"bytes,5,opt,name=update,proto3,oneof"`
+}
+
+type Step_Put struct {
+	Put *Put `protobuf:"bytes,6,opt,name=put,proto3,oneof"`
+}
+
+func (*Step_Condition) isStep_Op() {}
+
+func (*Step_Take) isStep_Op() {}
+
+func (*Step_Look) isStep_Op() {}
+
+func (*Step_Settle) isStep_Op() {}
+
+func (*Step_Update) isStep_Op() {}
+
+func (*Step_Put) isStep_Op() {}
+
+// Tick does what is due by log time: any entry does, this one does nothing else.
+type Tick struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tick) Reset() {
+	*x = Tick{}
+	mi := &file_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tick) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tick) ProtoMessage() {}
+
+func (x *Tick) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tick.ProtoReflect.Descriptor instead.
+func (*Tick) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{13}
+}
+
+// Move takes records from the head of a stream and puts them into another of
+// the same file.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Max           uint64                 `protobuf:"varint,4,opt,name=max,proto3" json:"max,omitempty"` // 0 is what fits into one entry; answers with how many in `count`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Move) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Move) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Move) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Move) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+// CopyFile makes a file with copies of all streams of another, one consistent
+// cut. Leases and delays are not copied: what is leased can be taken there.
+type CopyFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          *Target                `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            *Target                `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"` // must not exist, or be a regular file that is replaced
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyFile) Reset() {
+	*x = CopyFile{}
+	mi := &file_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyFile) ProtoMessage() {}
+
+func (x *CopyFile) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyFile.ProtoReflect.Descriptor instead.
+func (*CopyFile) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CopyFile) GetFrom() *Target {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *CopyFile) GetTo() *Target {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
 type Configure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -923,13 +1652,14 @@ type Configure struct {
 	SetLimits     bool                   `protobuf:"varint,6,opt,name=set_limits,json=setLimits,proto3" json:"set_limits,omitempty"`
 	LimitRecords  uint64                 `protobuf:"varint,7,opt,name=limit_records,json=limitRecords,proto3" json:"limit_records,omitempty"`
 	LimitBytes    uint64                 `protobuf:"varint,8,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	Settings      *Settings              `protobuf:"bytes,9,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Configure) Reset() {
 	*x = Configure{}
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1671,7 @@ func (x *Configure) String() string {
 func (*Configure) ProtoMessage() {}
 
 func (x *Configure) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1684,7 @@ func (x *Configure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Configure.ProtoReflect.Descriptor instead.
 func (*Configure) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{8}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Configure) GetTarget() *Target {
@@ -1013,6 +1743,122 @@ func (x *Configure) GetLimitBytes() uint64 {
 	return 0
 }
 
+func (x *Configure) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// Settings are those of a stream; what is absent stays as it is.
+type Settings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       *uint64                `protobuf:"varint,1,opt,name=records,proto3,oneof" json:"records,omitempty"`                   // limit; 0 is none
+	Bytes         *uint64                `protobuf:"varint,2,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"`                       // limit; 0 is none
+	Age           *uint64                `protobuf:"varint,3,opt,name=age,proto3,oneof" json:"age,omitempty"`                           // nanoseconds after which ready records are discarded; 0 is never
+	Full          *uint32                `protobuf:"varint,4,opt,name=full,proto3,oneof" json:"full,omitempty"`                         // 0: a put waits, 1: it is refused, 2: the oldest are discarded for it
+	Tries         *uint32                `protobuf:"varint,5,opt,name=tries,proto3,oneof" json:"tries,omitempty"`                       // 0 is any number
+	Type          *string                `protobuf:"bytes,6,opt,name=type,proto3,oneof" json:"type,omitempty"`                          // of all records; "" is any
+	IdWindow      *uint64                `protobuf:"varint,7,opt,name=id_window,json=idWindow,proto3,oneof" json:"id_window,omitempty"` // nanoseconds; 0 is the default
+	AppendOnly    *bool                  `protobuf:"varint,8,opt,name=append_only,json=appendOnly,proto3,oneof" json:"append_only,omitempty"`
+	Memory        *bool                  `protobuf:"varint,9,opt,name=memory,proto3,oneof" json:"memory,omitempty"` // in the leader's memory alone; of a group of one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Settings) GetRecords() uint64 {
+	if x != nil && x.Records != nil {
+		return *x.Records
+	}
+	return 0
+}
+
+func (x *Settings) GetBytes() uint64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *Settings) GetAge() uint64 {
+	if x != nil && x.Age != nil {
+		return *x.Age
+	}
+	return 0
+}
+
+func (x *Settings) GetFull() uint32 {
+	if x != nil && x.Full != nil {
+		return *x.Full
+	}
+	return 0
+}
+
+func (x *Settings) GetTries() uint32 {
+	if x != nil && x.Tries != nil {
+		return *x.Tries
+	}
+	return 0
+}
+
+func (x *Settings) GetType() string {
+	if x != nil && x.Type != nil {
+		return *x.Type
+	}
+	return ""
+}
+
+func (x *Settings) GetIdWindow() uint64 {
+	if x != nil && x.IdWindow != nil {
+		return *x.IdWindow
+	}
+	return 0
+}
+
+func (x *Settings) GetAppendOnly() bool {
+	if x != nil && x.AppendOnly != nil {
+		return *x.AppendOnly
+	}
+	return false
+}
+
+func (x *Settings) GetMemory() bool {
+	if x != nil && x.Memory != nil {
+		return *x.Memory
+	}
+	return false
+}
+
 type Write struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -1024,7 +1870,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1882,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1895,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{9}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Write) GetIno() uint64 {
@@ -1089,7 +1935,7 @@ type Make struct {
 
 func (x *Make) Reset() {
 	*x = Make{}
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1947,7 @@ func (x *Make) String() string {
 func (*Make) ProtoMessage() {}
 
 func (x *Make) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1960,7 @@ func (x *Make) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Make.ProtoReflect.Descriptor instead.
 func (*Make) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{10}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Make) GetDir() uint64 {
@@ -1184,7 +2030,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +2042,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +2055,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{11}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -1247,7 +2093,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +2105,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +2118,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{12}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Unlink) GetDir() uint64 {
@@ -1325,7 +2171,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +2183,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +2196,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{13}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Rename) GetDir() uint64 {
@@ -1419,7 +2265,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +2277,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +2290,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -1522,7 +2368,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +2380,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +2393,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -1591,7 +2437,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +2449,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +2462,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -1664,7 +2510,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +2522,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +2535,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -1712,7 +2558,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +2570,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +2583,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -1771,7 +2617,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +2629,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +2642,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetRemote) GetName() string {
@@ -1826,7 +2672,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2684,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2697,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Init) GetId() []byte {
@@ -1891,7 +2737,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2749,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2762,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 // Answer is what applying a command yields.
@@ -1929,13 +2775,16 @@ type Answer struct {
 	LastSeq       uint64                 `protobuf:"varint,5,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	Attr          *Attr                  `protobuf:"bytes,6,opt,name=attr,proto3" json:"attr,omitempty"`
 	Records       []*TakenRecord         `protobuf:"bytes,7,rep,name=records,proto3" json:"records,omitempty"`
+	Count         uint64                 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
+	Steps         []*Answer              `protobuf:"bytes,9,rep,name=steps,proto3" json:"steps,omitempty"`                               // of a transaction, one each
+	FailedStep    uint32                 `protobuf:"varint,10,opt,name=failed_step,json=failedStep,proto3" json:"failed_step,omitempty"` // with a code: which step, counted from 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2796,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2809,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -2012,6 +2861,27 @@ func (x *Answer) GetRecords() []*TakenRecord {
 	return nil
 }
 
+func (x *Answer) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Answer) GetSteps() []*Answer {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *Answer) GetFailedStep() uint32 {
+	if x != nil {
+		return x.FailedStep
+	}
+	return 0
+}
+
 type TakenRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -2023,13 +2893,14 @@ type TakenRecord struct {
 	Deliveries    uint32                 `protobuf:"varint,7,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
 	Fence         uint64                 `protobuf:"varint,8,opt,name=fence,proto3" json:"fence,omitempty"` // 0 where it is not leased
 	Ino           uint64                 `protobuf:"varint,9,opt,name=ino,proto3" json:"ino,omitempty"`
+	Deadline      uint64                 `protobuf:"fixed64,10,opt,name=deadline,proto3" json:"deadline,omitempty"` // of the lease, log time; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2912,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2925,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -2120,6 +2991,13 @@ func (x *TakenRecord) GetIno() uint64 {
 	return 0
 }
 
+func (x *TakenRecord) GetDeadline() uint64 {
+	if x != nil {
+		return x.Deadline
+	}
+	return 0
+}
+
 type Attr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -2142,7 +3020,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +3032,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +3045,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -2281,7 +3159,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +3171,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +3184,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Member) GetId() uint64 {
@@ -2347,7 +3225,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +3237,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +3250,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -2393,7 +3271,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +3283,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +3296,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -2444,7 +3322,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +3334,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +3347,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -2479,7 +3357,8 @@ const file_command_proto_rawDesc = "" +
 	"\rcommand.proto\x12\agearsfs\"I\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
-	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xcf\b\n" +
+	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xa7\n" +
+	"\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -2511,15 +3390,21 @@ const file_command_proto_rawDesc = "" +
 	"\aconfirm\x18  \x01(\v2\x10.gearsfs.ConfirmH\x00R\aconfirm\x123\n" +
 	"\n" +
 	"set_member\x18! \x01(\v2\x12.gearsfs.SetMemberH\x00R\tsetMember\x12)\n" +
-	"\x06verify\x18\" \x01(\v2\x0f.gearsfs.VerifyH\x00R\x06verifyB\x04\n" +
+	"\x06verify\x18\" \x01(\v2\x0f.gearsfs.VerifyH\x00R\x06verify\x12)\n" +
+	"\x06update\x18# \x01(\v2\x0f.gearsfs.UpdateH\x00R\x06update\x12/\n" +
+	"\btransact\x18$ \x01(\v2\x11.gearsfs.TransactH\x00R\btransact\x12#\n" +
+	"\x04tick\x18% \x01(\v2\r.gearsfs.TickH\x00R\x04tick\x12#\n" +
+	"\x04move\x18& \x01(\v2\r.gearsfs.MoveH\x00R\x04move\x120\n" +
+	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFileB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\x04R\x03dir\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"3\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"C\n" +
 	"\tNewRecord\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\tR\x04type\"\xc4\x01\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\"\xea\x01\n" +
 	"\x03Put\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12,\n" +
@@ -2527,22 +3412,72 @@ const file_command_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x12\n" +
 	"\x04seal\x18\x05 \x01(\bR\x04seal\x12\x14\n" +
 	"\x05retry\x18\x06 \x01(\bR\x05retry\x12\x16\n" +
-	"\x06append\x18\a \x01(\bR\x06append\"\x81\x01\n" +
+	"\x06append\x18\a \x01(\bR\x06append\x12\x0e\n" +
+	"\x02at\x18\b \x01(\x06R\x02at\x12\x14\n" +
+	"\x05delay\x18\t \x01(\x04R\x05delay\"\xd3\x01\n" +
 	"\x04Take\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\x12\x10\n" +
 	"\x03max\x18\x03 \x01(\rR\x03max\x12\x14\n" +
 	"\x05lease\x18\x04 \x01(\bR\x05lease\x12\x14\n" +
-	"\x05force\x18\x05 \x01(\bR\x05force\"g\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\x12\x1b\n" +
+	"\tlease_for\x18\x06 \x01(\x04R\bleaseFor\x12\x1d\n" +
+	"\n" +
+	"by_receipt\x18\a \x01(\bR\tbyReceipt\x12\x14\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\"g\n" +
 	"\aReceipt\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
 	"\x03pos\x18\x03 \x01(\x04R\x03pos\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
-	"\x05fence\x18\x05 \x01(\x04R\x05fence\"N\n" +
+	"\x05fence\x18\x05 \x01(\x04R\x05fence\"\x92\x01\n" +
 	"\x06Settle\x12,\n" +
 	"\breceipts\x18\x01 \x03(\v2\x10.gearsfs.ReceiptR\breceipts\x12\x16\n" +
-	"\x06return\x18\x02 \x01(\bR\x06return\"\xf7\x01\n" +
+	"\x06return\x18\x02 \x01(\bR\x06return\x12\x14\n" +
+	"\x05delay\x18\x03 \x01(\x04R\x05delay\x12\x16\n" +
+	"\x06extend\x18\x04 \x01(\x04R\x06extend\x12\x14\n" +
+	"\x05tries\x18\x05 \x01(\rR\x05tries\"\xaa\x01\n" +
+	"\x06Update\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12*\n" +
+	"\x06record\x18\x03 \x01(\v2\x12.gearsfs.NewRecordR\x06record\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x1a\n" +
+	"\x06if_seq\x18\x05 \x01(\x04H\x00R\x05ifSeq\x88\x01\x01B\t\n" +
+	"\a_if_seq\"\xe6\x01\n" +
+	"\tCondition\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\"\n" +
+	"\n" +
+	"newest_seq\x18\x03 \x01(\x04H\x00R\tnewestSeq\x88\x01\x01\x12\x1e\n" +
+	"\bhead_seq\x18\x04 \x01(\x04H\x01R\aheadSeq\x88\x01\x01\x12\x19\n" +
+	"\x05empty\x18\x05 \x01(\bH\x02R\x05empty\x88\x01\x01\x12\x19\n" +
+	"\bat_least\x18\x06 \x01(\x04R\aatLeastB\r\n" +
+	"\v_newest_seqB\v\n" +
+	"\t_head_seqB\b\n" +
+	"\x06_empty\"S\n" +
+	"\x04Look\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\rR\x03max\"/\n" +
+	"\bTransact\x12#\n" +
+	"\x05steps\x18\x01 \x03(\v2\r.gearsfs.StepR\x05steps\"\x82\x02\n" +
+	"\x04Step\x122\n" +
+	"\tcondition\x18\x01 \x01(\v2\x12.gearsfs.ConditionH\x00R\tcondition\x12#\n" +
+	"\x04take\x18\x02 \x01(\v2\r.gearsfs.TakeH\x00R\x04take\x12#\n" +
+	"\x04look\x18\x03 \x01(\v2\r.gearsfs.LookH\x00R\x04look\x12)\n" +
+	"\x06settle\x18\x04 \x01(\v2\x0f.gearsfs.SettleH\x00R\x06settle\x12)\n" +
+	"\x06update\x18\x05 \x01(\v2\x0f.gearsfs.UpdateH\x00R\x06update\x12 \n" +
+	"\x03put\x18\x06 \x01(\v2\f.gearsfs.PutH\x00R\x03putB\x04\n" +
+	"\x02op\"\x06\n" +
+	"\x04Tick\"c\n" +
+	"\x04Move\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x10\n" +
+	"\x03max\x18\x04 \x01(\x04R\x03max\"P\n" +
+	"\bCopyFile\x12#\n" +
+	"\x04from\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x04from\x12\x1f\n" +
+	"\x02to\x18\x02 \x01(\v2\x0f.gearsfs.TargetR\x02to\"\xa6\x02\n" +
 	"\tConfigure\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x17\n" +
@@ -2553,8 +3488,31 @@ const file_command_proto_rawDesc = "" +
 	"set_limits\x18\x06 \x01(\bR\tsetLimits\x12#\n" +
 	"\rlimit_records\x18\a \x01(\x04R\flimitRecords\x12\x1f\n" +
 	"\vlimit_bytes\x18\b \x01(\x04R\n" +
-	"limitBytesB\a\n" +
-	"\x05_seal\"?\n" +
+	"limitBytes\x12-\n" +
+	"\bsettings\x18\t \x01(\v2\x11.gearsfs.SettingsR\bsettingsB\a\n" +
+	"\x05_seal\"\xf0\x02\n" +
+	"\bSettings\x12\x1d\n" +
+	"\arecords\x18\x01 \x01(\x04H\x00R\arecords\x88\x01\x01\x12\x19\n" +
+	"\x05bytes\x18\x02 \x01(\x04H\x01R\x05bytes\x88\x01\x01\x12\x15\n" +
+	"\x03age\x18\x03 \x01(\x04H\x02R\x03age\x88\x01\x01\x12\x17\n" +
+	"\x04full\x18\x04 \x01(\rH\x03R\x04full\x88\x01\x01\x12\x19\n" +
+	"\x05tries\x18\x05 \x01(\rH\x04R\x05tries\x88\x01\x01\x12\x17\n" +
+	"\x04type\x18\x06 \x01(\tH\x05R\x04type\x88\x01\x01\x12 \n" +
+	"\tid_window\x18\a \x01(\x04H\x06R\bidWindow\x88\x01\x01\x12$\n" +
+	"\vappend_only\x18\b \x01(\bH\aR\n" +
+	"appendOnly\x88\x01\x01\x12\x1b\n" +
+	"\x06memory\x18\t \x01(\bH\bR\x06memory\x88\x01\x01B\n" +
+	"\n" +
+	"\b_recordsB\b\n" +
+	"\x06_bytesB\x06\n" +
+	"\x04_ageB\a\n" +
+	"\x05_fullB\b\n" +
+	"\x06_triesB\a\n" +
+	"\x05_typeB\f\n" +
+	"\n" +
+	"_id_windowB\x0e\n" +
+	"\f_append_onlyB\t\n" +
+	"\a_memory\"?\n" +
 	"\x05Write\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x12\n" +
@@ -2632,7 +3590,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\"\t\n" +
-	"\aConfirm\"\xd1\x01\n" +
+	"\aConfirm\"\xaf\x02\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x10\n" +
@@ -2640,7 +3598,12 @@ const file_command_proto_rawDesc = "" +
 	"\tfirst_seq\x18\x04 \x01(\x04R\bfirstSeq\x12\x19\n" +
 	"\blast_seq\x18\x05 \x01(\x04R\alastSeq\x12!\n" +
 	"\x04attr\x18\x06 \x01(\v2\r.gearsfs.AttrR\x04attr\x12.\n" +
-	"\arecords\x18\a \x03(\v2\x14.gearsfs.TakenRecordR\arecords\"\xc7\x01\n" +
+	"\arecords\x18\a \x03(\v2\x14.gearsfs.TakenRecordR\arecords\x12\x14\n" +
+	"\x05count\x18\b \x01(\x04R\x05count\x12%\n" +
+	"\x05steps\x18\t \x03(\v2\x0f.gearsfs.AnswerR\x05steps\x12\x1f\n" +
+	"\vfailed_step\x18\n" +
+	" \x01(\rR\n" +
+	"failedStep\"\xe3\x01\n" +
 	"\vTakenRecord\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x10\n" +
@@ -2652,7 +3615,9 @@ const file_command_proto_rawDesc = "" +
 	"deliveries\x18\a \x01(\rR\n" +
 	"deliveries\x12\x14\n" +
 	"\x05fence\x18\b \x01(\x04R\x05fence\x12\x10\n" +
-	"\x03ino\x18\t \x01(\x04R\x03ino\"\xac\x02\n" +
+	"\x03ino\x18\t \x01(\x04R\x03ino\x12\x1a\n" +
+	"\bdeadline\x18\n" +
+	" \x01(\x06R\bdeadline\"\xac\x02\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -2693,7 +3658,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),        // 0: gearsfs.Entry
 	(*Command)(nil),      // 1: gearsfs.Command
@@ -2703,63 +3668,93 @@ var file_command_proto_goTypes = []any{
 	(*Take)(nil),         // 5: gearsfs.Take
 	(*Receipt)(nil),      // 6: gearsfs.Receipt
 	(*Settle)(nil),       // 7: gearsfs.Settle
-	(*Configure)(nil),    // 8: gearsfs.Configure
-	(*Write)(nil),        // 9: gearsfs.Write
-	(*Make)(nil),         // 10: gearsfs.Make
-	(*Link)(nil),         // 11: gearsfs.Link
-	(*Unlink)(nil),       // 12: gearsfs.Unlink
-	(*Rename)(nil),       // 13: gearsfs.Rename
-	(*SetAttr)(nil),      // 14: gearsfs.SetAttr
-	(*Allocate)(nil),     // 15: gearsfs.Allocate
-	(*SetXattr)(nil),     // 16: gearsfs.SetXattr
-	(*Release)(nil),      // 17: gearsfs.Release
-	(*EndSession)(nil),   // 18: gearsfs.EndSession
-	(*SetRemote)(nil),    // 19: gearsfs.SetRemote
-	(*Init)(nil),         // 20: gearsfs.Init
-	(*Confirm)(nil),      // 21: gearsfs.Confirm
-	(*Answer)(nil),       // 22: gearsfs.Answer
-	(*TakenRecord)(nil),  // 23: gearsfs.TakenRecord
-	(*Attr)(nil),         // 24: gearsfs.Attr
-	(*Member)(nil),       // 25: gearsfs.Member
-	(*SetMember)(nil),    // 26: gearsfs.SetMember
-	(*MemberChange)(nil), // 27: gearsfs.MemberChange
-	(*Verify)(nil),       // 28: gearsfs.Verify
+	(*Update)(nil),       // 8: gearsfs.Update
+	(*Condition)(nil),    // 9: gearsfs.Condition
+	(*Look)(nil),         // 10: gearsfs.Look
+	(*Transact)(nil),     // 11: gearsfs.Transact
+	(*Step)(nil),         // 12: gearsfs.Step
+	(*Tick)(nil),         // 13: gearsfs.Tick
+	(*Move)(nil),         // 14: gearsfs.Move
+	(*CopyFile)(nil),     // 15: gearsfs.CopyFile
+	(*Configure)(nil),    // 16: gearsfs.Configure
+	(*Settings)(nil),     // 17: gearsfs.Settings
+	(*Write)(nil),        // 18: gearsfs.Write
+	(*Make)(nil),         // 19: gearsfs.Make
+	(*Link)(nil),         // 20: gearsfs.Link
+	(*Unlink)(nil),       // 21: gearsfs.Unlink
+	(*Rename)(nil),       // 22: gearsfs.Rename
+	(*SetAttr)(nil),      // 23: gearsfs.SetAttr
+	(*Allocate)(nil),     // 24: gearsfs.Allocate
+	(*SetXattr)(nil),     // 25: gearsfs.SetXattr
+	(*Release)(nil),      // 26: gearsfs.Release
+	(*EndSession)(nil),   // 27: gearsfs.EndSession
+	(*SetRemote)(nil),    // 28: gearsfs.SetRemote
+	(*Init)(nil),         // 29: gearsfs.Init
+	(*Confirm)(nil),      // 30: gearsfs.Confirm
+	(*Answer)(nil),       // 31: gearsfs.Answer
+	(*TakenRecord)(nil),  // 32: gearsfs.TakenRecord
+	(*Attr)(nil),         // 33: gearsfs.Attr
+	(*Member)(nil),       // 34: gearsfs.Member
+	(*SetMember)(nil),    // 35: gearsfs.SetMember
+	(*MemberChange)(nil), // 36: gearsfs.MemberChange
+	(*Verify)(nil),       // 37: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
 	4,  // 1: gearsfs.Command.put:type_name -> gearsfs.Put
 	5,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
 	7,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
-	8,  // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
-	9,  // 5: gearsfs.Command.write:type_name -> gearsfs.Write
-	10, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
-	11, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
-	12, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
-	13, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
-	14, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	15, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	16, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	17, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	18, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	19, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	20, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	21, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	26, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	28, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
-	2,  // 20: gearsfs.Put.target:type_name -> gearsfs.Target
-	3,  // 21: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 22: gearsfs.Take.target:type_name -> gearsfs.Target
-	6,  // 23: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 24: gearsfs.Configure.target:type_name -> gearsfs.Target
-	24, // 25: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	23, // 26: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	25, // 27: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	25, // 28: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	16, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
+	18, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
+	19, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
+	20, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
+	21, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
+	22, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
+	23, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
+	24, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	25, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	26, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	27, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	28, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	29, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	30, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	35, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	37, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	8,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
+	11, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
+	13, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
+	14, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
+	15, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
+	2,  // 25: gearsfs.Put.target:type_name -> gearsfs.Target
+	3,  // 26: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 27: gearsfs.Take.target:type_name -> gearsfs.Target
+	6,  // 28: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 29: gearsfs.Update.target:type_name -> gearsfs.Target
+	3,  // 30: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 31: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 32: gearsfs.Look.target:type_name -> gearsfs.Target
+	12, // 33: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	9,  // 34: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	5,  // 35: gearsfs.Step.take:type_name -> gearsfs.Take
+	10, // 36: gearsfs.Step.look:type_name -> gearsfs.Look
+	7,  // 37: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	8,  // 38: gearsfs.Step.update:type_name -> gearsfs.Update
+	4,  // 39: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 40: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 41: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 42: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 43: gearsfs.Configure.target:type_name -> gearsfs.Target
+	17, // 44: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	33, // 45: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	32, // 46: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	31, // 47: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	34, // 48: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	34, // 49: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2787,17 +3782,33 @@ func file_command_proto_init() {
 		(*Command_Confirm)(nil),
 		(*Command_SetMember)(nil),
 		(*Command_Verify)(nil),
+		(*Command_Update)(nil),
+		(*Command_Transact)(nil),
+		(*Command_Tick)(nil),
+		(*Command_Move)(nil),
+		(*Command_CopyFile)(nil),
 	}
 	file_command_proto_msgTypes[8].OneofWrappers = []any{}
-	file_command_proto_msgTypes[10].OneofWrappers = []any{}
-	file_command_proto_msgTypes[14].OneofWrappers = []any{}
+	file_command_proto_msgTypes[9].OneofWrappers = []any{}
+	file_command_proto_msgTypes[12].OneofWrappers = []any{
+		(*Step_Condition)(nil),
+		(*Step_Take)(nil),
+		(*Step_Look)(nil),
+		(*Step_Settle)(nil),
+		(*Step_Update)(nil),
+		(*Step_Put)(nil),
+	}
+	file_command_proto_msgTypes[16].OneofWrappers = []any{}
+	file_command_proto_msgTypes[17].OneofWrappers = []any{}
+	file_command_proto_msgTypes[19].OneofWrappers = []any{}
+	file_command_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

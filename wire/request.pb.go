@@ -438,12 +438,15 @@ func (*Request_Fetch) isRequest_Kind() {}
 
 // Change asks for a command to be applied, waiting as the options say.
 type Change struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Command       *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"` // uid, gids and checked are the node's to fill in
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`       // where the command's target is named by a path
-	NoWait        bool                   `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
-	Fast          bool                   `protobuf:"varint,4,opt,name=fast,proto3" json:"fast,omitempty"`   // answer when applied, not when on disk (mounts)
-	Retry         bool                   `protobuf:"varint,5,opt,name=retry,proto3" json:"retry,omitempty"` // sent before: the answer may be stored already
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Command *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"` // uid, gids and checked are the node's to fill in
+	Path    string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`       // where the command's target is named by a path
+	NoWait  bool                   `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	Fast    bool                   `protobuf:"varint,4,opt,name=fast,proto3" json:"fast,omitempty"`   // answer when applied, not when on disk (mounts)
+	Retry   bool                   `protobuf:"varint,5,opt,name=retry,proto3" json:"retry,omitempty"` // sent before: the answer may be stored already
+	// Where targets are named by paths and there are several: of a transaction's
+	// steps, one each, or of a copy, from and to; "" where it is an inode.
+	Paths         []string `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,6 +514,13 @@ func (x *Change) GetRetry() bool {
 		return x.Retry
 	}
 	return false
+}
+
+func (x *Change) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
 }
 
 // Goodbye ends the session at once; with departed the client may come back, as
@@ -1666,6 +1676,7 @@ type Query struct {
 	//	*Query_Waits
 	//	*Query_Remotes
 	//	*Query_Watch
+	//	*Query_Near
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	Fast          bool       `protobuf:"varint,32,opt,name=fast,proto3" json:"fast,omitempty"` // may show what is not on disk yet (mounts)
 	unknownFields protoimpl.UnknownFields
@@ -1889,6 +1900,15 @@ func (x *Query) GetWatch() *Watch {
 	return nil
 }
 
+func (x *Query) GetNear() *Near {
+	if x != nil {
+		if x, ok := x.Op.(*Query_Near); ok {
+			return x.Near
+		}
+	}
+	return nil
+}
+
 func (x *Query) GetFast() bool {
 	if x != nil {
 		return x.Fast
@@ -1980,6 +2000,10 @@ type Query_Watch struct {
 	Watch *Watch `protobuf:"bytes,20,opt,name=watch,proto3,oneof"`
 }
 
+type Query_Near struct {
+	Near *Near `protobuf:"bytes,21,opt,name=near,proto3,oneof"`
+}
+
 func (*Query_Lookup) isQuery_Op() {}
 
 func (*Query_Resolve) isQuery_Op() {}
@@ -2019,6 +2043,8 @@ func (*Query_Waits) isQuery_Op() {}
 func (*Query_Remotes) isQuery_Op() {}
 
 func (*Query_Watch) isQuery_Op() {}
+
+func (*Query_Near) isQuery_Op() {}
 
 // Watch with id 0 begins a watch and answers with its id in number; with that
 // id it waits until others have changed something and answers with what.
@@ -2412,6 +2438,7 @@ type Peek struct {
 	Follow        bool                   `protobuf:"varint,6,opt,name=follow,proto3" json:"follow,omitempty"`
 	After         uint64                 `protobuf:"varint,7,opt,name=after,proto3" json:"after,omitempty"`
 	Last          bool                   `protobuf:"varint,8,opt,name=last,proto3" json:"last,omitempty"`
+	Gone          uint64                 `protobuf:"varint,9,opt,name=gone,proto3" json:"gone,omitempty"` // not 0: wait until no record from after+1 to it is left; shows none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2502,6 +2529,74 @@ func (x *Peek) GetLast() bool {
 	return false
 }
 
+func (x *Peek) GetGone() uint64 {
+	if x != nil {
+		return x.Gone
+	}
+	return 0
+}
+
+// Near asks which keys look like misspellings of these: in names.
+type Near struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Keys          []string               `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Near) Reset() {
+	*x = Near{}
+	mi := &file_request_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Near) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Near) ProtoMessage() {}
+
+func (x *Near) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Near.ProtoReflect.Descriptor instead.
+func (*Near) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Near) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Near) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Near) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 type ListStreams struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -2515,7 +2610,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2622,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2635,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{25}
+	return file_request_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -2588,7 +2683,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +2695,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +2708,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{26}
+	return file_request_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -2645,13 +2740,16 @@ type Stream struct {
 	Sealed        bool                   `protobuf:"varint,11,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	LimitRecords  uint64                 `protobuf:"varint,12,opt,name=limit_records,json=limitRecords,proto3" json:"limit_records,omitempty"`
 	LimitBytes    uint64                 `protobuf:"varint,13,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	Delayed       uint64                 `protobuf:"varint,14,opt,name=delayed,proto3" json:"delayed,omitempty"`
+	Discarded     uint64                 `protobuf:"varint,15,opt,name=discarded,proto3" json:"discarded,omitempty"`
+	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"` // but for the limits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2761,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2774,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{27}
+	return file_request_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Stream) GetKey() string {
@@ -2770,6 +2868,27 @@ func (x *Stream) GetLimitBytes() uint64 {
 	return 0
 }
 
+func (x *Stream) GetDelayed() uint64 {
+	if x != nil {
+		return x.Delayed
+	}
+	return 0
+}
+
+func (x *Stream) GetDiscarded() uint64 {
+	if x != nil {
+		return x.Discarded
+	}
+	return 0
+}
+
+func (x *Stream) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
 type Usage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BytesTotal    uint64                 `protobuf:"varint,1,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
@@ -2781,7 +2900,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +2912,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2925,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{28}
+	return file_request_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -2859,7 +2978,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2990,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3003,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{29}
+	return file_request_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -3052,7 +3171,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3183,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3196,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{30}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3160,7 +3279,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3291,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3304,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{31}
+	return file_request_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Remote) GetName() string {
@@ -3213,7 +3332,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3344,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3357,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{32}
+	return file_request_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3303,13 +3422,14 @@ const file_request_proto_rawDesc = "" +
 	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
 	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
-	"\x04kind\"\x8b\x01\n" +
+	"\x04kind\"\xa1\x01\n" +
 	"\x06Change\x12*\n" +
 	"\acommand\x18\x01 \x01(\v2\x10.gearsfs.CommandR\acommand\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
 	"\ano_wait\x18\x03 \x01(\bR\x06noWait\x12\x12\n" +
 	"\x04fast\x18\x04 \x01(\bR\x04fast\x12\x14\n" +
-	"\x05retry\x18\x05 \x01(\bR\x05retry\"%\n" +
+	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
+	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
 	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x04\n" +
 	"\bResponse\x12'\n" +
@@ -3405,7 +3525,7 @@ const file_request_proto_rawDesc = "" +
 	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
 	"\vstate_bytes\x18\f \x01(\x04R\n" +
 	"stateBytes\x12\x18\n" +
-	"\atrouble\x18\r \x01(\tR\atrouble\"\xd4\x05\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xf9\x05\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -3428,7 +3548,8 @@ const file_request_proto_rawDesc = "" +
 	"\x06status\x18\x11 \x01(\bH\x00R\x06status\x12\x16\n" +
 	"\x05waits\x18\x12 \x01(\bH\x00R\x05waits\x12\x1a\n" +
 	"\aremotes\x18\x13 \x01(\bH\x00R\aremotes\x12&\n" +
-	"\x05watch\x18\x14 \x01(\v2\x0e.gearsfs.WatchH\x00R\x05watch\x12\x12\n" +
+	"\x05watch\x18\x14 \x01(\v2\x0e.gearsfs.WatchH\x00R\x05watch\x12#\n" +
+	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x12\n" +
 	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
 	"\x02op\"\x17\n" +
 	"\x05Watch\x12\x0e\n" +
@@ -3453,7 +3574,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04Seek\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x12\n" +
-	"\x04hole\x18\x03 \x01(\bR\x04hole\"\xc2\x01\n" +
+	"\x04hole\x18\x03 \x01(\bR\x04hole\"\xd6\x01\n" +
 	"\x04Peek\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x10\n" +
@@ -3462,7 +3583,12 @@ const file_request_proto_rawDesc = "" +
 	"\ano_wait\x18\x05 \x01(\bR\x06noWait\x12\x16\n" +
 	"\x06follow\x18\x06 \x01(\bR\x06follow\x12\x14\n" +
 	"\x05after\x18\a \x01(\x04R\x05after\x12\x12\n" +
-	"\x04last\x18\b \x01(\bR\x04last\"\x86\x01\n" +
+	"\x04last\x18\b \x01(\bR\x04last\x12\x12\n" +
+	"\x04gone\x18\t \x01(\x04R\x04gone\"W\n" +
+	"\x04Near\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04keys\x18\x03 \x03(\tR\x04keys\"\x86\x01\n" +
 	"\vListStreams\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
@@ -3471,7 +3597,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04only\x18\x05 \x01(\bR\x04only\"B\n" +
 	"\tNamedAttr\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
-	"\x04attr\x18\x02 \x01(\v2\r.gearsfs.AttrR\x04attr\"\xe0\x02\n" +
+	"\x04attr\x18\x02 \x01(\v2\r.gearsfs.AttrR\x04attr\"\xc7\x03\n" +
 	"\x06Stream\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x16\n" +
@@ -3487,7 +3613,10 @@ const file_request_proto_rawDesc = "" +
 	"\x06sealed\x18\v \x01(\bR\x06sealed\x12#\n" +
 	"\rlimit_records\x18\f \x01(\x04R\flimitRecords\x12\x1f\n" +
 	"\vlimit_bytes\x18\r \x01(\x04R\n" +
-	"limitBytes\"_\n" +
+	"limitBytes\x12\x18\n" +
+	"\adelayed\x18\x0e \x01(\x04R\adelayed\x12\x1c\n" +
+	"\tdiscarded\x18\x0f \x01(\x04R\tdiscarded\x12-\n" +
+	"\bsettings\x18\x10 \x01(\v2\x11.gearsfs.SettingsR\bsettings\"_\n" +
 	"\x05Usage\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +
@@ -3551,7 +3680,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -3578,19 +3707,21 @@ var file_request_proto_goTypes = []any{
 	(*Read)(nil),         // 22: gearsfs.Read
 	(*Seek)(nil),         // 23: gearsfs.Seek
 	(*Peek)(nil),         // 24: gearsfs.Peek
-	(*ListStreams)(nil),  // 25: gearsfs.ListStreams
-	(*NamedAttr)(nil),    // 26: gearsfs.NamedAttr
-	(*Stream)(nil),       // 27: gearsfs.Stream
-	(*Usage)(nil),        // 28: gearsfs.Usage
-	(*NodeStatus)(nil),   // 29: gearsfs.NodeStatus
-	(*Wait)(nil),         // 30: gearsfs.Wait
-	(*Remote)(nil),       // 31: gearsfs.Remote
-	(*Changed)(nil),      // 32: gearsfs.Changed
-	(*Command)(nil),      // 33: gearsfs.Command
-	(*Answer)(nil),       // 34: gearsfs.Answer
-	(*Member)(nil),       // 35: gearsfs.Member
-	(*Target)(nil),       // 36: gearsfs.Target
-	(*Attr)(nil),         // 37: gearsfs.Attr
+	(*Near)(nil),         // 25: gearsfs.Near
+	(*ListStreams)(nil),  // 26: gearsfs.ListStreams
+	(*NamedAttr)(nil),    // 27: gearsfs.NamedAttr
+	(*Stream)(nil),       // 28: gearsfs.Stream
+	(*Usage)(nil),        // 29: gearsfs.Usage
+	(*NodeStatus)(nil),   // 30: gearsfs.NodeStatus
+	(*Wait)(nil),         // 31: gearsfs.Wait
+	(*Remote)(nil),       // 32: gearsfs.Remote
+	(*Changed)(nil),      // 33: gearsfs.Changed
+	(*Command)(nil),      // 34: gearsfs.Command
+	(*Answer)(nil),       // 35: gearsfs.Answer
+	(*Member)(nil),       // 36: gearsfs.Member
+	(*Target)(nil),       // 37: gearsfs.Target
+	(*Attr)(nil),         // 38: gearsfs.Attr
+	(*Settings)(nil),     // 39: gearsfs.Settings
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
@@ -3600,26 +3731,26 @@ var file_request_proto_depIdxs = []int32{
 	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
 	11, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
-	33, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
-	34, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	34, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
+	35, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 9: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	26, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	27, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	28, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	29, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	30, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	31, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	32, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	27, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	28, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	29, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	30, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	31, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	32, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	33, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
 	15, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
 	14, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	35, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
+	36, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
 	8,  // 20: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
 	9,  // 21: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
 	13, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
 	12, // 23: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	35, // 24: gearsfs.Join.self:type_name -> gearsfs.Member
-	35, // 25: gearsfs.Joined.members:type_name -> gearsfs.Member
-	35, // 26: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	36, // 24: gearsfs.Join.self:type_name -> gearsfs.Member
+	36, // 25: gearsfs.Joined.members:type_name -> gearsfs.Member
+	36, // 26: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
 	18, // 27: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
 	19, // 28: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
 	20, // 29: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
@@ -3627,17 +3758,20 @@ var file_request_proto_depIdxs = []int32{
 	22, // 31: gearsfs.Query.read:type_name -> gearsfs.Read
 	23, // 32: gearsfs.Query.seek:type_name -> gearsfs.Seek
 	24, // 33: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	25, // 34: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	26, // 34: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
 	17, // 35: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	36, // 36: gearsfs.Peek.target:type_name -> gearsfs.Target
-	36, // 37: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	37, // 38: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	28, // 39: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	25, // 36: gearsfs.Query.near:type_name -> gearsfs.Near
+	37, // 37: gearsfs.Peek.target:type_name -> gearsfs.Target
+	37, // 38: gearsfs.Near.target:type_name -> gearsfs.Target
+	37, // 39: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	38, // 40: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	39, // 41: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	29, // 42: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3687,6 +3821,7 @@ func file_request_proto_init() {
 		(*Query_Waits)(nil),
 		(*Query_Remotes)(nil),
 		(*Query_Watch)(nil),
+		(*Query_Near)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3694,7 +3829,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -358,7 +358,7 @@ func (x *DirentRow) GetType() uint32 {
 
 // StreamRow: head <= cursor <= tail. Records in front of head are gone; those
 // between head and cursor are gone too unless they stand in the out table;
-// those from cursor on are ready.
+// those from cursor on are ready unless they stand there.
 type StreamRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NextSeq       uint64                 `protobuf:"varint,1,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
@@ -377,8 +377,21 @@ type StreamRow struct {
 	Returned      uint64                 `protobuf:"varint,14,opt,name=returned,proto3" json:"returned,omitempty"`                       // of the ready ones, those in front of cursor
 	CleanedPos    uint64                 `protobuf:"varint,15,opt,name=cleaned_pos,json=cleanedPos,proto3" json:"cleaned_pos,omitempty"` // rows in front of this place are deleted
 	CleanedSeq    uint64                 `protobuf:"varint,16,opt,name=cleaned_seq,json=cleanedSeq,proto3" json:"cleaned_seq,omitempty"`
-	Blocks        bool                   `protobuf:"varint,17,opt,name=blocks,proto3" json:"blocks,omitempty"` // bytes were written in place since it was drained last
-	Dead          uint64                 `protobuf:"varint,18,opt,name=dead,proto3" json:"dead,omitempty"`     // records that are gone and whose rows are behind cleaned
+	Blocks        bool                   `protobuf:"varint,17,opt,name=blocks,proto3" json:"blocks,omitempty"`                                 // bytes were written in place since it was drained last
+	Dead          uint64                 `protobuf:"varint,18,opt,name=dead,proto3" json:"dead,omitempty"`                                     // records that are gone and whose rows are behind cleaned
+	Delayed       uint64                 `protobuf:"varint,19,opt,name=delayed,proto3" json:"delayed,omitempty"`                               // records that wait for their time
+	DelayedAhead  uint64                 `protobuf:"varint,20,opt,name=delayed_ahead,json=delayedAhead,proto3" json:"delayed_ahead,omitempty"` // of those, the ones from cursor on
+	Age           uint64                 `protobuf:"varint,21,opt,name=age,proto3" json:"age,omitempty"`                                       // settings: see Settings
+	Full          uint32                 `protobuf:"varint,22,opt,name=full,proto3" json:"full,omitempty"`
+	Tries         uint32                 `protobuf:"varint,23,opt,name=tries,proto3" json:"tries,omitempty"`
+	Type          string                 `protobuf:"bytes,24,opt,name=type,proto3" json:"type,omitempty"`
+	IdWindow      uint64                 `protobuf:"varint,25,opt,name=id_window,json=idWindow,proto3" json:"id_window,omitempty"`
+	AppendOnly    bool                   `protobuf:"varint,26,opt,name=append_only,json=appendOnly,proto3" json:"append_only,omitempty"`
+	Memory        bool                   `protobuf:"varint,27,opt,name=memory,proto3" json:"memory,omitempty"`
+	Discarded     uint64                 `protobuf:"varint,28,opt,name=discarded,proto3" json:"discarded,omitempty"`          // records, by age or for newer ones
+	Ids           uint64                 `protobuf:"varint,29,opt,name=ids,proto3" json:"ids,omitempty"`                      // that are remembered
+	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`  // number of the next one
+	AgeDue        uint64                 `protobuf:"fixed64,31,opt,name=age_due,json=ageDue,proto3" json:"age_due,omitempty"` // log time of the stream's age timer; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -539,6 +552,97 @@ func (x *StreamRow) GetDead() uint64 {
 	return 0
 }
 
+func (x *StreamRow) GetDelayed() uint64 {
+	if x != nil {
+		return x.Delayed
+	}
+	return 0
+}
+
+func (x *StreamRow) GetDelayedAhead() uint64 {
+	if x != nil {
+		return x.DelayedAhead
+	}
+	return 0
+}
+
+func (x *StreamRow) GetAge() uint64 {
+	if x != nil {
+		return x.Age
+	}
+	return 0
+}
+
+func (x *StreamRow) GetFull() uint32 {
+	if x != nil {
+		return x.Full
+	}
+	return 0
+}
+
+func (x *StreamRow) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *StreamRow) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *StreamRow) GetIdWindow() uint64 {
+	if x != nil {
+		return x.IdWindow
+	}
+	return 0
+}
+
+func (x *StreamRow) GetAppendOnly() bool {
+	if x != nil {
+		return x.AppendOnly
+	}
+	return false
+}
+
+func (x *StreamRow) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *StreamRow) GetDiscarded() uint64 {
+	if x != nil {
+		return x.Discarded
+	}
+	return 0
+}
+
+func (x *StreamRow) GetIds() uint64 {
+	if x != nil {
+		return x.Ids
+	}
+	return 0
+}
+
+func (x *StreamRow) GetNextId() uint64 {
+	if x != nil {
+		return x.NextId
+	}
+	return 0
+}
+
+func (x *StreamRow) GetAgeDue() uint64 {
+	if x != nil {
+		return x.AgeDue
+	}
+	return 0
+}
+
 // RecordRow is a record's payload: inline, or extents in the block store.
 type RecordRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -693,16 +797,18 @@ func (x *Extent) GetCrc32C() uint32 {
 	return 0
 }
 
-// OutRow marks a record in front of its stream's cursor that is not gone.
+// OutRow marks a record in front of its stream's cursor that is not gone, or
+// one anywhere that waits for its time.
 type OutRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Leased        bool                   `protobuf:"varint,1,opt,name=leased,proto3" json:"leased,omitempty"` // else it was returned and is ready
+	Leased        bool                   `protobuf:"varint,1,opt,name=leased,proto3" json:"leased,omitempty"` // else it is delayed, or was returned and is ready
 	SessionMinted uint64                 `protobuf:"fixed64,2,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
 	SessionSalt   uint64                 `protobuf:"fixed64,3,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
 	Fence         uint64                 `protobuf:"varint,4,opt,name=fence,proto3" json:"fence,omitempty"`
 	Deliveries    uint32                 `protobuf:"varint,5,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
-	Deadline      uint64                 `protobuf:"fixed64,6,opt,name=deadline,proto3" json:"deadline,omitempty"` // log time; 0 is none
+	Deadline      uint64                 `protobuf:"fixed64,6,opt,name=deadline,proto3" json:"deadline,omitempty"` // log time; 0 is none. Of a lease, or of a delay where it is not leased
 	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`        // the record's length
+	Tries         uint32                 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`        // of the lease
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -786,6 +892,74 @@ func (x *OutRow) GetBytes() uint64 {
 	return 0
 }
 
+func (x *OutRow) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+// IdRow is an id that a stream has seen.
+type IdRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // by which it is forgotten
+	Time          uint64                 `protobuf:"fixed64,3,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdRow) Reset() {
+	*x = IdRow{}
+	mi := &file_row_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdRow) ProtoMessage() {}
+
+func (x *IdRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdRow.ProtoReflect.Descriptor instead.
+func (*IdRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *IdRow) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *IdRow) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *IdRow) GetTime() uint64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type SessionRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Confirmed     uint64                 `protobuf:"varint,1,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // answers to commands below this seq are forgotten, but for unconfirmed
@@ -799,7 +973,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +985,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +998,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{7}
+	return file_row_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SessionRow) GetConfirmed() uint64 {
@@ -870,14 +1044,16 @@ type StoredAnswer struct {
 	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
 	FirstSeq      uint64                 `protobuf:"varint,3,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	LastSeq       uint64                 `protobuf:"varint,4,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
-	Taken         []*Reference           `protobuf:"bytes,5,rep,name=taken,proto3" json:"taken,omitempty"`
+	Taken         []*Reference           `protobuf:"bytes,5,rep,name=taken,proto3" json:"taken,omitempty"` // also what a transaction looked at: kept
+	Steps         []*StoredAnswer        `protobuf:"bytes,6,rep,name=steps,proto3" json:"steps,omitempty"` // of a transaction, without seqs
+	Count         uint64                 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1065,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1078,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{8}
+	return file_row_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StoredAnswer) GetSeq() uint64 {
@@ -940,6 +1116,20 @@ func (x *StoredAnswer) GetTaken() []*Reference {
 	return nil
 }
 
+func (x *StoredAnswer) GetSteps() []*StoredAnswer {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *StoredAnswer) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type Reference struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Ino        uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -960,7 +1150,7 @@ type Reference struct {
 
 func (x *Reference) Reset() {
 	*x = Reference{}
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1162,7 @@ func (x *Reference) String() string {
 func (*Reference) ProtoMessage() {}
 
 func (x *Reference) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1175,7 @@ func (x *Reference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reference.ProtoReflect.Descriptor instead.
 func (*Reference) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{9}
+	return file_row_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Reference) GetIno() uint64 {
@@ -1062,7 +1252,7 @@ type KeptRecord struct {
 
 func (x *KeptRecord) Reset() {
 	*x = KeptRecord{}
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1264,7 @@ func (x *KeptRecord) String() string {
 func (*KeptRecord) ProtoMessage() {}
 
 func (x *KeptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1277,7 @@ func (x *KeptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptRecord.ProtoReflect.Descriptor instead.
 func (*KeptRecord) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{10}
+	return file_row_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *KeptRecord) GetPos() uint64 {
@@ -1123,7 +1313,7 @@ type BlockedPut struct {
 
 func (x *BlockedPut) Reset() {
 	*x = BlockedPut{}
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1325,7 @@ func (x *BlockedPut) String() string {
 func (*BlockedPut) ProtoMessage() {}
 
 func (x *BlockedPut) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1338,7 @@ func (x *BlockedPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedPut.ProtoReflect.Descriptor instead.
 func (*BlockedPut) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{11}
+	return file_row_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BlockedPut) GetIno() uint64 {
@@ -1181,7 +1371,7 @@ type OrphanRow struct {
 
 func (x *OrphanRow) Reset() {
 	*x = OrphanRow{}
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1383,7 @@ func (x *OrphanRow) String() string {
 func (*OrphanRow) ProtoMessage() {}
 
 func (x *OrphanRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1396,7 @@ func (x *OrphanRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanRow.ProtoReflect.Descriptor instead.
 func (*OrphanRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{12}
+	return file_row_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OrphanRow) GetHolders() []uint64 {
@@ -1225,7 +1415,7 @@ type RemoteRow struct {
 
 func (x *RemoteRow) Reset() {
 	*x = RemoteRow{}
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1427,7 @@ func (x *RemoteRow) String() string {
 func (*RemoteRow) ProtoMessage() {}
 
 func (x *RemoteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1440,7 @@ func (x *RemoteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteRow.ProtoReflect.Descriptor instead.
 func (*RemoteRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{13}
+	return file_row_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoteRow) GetAddrs() string {
@@ -1274,7 +1464,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1476,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1489,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{14}
+	return file_row_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MemberRow) GetName() string {
@@ -1376,7 +1566,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xfb\x03\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xc2\x06\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1401,7 +1591,21 @@ const file_row_proto_rawDesc = "" +
 	"\vcleaned_seq\x18\x10 \x01(\x04R\n" +
 	"cleanedSeq\x12\x16\n" +
 	"\x06blocks\x18\x11 \x01(\bR\x06blocks\x12\x12\n" +
-	"\x04dead\x18\x12 \x01(\x04R\x04dead\"\x88\x01\n" +
+	"\x04dead\x18\x12 \x01(\x04R\x04dead\x12\x18\n" +
+	"\adelayed\x18\x13 \x01(\x04R\adelayed\x12#\n" +
+	"\rdelayed_ahead\x18\x14 \x01(\x04R\fdelayedAhead\x12\x10\n" +
+	"\x03age\x18\x15 \x01(\x04R\x03age\x12\x12\n" +
+	"\x04full\x18\x16 \x01(\rR\x04full\x12\x14\n" +
+	"\x05tries\x18\x17 \x01(\rR\x05tries\x12\x12\n" +
+	"\x04type\x18\x18 \x01(\tR\x04type\x12\x1b\n" +
+	"\tid_window\x18\x19 \x01(\x04R\bidWindow\x12\x1f\n" +
+	"\vappend_only\x18\x1a \x01(\bR\n" +
+	"appendOnly\x12\x16\n" +
+	"\x06memory\x18\x1b \x01(\bR\x06memory\x12\x1c\n" +
+	"\tdiscarded\x18\x1c \x01(\x04R\tdiscarded\x12\x10\n" +
+	"\x03ids\x18\x1d \x01(\x04R\x03ids\x12\x17\n" +
+	"\anext_id\x18\x1e \x01(\x04R\x06nextId\x12\x17\n" +
+	"\aage_due\x18\x1f \x01(\x06R\x06ageDue\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -1414,7 +1618,7 @@ const file_row_proto_rawDesc = "" +
 	"\x05block\x18\x02 \x01(\x04R\x05block\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\xd2\x01\n" +
+	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\xe8\x01\n" +
 	"\x06OutRow\x12\x16\n" +
 	"\x06leased\x18\x01 \x01(\bR\x06leased\x12%\n" +
 	"\x0esession_minted\x18\x02 \x01(\x06R\rsessionMinted\x12!\n" +
@@ -1424,20 +1628,27 @@ const file_row_proto_rawDesc = "" +
 	"deliveries\x18\x05 \x01(\rR\n" +
 	"deliveries\x12\x1a\n" +
 	"\bdeadline\x18\x06 \x01(\x06R\bdeadline\x12\x14\n" +
-	"\x05bytes\x18\a \x01(\x04R\x05bytes\"\xc4\x01\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\"E\n" +
+	"\x05IdRow\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x06R\x04time\"\xc4\x01\n" +
 	"\n" +
 	"SessionRow\x12\x1c\n" +
 	"\tconfirmed\x18\x01 \x01(\x04R\tconfirmed\x12\x16\n" +
 	"\x06closed\x18\x02 \x01(\x06R\x06closed\x12-\n" +
 	"\ablocked\x18\x03 \x03(\v2\x13.gearsfs.BlockedPutR\ablocked\x12/\n" +
 	"\aanswers\x18\x04 \x03(\v2\x15.gearsfs.StoredAnswerR\aanswers\x12 \n" +
-	"\vunconfirmed\x18\x05 \x03(\x04R\vunconfirmed\"\x94\x01\n" +
+	"\vunconfirmed\x18\x05 \x03(\x04R\vunconfirmed\"\xd7\x01\n" +
 	"\fStoredAnswer\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x1b\n" +
 	"\tfirst_seq\x18\x03 \x01(\x04R\bfirstSeq\x12\x19\n" +
 	"\blast_seq\x18\x04 \x01(\x04R\alastSeq\x12(\n" +
-	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\"\xe8\x01\n" +
+	"\x05taken\x18\x05 \x03(\v2\x12.gearsfs.ReferenceR\x05taken\x12+\n" +
+	"\x05steps\x18\x06 \x03(\v2\x15.gearsfs.StoredAnswerR\x05steps\x12\x14\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\"\xe8\x01\n" +
 	"\tReference\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -1483,7 +1694,7 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
 	(*InodeRow)(nil),     // 1: gearsfs.InodeRow
@@ -1492,27 +1703,29 @@ var file_row_proto_goTypes = []any{
 	(*RecordRow)(nil),    // 4: gearsfs.RecordRow
 	(*Extent)(nil),       // 5: gearsfs.Extent
 	(*OutRow)(nil),       // 6: gearsfs.OutRow
-	(*SessionRow)(nil),   // 7: gearsfs.SessionRow
-	(*StoredAnswer)(nil), // 8: gearsfs.StoredAnswer
-	(*Reference)(nil),    // 9: gearsfs.Reference
-	(*KeptRecord)(nil),   // 10: gearsfs.KeptRecord
-	(*BlockedPut)(nil),   // 11: gearsfs.BlockedPut
-	(*OrphanRow)(nil),    // 12: gearsfs.OrphanRow
-	(*RemoteRow)(nil),    // 13: gearsfs.RemoteRow
-	(*MemberRow)(nil),    // 14: gearsfs.MemberRow
+	(*IdRow)(nil),        // 7: gearsfs.IdRow
+	(*SessionRow)(nil),   // 8: gearsfs.SessionRow
+	(*StoredAnswer)(nil), // 9: gearsfs.StoredAnswer
+	(*Reference)(nil),    // 10: gearsfs.Reference
+	(*KeptRecord)(nil),   // 11: gearsfs.KeptRecord
+	(*BlockedPut)(nil),   // 12: gearsfs.BlockedPut
+	(*OrphanRow)(nil),    // 13: gearsfs.OrphanRow
+	(*RemoteRow)(nil),    // 14: gearsfs.RemoteRow
+	(*MemberRow)(nil),    // 15: gearsfs.MemberRow
 }
 var file_row_proto_depIdxs = []int32{
 	5,  // 0: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	11, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
-	8,  // 2: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
-	9,  // 3: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	10, // 4: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	4,  // 5: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	9,  // 2: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
+	10, // 3: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
+	9,  // 4: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	11, // 5: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	4,  // 6: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -1526,7 +1739,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

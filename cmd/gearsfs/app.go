@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -34,6 +36,12 @@ type app struct {
 	locate func(path string) (mount.Location, error)
 
 	managers map[string]dgm.Manager // by address, open until close
+
+	// onSignal, where it is set, is asked first what to do about a signal, and
+	// says whether that was all.
+	onSignal atomic.Pointer[func(s syscall.Signal) bool]
+
+	printMu sync.Mutex // held while what belongs together is written
 
 	noteMu sync.Mutex
 	noted  time.Time // when a lost node was last told of

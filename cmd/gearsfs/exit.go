@@ -41,10 +41,26 @@ type toldError struct{ status int }
 
 func (e *toldError) Error() string { return fmt.Sprintf("status %d", e.status) }
 
-// waitError is what --wait ends a wait with.
-type waitError struct{ what string }
+// statusError is a failure with an exit status of its own.
+type statusError struct {
+	error
+	status int
+}
 
-func (e *waitError) Error() string { return e.what + " within --wait" }
+func (e *statusError) Unwrap() error { return e.error }
+
+// waitError is what --wait ends a wait with.
+type waitError struct {
+	what string
+	hint string // why that may be; or ""
+}
+
+func (e *waitError) Error() string {
+	if e.hint != "" {
+		return e.what + " within --wait: " + e.hint
+	}
+	return e.what + " within --wait"
+}
 
 // exitStatus maps what a command returned to the process's exit status.
 func exitStatus(err error) int {
@@ -60,13 +76,16 @@ func exitStatus(err error) int {
 	if t, ok := errors.AsType[*toldError](err); ok {
 		return t.status
 	}
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.status
+	}
 	if _, ok := errors.AsType[*waitError](err); ok {
 		return exitNotNow
 	}
 	switch {
 	case errors.Is(err, gearsfs.ErrMaybe):
 		return exitUnknown
-	case errors.Is(err, gearsfs.ErrEmpty), errors.Is(err, gearsfs.ErrFull):
+	case errors.Is(err, gearsfs.ErrEmpty), errors.Is(err, gearsfs.ErrFull), errors.Is(err, gearsfs.ErrUnmet):
 		return exitNotNow
 	case errors.Is(err, gearsfs.ErrSealed), errors.Is(err, gearsfs.ErrEnd):
 		return exitEnded
@@ -90,7 +109,7 @@ func advice(err error) string {
 	case errors.Is(err, gearsfs.ErrNotMember):
 		return "gearsfs nodes shows which nodes the volume has"
 	case errors.Is(err, gearsfs.ErrMaybe):
-		return "the change may have been made: look before repeating it"
+		return "the change may have been made: look before repeating it, or give puts an --id"
 	case errors.Is(err, gearsfs.ErrBlocks):
 		return "--force takes from it all the same"
 	case errors.Is(err, gearsfs.ErrInUse):

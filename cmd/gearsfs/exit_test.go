@@ -28,7 +28,7 @@ func TestExitStatus(t *testing.T) {
 		{gearsfs.ErrKey.Because("a key must not be empty"), 2},
 		{gearsfs.ErrEmpty, 3},
 		{gearsfs.ErrFull, 3},
-		{&waitError{"nothing came"}, 3},
+		{&waitError{what: "nothing came"}, 3},
 		{gearsfs.ErrSealed, 4},
 		{gearsfs.ErrEnd, 4},
 		{gearsfs.ErrMaybe, 5},
@@ -36,6 +36,10 @@ func TestExitStatus(t *testing.T) {
 		{&signalError{syscall.SIGPIPE}, 141},
 		{errors.Join(&signalError{syscall.SIGTERM}, gearsfs.ErrMaybe), 143},
 		{&toldError{status: 1}, 1},
+		{gearsfs.ErrUnmet, 3},
+		{gearsfs.ErrType, 1},
+		{gearsfs.ErrGone, 1},
+		{&statusError{errors.New("no such command"), 127}, 127},
 	} {
 		assert.Equal(t, c.want, exitStatus(c.err), "%v", c.err)
 		if c.err != nil {

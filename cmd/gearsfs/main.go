@@ -18,10 +18,10 @@ func main() { os.Exit(run(newApp(), os.Args[1:])) }
 
 // run runs one command line and returns the process's exit status.
 func run(a *app, args []string) int {
-	ctx, stop := signalContext(context.Background())
+	ctx, stop := a.signalContext(context.Background())
 	defer stop()
 	root := a.rootCommand()
-	root.SetArgs(args)
+	root.SetArgs(pairUp(args))
 	c, err := root.ExecuteContextC(ctx)
 	if closing := a.close(); err == nil {
 		err = closing
@@ -36,9 +36,10 @@ func run(a *app, args []string) int {
 }
 
 // signalContext returns a context that ends when the process is told to stop;
-// a second signal ends the process at once. SIGPIPE ends nothing by itself: the
+// a second signal ends the process at once, but for those that onSignal deals
+// with. SIGPIPE ends nothing by itself: the
 // write that met it fails, so that what was not written can go back.
-func signalContext(parent context.Context) (context.Context, func()) {
+func (a *app) signalContext(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -47,12 +48,16 @@ func signalContext(parent context.Context) (context.Context, func()) {
 	}
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	go func() {
-		for n := 0; ; n++ {
+		for told := false; ; {
 			select {
 			case s := <-signals:
-				if n > 0 {
+				if f := a.onSignal.Load(); f != nil && (*f)(s.(syscall.Signal)) {
+					continue
+				}
+				if told {
 					os.Exit(exitSignal + int(s.(syscall.Signal)))
 				}
+				told = true
 				cancel(&signalError{signal: s.(syscall.Signal)})
 			case <-parent.Done():
 				return
@@ -101,10 +106,11 @@ Exit status: 0 done, 1 failed and nothing changed, 2 wrong usage, 3 not now (emp
 	help := helpCommand()
 	root.SetHelpCommand(help)
 	a.group(root, "Streams:", append([]*cobra.Command{
-		a.putCommand(), a.takeCommand(), a.peekCommand(), a.streamsCommand(), a.setCommand(),
-	}, a.sealCommands()...)...)
+		a.putCommand(), a.takeCommand(), a.peekCommand(), a.eachCommand(), a.holdCommand(), a.updateCommand(), a.moveCommand(),
+		a.streamsCommand(), a.setCommand(),
+	}, append(a.sealCommands(), a.receiptCommands()...)...)...)
 	a.group(root, "Mounting:", a.mountCommand(), a.umountCommand())
-	a.group(root, "Files:", a.lsCommand(), a.catCommand(), a.mvCommand(), a.rmCommand(), a.mkdirCommand(), a.statCommand())
+	a.group(root, "Files:", a.lsCommand(), a.catCommand(), a.cpCommand(), a.mvCommand(), a.rmCommand(), a.mkdirCommand(), a.statCommand())
 	a.group(root, "Nodes:", a.statusCommand(), a.nodesCommand(), a.waitsCommand(), a.remoteCommand())
 	a.group(root, "Others:", a.wordcountCommand(), a.versionCommand(), a.completionCommand(), help)
 	return root

@@ -36,14 +36,15 @@ func (a *app) nodeCommand(use, short, long, example string, ask func(ctx context
 
 // waitJSON is a waiting operation as -o json shows it.
 type waitJSON struct {
-	Client string        `json:"client"`
-	Op     string        `json:"op"`
-	Path   string        `json:"path"`
-	Exists bool          `json:"exists"`
-	Keys   []gearsfs.Key `json:"keys"`
-	Since  string        `json:"since"`
-	Passed uint32        `json:"passed"`
-	Near   []gearsfs.Key `json:"near"`
+	Session string        `json:"session"`
+	Client  string        `json:"client"`
+	Op      string        `json:"op"`
+	Path    string        `json:"path"`
+	Exists  bool          `json:"exists"`
+	Keys    []gearsfs.Key `json:"keys"`
+	Since   string        `json:"since"`
+	Passed  uint32        `json:"passed"`
+	Near    []gearsfs.Key `json:"near"`
 }
 
 func (a *app) waitsCommand() *cobra.Command {
@@ -60,7 +61,7 @@ for how long, and which existing keys those may be misspellings of.`,
 			for _, w := range waits {
 				if asJSON {
 					err := a.printJSON(waitJSON{
-						w.Client, w.Op, w.Path, w.Ino != 0, append([]gearsfs.Key{}, w.Keys...), timeText(w.Since), w.Passed,
+						w.Session.String(), w.Client, w.Op, w.Path, w.Ino != 0, append([]gearsfs.Key{}, w.Keys...), timeText(w.Since), w.Passed,
 						append([]gearsfs.Key{}, w.Near...),
 					})
 					if err != nil {

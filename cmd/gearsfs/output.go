@@ -59,6 +59,8 @@ type recordJSON struct {
 	Type       string      `json:"type"`
 	Time       string      `json:"time"`
 	Deliveries uint32      `json:"deliveries"`
+	Receipt    string      `json:"receipt,omitempty"`
+	Deadline   string      `json:"deadline,omitempty"`
 	Data       *string     `json:"data,omitempty"`
 	DataBase64 *string     `json:"data_base64,omitempty"`
 }
@@ -67,6 +69,9 @@ func appendJSON(buf []byte, r gearsfs.Record) ([]byte, error) {
 	j := recordJSON{
 		Key: r.Key, Seq: r.Place.Seq, Type: r.Type,
 		Time: timeText(r.Time), Deliveries: r.Deliveries,
+	}
+	if r.Receipt != nil && !r.Deadline.IsZero() { // else it is not lent to whoever reads this
+		j.Receipt, j.Deadline = receiptText(*r.Receipt), timeText(r.Deadline)
 	}
 	if utf8.Valid(r.Data) {
 		s := string(r.Data)

@@ -19,6 +19,8 @@ type peekOptions struct {
 	follow bool
 	after  afterFlag
 	last   bool
+	cursor string
+	exec   string
 	format recordFormat
 }
 
@@ -31,13 +33,24 @@ func (a *app) peekCommand() *cobra.Command {
 --after the first that is newer than a seq, with --last the newest. Where there is none
 peek waits, also for a file or key that does not exist yet (its directory must).
 -n all and -f show every record that is in the stream, also those that are leased; -f
-follows it as a log and ends where it is sealed.`,
+follows it as a log and ends where it is sealed. With --cursor the next peek with the same
+PATH goes on behind what this one has shown, whatever happened in between; --after then
+says where the first begins. With --exec COMMAND is run by sh for each record, which is its
+standard input; one that fails ends peek (status 1).`,
 		Example: `  gearsfs peek gears/jobs data
   gearsfs peek gears/jobs data -n all -o json
   gearsfs peek :/config main --last
-  gearsfs peek :/log data -f --after end`,
-		Args: apart(exactly(2), "wait no-wait", "count follow", "count last", "after last", formatsApart),
-		RunE: func(c *cobra.Command, args []string) error { return a.peek(c.Context(), o, args) },
+  gearsfs peek :/log data -f --after end
+  gearsfs peek :/log data -f --cursor ~/.log-seen --exec 'mail -s "$GEARSFS_SEQ" me'`,
+		Args: apart(exactly(2), "wait no-wait", "count follow", "count last", "after last", "cursor last", "exec "+formatsApart),
+		RunE: func(c *cobra.Command, args []string) error {
+			for name, value := range map[string]string{"exec": o.exec, "cursor": o.cursor} {
+				if c.Flags().Changed(name) && value == "" {
+					return usagef("--%s is empty", name)
+				}
+			}
+			return a.peek(c.Context(), o, args)
+		},
 	}
 	f := c.Flags()
 	nodeFlag(f, &o.node)
@@ -46,6 +59,8 @@ follows it as a log and ends where it is sealed.`,
 	f.Var(&o.wait, "wait", "give up after waiting this long for a record (status 3)")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on until the stream is sealed; with --no-wait until its end")
 	f.Var(&o.after, "after", "begin behind this seq, or behind the newest record")
+	f.StringVar(&o.cursor, "cursor", "", "remember the place in the file `PATH`")
+	f.StringVar(&o.exec, "exec", "", "have sh run `COMMAND` for each record")
 	f.BoolVar(&o.last, "last", false, "the newest record")
 	o.format.flags(c)
 	return c
@@ -63,7 +78,15 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 	p := &peeker{
 		app: a, target: t, key: key, noWait: o.noWait, wait: o.wait,
 		left: 1, endless: o.follow, after: o.after.value, last: o.last,
-		byAge: o.after.set || o.count.all || o.follow && !o.last,
+		byAge: o.after.set || o.count.all || o.cursor != "" || o.follow && !o.last,
+	}
+	if o.cursor != "" {
+		if p.cursor, err = openCursor(o.cursor); err != nil {
+			return err
+		}
+		if p.cursor.known {
+			p.after, o.after.end = p.cursor.seq, false
+		}
 	}
 	if o.count.set && !o.count.all {
 		p.left = o.count.value
@@ -73,7 +96,16 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 			return err
 		}
 	}
-	err = p.run(ctx, &sink{out: a.out, format: o.format})
+	var out shower = &sink{out: a.out, format: o.format}
+	if o.exec != "" {
+		runs, err := a.startExec(o.exec)
+		if err != nil {
+			return err
+		}
+		defer runs.close()
+		out = runs
+	}
+	err = p.run(ctx, out)
 	switch {
 	case drained(err) && (o.follow || o.count.all && p.shown > 0):
 		return nil
@@ -81,6 +113,12 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 		return fmt.Errorf("%s %s: %w", t.arg, key, err)
 	}
 	return nil
+}
+
+// shower does something with records, in order. It returns how many it has done
+// it with: fewer only with an error.
+type shower interface {
+	write(ctx context.Context, records []gearsfs.Record) (int, error)
 }
 
 // peeker shows records in the order of the stream.
@@ -96,6 +134,7 @@ type peeker struct {
 	byAge   bool        // show what is newer than after, leased or not
 	after   gearsfs.Seq // the newest record shown
 	until   gearsfs.Seq // where not 0: show none from this seq on
+	cursor  *cursor     // nil: remember nothing
 
 	shown  uint64
 	looked bool // the first look at the stream is behind us
@@ -118,7 +157,7 @@ func (p *peeker) boundBy(ctx context.Context, o peekOptions) error {
 	return nil
 }
 
-func (p *peeker) run(ctx context.Context, s *sink) error {
+func (p *peeker) run(ctx context.Context, s shower) error {
 	for p.left > 0 {
 		records, err := p.next(ctx)
 		if err != nil {
@@ -133,8 +172,7 @@ func (p *peeker) run(ctx context.Context, s *sink) error {
 			past = n < len(records) || n > 0 && records[n-1].Place.Seq == p.until-1
 			records = records[:n]
 		}
-		n, err := s.write(ctx, records)
-		p.shown += uint64(n)
+		n, err := p.show(ctx, s, records)
 		if err != nil {
 			return err
 		}
@@ -148,6 +186,27 @@ func (p *peeker) run(ctx context.Context, s *sink) error {
 	return nil
 }
 
+// show shows records and moves the cursor behind them: at once, or where a
+// command is run for each of them, one after the other.
+func (p *peeker) show(ctx context.Context, s shower, records []gearsfs.Record) (shown int, err error) {
+	step := len(records)
+	if _, ok := s.(*execRuns); ok {
+		step = 1
+	}
+	for shown < len(records) && err == nil {
+		var n int
+		n, err = s.write(ctx, records[shown:shown+step])
+		shown += n
+		p.shown += uint64(n)
+		if n > 0 && p.cursor != nil {
+			if failed := p.cursor.move(records[shown-1].Place.Seq); failed != nil {
+				err = errors.Join(err, failed)
+			}
+		}
+	}
+	return shown, err
+}
+
 // next returns the records to show next, waiting for the first of them.
 func (p *peeker) next(ctx context.Context) ([]gearsfs.Record, error) {
 	peek := dgm.Peek{
@@ -158,13 +217,14 @@ func (p *peeker) next(ctx context.Context) ([]gearsfs.Record, error) {
 	if p.endless && !p.last {
 		peek.Max = takeBatchMax
 	}
+	ask := func(ctx context.Context) ([]gearsfs.Record, error) { return p.Peek(ctx, peek) }
 	waiting, cancel := waitContext(ctx, p.wait, "nothing came")
 	defer cancel()
-	records, err := p.Peek(waiting, peek)
+	records, err := waitFor(waiting, p.target, ask)
 	if errors.Is(err, gearsfs.ErrEmpty) && !p.noWait && !p.looked {
 		p.noteMissing(waiting, p.target, []gearsfs.Key{p.key})
 		peek.NoWait = false
-		records, err = p.Peek(waiting, peek)
+		records, err = waitFor(waiting, p.target, ask)
 	}
 	if err != nil {
 		return nil, cause(waiting, err)

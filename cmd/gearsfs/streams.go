@@ -6,7 +6,6 @@ import (
 	"strconv"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 )
@@ -23,17 +22,19 @@ type streamJSON struct {
 	Tail       gearsfs.Seq `json:"tail"`
 	Waiting    uint32      `json:"waiting"`
 	Leased     uint64      `json:"leased"`
+	Delayed    uint64      `json:"delayed"`
 	Discarded  uint64      `json:"discarded"`
 	Sealed     bool        `json:"sealed"`
 	RecordsMax uint64      `json:"records_max"`
 	BytesMax   uint64      `json:"bytes_max"`
+	Version    uint64      `json:"version"`
 }
 
 func streamToJSON(s gearsfs.StreamInfo) streamJSON {
 	return streamJSON{
 		Key: s.Key, Records: s.Records, Bytes: s.Bytes, Head: s.Head.Seq, Tail: s.Tail.Seq,
-		Waiting: s.Waiting, Leased: s.Leased, Sealed: s.Sealed,
-		RecordsMax: s.Limits.Records, BytesMax: s.Limits.Bytes,
+		Waiting: s.Waiting, Leased: s.Leased, Delayed: s.Delayed, Discarded: s.Discarded, Sealed: s.Sealed,
+		RecordsMax: s.Limits.Records, BytesMax: s.Limits.Bytes, Version: s.Version,
 	}
 }
 
@@ -45,7 +46,8 @@ func (a *app) streamsCommand() *cobra.Command {
 		Short: "List the streams of a file",
 		Long: `List the streams of a file: the records that can be taken, the bytes of all that are
 left, the seq of the first record left (HEAD) and that of the next to be put (TAIL), takes
-and peeks that wait, records that are leased, what limits discarded, and the seal.`,
+and peeks that wait, records that are leased, records that went by --age or for newer
+ones, and the seal. Records whose time has not come are in -o json only, as delayed.`,
 		Example: `  gearsfs streams gears/jobs
   gearsfs streams :/jobs -o json`,
 		Args: exactly(1),
@@ -132,7 +134,7 @@ func (a *app) sealCommands() []*cobra.Command {
 	yes, no := true, false
 	return []*cobra.Command{
 		a.streamCommand("seal", "Let no more records be put into a stream",
-			"Seal a stream: puts are refused (status 4), and once it is drained takes end (status 4).",
+			"Seal a stream: puts are refused (status 4), and once it is drained takes end (status 4).\nDrained is a stream without records, those that are leased or delayed included.",
 			"  gearsfs seal gears/jobs data", dgm.StreamChange{Seal: &yes}),
 		a.streamCommand("unseal", "Let records be put into a sealed stream again",
 			"Take the seal off a stream.",
@@ -144,63 +146,4 @@ func (a *app) sealCommands() []*cobra.Command {
 			"Remove a stream from its file. The stream data is the file's own bytes and stays: clear it.",
 			"  gearsfs drop gears/jobs old", dgm.StreamChange{Drop: true}),
 	}
-}
-
-type setOptions struct {
-	node    string
-	records limitFlag
-	bytes   units.Size
-	format  formatFlag
-}
-
-func (a *app) setCommand() *cobra.Command {
-	var o setOptions
-	c := &cobra.Command{
-		Use:   "set FILE KEY",
-		Short: "Limit a stream, or print its settings",
-		Long: `Set how many records and bytes a stream may hold; a put that finds it full waits. 0 is
-no limit. Without flags, print the settings, one "name value" per line.`,
-		Example: `  gearsfs set gears/jobs data --records 1000 --bytes 64M
-  gearsfs set gears/jobs data`,
-		Args: exactly(2),
-		RunE: func(c *cobra.Command, args []string) error { return a.set(c.Context(), o, args) },
-	}
-	nodeFlag(c.Flags(), &o.node)
-	c.Flags().Var(&o.records, "records", "hold at most this many records")
-	c.Flags().Var(&o.bytes, "bytes", "hold at most this many bytes")
-	c.Flags().VarP(&o.format, "output", "o", "print the settings as JSON")
-	return c
-}
-
-func (a *app) set(ctx context.Context, o setOptions, args []string) error {
-	key, err := parseKey(args[1])
-	if err != nil {
-		return err
-	}
-	t, err := a.open(ctx, args[0], o.node)
-	if err != nil {
-		return err
-	}
-	info, err := t.Stream(ctx, t.file(), key)
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", t.arg, key, cause(ctx, err))
-	}
-	limits := info.Limits
-	switch {
-	case o.records.set || o.bytes.Given:
-		if o.records.set {
-			limits.Records = o.records.value
-		}
-		if o.bytes.Given {
-			limits.Bytes = o.bytes.Value
-		}
-		return a.configure(ctx, o.node, args, dgm.StreamChange{Limits: &limits})
-	case o.format.json:
-		return a.printJSON(struct {
-			Records uint64 `json:"records"`
-			Bytes   uint64 `json:"bytes"`
-			Sealed  bool   `json:"sealed"`
-		}{limits.Records, limits.Bytes, info.Sealed})
-	}
-	return a.pairs([]pair{{"records", limits.Records}, {"bytes", limits.Bytes}, {"sealed", info.Sealed}})
 }

@@ -20,6 +20,9 @@ type takeOptions struct {
 	wait   units.Duration
 	follow bool
 	force  bool
+	lease  units.Duration
+	exec   string
+	tries  limitFlag
 	format recordFormat
 }
 
@@ -31,12 +34,30 @@ func (a *app) takeCommand() *cobra.Command {
 		Long: `Write the record at the head of a stream to standard output and remove it. Of several
 keys the first, in that order, that has a record is taken from. Where there is none take
 waits, also for a file or key that does not exist yet (its directory must).
-A record is removed when it has been written: one that could not be goes back whole.`,
+A record is removed when it has been written: one that could not be goes back whole.
+With --lease it is only lent: it goes back when DURATION is over, unless ack removes it.
+With --exec COMMAND is run by sh for each record, which is its standard input: status 0
+removes the record, any other returns it, later each time.`,
 		Example: `  job=$(gearsfs take gears/jobs data)
   gearsfs take gears/jobs urgent,normal --wait 10s
-  gearsfs take :/results data -f -o json`,
-		Args: apart(exactly(2), "wait no-wait", "count follow", formatsApart),
-		RunE: func(c *cobra.Command, args []string) error { return a.take(c.Context(), o, args) },
+  gearsfs take :/results data -f -o json
+  gearsfs take gears/jobs data --lease 5m -o json
+  gearsfs take gears/jobs data -f --exec 'convert - png:$GEARSFS_SEQ.png'`,
+		Args: apart(exactly(2), "wait no-wait", "count follow", "lease exec", "exec "+formatsApart),
+		RunE: func(c *cobra.Command, args []string) error {
+			run := c.Flags().Changed("exec")
+			switch {
+			case run && o.exec == "":
+				return usagef("--exec is empty")
+			case o.lease.Given && (o.lease.Value <= 0 || !o.format.json.json):
+				return usagef("--lease needs a time and -o json, which shows the receipt that ack asks for")
+			case o.tries.set && !run && !o.lease.Given:
+				return usagef("--tries is for --exec and --lease")
+			case run:
+				return a.takeExec(c.Context(), o, args)
+			}
+			return a.take(c.Context(), o, args)
+		},
 	}
 	f := c.Flags()
 	nodeFlag(f, &o.node)
@@ -44,6 +65,9 @@ A record is removed when it has been written: one that could not be goes back wh
 	f.BoolVar(&o.noWait, "no-wait", false, "give up at once where there is no record (status 3)")
 	f.Var(&o.wait, "wait", "give up after waiting this long for a record (status 3)")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on until the stream is sealed and drained; with --no-wait until it is empty")
+	f.Var(&o.lease, "lease", "lend the records for so long; ack, nack and extend are given their receipts (needs -o json)")
+	f.StringVar(&o.exec, "exec", "", "have sh run `COMMAND` for each record")
+	f.Var(&o.tries, "tries", "after so many failures a record goes to the stream KEY.dead (default of --exec: 5, or what set says)")
 	f.BoolVar(&o.force, "force", false, "also take from a file that was written as blocks rather than put")
 	o.format.flags(c)
 	return c
@@ -59,6 +83,9 @@ func (a *app) take(ctx context.Context, o takeOptions, args []string) error {
 		return err
 	}
 	l := &leaser{app: a, target: t, keys: keys, wait: o.wait, noWait: o.noWait, force: o.force, left: 1}
+	if o.lease.Given {
+		l.leaseFor, l.byReceipt, l.tries = o.lease.Value, true, o.tries.count()
+	}
 	switch {
 	case o.follow:
 		l.left, l.endless = 1, true
@@ -115,6 +142,11 @@ type leaser struct {
 	left    uint64 // to take; with endless always 1
 	endless bool
 
+	// What the leases are like; zero is bound to the session alone.
+	leaseFor  time.Duration
+	byReceipt bool // and they stay with whoever has the receipt
+	tries     uint32
+
 	taken  uint64 // written and acknowledged, or on the way to be
 	looked bool   // the first look at the stream is behind us
 }
@@ -153,7 +185,9 @@ func (l *leaser) takeAll(ctx context.Context, s *sink) (err error) {
 		}
 		n, err := s.write(ctx, b.records)
 		l.taken += uint64(n)
-		acks.add(b.records[:n])
+		if !l.byReceipt {
+			acks.add(b.records[:n])
+		}
 		if err != nil {
 			if failed := l.giveBack(ctx, b.records[n:]); failed != nil {
 				err = errors.Join(err, failed)
@@ -187,49 +221,75 @@ func (l *leaser) lease(ctx context.Context, batches chan<- batch) {
 func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gearsfs.Record, error) {
 	take := dgm.Take{
 		File: l.file(), Keys: l.keys, Max: int(most), Lease: true, Force: l.force,
-		NoWait: l.noWait || !l.looked,
+		NoWait: l.noWait || !l.looked, LeaseFor: l.leaseFor, ByReceipt: l.byReceipt, Tries: l.tries,
 	}
 	if l.endless {
 		take.Max = takeBatchMax
 	}
+	ask := func(ctx context.Context) ([]gearsfs.Record, error) { return l.Take(ctx, take) }
 	waiting, cancel := waitContext(ctx, l.wait, "nothing came")
 	defer cancel()
-	records, err := l.takeWithin(waiting, take)
+	records, err := waitFor(waiting, l.target, ask)
 	if errors.Is(err, gearsfs.ErrEmpty) && !l.noWait && !l.looked {
 		l.noteMissing(waiting, l.target, l.keys)
 		take.NoWait = false
-		records, err = l.takeWithin(waiting, take)
+		records, err = waitFor(waiting, l.target, ask)
 	}
 	l.looked = true
 	return records, cause(waiting, err)
 }
 
-// outcomePatience is how long a lease whose wait is over may still come.
+// outcomePatience is how long an answer may still come when its wait is over.
 const outcomePatience = 250 * time.Millisecond
 
-// takeWithin leases records, and does not outstay ctx by the time that it would
-// take to learn from a lost node what became of the lease: a lease that nobody
-// hears of ends with the session, having changed nothing.
-func (l *leaser) takeWithin(ctx context.Context, take dgm.Take) ([]gearsfs.Record, error) {
-	leased := make(chan batch, 1)
+// waitFor asks for records, and does not outstay ctx by the time that it would
+// take to learn from a lost node what became of that: a lease that nobody
+// hears of ends with the session, having changed nothing. Where it waited in
+// vain it says which existing key may have been meant.
+func waitFor(ctx context.Context, t target, ask func(ctx context.Context) ([]gearsfs.Record, error)) ([]gearsfs.Record, error) {
+	asking, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	answered := make(chan batch, 1)
 	go func() { // ends at the latest when the session is closed
-		records, err := l.Take(ctx, take)
-		leased <- batch{records, err}
+		records, err := ask(asking)
+		answered <- batch{records, err}
 	}()
 	select {
-	case b := <-leased:
+	case b := <-answered:
 		return b.records, b.err
 	case <-ctx.Done():
 	}
+	over := ctx.Err()
+	if w, ok := errors.AsType[*waitError](context.Cause(ctx)); ok {
+		over = &waitError{w.what, hint(ctx, t)}
+	}
+	cancel()
 	select {
-	case b := <-leased:
-		if errors.Is(b.err, gearsfs.ErrMaybe) {
-			return nil, ctx.Err()
+	case b := <-answered:
+		if b.err != nil && (errors.Is(b.err, context.Canceled) || errors.Is(b.err, gearsfs.ErrMaybe)) {
+			return nil, over
 		}
 		return b.records, b.err
 	case <-time.After(outcomePatience):
-		return nil, ctx.Err()
+		return nil, over
 	}
+}
+
+// hint says which existing keys what this session waits for may be a
+// misspelling of, where the node answers soon.
+func hint(ctx context.Context, t target) string {
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomePatience)
+	defer cancel()
+	waits, err := t.Waits(asking)
+	if err != nil {
+		return ""
+	}
+	for _, w := range waits {
+		if w.Session == t.Session() && len(w.Near) > 0 {
+			return fmt.Sprintf("is the key %s meant?", keyList(w.Near))
+		}
+	}
+	return ""
 }
 
 // giveBack returns records that were leased and not written.

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/spf13/pflag"
@@ -49,6 +51,9 @@ func (f *limitFlag) Set(s string) error {
 	f.value, f.set = n, true
 	return nil
 }
+
+// count is the value as deliveries are counted.
+func (f *limitFlag) count() uint32 { return uint32(min(f.value, math.MaxUint32)) }
 
 // countFlag is -n: how many records, or all that are there now.
 type countFlag struct {
@@ -113,5 +118,90 @@ func (f *formatFlag) Set(s string) error {
 		return fmt.Errorf("%q is not an output format: there is json", s)
 	}
 	f.json = true
+	return nil
+}
+
+// timeFlag is a flag whose value is a moment: RFC 3339, a time of today or, where
+// that has passed, of tomorrow, or @ and seconds since 1970.
+type timeFlag struct{ value time.Time }
+
+var _ pflag.Value = (*timeFlag)(nil)
+
+func (f *timeFlag) Type() string   { return "TIME" }
+func (f *timeFlag) String() string { return "" }
+
+func (f *timeFlag) Set(s string) error {
+	at, err := parseTime(s, time.Now())
+	f.value = at
+	return err
+}
+
+// secondsMax is the last second that nanoseconds since 1970 can count to.
+const secondsMax = math.MaxInt64 / int64(time.Second)
+
+func parseTime(s string, now time.Time) (time.Time, error) {
+	if digits, ok := strings.CutPrefix(s, "@"); ok {
+		n, err := strconv.ParseUint(digits, 10, 63)
+		if err == nil && n > 0 && int64(n) <= secondsMax {
+			return time.Unix(int64(n), 0), nil
+		}
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if at, err := time.ParseInLocation(layout, s, now.Location()); err == nil && at.Unix() > 0 && at.Unix() <= secondsMax {
+			return at, nil
+		}
+	}
+	for _, layout := range []string{"15:04", time.TimeOnly} {
+		clock, err := time.Parse(layout, s)
+		if err != nil {
+			continue
+		}
+		at := time.Date(now.Year(), now.Month(), now.Day(), clock.Hour(), clock.Minute(), clock.Second(), 0, now.Location())
+		if at.Before(now) {
+			at = time.Date(now.Year(), now.Month(), now.Day()+1, clock.Hour(), clock.Minute(), clock.Second(), 0, now.Location())
+		}
+		return at, nil
+	}
+	return time.Time{}, fmt.Errorf("%q is not a time such as 2006-01-02T15:04:05Z, 15:04 or @1136214245", s)
+}
+
+// rateFlag is how often something may begin: N/s, and also N/m or N/h.
+type rateFlag struct {
+	every time.Duration // 0: as often as it can
+}
+
+var _ pflag.Value = (*rateFlag)(nil)
+
+func (f *rateFlag) Type() string   { return "N/s" }
+func (f *rateFlag) String() string { return "" }
+
+func (f *rateFlag) Set(s string) error {
+	digits, unit, _ := strings.Cut(s, "/")
+	span, ok := map[string]time.Duration{"": time.Second, "s": time.Second, "m": time.Minute, "h": time.Hour}[unit]
+	n, err := strconv.ParseFloat(digits, 64)
+	if !ok || err != nil || !(n > 0 && float64(span)/n >= 1 && float64(span)/n < math.MaxInt64/2) { // NaN fails this too
+		return fmt.Errorf("%q is not a rate such as 10/s or 5/m", s)
+	}
+	f.every = time.Duration(float64(span) / n)
+	return nil
+}
+
+// positiveFlag is a flag whose value is a number from 1 on.
+type positiveFlag struct {
+	value uint64
+	set   bool
+}
+
+var _ pflag.Value = (*positiveFlag)(nil)
+
+func (f *positiveFlag) Type() string   { return "N" }
+func (f *positiveFlag) String() string { return "" }
+
+func (f *positiveFlag) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q is not a number from 1 on", s)
+	}
+	f.value, f.set = n, true
 	return nil
 }

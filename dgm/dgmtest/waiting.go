@@ -2,7 +2,9 @@ package dgmtest
 
 import (
 	"context"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -149,4 +151,58 @@ func anyBytes(t *testing.T, s *suite) {
 	entries, err := s.m.ReadDir(s.ctx, gearsfs.RootIno, "", 10)
 	require.NoError(t, err)
 	require.Equal(t, name, entries[0].Name)
+}
+
+// nearMisses: who waits for a key learns of another that looks like it, also
+// where that has gone again, or is in another file than the missing one.
+func nearMisses(t *testing.T, s *suite) {
+	out := s.takeLater(s.ctx, s.open(t), takeOf("count"))
+	s.put(s.m, "cuont", "x")
+	waits, err := s.m.Waits(s.ctx)
+	require.NoError(t, err)
+	require.Equal(t, []gearsfs.Key{"cuont"}, waits[0].Near)
+	near, err := s.m.Near(s.ctx, queue, []gearsfs.Key{"count", "other"})
+	require.NoError(t, err)
+	require.Equal(t, []gearsfs.Key{"cuont"}, near)
+	near, err = s.m.Near(s.ctx, gearsfs.At("/missing"), []gearsfs.Key{"count"})
+	require.NoError(t, err)
+	require.Equal(t, []gearsfs.Key{"cuont"}, near)
+	require.NoError(t, s.m.Configure(s.ctx, queue, "cuont", dgm.StreamChange{Drop: true}))
+	near, err = s.m.Near(s.ctx, queue, []gearsfs.Key{"count"})
+	require.NoError(t, err)
+	require.Equal(t, []gearsfs.Key{"cuont"}, near)
+	s.put(s.m, "count", "y")
+	s.receive(out)
+}
+
+// followMissesNothing: each of many readers sees every record once, at its own
+// pace, whether it is taken meanwhile or not yet there.
+func followMissesNothing(t *testing.T, s *suite) {
+	const readers, records = 4, 200
+	s.put(s.m, "k", "0")
+	var all sync.WaitGroup
+	for range readers {
+		m := s.open(t)
+		all.Go(func() {
+			var after gearsfs.Seq
+			for after < records {
+				rs, err := m.Peek(s.ctx, dgm.Peek{File: queue, Key: "k", Follow: true, After: after, Max: 3})
+				if err != nil {
+					t.Errorf("after %d: %v", after, err)
+					return
+				}
+				for _, r := range rs {
+					if r.Place.Seq != after+1 {
+						t.Errorf("seq %d came after %d", r.Place.Seq, after)
+						return
+					}
+					after = r.Place.Seq
+				}
+			}
+		})
+	}
+	for i := 1; i < records; i++ {
+		s.put(s.m, "k", strconv.Itoa(i))
+	}
+	all.Wait()
 }
