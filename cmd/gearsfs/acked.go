@@ -3,20 +3,12 @@ package main
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
 )
 
-// How often an ackWatch looks, at first and in the end.
-const (
-	ackLookFirst = 2 * time.Millisecond
-	ackLookLast  = 250 * time.Millisecond
-)
-
-// ackWatch waits until records are gone from their stream. Nothing waits for
-// that at the node, so it looks, for the oldest of them, less and less often.
+// ackWatch waits until records are gone from their stream.
 type ackWatch struct {
 	target
 	key  gearsfs.Key
@@ -36,31 +28,15 @@ func (w *ackWatch) add(first, last gearsfs.Seq) {
 
 // wait returns when none of the records is left.
 func (w *ackWatch) wait(ctx context.Context) error {
-	pause := ackLookFirst
-	for len(w.runs) > 0 {
-		run := &w.runs[0]
-		records, err := w.Peek(ctx, dgm.Peek{File: w.file(), Key: w.key, NoWait: true, Follow: true, After: run.first - 1})
+	for _, run := range w.runs {
+		_, err := w.Peek(ctx, dgm.Peek{File: w.file(), Key: w.key, After: run.first - 1, Gone: run.last})
 		switch {
-		case drained(err), errors.Is(err, gearsfs.ErrNotFound), errors.Is(err, gearsfs.ErrRemoved):
-			w.runs = w.runs[1:]
-			continue
-		case err != nil:
+		case err == nil, drained(err):
+		case errors.Is(err, gearsfs.ErrNotFound), errors.Is(err, gearsfs.ErrRemoved):
+			return nil // they went with their file
+		default:
 			return cause(ctx, err)
 		}
-		oldest := records[0].Place.Seq
-		if oldest > run.last {
-			w.runs = w.runs[1:]
-			continue
-		}
-		if oldest > run.first {
-			run.first, pause = oldest, ackLookFirst
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		pause = min(2*pause, ackLookLast)
 	}
 	return nil
 }
