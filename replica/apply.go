@@ -19,7 +19,7 @@ func (g *Group) apply(m *raftpb.Message) error {
 			return err
 		}
 		g.store.forget(e.GetIndex())
-		g.loop.flush.applied(len(e.GetData()))
+		g.loop.flush.applied(len(e.GetData()), &g.limits)
 		term = e.GetTerm()
 	}
 	if l := &g.loop; l.leads && !l.tenure && term == l.term {

@@ -13,10 +13,14 @@ const keepLogBytes = 256 << 20
 // entryOverhead is what an entry takes in the log beside its data, about.
 const entryOverhead = 32
 
+// replayEntries is about how many entries a restart replays at most, where they
+// are small: that takes a second or two, and no leader can serve before.
+const replayEntries = 40_000
+
 // flushing follows the log that a restart would replay: it is cut off behind
 // what is flushed to the state's own files.
 type flushing struct {
-	bytes uint64 // of applied log above the last flush that is done
+	bytes uint64 // of applied log above the last flush that is done, and for each entry what its replay takes
 
 	done  <-chan error // of the flush that runs; nil: none does
 	cut   <-chan error // of the log being cut after that; nil: it is not
@@ -26,7 +30,9 @@ type flushing struct {
 	retry <-chan time.Time // a flush failed: not before this
 }
 
-func (f *flushing) applied(dataBytes int) { f.bytes += uint64(dataBytes) + entryOverhead }
+func (f *flushing) applied(dataBytes int, l *limits) {
+	f.bytes += uint64(dataBytes) + entryOverhead + l.flushBytes/replayEntries
+}
 
 func (f *flushing) running() bool { return f.done != nil || f.cut != nil }
 

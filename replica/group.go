@@ -116,7 +116,7 @@ const (
 	inflightMessages = 256
 	inflightBytes    = 32 << 20 // to one member
 	uncommittedBytes = 64 << 20
-	applyBytes       = 8 << 20 // committed entries that raft hands out at once
+	applyBytes       = 512 << 10 // committed entries that raft hands out at once: between, others are heard
 )
 
 // Group is this node's replica of a volume: it puts commands into the
