@@ -134,10 +134,10 @@
 // The state is written without a log of its own, so after a crash it is as of
 // some earlier entry, and Open applies the rest of the log again. The loop
 // counts the bytes that such a replay would read. After 32 MiB, or some 40,000
-// small entries, it asks for a
-// flush of the state (Config.Flush), remembers the applied index of that
-// moment, and cuts the log up to there when the flush is done. If flushing
-// can't keep up, proposals wait, so that no restart reads more than 128 MiB.
+// small entries, it asks for a flush of the state (Config.Flush), remembers the
+// applied index of that moment, and cuts the log up to there when the flush is
+// done. If flushing can't keep up, proposals wait, so that no restart reads more
+// than 128 MiB.
 //
 // In a group of several the log is kept further back, for members that are
 // behind (cutIndex): what the leader knows that somebody lacks, on the other
