@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
@@ -239,4 +240,21 @@ func TestWhoMayNotJoin(t *testing.T) {
 	again := c.add("c")
 	require.NoError(t, again.start(c.all[0].addr()))
 	require.NoError(t, again.vol.WaitVoter(t.Context(), nil))
+}
+
+// TestMadeElsewhere: whoever was told that a file was made may have another
+// node's client look for it.
+func TestMadeElsewhere(t *testing.T) {
+	c := newNodes(t, "a", "b", "c")
+	here, there := local(t, c.leader().vol), local(t, c.follower().vol)
+	for i := range 500 {
+		name := fmt.Sprint("f", i)
+		made, err := here.Make(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		found, err := there.Lookup(t.Context(), gearsfs.RootIno, name)
+		require.NoError(t, err)
+		require.Equal(t, made.Ino, found.Ino)
+	}
+	_, err := there.Lookup(t.Context(), gearsfs.RootIno, "none")
+	require.ErrorIs(t, err, gearsfs.ErrNotFound)
 }

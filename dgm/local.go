@@ -66,23 +66,47 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		return l.askNode(ctx, req)
 	}
 	q := req.GetQuery()
-	if nearby(q) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if err := l.catchUp(ctx); err != nil {
-			return nil, err
-		}
-		return l.vol.readNear(l.as, q)
+	if !nearby(q) {
+		_, open := q.GetOp().(*wire.Query_Open)
+		return l.ask(ctx, req, open)
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := l.catchUp(ctx); err != nil {
+		return nil, err
+	}
+	resp, err := l.vol.readNear(l.as, q)
+	if errors.Is(err, gearsfs.ErrNotFound) && byName(q) {
+		if self, _, _ := l.vol.leader(); !self {
+			return l.ask(ctx, req, true)
+		}
+	}
+	return resp, err
+}
+
+// ask asks the node that leads. level waits until the own replica has all that
+// the answer shows.
+func (l *Local) ask(ctx context.Context, req *wire.Request, level bool) (*wire.Response, error) {
 	resp, err := l.remote.call(ctx, req)
-	if _, open := q.GetOp().(*wire.Query_Open); open && err == nil {
+	if level && err == nil {
 		err = l.catchUp(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return resp, nil
+}
+
+// byName says whether a query looks for a name. Where the own replica has none,
+// another node's client may have been told already that it was made: a program
+// that this one started next must find it.
+func byName(q *wire.Query) bool {
+	switch q.GetOp().(type) {
+	case *wire.Query_Lookup, *wire.Query_Resolve:
+		return true
+	}
+	return false
 }
 
 // nearby says whether the own replica answers a query: all that neither wait

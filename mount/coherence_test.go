@@ -3,9 +3,11 @@ package mount_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -207,4 +209,50 @@ func TestOffsetsDoNotMove(t *testing.T) {
 	require.Equal(t, "Bbbb", string(buf[:n]))
 	_, err = unix.Mmap(int(young.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
 	require.ErrorIs(t, err, unix.ENODEV, "a stream that was taken from can't be mapped shared")
+}
+
+// behind is a Manager whose Lookup answers as of before the last changes, as a
+// replica that lags does, and that tells of no change.
+type behind struct {
+	dgm.Manager
+	mu   sync.Mutex
+	seen map[string]gearsfs.Attr
+}
+
+func (b *behind) Lookup(ctx context.Context, dir gearsfs.Ino, name string) (gearsfs.Attr, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if attr, ok := b.seen[name]; ok {
+		return attr, nil
+	}
+	attr, err := b.Manager.Lookup(ctx, dir, name)
+	if err == nil {
+		b.seen[name] = attr
+	}
+	return attr, err
+}
+
+func (b *behind) Watch(ctx context.Context, ready func(), _ func([]gearsfs.Change)) error {
+	return b.Manager.Watch(ctx, ready, func([]gearsfs.Change) {})
+}
+
+// TestOpenAfterLookupThatLagged: the size of the LOOKUP before must not cut off
+// what an OPEN promises to show.
+func TestOpenAfterLookupThatLagged(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	_, err := f.other.Make(t.Context(), gearsfs.RootIno, "f", dgm.Make{Mode: unix.S_IFREG | 0o644})
+	require.NoError(t, err)
+	f.write(t, "/f", "a")
+	lags := &behind{Manager: session(t, vol), seen: map[string]gearsfs.Attr{}}
+	_, err = lags.Lookup(t.Context(), gearsfs.RootIno, "f")
+	require.NoError(t, err)
+	mountOn(t, lags, f.dir, "")
+	for _, want := range []string{"more", "much more"} {
+		f.write(t, "/f", want)
+		data, err := os.ReadFile(f.path("f"))
+		require.NoError(t, err)
+		require.Equal(t, want, string(data))
+	}
 }

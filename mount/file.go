@@ -44,6 +44,9 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	if st != fuse.OK {
 		return attr, st
 	}
+	if by != nil && s.told.older(&attr) {
+		s.believe.dropAttr(ino)
+	}
 	f := &file{ino: ino, base: attr.Head}
 	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
 	f.direct = direct

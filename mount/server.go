@@ -35,6 +35,7 @@ type server struct {
 	retries  retries
 	handles  handles
 	believe  believe
+	told     told
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
@@ -50,6 +51,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
+		told:    newTold(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s
@@ -98,6 +100,7 @@ func fillAttr(out *fuse.Attr, a *gearsfs.Attr) {
 // tell fills attributes into an answer of LOOKUP, GETATTR or READDIRPLUS.
 // Those may drop the kernel's pages; an answer to anything else must not.
 func (s *server) tell(out *fuse.Attr, a gearsfs.Attr) {
+	s.told.note(&a)
 	if s.inodes.observe(&a) {
 		s.believe.dropPages(a.Ino)
 	}
@@ -134,6 +137,7 @@ func (s *server) Forget(node, lookups uint64) {
 		return
 	}
 	s.inodes.forget(gearsfs.Ino(node))
+	s.told.forget(gearsfs.Ino(node))
 }
 
 func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {

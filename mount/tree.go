@@ -100,6 +100,7 @@ func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 			return gone(err)
 		}
 	}
+	s.told.note(&attr)
 	s.inodes.shift(&attr)
 	fillAttr(&out.Attr, &attr)
 	out.SetTimeout(s.attrValid(at))

@@ -56,6 +56,12 @@ func (b *believe) dropPages(ino gearsfs.Ino) {
 	b.kernel.InodeNotify(uint64(ino), 0, 0) // ENOENT where it has none is as good
 }
 
+// dropAttr makes the kernel ask for the attributes of a file again. It needs no
+// lock in the kernel, so a request on the file may call it.
+func (b *believe) dropAttr(ino gearsfs.Ino) {
+	b.kernel.InodeNotify(uint64(ino), -1, 0)
+}
+
 // changed is called with what others changed, in order.
 func (b *believe) changed(changes []gearsfs.Change) {
 	b.moment.Add(1)
