@@ -242,8 +242,8 @@ func TestWhoMayNotJoin(t *testing.T) {
 	require.NoError(t, again.vol.WaitVoter(t.Context(), nil))
 }
 
-// TestMadeElsewhere: whoever was told that a file was made may have another
-// node's client look for it.
+// TestMadeElsewhere: whoever was told that a file was made or removed may have
+// another node's client look for it.
 func TestMadeElsewhere(t *testing.T) {
 	c := newNodes(t, "a", "b", "c")
 	here, there := local(t, c.leader().vol), local(t, c.follower().vol)
@@ -254,6 +254,10 @@ func TestMadeElsewhere(t *testing.T) {
 		found, err := there.Lookup(t.Context(), gearsfs.RootIno, name)
 		require.NoError(t, err)
 		require.Equal(t, made.Ino, found.Ino)
+		require.NoError(t, here.Unlink(t.Context(), gearsfs.RootIno, name))
+		list, err := there.ReadDir(t.Context(), gearsfs.RootIno, "", 10)
+		require.NoError(t, err)
+		require.Empty(t, list)
 	}
 	_, err := there.Lookup(t.Context(), gearsfs.RootIno, "none")
 	require.ErrorIs(t, err, gearsfs.ErrNotFound)

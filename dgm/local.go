@@ -76,13 +76,28 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if err := l.catchUp(ctx); err != nil {
 		return nil, err
 	}
-	resp, err := l.vol.readNear(l.as, q)
-	if errors.Is(err, gearsfs.ErrNotFound) && byName(q) {
-		if self, _, _ := l.vol.leader(); !self {
-			return l.ask(ctx, req, true)
+	if beginsList(q) && l.follows() {
+		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
+			return nil, err
 		}
 	}
+	resp, err := l.vol.readNear(l.as, q)
+	if errors.Is(err, gearsfs.ErrNotFound) && byName(q) && l.follows() {
+		return l.ask(ctx, certain(&wire.Query{Op: q.Op}), true)
+	}
 	return resp, err
+}
+
+// follows says that another node leads, so that its clients may have been told
+// of what the own replica does not have yet.
+func (l *Local) follows() bool {
+	self, _, _ := l.vol.leader()
+	return !self
+}
+
+// certain is a request for what is certain to be seen by all.
+func certain(q *wire.Query) *wire.Request {
+	return &wire.Request{Kind: &wire.Request_Query{Query: q}}
 }
 
 // ask asks the node that leads. level waits until the own replica has all that
@@ -98,15 +113,19 @@ func (l *Local) ask(ctx context.Context, req *wire.Request, level bool) (*wire.R
 	return resp, nil
 }
 
-// byName says whether a query looks for a name. Where the own replica has none,
-// another node's client may have been told already that it was made: a program
-// that this one started next must find it.
+// byName says whether a query looks for a name.
 func byName(q *wire.Query) bool {
 	switch q.GetOp().(type) {
 	case *wire.Query_Lookup, *wire.Query_Resolve:
 		return true
 	}
 	return false
+}
+
+// beginsList says whether a query lists a directory from its beginning.
+func beginsList(q *wire.Query) bool {
+	list := q.GetReadDir()
+	return list != nil && list.After == ""
 }
 
 // nearby says whether the own replica answers a query: all that neither wait
