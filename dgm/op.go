@@ -340,6 +340,7 @@ func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 	cmd.SessionMinted, cmd.SessionSalt = uint64(s.id.Minted), s.id.Salt
 	cmd.Uid, cmd.Gids, cmd.Checked = s.caller.UID, s.caller.GIDs, s.caller.Checked
 	if err := t.vol.space.admit(cmd); err != nil {
+		t.vol.group.Reclaim()
 		done(failure(err))
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
@@ -86,6 +87,8 @@ type Machine struct {
 	windows      *stream.Pool // the memory of all open streams' windows
 	idsMax       uint64       // gearsfs.IDsMax but in tests
 	scratch      scratch
+
+	freed atomic.Uint64 // bytes that streams have got smaller by
 
 	// broken is the first error of the store or broken table met while
 	// applying; the Machine is of no use after it.

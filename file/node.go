@@ -211,6 +211,15 @@ func (m *Machine) dirtyStream(s *openStream) {
 	}
 }
 
+// count keeps the sum of the bytes of all streams.
+func (m *Machine) count(s *openStream, bytes uint64) {
+	if bytes < s.counted {
+		m.freed.Add(s.counted - bytes)
+	}
+	m.volume.Bytes += bytes - s.counted
+	s.counted = bytes
+}
+
 func (m *Machine) flushStream(s *openStream) {
 	s.dirty = false
 	if s.gone {
@@ -222,8 +231,7 @@ func (m *Machine) flushStream(s *openStream) {
 		return
 	}
 	state := s.queue.State()
-	m.volume.Bytes += state.Bytes - s.counted
-	s.counted = state.Bytes
+	m.count(s, state.Bytes)
 	if s.key == gearsfs.DataKey {
 		s.node.stat = statOf(state)
 	}

@@ -312,7 +312,7 @@ func (m *Machine) dropStream(s *openStream) error {
 	}
 	m.setAgeTimer(s, 0)
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
-	m.volume.Bytes -= s.counted
+	m.count(s, 0)
 	s.gone = true
 	m.close(s)
 	s.node.row.Streams--

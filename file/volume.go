@@ -93,6 +93,10 @@ func (m *Machine) Usage() gearsfs.Usage {
 	return gearsfs.Usage{Inodes: m.volume.Inodes}
 }
 
+// Freed returns by how many bytes streams have got smaller since New: what the
+// store can give back of its space.
+func (m *Machine) Freed() uint64 { return m.freed.Load() }
+
 // Initialised reports whether the volume exists: Init was applied.
 func (m *Machine) Initialised() bool {
 	m.mu.RLock()

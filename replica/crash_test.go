@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,6 +245,38 @@ func TestOpenFails(t *testing.T) {
 type unreadable struct{ *memLog }
 
 func (l *unreadable) Entries(lo, hi, bytesMax uint64) ([]LogEntry, error) { return nil, errDisk }
+
+// TestReclaim: what was let go of gives its space back by a flush, when it is
+// much or when somebody waits for it.
+func TestReclaim(t *testing.T) {
+	var freed atomic.Uint64
+	synctest.Test(t, func(t *testing.T) {
+		machine := new(memMachine)
+		f := openTest(t, new(memLog), machine, func(c *Config, l *limits) {
+			c.Freed = freed.Load
+			l.freedBytes = 1000
+		})
+		flushes := func(freeMore uint64) int {
+			freed.Add(freeMore)
+			require.NoError(t, (<-f.start("x", false)).err)
+			synctest.Wait()
+			machine.mu.Lock()
+			defer machine.mu.Unlock()
+			return machine.flushes
+		}
+		require.Equal(t, 0, flushes(999))
+		require.Equal(t, 1, flushes(1), "much was let go of")
+		require.Equal(t, 1, flushes(500))
+		f.Reclaim()
+		synctest.Wait()
+		require.Equal(t, 2, machine.flushes, "somebody waits")
+		f.Reclaim()
+		require.Equal(t, 2, flushes(0), "there is nothing to give back")
+		require.Equal(t, 3, flushes(1), "now there is")
+		require.Equal(t, 3, flushes(1), "nobody waits any more")
+		require.NoError(t, f.Close())
+	})
+}
 
 // TestStall holds the state's flush up: proposals wait when the log above it has
 // grown too much, and go on when it is done and the log cut.

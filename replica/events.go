@@ -103,6 +103,7 @@ func (g *Group) handleEvent(e event) error {
 	case endingDue:
 		g.loop.ending.late = true
 	case woken:
+		g.askFlush()
 		if g.loop.outbox.due.Swap(false) {
 			if err := g.post(true); err != nil {
 				return err

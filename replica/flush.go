@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 	"sort"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,9 @@ type flushing struct {
 	mark  uint64       // bytes then
 
 	retry <-chan time.Time // a flush failed: not before this
+
+	freed uint64      // of Config.Freed, given back by the last flush that began
+	full  atomic.Bool // somebody waits for space
 }
 
 func (f *flushing) applied(dataBytes int, l *limits) {
@@ -36,12 +40,22 @@ func (f *flushing) applied(dataBytes int, l *limits) {
 
 func (f *flushing) running() bool { return f.done != nil || f.cut != nil }
 
-// askFlush begins a flush when the log has grown enough since the last.
+// askFlush begins a flush when the log has grown enough since the last, or the
+// state could give back as much space; where somebody waits for space, any.
 func (g *Group) askFlush() {
 	f := &g.loop.flush
-	if f.bytes < g.limits.flushBytes || f.running() || f.retry != nil {
+	if f.running() || f.retry != nil {
 		return
 	}
+	freed := uint64(0)
+	if g.cfg.Freed != nil {
+		freed = g.cfg.Freed()
+	}
+	if f.bytes < g.limits.flushBytes && freed-f.freed < g.limits.freedBytes && !(f.full.Load() && freed > f.freed) {
+		return
+	}
+	f.full.Store(false)
+	f.freed = freed
 	f.index, f.mark = g.status.applied.Load(), f.bytes
 	f.done = g.cfg.Flush()
 }

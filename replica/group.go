@@ -72,6 +72,9 @@ type Config struct {
 	// LeaderChanged is called on the loop's goroutine when another node leads, or
 	// none: Status says which. It must not block; nil is nobody.
 	LeaderChanged func()
+	// Freed counts the bytes that Machine has let go of: the space of those comes
+	// back by a flush only. nil is never any.
+	Freed func() uint64
 	// KeepLogBytes is how much log is kept for members that are behind; 0 is
 	// 256 MiB.
 	KeepLogBytes uint64
@@ -91,6 +94,7 @@ type limits struct {
 	heldBytes     int64  // likewise
 	flushBytes    uint64 // of log after which the state is flushed
 	replayBytes   uint64 // of log above the flushed state: proposals wait
+	freedBytes    uint64 // that the state may keep after they were let go of
 	flushRetry    time.Duration
 	quickSync     time.Duration // up to which syncs may be done in place of being left to another goroutine
 }
@@ -103,6 +107,7 @@ var defaultLimits = limits{
 	heldBytes:     64 << 20,
 	flushBytes:    32 << 20,
 	replayBytes:   96 << 20, // and what is in flight: 128 MiB in all
+	freedBytes:    128 << 20,
 	flushRetry:    time.Second,
 	quickSync:     400 * time.Microsecond, // to wake that goroutine, and be woken, takes as long
 }
@@ -353,6 +358,14 @@ func (g *Group) outcome() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return errors.Join(g.err, g.closeErr)
+}
+
+// Reclaim flushes the state soon where that gives back space, as on a disk that
+// is full. It returns at once.
+func (g *Group) Reclaim() {
+	if g.loop.flush.full.CompareAndSwap(false, true) {
+		g.kick()
+	}
 }
 
 // kick makes the loop look around.
