@@ -190,15 +190,17 @@ func (p *peer) end() {
 }
 
 // replies answers calls on a goroutine of its own, so that those who apply and
-// sync never write to a socket.
+// sync do not write to sockets; where little is to do, visitors of the replica
+// do it, who are not waited for.
 type replies struct {
 	mu     sync.Mutex
 	queue  []reply
 	spare  []reply
 	signal chan struct{} // of capacity 1
 	idle   *sync.Cond    // broadcast when the queue is empty and nothing is under way
-	busy   bool
-	over   bool // nothing is queued any more
+	busy   bool          // somebody has taken a batch and sends it
+	over   bool          // nothing is queued any more
+	guests int           // will send what is queued, soon: they have called Gather
 }
 
 type reply struct {
@@ -218,17 +220,59 @@ func (r *replies) push(answer reply) {
 	r.mu.Lock()
 	if r.over {
 		r.mu.Unlock()
-		answer.send()
+		r.send([]reply{answer})
 		return
 	}
 	r.queue = append(r.queue, answer)
-	wake := !r.busy && len(r.queue) == 1
+	wake := !r.busy && len(r.queue) == 1 && r.guests == 0
 	r.mu.Unlock()
 	if wake {
-		select {
-		case r.signal <- struct{}{}:
-		default:
-		}
+		r.wake()
+	}
+}
+
+func (r *replies) wake() {
+	select {
+	case r.signal <- struct{}{}:
+	default:
+	}
+}
+
+// Gather implements replica.Answers.
+func (r *replies) Gather() {
+	r.mu.Lock()
+	r.guests++
+	r.mu.Unlock()
+}
+
+// deliveredMax is up to how many answers who has gathered them sends. More are
+// worth another goroutine.
+const deliveredMax = 8
+
+// Deliver implements replica.Answers.
+func (r *replies) Deliver() {
+	r.mu.Lock()
+	r.guests--
+	n := len(r.queue)
+	if r.busy || r.guests > 0 || n == 0 {
+		r.mu.Unlock()
+		return
+	}
+	if n > deliveredMax {
+		r.mu.Unlock()
+		r.wake()
+		return
+	}
+	r.busy = true
+	batch := r.takeLocked()
+	r.mu.Unlock()
+	r.send(batch)
+	r.mu.Lock()
+	more := len(r.queue) > 0
+	r.doneLocked()
+	r.mu.Unlock()
+	if more {
+		r.wake()
 	}
 }
 
@@ -239,29 +283,40 @@ func (r *replies) run(ctx context.Context) {
 			return
 		case <-r.signal:
 		}
-		for {
-			batch := r.take()
-			if len(batch) == 0 {
-				break
-			}
-			for i := range batch {
-				batch[i].send()
-				batch[i] = reply{}
-			}
-		}
+		r.sendAll()
 	}
 }
 
-func (r *replies) take() []reply {
+// sendAll sends until nothing is left, unless somebody else sends, who will call
+// again.
+func (r *replies) sendAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.busy {
+		return
+	}
+	r.busy = true
+	for len(r.queue) > 0 {
+		batch := r.takeLocked()
+		r.mu.Unlock()
+		r.send(batch)
+		r.mu.Lock()
+	}
+	r.doneLocked()
+}
+
+// takeLocked is for who has set busy.
+func (r *replies) takeLocked() []reply {
 	batch := r.queue
 	r.queue, r.spare = r.spare[:0], batch
-	r.busy = len(batch) > 0
-	if !r.busy {
+	return batch
+}
+
+func (r *replies) doneLocked() {
+	r.busy = false
+	if len(r.queue) == 0 {
 		r.idle.Broadcast()
 	}
-	return batch
 }
 
 // drain waits until every answer that was pushed is handed to its connection.
@@ -275,14 +330,28 @@ func (r *replies) drain() {
 	r.over = true
 }
 
-func (r reply) send() {
-	if r.last != nil {
-		r.last.end()
-		return
+// send hands a batch to its connections, and clears it.
+func (r *replies) send(batch []reply) {
+	calls, bodies := make([]*transport.Call, 0, len(batch)), make([][]byte, 0, len(batch))
+	var last []*peer
+	for i := range batch {
+		if p := batch[i].last; p != nil {
+			last = append(last, p)
+			continue
+		}
+		calls, bodies = append(calls, batch[i].call), append(bodies, batch[i].body())
 	}
+	clear(batch)
+	transport.ReplyAll(calls, bodies)
+	for _, p := range last {
+		p.end()
+	}
+}
+
+func (r *reply) body() []byte {
 	body, err := r.resp.MarshalVT()
 	if err != nil { // it can't be encoded
 		body, _ = failure(gearsfs.ErrIO.Because("encode an answer: %v", err)).MarshalVT() //nolint:errcheck // plain text
 	}
-	r.call.Reply(body)
+	return body
 }

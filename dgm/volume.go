@@ -207,7 +207,7 @@ func (v *Volume) openReplica() error {
 	v.mesh = newMesh(v)
 	v.group, err = replica.Open(replica.Config{
 		ID: uint64(v.member), Joined: joined, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
-		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
+		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
 }

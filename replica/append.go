@@ -58,7 +58,7 @@ func (g *Group) append(m *raftpb.Message) error {
 	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
 		if here {
-			g.disk.sync()
+			g.syncHere()
 		}
 		l.acks = append(l.acks, ack{seq: seq, responses: m.GetResponses()})
 		return g.release()

@@ -210,7 +210,10 @@ func (d *disk) run() {
 // the next sync. False: there was nothing to do, or it failed; a sync that
 // failed is never tried again, because the kernel may have dropped the pages
 // and say nothing the second time.
-func (d *disk) sync() bool {
+func (d *disk) sync() bool { return d.syncThen(func() {}) }
+
+// syncThen is sync that calls synced, unless it returns false, before it answers.
+func (d *disk) syncThen(synced func()) bool {
 	d.mu.Lock()
 	target := d.written
 	if d.err != nil || d.syncing || d.wanted <= d.synced.seq {
@@ -225,6 +228,7 @@ func (d *disk) sync() bool {
 		return false
 	}
 	took := d.elapsed() - began
+	synced()
 	d.mu.Lock()
 	d.syncing = false
 	if !d.timed {

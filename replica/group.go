@@ -72,6 +72,9 @@ type Config struct {
 	// LeaderChanged is called on the loop's goroutine when another node leads, or
 	// none: Status says which. It must not block; nil is nobody.
 	LeaderChanged func()
+	// Answers, where it is not nil, hears of a visitor (see Enter) that is about
+	// to call Done, so that what follows from that needs no other goroutine.
+	Answers Answers
 	// Freed counts the bytes that Machine has let go of: the space of those comes
 	// back by a flush only. nil is never any.
 	Freed func() uint64
@@ -83,6 +86,15 @@ type Config struct {
 	Seed int64
 	// Logger gets what raft says, at debug level; nil is nobody.
 	Logger *slog.Logger
+}
+
+// Answers hands on what Done was told. Both are called by a visitor, with
+// nothing locked, and not while it waits for the disk.
+type Answers interface {
+	// Gather has what is handed on from now wait for Deliver.
+	Gather()
+	// Deliver ends what Gather began. It must not wait for anything.
+	Deliver()
 }
 
 // limits are the sizes at which a Group does something else.

@@ -76,6 +76,12 @@ func (g *Group) help() error {
 	if state != busy {
 		return nil
 	}
+	g.loop.visited = true
+	g.gather()
+	defer func() {
+		g.deliver()
+		g.loop.visited = false
+	}()
 	if err := g.pass(items, got); err != nil {
 		return err
 	}
@@ -83,6 +89,26 @@ func (g *Group) help() error {
 		return g.post(true)
 	}
 	return nil
+}
+
+func (g *Group) gather() {
+	if g.loop.visited && g.cfg.Answers != nil {
+		g.cfg.Answers.Gather()
+	}
+}
+
+func (g *Group) deliver() {
+	if g.loop.visited && g.cfg.Answers != nil {
+		g.cfg.Answers.Deliver()
+	}
+}
+
+// syncHere syncs the log on this goroutine, which has the baton.
+func (g *Group) syncHere() {
+	g.deliver()
+	if !g.disk.syncThen(g.gather) {
+		g.gather()
+	}
 }
 
 // resume takes the baton for the loop's goroutine, which was asleep, and returns

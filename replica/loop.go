@@ -42,6 +42,7 @@ type loop struct {
 	outbox                         outbox
 	crowd                          float64 // proposals in an entry, as of late
 	syncDue                        bool    // the loop is to sync the log itself, soon
+	visited                        bool    // who has the baton is a visitor
 }
 
 // run is the goroutine that owns raft, the log's end and the state machine.
@@ -177,7 +178,7 @@ func (g *Group) pass(items []waiting, got arrivals) error {
 	}
 	if g.loop.syncDue { // what it answers is applied by now
 		g.loop.syncDue = false
-		g.disk.sync()
+		g.syncHere()
 	}
 	return nil
 }

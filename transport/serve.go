@@ -54,12 +54,36 @@ func (call *Call) Conn() *Conn { return call.conn }
 // An answer that is larger than a frame may be reaches the caller as
 // gearsfs.ErrTooBig.
 func (call *Call) Reply(body []byte) {
+	if c := call.queue(body); c != nil {
+		// Who replies may be serving others too: it is not made to write.
+		c.handOver()
+	}
+}
+
+// ReplyAll answers calls as Reply does, each with the body of its place, and
+// writes the answers of each connection together, as far as its socket takes
+// them at once.
+func ReplyAll(calls []*Call, bodies [][]byte) {
+	due := make([]*Conn, 0, len(calls))
+	for i, call := range calls {
+		if c := call.queue(bodies[i]); c != nil {
+			due = append(due, c)
+		}
+	}
+	for _, c := range due {
+		c.flush()
+	}
+}
+
+// queue is Reply without the writing: what it returns, where that is not nil, the
+// caller has to write.
+func (call *Call) queue(body []byte) (due *Conn) {
 	c := call.conn
 	c.mu.Lock()
 	if call.replied || c.err != nil {
 		call.replied = true
 		c.mu.Unlock()
-		return
+		return nil
 	}
 	call.replied = true
 	delete(c.served, call.id)
@@ -73,13 +97,13 @@ func (call *Call) Reply(body []byte) {
 	unread := c.unread
 	own := c.claimLocked()
 	c.mu.Unlock()
-	if own {
-		// Who replies may be serving others too: it is not made to write.
-		c.handOver()
-	}
 	if over {
 		c.fail(gearsfs.ErrOverload.Because("%d bytes of answers were not read", unread), true)
 	}
+	if own {
+		due = c
+	}
+	return due
 }
 
 // OnCancel has f called once the peer cancels the call or the connection ends,

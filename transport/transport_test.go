@@ -77,3 +77,33 @@ func TestEcho(t *testing.T) {
 		})
 	}
 }
+
+// TestReplyAll: answers that are given together reach the calls that they are
+// for, whichever connections those came by, also where one does not read.
+func TestReplyAll(t *testing.T) {
+	const each, conns, large = 4, 3, 1 << 20
+	arrived := make(chan *Call, each*conns)
+	addr := serveOn(t, "unix", serving(HandlerFunc(func(call *Call) { arrived <- call })))
+	var wait sync.WaitGroup
+	for i := range conns {
+		c := dial(t, addr, Config{})
+		for j := range each {
+			wait.Go(func() {
+				body := fmt.Appendf(nil, "call %d of %d", j, i)
+				answer, err := c.Call(t.Context(), body)
+				if err != nil || len(answer) < large || string(answer[large:]) != string(body) {
+					t.Errorf("%q: %d bytes, %v", body, len(answer), err)
+				}
+			})
+		}
+	}
+	var calls []*Call
+	var bodies [][]byte
+	for range each * conns {
+		call := <-arrived
+		calls = append(calls, call)
+		bodies = append(bodies, append(make([]byte, large), call.Body()...)) // more than a socket takes at once
+	}
+	ReplyAll(calls, bodies)
+	wait.Wait()
+}
