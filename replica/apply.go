@@ -64,6 +64,7 @@ func (g *Group) own(e *raftpb.Entry) (*batch, error) {
 	for len(l.inflight) > 0 && l.inflight[0].index <= e.GetIndex() {
 		b := l.inflight[0]
 		l.inflight = slices.Delete(l.inflight, 0, 1)
+		l.flying -= len(b.items)
 		if b.index == e.GetIndex() && b.term == e.GetTerm() {
 			return b, nil
 		}
@@ -82,6 +83,7 @@ func (g *Group) applyOwn(b *batch) error {
 	}
 	if err != nil {
 		g.loop.inflight = append(g.loop.inflight, b) // for abandon
+		g.loop.flying += len(b.items)
 		return fmt.Errorf("state machine: %w", err)
 	}
 	g.status.applied.Store(b.index)

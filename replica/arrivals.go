@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"math"
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
@@ -84,17 +85,17 @@ const (
 
 // next takes what waits, of the proposals what fits one entry.
 func (g *Group) next() ([]waiting, arrivals, loopState) {
-	stalled := g.stalled()
+	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	state := g.stateLocked(stalled)
+	state := g.stateLocked(least)
 	if state != busy {
 		return nil, arrivals{}, state
 	}
 	got := g.arrivals
 	g.arrivals = arrivals{}
 	var items []waiting
-	if n := g.fitLocked(); n > 0 && !stalled {
+	if n := g.fitLocked(); n > 0 && len(g.pending) >= least {
 		items = slices.Clone(g.pending[:n])
 		left := copy(g.pending, g.pending[n:])
 		clear(g.pending[left:])
@@ -103,12 +104,24 @@ func (g *Group) next() ([]waiting, arrivals, loopState) {
 	return items, got, busy
 }
 
-// stateLocked reports what there is to do for a loop that may be stalled.
-func (g *Group) stateLocked(stalled bool) loopState {
+// entryLeast is how many proposals make an entry now. In a group of several an
+// entry costs each member a write, a sync and messages, so one that others are
+// ahead of waits until it has half as many as they have, or they are through:
+// the more there is to do, the larger the entries, and few wait for nothing.
+func (g *Group) entryLeast() int {
+	if g.stalled() {
+		return math.MaxInt
+	}
+	return max(1, g.loop.flying/2)
+}
+
+// stateLocked reports what there is to do, where at least so many proposals make
+// an entry.
+func (g *Group) stateLocked(least int) loopState {
 	switch {
 	case g.err != nil:
 		return stopped
-	case len(g.pending) > 0 && !stalled, !g.arrivals.empty():
+	case len(g.pending) >= least, !g.arrivals.empty():
 		return busy
 	case g.closing:
 		return closing
@@ -118,11 +131,11 @@ func (g *Group) stateLocked(stalled bool) loopState {
 
 // doze has what comes next wake the loop, where there is nothing to do.
 func (g *Group) doze() bool {
-	stalled := g.stalled()
+	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	state := g.stateLocked(stalled)
-	g.asleep = state == idle || state == closing
+	state := g.stateLocked(least)
+	g.asleep, g.least = state == idle || state == closing, least
 	return g.asleep
 }
 

@@ -162,6 +162,7 @@ type Group struct {
 	pending  []waiting
 	arrivals arrivals
 	asleep   bool      // the loop waits; see help.go
+	least    int       // proposals that make an entry, as of when asleep was set
 	helping  bool      // somebody works in its place
 	helped   sync.Cond // signalled when helping is unset
 	helpErr  error     // what a helper failed with
@@ -305,6 +306,10 @@ func (g *Group) Propose(ps ...*Proposal) {
 	g.held.commands.Add(int64(len(ps)))
 	g.held.bytes.Add(int64(total))
 	g.pending = append(g.pending, items...)
+	if len(g.pending) < g.least {
+		g.mu.Unlock()
+		return
+	}
 	g.unlockAndKick()
 }
 

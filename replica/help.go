@@ -18,7 +18,8 @@ import (
 //  2. asleep means that run waits for an event, or is about to, and that nobody
 //     has the baton. It is unset by who takes the baton, or wakes run to take it.
 //  3. Nothing is left for the loop while asleep is set, unless visitors > 0: the
-//     last of them sees to it.
+//     last of them sees to it. Fewer proposals than least are nothing: others are
+//     in flight, and when those are through the loop is awake.
 
 // crowdMax is up to how many proposals the last entries may have had where the
 // next is made by who brings it. With more there will be others in a moment, and
@@ -39,12 +40,13 @@ func (g *Group) Enter() {
 func (g *Group) Leave() {
 	g.mu.Lock()
 	g.visitors--
-	if !g.asleep || g.opening() || len(g.pending) == 0 && g.arrivals.empty() {
+	due := len(g.pending) >= g.least
+	if !g.asleep || g.opening() || !due && g.arrivals.empty() {
 		g.mu.Unlock()
 		return
 	}
 	g.asleep = false
-	if len(g.pending) > 0 && g.loop.crowd > crowdMax {
+	if due && g.loop.crowd > crowdMax {
 		g.mu.Unlock()
 		g.kick()
 		return
@@ -54,11 +56,12 @@ func (g *Group) Leave() {
 	events := g.loop.events()
 	err := g.guard(g.help)
 	rearm := g.loop.events() != events
-	stalled := g.stalled()
+	least := g.entryLeast()
 	g.mu.Lock()
 	g.helping = false
 	g.helpErr = err
-	wake := err != nil || rearm || g.stateLocked(stalled) != idle
+	g.least = least
+	wake := err != nil || rearm || g.stateLocked(least) != idle
 	g.asleep = !wake
 	g.helped.Signal()
 	g.mu.Unlock()

@@ -23,6 +23,7 @@ type loop struct {
 	tenure   bool
 	ledTerm  uint64   // of the last tenure
 	inflight []*batch // proposed to raft and not applied, by rising index
+	flying   int      // proposals in inflight
 	acks     []ack    // raft's answers that wait for a sync, by rising seq
 	reads    reading
 	change   change
@@ -212,6 +213,7 @@ func (g *Group) propose(b *batch) error {
 		return nil
 	}
 	l.inflight = append(l.inflight, b)
+	l.flying += len(b.items)
 	if err != nil {
 		return fmt.Errorf("propose: %w", err)
 	}

@@ -238,7 +238,7 @@ func TestSnapshotOverTail(t *testing.T) {
 		old := c.leader()
 		c.isolate(old, true)
 		var lost []<-chan outcome
-		for range 10 {
+		for range 4 { // more would wait for them
 			lost = append(lost, old.start("lost", false))
 			time.Sleep(time.Millisecond)
 		}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -98,6 +99,36 @@ func TestDied(t *testing.T) {
 	})
 }
 
+// TestEntriesGrow: behind what is in flight few wait for company, and many share
+// entries; none is left behind.
+func TestEntriesGrow(t *testing.T) {
+	inCluster(t, 3, nil, func(t *testing.T, c *cluster) {
+		leads := c.leader()
+		c.setDrop(func(from, _ uint64, _ []byte) bool { return from == leads.id })
+		before := leads.Status().Last
+		var outs []<-chan outcome
+		more := func(n int) uint64 {
+			for range n {
+				outs = append(outs, leads.start("x", true))
+				synctest.Wait()
+			}
+			return uint64(leads.Status().Last - before)
+		}
+		require.EqualValues(t, 4, more(4), "each of few is an entry at once")
+		require.EqualValues(t, 4, more(1))
+		require.EqualValues(t, 5, more(1), "two behind four")
+		entries := more(94)
+		require.Less(t, entries, uint64(15), "a hundred")
+		require.Greater(t, entries, uint64(8))
+		leads.start("last", true)
+		c.setDrop(nil)
+		for _, out := range outs {
+			require.NoError(t, waitOut(t, out).err)
+		}
+		require.Len(t, c.settled(), 101)
+	})
+}
+
 // TestDeposed cuts the leader off: it knows after an election timeout, answers
 // what is in flight, and what only it had in its log is never applied.
 func TestDeposed(t *testing.T) {
@@ -106,7 +137,7 @@ func TestDeposed(t *testing.T) {
 		old := c.leader()
 		c.isolate(old, true)
 		var lost []<-chan outcome
-		for i := range 5 {
+		for i := range 4 { // a fifth would wait for them, and be refused
 			lost = append(lost, old.start(fmt.Sprint("lost", i), i%2 == 0))
 			time.Sleep(time.Millisecond)
 		}

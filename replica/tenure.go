@@ -117,7 +117,7 @@ func (g *Group) endTenure(inFlight error) {
 	g.updateAlone()
 	g.ahead.Store(0)
 	batches := l.inflight
-	l.inflight = nil
+	l.inflight, l.flying = nil, 0
 	for _, b := range batches {
 		b.refuse(inFlight)
 	}
