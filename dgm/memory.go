@@ -367,6 +367,7 @@ func (t *tenure) startPlain(o *op) {
 	switch c := o.change.Command.Op.(type) {
 	case *wire.Command_Update:
 		at := place{gearsfs.Ino(c.Update.Target.Ino), gearsfs.Key(c.Update.Key)}
+		o.keys = []gearsfs.Key{} // others may wait for its id
 		if o.inMemory = t.inMemory(at); o.inMemory {
 			o.ino, o.keys = at.ino, []gearsfs.Key{at.key}
 		}

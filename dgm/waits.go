@@ -18,12 +18,14 @@ import (
 //     order in which they came; one that comes back, or moves from its file's
 //     name to the file, keeps its place.
 //  4. No op has a key twice.
+//  5. What is in ids waits, and is there once.
 type waits struct {
 	tickets   stream.Tickets
 	count     int
 	files     map[gearsfs.Ino]map[gearsfs.Key]*spot
 	names     map[nameKey]*line
 	unlinking map[gearsfs.Ino]*unlinking
+	ids       map[idAt][]*op // puts that wait, by an id that their stream does not know
 }
 
 // spot is a stream at which something waits.
@@ -142,6 +144,7 @@ func (o *op) enter(l *line, i int) {
 func (w *waits) leave(o *op) {
 	w.count--
 	o.sess.waits--
+	w.unlist(o)
 	for _, waiter := range o.waiters {
 		waiter.Cancel()
 	}

@@ -181,6 +181,9 @@ func (t *tenure) lookAgain(o *op) {
 	for _, key := range o.keys {
 		t.wake(ino, key)
 	}
+	if o.isPut() {
+		t.tryKnown(o)
+	}
 }
 
 // hopeless returns why an operation must not wait at a place: the file or the
@@ -429,6 +432,7 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 		o.state = opProposed
 		peeks = append(peeks, o)
 	}
+	behind := slices.Clone(t.waits.ids[idAt{place: place{ino, key}}])
 	t.waits.tidy(ino, key)
 	if len(peeks) > 0 {
 		t.vol.owned.Go(func() { // not on the goroutine that applies
@@ -441,6 +445,9 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 	t.submit(run...)
 	for _, o := range over {
 		o.failCertain(gearsfs.ErrEnd)
+	}
+	for _, o := range behind {
+		t.tryKnown(o)
 	}
 }
 

@@ -2,9 +2,11 @@ package file
 
 import (
 	"math"
+	"slices"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -69,6 +71,30 @@ func (m *Machine) knownID(c *context, s *openStream, id string) (*wire.IdRow, er
 	return row, err
 }
 
+// LacksID says of records that are to be put whether each has an id, and which
+// id is the first that their stream does not know, as of the last applied entry;
+// "" where it knows them all, so that putting them would change nothing.
+func (m *Machine) LacksID(ino gearsfs.Ino, key gearsfs.Key, records []*wire.NewRecord) (lacks string, all bool) {
+	if len(records) == 0 || slices.ContainsFunc(records, func(r *wire.NewRecord) bool { return r.Id == "" }) {
+		return "", false
+	}
+	m.mu.RLock()
+	now, r := m.volume.LogTime, m.readLocked()
+	m.mu.RUnlock()
+	defer r.close()
+	state, ok, err := r.streamState(ino, key)
+	if err != nil || !ok || state.IDs == 0 {
+		return records[0].Id, true
+	}
+	for _, rec := range records {
+		row, err := readIDRow(r.view, ino, key, rec.Id)
+		if err != nil || row == nil || expired(&state, now, row.Time) {
+			return rec.Id, true
+		}
+	}
+	return "", true
+}
+
 // readIDRow reads an id's row, nil where there is none.
 func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdRow, error) {
 	value, ok, err := r.Get(persist.IDKey(ino, key, id), nil)
@@ -86,11 +112,18 @@ func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdR
 type idMark struct{ number, time uint64 }
 
 func idExpired(c *context, s *openStream, time uint64) bool {
-	window := s.queue.State().IDWindow
-	if window == 0 {
-		window = uint64(gearsfs.IDWindowDefault)
+	return expired(s.queue.State(), c.now, time)
+}
+
+// expired reports whether an id of that time has left the window of a stream.
+func expired(s *stream.State, now, time uint64) bool { return now-time >= idWindow(s) }
+
+// idWindow is for how long a stream remembers ids.
+func idWindow(s *stream.State) uint64 {
+	if s.IDWindow == 0 {
+		return uint64(gearsfs.IDWindowDefault)
 	}
-	return c.now-time >= window
+	return s.IDWindow
 }
 
 // rememberID notes that the record with an id, which is not known, was put.
