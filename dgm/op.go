@@ -48,6 +48,7 @@ type op struct {
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
 	lacks    *idAt       // of a put that waits: where it is in waits.ids
+	leasesAt []place     // of a transaction that waits: where it is in waits.leases
 	went     bool        // it was done
 	inMemory bool        // its stream's records are
 	into     gearsfs.Ino // the file that a put went to

@@ -146,7 +146,7 @@ func (t *tenure) parkTransaction(o *op, failed int) bool {
 		return false
 	}
 	lacks := t.lacksLocked(o)
-	again := lacks < 0 && t.changedSince(o, failed)
+	again := lacks < 0 && t.changedSince(o, failed) || t.lostLease(o, place{})
 	switch {
 	case again:
 		t.proposeTransactionLocked(o)

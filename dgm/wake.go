@@ -387,6 +387,9 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 		return
 	}
 	for _, at := range touched {
+		if at.Ended {
+			t.leaseEnded(place{at.Ino, at.Key})
+		}
 		if at.Gone {
 			t.vol.memory.drop(place{at.Ino, at.Key})
 		}

@@ -216,6 +216,9 @@ func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 		r.m.removeTimer(r.timer(was.Deadline, at))
 		r.m.setTimer(r.timer(out.Deadline, at))
 	}
+	if was.Leased && (!out.Leased || was.Fence != out.Fence) {
+		r.m.touch(r.ino, r.key).Ended = true
+	}
 	if was.Leased && was.Holder != out.Holder {
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
@@ -229,6 +232,7 @@ func (r *streamRows) DeleteOut(at gearsfs.Place, was stream.Out) {
 	r.m.store.Delete(r.outKey(at))
 	r.m.removeTimer(r.timer(was.Deadline, at))
 	if was.Leased {
+		r.m.touch(r.ino, r.key).Ended = true
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
 }

@@ -42,7 +42,7 @@ func TestUpdate(t *testing.T) {
 	retried := c.command(ifSeq(updateOp("reg", "four"), 3))
 	a = r.entry(retried)[0]
 	require.EqualValues(t, 4, a.LastSeq)
-	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "reg", Ready: true, Appended: true, Room: true})
+	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "reg", Ready: true, Appended: true, Room: true, Ended: true})
 	info := r.info(ino, "reg")
 	require.Equal(t, []uint64{1, 0, 4, was.Version + 1}, []uint64{info.Records, info.Leased, info.Bytes, info.Version})
 	_, err := c.ask(&wire.Settle{Receipts: receipts(leased)})

@@ -57,6 +57,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"TransactRefused", transactRefused},
 		{"TransactWaits", transactWaits},
 		{"TransactConditions", transactConditions},
+		{"TransactLosesItsLease", transactLosesItsLease},
 		{"TransactNamesComeLater", transactNamesComeLater},
 		{"OldestFirst", oldestFirst},
 		{"RandomSets", randomSets},
