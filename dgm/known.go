@@ -26,6 +26,9 @@ type idAt struct {
 // lacksID says which of the ids of records their stream does not know; all is
 // false where a record has none.
 func (t *tenure) lacksID(at place, records []*wire.NewRecord) (lacks string, all bool) {
+	if t.inMemory(at) {
+		return t.vol.memory.lacksID(at, records)
+	}
 	return t.vol.machine.LacksID(at.ino, at.key, records)
 }
 

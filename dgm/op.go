@@ -49,6 +49,7 @@ type op struct {
 	misleads int
 	lacks    *idAt       // of a put that waits: where it is in waits.ids
 	leasesAt []place     // of a transaction that waits: where it is in waits.leases
+	logged   bool        // it has been in the log on its way to memory, which has the rest to do
 	went     bool        // it was done
 	inMemory bool        // its stream's records are
 	into     gearsfs.Ino // the file that a put went to

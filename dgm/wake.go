@@ -24,10 +24,6 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))
 	t.place(o, take.Target, keys)
 	o.inMemory = slices.ContainsFunc(keys, func(key gearsfs.Key) bool { return t.inMemory(place{o.ino, key}) })
-	if o.inMemory && len(keys) > 1 {
-		o.failCertain(errMemoryOnly)
-		return nil
-	}
 	t.mu.Lock()
 	now := o.change.Retry || t.runnableLocked(o)
 	if now {
@@ -256,6 +252,7 @@ func (t *tenure) drained(o *op) bool {
 // when it is applied.
 func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op {
 	var takes []*op
+	elsewhere := false // one of them is served in another order, and those behind it wait
 	if at := o.change.Command.GetPut(); at.At != 0 || at.Delay != 0 {
 		return nil // they can't be taken yet
 	}
@@ -270,7 +267,8 @@ func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op 
 		}
 	} else if s := t.waits.spot(o.ino, key); s != nil && s.txs.Len() == 0 {
 		s.takes.each(func(take *op) {
-			if records > 0 {
+			elsewhere = elsewhere || take.inMemory != o.inMemory
+			if records > 0 && !elsewhere {
 				takes = append(takes, take)
 				records -= min(records, uint64(take.change.Command.GetTake().Max))
 			}

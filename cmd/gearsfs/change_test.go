@@ -207,6 +207,34 @@ func TestReceipts(t *testing.T) {
 	})
 }
 
+// Several receipts are settled at once, of a stream on disk as of one in memory.
+func TestSeveralReceipts(t *testing.T) {
+	addr := startNode(t)
+	for _, store := range []string{"disk", "memory"} {
+		file := ":/" + store
+		runSteps(t, addr, []step{{line: "put " + file + " other x"}, {line: "set " + file + " k --store " + store}})
+		runSteps(t, addr, []step{{line: "put " + file + " k -l", in: "1\n2\n3\n4\n"}})
+		got := cli(t, addr, nil, "take", file, "k", "-n", "all", "--lease", "1h", "-o", "json")
+		require.Equal(t, 0, got.status, got.errs)
+		var receipts []string
+		for line := range strings.Lines(got.out) {
+			var record struct{ Receipt string }
+			require.NoError(t, json.Unmarshal([]byte(line), &record))
+			receipts = append(receipts, record.Receipt)
+		}
+		require.Len(t, receipts, 4)
+		runSteps(t, addr, []step{
+			{line: "extend " + file + " k " + strings.Join(receipts, " ") + " 2h"},
+			{line: "extend " + file + " k " + strings.Join(receipts, " "), status: 2, errs: "by nothing"},
+			{line: "ack " + file + " k " + receipts[0] + " " + receipts[1]},
+			{line: "ack " + file + " k " + receipts[2] + " " + receipts[1], status: 1, errs: "gone"},
+			{line: "nack " + file + " k " + receipts[2] + " " + receipts[3] + " 50ms"},
+			{line: "take " + file + " k -n 2", out: "3\n4\n"},
+			{line: "take " + file + " k --no-wait", status: 3, errs: "empty"},
+		})
+	}
+}
+
 func TestUntilAcked(t *testing.T) {
 	addr := startNode(t)
 	_, putting := background(t, addr, "put", ":/q", "k", "x", "--until-acked")
