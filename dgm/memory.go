@@ -369,12 +369,14 @@ func (m *memory) drop(at place) {
 }
 
 // configured is for a stream whose settings a command has changed: what waits
-// there, or is left there, may be in the wrong place now.
-func (t *tenure) configured(c *wire.Configure) {
+// there, or is left there, may be in the wrong place now. then is called when that
+// is done.
+func (t *tenure) configured(c *wire.Configure, then func()) {
 	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
 	m := &t.vol.memory
 	if !t.inMemory(at) {
 		m.drop(at)
+		then()
 		return
 	}
 	m.push(func() {
@@ -386,6 +388,7 @@ func (t *tenure) configured(c *wire.Configure) {
 		}
 		m.mu.Unlock()
 		t.settingsChanged(at)
+		then()
 	})
 	var moved []*op
 	t.mu.Lock()
@@ -465,10 +468,11 @@ func (t *tenure) startConfigure(o *op, c *wire.Configure) {
 	}
 	o.then = func(answer *wire.Answer, err error) {
 		done()
-		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
-			t.configured(c)
-		}
 		o.then = nil
+		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
+			t.configured(c, func() { o.answered(answer, nil) })
+			return
+		}
 		o.answered(answer, err)
 	}
 	t.submit(o)

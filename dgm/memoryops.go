@@ -253,7 +253,7 @@ func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) b
 	}
 	m.push(func() {
 		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
-			t.configured(c)
+			t.configured(c, func() {})
 			m.push(func() {
 				m.mu.Lock()
 				if out, ok := s.Out(record); ok && out.Leased && out.Fence == fence && m.streams[s.at] == s {
@@ -276,6 +276,7 @@ func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) b
 func (m *memory) moveLocked(s *memoryStream, record gearsfs.Place, to place) {
 	row, err := s.Row(record)
 	if err == nil {
+		s.Lose(record.Seq, record.Seq, gearsfs.FateDead)
 		err = s.Ack(record)
 	}
 	if err != nil {
@@ -339,4 +340,5 @@ func (m *memory) describe(ino gearsfs.Ino, info *gearsfs.StreamInfo) {
 	s := q.State()
 	info.Records, info.Leased, info.Delayed, info.Bytes = s.Ready, s.Leased, s.Delayed, s.Bytes
 	info.Head, info.Tail, info.Version, info.Discarded = s.Head, s.End(), s.Version, s.Discarded
+	info.Lost, info.LostBefore = s.Lost, s.LostBefore
 }

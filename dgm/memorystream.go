@@ -50,7 +50,7 @@ func newMemoryStream(at place, now, version uint64) *memoryStream {
 	s := &memoryStream{at: at, began: gearsfs.Seq(max(now/uint64(time.Microsecond), 1))}
 	s.dues = binaryheap.NewWith(func(a, b memoryDue) int { return cmp.Compare(a.time, b.time) })
 	state := stream.NewState()
-	state.NextSeq, state.Head.Seq, state.Version = s.began, s.began, version
+	state.NextSeq, state.Head.Seq, state.Version, state.LostBefore = s.began, s.began, version, s.began-1
 	q, err := stream.NewQueue(state, &memoryRows{s: s}, stream.NewPool(memoryWindowBytes))
 	if err != nil {
 		panic(err) // an empty queue reads nothing

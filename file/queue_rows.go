@@ -49,7 +49,21 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Age:          r.Age,
 		AgeDue:       r.AgeDue,
 		Memory:       r.Memory,
+
+		Lost:       lostOf(r.Lost),
+		LostBefore: gearsfs.Seq(r.LostBefore),
 	}
+}
+
+func lostOf(rows []*wire.LostRun) []gearsfs.LostRun {
+	if len(rows) == 0 {
+		return nil
+	}
+	runs := make([]gearsfs.LostRun, len(rows))
+	for i, r := range rows {
+		runs[i] = gearsfs.LostRun{First: gearsfs.Seq(r.First), Last: gearsfs.Seq(r.Last), Fate: gearsfs.Fate(r.Fate)}
+	}
+	return runs
 }
 
 func fillRow(r *wire.StreamRow, s *stream.State) {
@@ -67,6 +81,10 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 	r.IdWindow, r.Ids, r.NextId = s.IDWindow, s.IDs, s.NextID
 	r.Delayed, r.DelayedAhead, r.Discarded = s.Delayed, s.DelayedAhead, s.Discarded
 	r.Full, r.Tries, r.Age, r.AgeDue, r.Memory = uint32(s.Full), s.Tries, s.Age, s.AgeDue, s.Memory
+	r.Lost, r.LostBefore = r.Lost[:0], uint64(s.LostBefore)
+	for _, run := range s.Lost {
+		r.Lost = append(r.Lost, &wire.LostRun{First: uint64(run.First), Last: uint64(run.Last), Fate: uint32(run.Fate)})
+	}
 }
 
 // streamRows are the rows of one open stream in the Machine's store.

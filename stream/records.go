@@ -104,6 +104,10 @@ type State struct {
 	Age    uint64 // nanoseconds; 0 is any age
 	AgeDue uint64 // log time at which too old records are looked for; 0 is none
 	Memory bool   // records are somewhere else
+
+	// See Queue.Lose. What Lost points to is never changed.
+	Lost       []gearsfs.LostRun
+	LostBefore gearsfs.Seq
 }
 
 // NewState is the state of a stream that never had a record.
