@@ -141,16 +141,41 @@ func TestEachThatCantRun(t *testing.T) {
 	addr := startNode(t)
 	script := filepath.Join(t.TempDir(), "c")
 	require.NoError(t, os.WriteFile(script, []byte("#!/none/such\n"), 0o700))
+	plain, garbage := filepath.Join(t.TempDir(), "plain"), filepath.Join(t.TempDir(), "garbage")
+	require.NoError(t, os.WriteFile(plain, []byte("#!/bin/sh\n"), 0o600))
+	require.NoError(t, os.WriteFile(garbage, []byte{1, 2, 3}, 0o700))
 	runSteps(t, addr, []step{
 		{line: "put :/q in x"},
-		{line: "each :/q in -- /none/such", status: 1, errs: "COMMAND /none/such: no such file"},
-		{line: "each :/q in -- no-such-command", status: 1, errs: "not found"},
-		{line: "each :/q in --tries 1 -- " + script, status: 1, errs: "no such file"},
+		{line: "each :/q in -- /none/such", status: 127, errs: "COMMAND /none/such: no such file"},
+		{line: "each :/q in -- no-such-command", status: 127, errs: "not found"},
+		{line: "each :/q in --tries 1 -- " + script, status: 127, errs: "no such file"},
+		{line: "each :/q in --tries 1 -- " + plain, status: 126, errs: "permission denied"},
+		{line: "each :/q in --tries 1 -- " + garbage, status: 126, errs: "exec format error"},
+		{line: "each :/q in --tries 1 -- " + filepath.Dir(plain), status: 126, errs: "COMMAND"},
 		{line: "take :/q in --no-wait", out: "x\n"},
 		{line: "put :/q out y --seal"},
 		{line: "put :/q in x"},
 		{line: "each :/q in --tries 1 --put :/q out -- true", status: 4, errs: "sealed"},
 		{line: "take :/q in --no-wait", out: "x\n"},
+	})
+}
+
+// A command that does not read its input has not failed for that, however large
+// the input is.
+func TestEachThatClosesItsInput(t *testing.T) {
+	tidyTemp(t)
+	addr := startNode(t)
+	runSteps(t, addr, []step{
+		{line: "put :/q in -", in: strings.Repeat("x", 15<<20)},
+		{line: "put :/q in -", in: strings.Repeat("y", 1<<20)},
+		{line: "put :/p in -l", in: "a\nb\n"},
+	})
+	got := cli(t, addr, nil, "each", ":/q", "in", "--and", ":/p", "in", "-n", "2", "--tries", "1", "--put", ":/q", "out", "--", "sh", "-c", "exec <&-; echo done")
+	assert.Equal(t, outcome{}, got)
+	runSteps(t, addr, []step{
+		{line: "take :/q out -n all", out: "done\ndone\n"},
+		{line: "take :/q in --no-wait", status: 3, errs: "empty"},
+		{line: "take :/q in.dead --no-wait", status: 3, errs: "empty"},
 	})
 }
 
