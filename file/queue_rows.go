@@ -48,6 +48,7 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Tries:        r.Tries,
 		Age:          r.Age,
 		AgeDue:       r.AgeDue,
+		IDsDue:       r.IdsDue,
 		Memory:       r.Memory,
 
 		Lost:       lostOf(r.Lost),
@@ -81,6 +82,7 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 	r.IdWindow, r.Ids, r.NextId = s.IDWindow, s.IDs, s.NextID
 	r.Delayed, r.DelayedAhead, r.Discarded = s.Delayed, s.DelayedAhead, s.Discarded
 	r.Full, r.Tries, r.Age, r.AgeDue, r.Memory = uint32(s.Full), s.Tries, s.Age, s.AgeDue, s.Memory
+	r.IdsDue = s.IDsDue
 	r.Lost, r.LostBefore = r.Lost[:0], uint64(s.LostBefore)
 	for _, run := range s.Lost {
 		r.Lost = append(r.Lost, &wire.LostRun{First: uint64(run.First), Last: uint64(run.Last), Fate: uint32(run.Fate)})
@@ -333,6 +335,7 @@ func (m *Machine) dropStream(s *openStream) error {
 		return err
 	}
 	m.setAgeTimer(s, 0)
+	m.setIDTimer(s, 0)
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
 	m.volume.Bytes -= s.counted
 	s.gone = true

@@ -393,6 +393,7 @@ type StreamRow struct {
 	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`             // number of the next one
 	AgeDue        uint64                 `protobuf:"fixed64,31,opt,name=age_due,json=ageDue,proto3" json:"age_due,omitempty"`            // log time of the stream's age timer; 0 is none
 	Lost          []*LostRun             `protobuf:"bytes,32,rep,name=lost,proto3" json:"lost,omitempty"`                                // records that went without an acknowledgement, the last ones
+	IdsDue        uint64                 `protobuf:"fixed64,34,opt,name=ids_due,json=idsDue,proto3" json:"ids_due,omitempty"`            // log time of the timer of the stream's ids; 0 is none
 	LostBefore    uint64                 `protobuf:"varint,33,opt,name=lost_before,json=lostBefore,proto3" json:"lost_before,omitempty"` // of those up to this seq nobody knows but for what is in lost
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -650,6 +651,13 @@ func (x *StreamRow) GetLost() []*LostRun {
 		return x.Lost
 	}
 	return nil
+}
+
+func (x *StreamRow) GetIdsDue() uint64 {
+	if x != nil {
+		return x.IdsDue
+	}
+	return 0
 }
 
 func (x *StreamRow) GetLostBefore() uint64 {
@@ -1582,7 +1590,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\x89\a\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xa2\a\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1622,7 +1630,8 @@ const file_row_proto_rawDesc = "" +
 	"\x03ids\x18\x1d \x01(\x04R\x03ids\x12\x17\n" +
 	"\anext_id\x18\x1e \x01(\x04R\x06nextId\x12\x17\n" +
 	"\aage_due\x18\x1f \x01(\x06R\x06ageDue\x12$\n" +
-	"\x04lost\x18  \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x1f\n" +
+	"\x04lost\x18  \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x17\n" +
+	"\aids_due\x18\" \x01(\x06R\x06idsDue\x12\x1f\n" +
 	"\vlost_before\x18! \x01(\x04R\n" +
 	"lostBefore\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +

@@ -311,6 +311,14 @@ func (m *StreamRow) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.IdsDue != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.IdsDue))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0x91
+	}
 	if m.LostBefore != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.LostBefore))
 		i--
@@ -1547,6 +1555,9 @@ func (m *StreamRow) SizeVT() (n int) {
 	}
 	if m.LostBefore != 0 {
 		n += 2 + protohelpers.SizeOfVarint(uint64(m.LostBefore))
+	}
+	if m.IdsDue != 0 {
+		n += 10
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3254,6 +3265,16 @@ func (m *StreamRow) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 34:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field IdsDue", wireType)
+			}
+			m.IdsDue = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.IdsDue = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -6561,6 +6582,16 @@ func (m *StreamRow) UnmarshalVTUnsafe(dAtA []byte) error {
 					break
 				}
 			}
+		case 34:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field IdsDue", wireType)
+			}
+			m.IdsDue = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.IdsDue = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
