@@ -67,6 +67,34 @@ func TestEachOutputs(t *testing.T) {
 	})
 }
 
+// The outputs by GEARSFS_OUT are sealed too, those of workers that are gone among
+// them, when the input is drained and not before.
+func TestEachSealsAllOutputs(t *testing.T) {
+	tidyTemp(t)
+	addr := startNode(t)
+	runSteps(t, addr, []step{{line: "put :/q in -l --seal", in: "1\n2\n3\n"}, {line: "put :/r strange x"}})
+	script := `echo out; printf $1 > $GEARSFS_OUT/side$1; printf $1 > $GEARSFS_OUT/all`
+	for range 2 {
+		assert.Equal(t, outcome{}, sh(t, addr, "-n 1 --put :/r out --seal", script))
+	}
+	runSteps(t, addr, []step{
+		{line: "take :/r side1 -n all --raw", out: "1"},
+		{line: "take :/r side1 --no-wait", status: 3, errs: "empty"},
+		{line: "peek :/q in.outputs -n all --no-wait --raw", out: "/r\x00all/r\x00side1/r\x00side2"},
+	})
+	assert.Equal(t, outcome{}, sh(t, addr, "--put :/r out --seal", script))
+	runSteps(t, addr, []step{
+		{line: "take :/r side1 --no-wait", status: 4, errs: "sealed"},
+		{line: "take :/r side2 -f --raw", out: "2"},
+		{line: "take :/r side3 -f --raw", out: "3"},
+		{line: "take :/r all -f --raw", out: "123"},
+		{line: "take :/r out -f", out: "out\nout\nout\n"},
+		{line: "put :/r strange y"},
+		{line: "take :/q in.outputs --no-wait", status: 3, errs: "empty"},
+		{line: "each :/q in --put :/r out --seal -- true"}, // one that comes later
+	})
+}
+
 func TestEachOutputsOfASet(t *testing.T) {
 	tidyTemp(t)
 	addr := startNode(t)
