@@ -293,7 +293,7 @@ func TestHoldIsLost(t *testing.T) {
 	d, temp := startDaemon(t), dir(t)
 	script := `: > ` + temp + `/$1; echo $$ > ` + temp + `/$1; exec sleep 1000`
 	hold := func(name string) *job {
-		w := startJob(t, d, temp, gearsfsPath(), "hold", ":/l", "lock", "--", "sh", "-c", script, "sh", name)
+		w := startJob(t, d, temp, gearsfsPath(), "hold", ":/l", "lock", "--lease", "2s", "--", "sh", "-c", script, "sh", name)
 		require.Eventually(t, func() bool {
 			pid, err := os.ReadFile(temp + "/" + name)
 			return err == nil && len(pid) > 0
@@ -313,9 +313,7 @@ func TestHoldIsLost(t *testing.T) {
 
 	second := hold("second") // when the first one's lease is over
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGSTOP))
-	stopped := time.Now()
 	require.Equal(t, 128+9, second.wait())
-	require.Less(t, time.Since(stopped), 10*time.Second)
 	require.False(t, alive("second"))
 	require.Contains(t, second.stderr.String(), "the permit was lost")
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGCONT))
