@@ -99,6 +99,55 @@ type StreamInfo struct {
 	Delayed   uint64 // records that wait for their time
 	Discarded uint64 // records that went by age or for newer ones
 	Settings  Settings
+
+	// Lost are the last records that went without having been acknowledged, in
+	// runs of seqs, newest last; of those up to LostBefore that are not among
+	// them nobody knows.
+	Lost       []LostRun
+	LostBefore Seq
+}
+
+// Fate is what became of a record that is gone.
+type Fate uint8
+
+const (
+	FateAcked     Fate = iota // taken, and acknowledged where it was leased
+	FateUnknown               // that, or something else
+	FateDead                  // handed out too often, it is in the stream KEY.dead
+	FateDiscarded             // it was too old, or went for newer ones
+	FateCleared               // its stream was, or was updated
+	FateMoved                 // it is in another stream
+	Fates                     // is how many there are
+)
+
+func (f Fate) String() string {
+	return [...]string{"acknowledged", "gone without trace", "dead", "discarded", "cleared", "moved"}[f]
+}
+
+// LostRun are records of consecutive seqs with one fate.
+type LostRun struct {
+	First, Last Seq
+	Fate        Fate
+}
+
+// FatesOf counts what became of the records of the seqs from first to last, which
+// are gone.
+func (s *StreamInfo) FatesOf(first, last Seq) (counts [Fates]uint64) {
+	overlap := func(from, to Seq) uint64 {
+		if from, to = max(from, first), min(to, last); from > to {
+			return 0
+		}
+		return uint64(to-from) + 1
+	}
+	counts[FateUnknown] = overlap(first, s.LostBefore)
+	counts[FateAcked] = overlap(first, last) - counts[FateUnknown]
+	for _, run := range s.Lost {
+		n, below := overlap(run.First, run.Last), overlap(run.First, min(run.Last, s.LostBefore))
+		counts[run.Fate] += n
+		counts[FateUnknown] -= below
+		counts[FateAcked] -= n - below
+	}
+	return counts
 }
 
 // Full is what happens to a put into a full stream.

@@ -83,13 +83,19 @@ func recordToWire(r gearsfs.Record) *wire.TakenRecord {
 }
 
 func streamFromWire(s *wire.Stream) gearsfs.StreamInfo {
+	var lost []gearsfs.LostRun
+	for _, run := range s.Lost {
+		if run.Fate < uint32(gearsfs.Fates) && run.First <= run.Last {
+			lost = append(lost, gearsfs.LostRun{First: gearsfs.Seq(run.First), Last: gearsfs.Seq(run.Last), Fate: gearsfs.Fate(run.Fate)})
+		}
+	}
 	return gearsfs.StreamInfo{
 		Key: gearsfs.Key(s.Key), Records: s.Records, Leased: s.Leased, Bytes: s.Bytes,
 		Head:    gearsfs.Place{Pos: gearsfs.Pos(s.HeadPos), Seq: gearsfs.Seq(s.HeadSeq)},
 		Tail:    gearsfs.Place{Pos: gearsfs.Pos(s.TailPos), Seq: gearsfs.Seq(s.TailSeq)},
 		Version: s.Version, Waiting: s.Waiting, Sealed: s.Sealed,
 		Limits:  gearsfs.Limits{Records: s.LimitRecords, Bytes: s.LimitBytes},
-		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsFromWire(s.Settings),
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsFromWire(s.Settings), Lost: lost, LostBefore: gearsfs.Seq(s.LostBefore),
 	}
 }
 
@@ -113,13 +119,17 @@ func settingsToWire(s gearsfs.Settings) *wire.Settings {
 }
 
 func streamToWire(s gearsfs.StreamInfo) *wire.Stream {
+	var lost []*wire.LostRun
+	for _, run := range s.Lost {
+		lost = append(lost, &wire.LostRun{First: uint64(run.First), Last: uint64(run.Last), Fate: uint32(run.Fate)})
+	}
 	return &wire.Stream{
 		Key: string(s.Key), Records: s.Records, Leased: s.Leased, Bytes: s.Bytes,
 		HeadPos: uint64(s.Head.Pos), HeadSeq: uint64(s.Head.Seq),
 		TailPos: uint64(s.Tail.Pos), TailSeq: uint64(s.Tail.Seq),
 		Version: s.Version, Waiting: s.Waiting, Sealed: s.Sealed,
 		LimitRecords: s.Limits.Records, LimitBytes: s.Limits.Bytes,
-		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsToWire(s.Settings),
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsToWire(s.Settings), Lost: lost, LostBefore: uint64(s.LostBefore),
 	}
 }
 

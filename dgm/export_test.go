@@ -31,7 +31,7 @@ func (t *Tenure) Leftovers() string {
 	for _, s := range t.t.sessions {
 		waits += s.waits
 	}
-	if commands+bytes+held+w.count+len(w.files)+len(w.names)+len(w.unlinking)+waits+len(t.t.ending) == 0 {
+	if commands+bytes+held+w.count+len(w.ids)+len(w.leases)+len(w.files)+len(w.names)+len(w.unlinking)+waits+len(t.t.ending) == 0 {
 		return ""
 	}
 	return fmt.Sprintf("%d commands of %d bytes, %d held; %d wait (%d for sessions) at %d files and %d names; %d unlinks, %d ends",

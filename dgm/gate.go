@@ -59,13 +59,19 @@ func (t *tenure) submit(ops ...*op) {
 		var others []*op
 		for _, o := range ops {
 			if o.inMemory {
-				t.submitMemory(o, place{o.ino, o.keys[0]})
+				o.logged = false
+				t.submitMemory(o)
 			} else {
 				others = append(others, o)
 			}
 		}
 		ops = others
 	}
+	t.toLog(ops...)
+}
+
+// toLog is submit for what is for the log.
+func (t *tenure) toLog(ops ...*op) {
 	var refused []*op
 	for _, o := range ops {
 		o.bytes = o.change.Command.SizeVT()

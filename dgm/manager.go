@@ -58,7 +58,9 @@ type Streams interface {
 	// Settle ends leases: acknowledged records are removed, returned ones go
 	// back to their old places; or it extends them. All or none: gearsfs.ErrGone
 	// where one of the leases is not held any more; a repeated acknowledgement is
-	// ErrGone too.
+	// ErrGone too. Where some are of streams in memory and some on disk, it is one
+	// step for each kind: those on disk may be settled although one in memory ends
+	// in that moment, and the reason says so.
 	Settle(ctx context.Context, settle Settle) error
 
 	// Update makes a record the only one of its stream, in one step; leases on

@@ -9,7 +9,6 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -33,19 +32,17 @@ type memory struct {
 	// mu guards the rest. It is taken after tenure.mu; no lock is taken and
 	// nothing waited for while it is held.
 	mu      sync.Mutex
-	streams map[place]*stream.Queue
+	streams map[place]*memoryStream
 	answers map[gearsfs.SessionID]map[uint64]*wire.Answer
-	fence   uint64 // of the next lease
+	fence   uint64  // of the next lease
+	touched []place // where something has changed that nobody was woken for
 }
 
 func (m *memory) init(v *Volume) {
 	m.vol = v
-	m.streams = make(map[place]*stream.Queue)
+	m.streams = make(map[place]*memoryStream)
 	m.answers = make(map[gearsfs.SessionID]map[uint64]*wire.Answer)
 }
-
-// errMemoryOnly says what streams in memory don't do.
-var errMemoryOnly = gearsfs.ErrUnsupported.Because("not with a stream that is in memory")
 
 // push has something done, behind what was pushed before.
 func (m *memory) push(do func()) {
@@ -97,55 +94,86 @@ func (t *tenure) stateOf(ino gearsfs.Ino, key gearsfs.Key) file.StreamState {
 	return t.vol.machine.StreamState(ino, key)
 }
 
-// queueLocked is the stream at a place, with its settings as of now.
-func (m *memory) queueLocked(at place) *stream.Queue {
+// streamLocked is the stream at a place, with its settings as of now.
+func (m *memory) streamLocked(at place) *memoryStream {
 	st := m.vol.machine.StreamState(at.ino, at.key)
 	rules := st.State()
-	q := m.streams[at]
-	if q == nil {
-		state := stream.NewState()
-		state.Version = rules.Version
-		var err error
-		if q, err = stream.NewQueue(state, new(stream.Memory), stream.NewPool(memoryWindowBytes)); err != nil {
-			panic(err) // an empty queue reads nothing
-		}
-		m.streams[at] = q
+	s := m.streams[at]
+	if s == nil {
+		s = newMemoryStream(at, m.vol.group.Time(), rules.Version)
+		m.streams[at] = s
 		m.count.Store(int32(len(m.streams)))
 	}
-	s := q.State()
-	if s.Sealed != rules.Sealed {
-		q.SetSealed(rules.Sealed)
+	state := s.State()
+	if state.Sealed != rules.Sealed {
+		s.SetSealed(rules.Sealed)
 	}
-	if s.Limits != rules.Limits {
-		q.SetLimits(rules.Limits)
+	if state.Limits != rules.Limits {
+		s.SetLimits(rules.Limits)
 	}
-	s.Full, s.Type, s.Tries, s.Age, s.AppendOnly, s.Memory = rules.Full, rules.Type, rules.Tries, rules.Age, rules.AppendOnly, true
-	return q
+	state.Full, state.Type, state.Tries, state.Age, state.AppendOnly, state.Memory = rules.Full, rules.Type, rules.Tries, rules.Age, rules.AppendOnly, true
+	state.IDWindow = rules.IDWindow
+	return s
 }
 
-const memoryWindowBytes = 1 << 20
+// currentLocked is a stream of which all is done that is due.
+func (m *memory) currentLocked(at place) *memoryStream {
+	s := m.streamLocked(at)
+	m.dueLocked(s)
+	return s
+}
+
+// touchLocked notes that something of a stream has changed.
+func (m *memory) touchLocked(at place) {
+	if !slices.Contains(m.touched, at) {
+		m.touched = append(m.touched, at)
+	}
+}
+
+// wakeTouched wakes who waits at the streams that have changed.
+func (m *memory) wakeTouched() {
+	m.mu.Lock()
+	touched := m.touched
+	m.touched = nil
+	for _, at := range touched {
+		if s := m.streams[at]; s != nil {
+			m.armLocked(s)
+		}
+	}
+	m.mu.Unlock()
+	if t := m.vol.tenure.Load(); t != nil {
+		t.wakeAll(touched)
+	}
+}
 
 // submitMemory does what an operation asks for; the answer comes as from the log.
-func (t *tenure) submitMemory(o *op, at place) {
+func (t *tenure) submitMemory(o *op) {
 	m := &t.vol.memory
 	m.push(func() {
-		answer := t.answerMemory(o, at)
-		seal := o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0
-		if !seal {
+		defer m.wakeTouched()
+		answer, further := t.answerMemory(o)
+		switch {
+		case further != nil:
+			further()
+		case o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0:
+			t.sealMemory(o, answer)
+		default:
 			o.outcome(answer, nil)
-			t.wake(at.ino, at.key)
-			return
 		}
-		yes := true // that is a setting
-		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: &wire.Configure{
-			Target: &wire.Target{Ino: uint64(at.ino)}, Key: string(at.key), Seal: &yes,
-		}}}, func(sealed *wire.Answer, err error) {
-			if err == nil && sealed.Code != 0 {
-				answer = sealed
-			}
-			o.outcome(answer, err)
-			m.push(func() { t.settingsChanged(at) })
-		})
+	})
+}
+
+// sealMemory seals a stream behind what was put to it, which is a setting.
+func (t *tenure) sealMemory(o *op, answer *wire.Answer) {
+	at, yes := place{o.ino, o.keys[0]}, true
+	t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: &wire.Configure{
+		Target: &wire.Target{Ino: uint64(at.ino)}, Key: string(at.key), Seal: &yes,
+	}}}, func(sealed *wire.Answer, err error) {
+		if err == nil && sealed.Code != 0 {
+			answer = sealed
+		}
+		o.outcome(answer, err)
+		t.vol.memory.push(func() { t.settingsChanged(at) })
 	})
 }
 
@@ -163,46 +191,99 @@ func (t *tenure) settingsChanged(at place) {
 	m := &t.vol.memory
 	m.mu.Lock()
 	if m.streams[at] != nil {
-		m.queueLocked(at)
+		m.currentLocked(at)
 	}
+	m.touchLocked(at)
 	m.mu.Unlock()
-	t.wake(at.ino, at.key)
+	m.wakeTouched()
 }
 
-func (t *tenure) answerMemory(o *op, at place) *wire.Answer {
+// answerMemory does an operation, or says what is to be done further for it.
+func (t *tenure) answerMemory(o *op) (answer *wire.Answer, further func()) {
 	m, cmd := &t.vol.memory, o.change.Command
 	t.mu.Lock()
-	ended, before := o.sess.ended, o.isPut() && t.earlierWaitsLocked(o)
+	ended, givenUp := o.sess.ended, o.epoch != o.sess.epoch.Load()
+	before := o.isPut() && t.earlierWaitsLocked(o)
 	t.mu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if ended {
-		return refusal(gearsfs.ErrClosed)
+	switch {
+	case ended:
+		return refusal(gearsfs.ErrClosed), nil
+	case givenUp: // its client has asked again, and may have been answered from elsewhere
+		return refusal(gearsfs.ErrCancelled), nil
 	}
+	if answer := m.keptLocked(o); answer != nil {
+		return answer, nil
+	}
+	var err error
+	switch {
+	case before && !m.addsNothingLocked(o):
+		err = gearsfs.ErrFull
+	case o.isTake():
+		answer, further, err = t.takeMemoryLocked(o, cmd.GetTake())
+	case cmd.GetSettle() != nil:
+		answer, further, err = t.settleMemoryLocked(o, cmd.GetSettle())
+	default:
+		answer, err = m.doLocked(o, place{o.ino, o.keys[0]})
+	}
+	switch {
+	case err != nil:
+		return refusal(err), nil
+	case further != nil:
+		return nil, further
+	}
+	m.keepLocked(o, answer)
+	return answer, nil
+}
+
+// keptLocked is the answer that an operation had before, if it had one. One of a
+// take is without the records whose leases have ended; where none is left the
+// take begins anew, as it does in the log.
+func (m *memory) keptLocked(o *op) *wire.Answer {
+	cmd := o.change.Command
 	kept := m.answers[o.sess.id]
 	for seq := range kept {
 		if seq < cmd.Confirmed && !slices.Contains(cmd.Unconfirmed, seq) {
 			delete(kept, seq)
 		}
 	}
-	if answer := kept[cmd.Seq]; answer != nil && cmd.Seq != 0 {
-		return copyAnswer(answer)
+	answer := kept[cmd.Seq]
+	if answer == nil || cmd.Seq == 0 {
+		return nil
 	}
-	if before {
-		return refusal(gearsfs.ErrFull)
-	}
-	answer, err := m.doLocked(o, at)
-	if err != nil {
-		return refusal(err)
-	}
-	if cmd.Seq != 0 {
-		if kept == nil {
-			kept = make(map[uint64]*wire.Answer)
-			m.answers[o.sess.id] = kept
+	answer = copyAnswer(answer)
+	if cmd.GetTake().GetLease() {
+		answer.Records = slices.DeleteFunc(answer.Records, func(r *wire.TakenRecord) bool {
+			at := place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}
+			s := m.streams[at]
+			if s == nil {
+				return true
+			}
+			m.dueLocked(s)
+			out, ok := s.Out(gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)})
+			return !ok || !out.Leased || out.Fence != r.Fence
+		})
+		if len(answer.Records) == 0 {
+			delete(kept, cmd.Seq)
+			return nil
 		}
-		kept[cmd.Seq] = copyAnswer(answer)
 	}
 	return answer
+}
+
+// keepLocked keeps an answer until the session confirms it.
+func (m *memory) keepLocked(o *op, answer *wire.Answer) {
+	seq := o.change.Command.Seq
+	if seq == 0 {
+		return
+	}
+	kept := m.answers[o.sess.id]
+	if kept == nil {
+		kept = make(map[uint64]*wire.Answer)
+		m.answers[o.sess.id] = kept
+	}
+	kept[seq] = copyAnswer(answer)
 }
 
 func refusal(err error) *wire.Answer {
@@ -230,67 +311,49 @@ func (t *tenure) earlierWaitsLocked(o *op) bool {
 	return earlier
 }
 
-// later has a stream looked at again, after a while, for what is due then.
-func (m *memory) later(at place, nanoseconds uint64) {
-	time.AfterFunc(time.Duration(min(nanoseconds, uint64(1<<62))), func() {
-		m.push(func() {
-			m.mu.Lock()
-			if m.streams[at] != nil {
-				m.dueLocked(at)
-			}
-			m.mu.Unlock()
-			if t := m.vol.tenure.Load(); t != nil {
-				t.wake(at.ino, at.key)
-			}
-		})
-	})
-}
-
-// dueLocked ends leases and delays whose time has come, and discards what is too
-// old.
-func (m *memory) dueLocked(at place) {
-	q, now := m.queueLocked(at), m.vol.group.Time()
-	for place, out := range q.EachOut() {
-		switch {
-		case out.Deadline == 0 || out.Deadline > now:
-		case out.Leased:
-			m.comeBackLocked(at, q, place, 0, 0)
-		default:
-			q.Due(place)
-		}
-	}
-	if age := q.State().Age; age != 0 && age < now {
-		if _, err := q.DiscardOlder(now-age, gearsfs.BatchRecordsMax); err != nil {
-			panic(err) // rows in memory are read without errors
-		}
-	}
-}
-
-// endMemory gives back what a session that ends holds in memory, and forgets its
-// answers.
-func (t *tenure) endMemory(id gearsfs.SessionID) {
+// endMemory gives back what a session that ends holds in memory. Its answers stay
+// for a retry until SessionTTL, or go now with forget.
+func (t *tenure) endMemory(id gearsfs.SessionID, forget bool) {
 	m := &t.vol.memory
 	if m.count.Load() == 0 {
 		return
 	}
 	m.push(func() {
-		var wake []place
 		m.mu.Lock()
-		delete(m.answers, id)
-		for at, q := range m.streams {
-			for p, out := range q.EachOut() {
+		if forget {
+			delete(m.answers, id)
+		} else if m.answers[id] != nil {
+			time.AfterFunc(gearsfs.SessionTTL, func() { t.forgetMemory(id) })
+		}
+		for at, s := range m.streams {
+			for record, out := range s.EachOut() {
 				if out.Leased && out.Holder == id {
-					m.comeBackLocked(at, q, p, 0, 0)
-					wake = append(wake, at)
+					m.comeBackLocked(s, record, 0, 0)
+					m.touchLocked(at)
 				}
 			}
 		}
 		m.mu.Unlock()
-		t.wakeAll(wake)
+		m.wakeTouched()
 	})
 }
 
-// dropMemory forgets a stream, or with key "" all of a file.
+// forgetMemory forgets the answers of a session that has ended, unless it is back:
+// then its next end does it.
+func (t *tenure) forgetMemory(id gearsfs.SessionID) {
+	t.mu.Lock()
+	back := t.sessions[id] != nil
+	t.mu.Unlock()
+	if back {
+		return
+	}
+	m := &t.vol.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.answers, id)
+}
+
+// drop forgets a stream, or with key "" all of a file.
 func (m *memory) drop(at place) {
 	if m.count.Load() == 0 {
 		return
@@ -306,23 +369,26 @@ func (m *memory) drop(at place) {
 }
 
 // configured is for a stream whose settings a command has changed: what waits
-// there, or is left there, may be in the wrong place now.
-func (t *tenure) configured(c *wire.Configure) {
+// there, or is left there, may be in the wrong place now. then is called when that
+// is done.
+func (t *tenure) configured(c *wire.Configure, then func()) {
 	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
 	m := &t.vol.memory
 	if !t.inMemory(at) {
 		m.drop(at)
+		then()
 		return
 	}
 	m.push(func() {
 		m.mu.Lock()
-		if q := m.streams[at]; q != nil && c.Clear {
-			if err := q.Clear(); err != nil {
+		if s := m.streams[at]; s != nil && c.Clear {
+			if err := s.Clear(); err != nil {
 				panic(err) // rows in memory are read without errors
 			}
 		}
 		m.mu.Unlock()
 		t.settingsChanged(at)
+		then()
 	})
 	var moved []*op
 	t.mu.Lock()
@@ -367,32 +433,57 @@ func (t *tenure) startPlain(o *op) {
 	switch c := o.change.Command.Op.(type) {
 	case *wire.Command_Update:
 		at := place{gearsfs.Ino(c.Update.Target.Ino), gearsfs.Key(c.Update.Key)}
+		o.keys = []gearsfs.Key{} // others may wait for its id
 		if o.inMemory = t.inMemory(at); o.inMemory {
 			o.ino, o.keys = at.ino, []gearsfs.Key{at.key}
 		}
 	case *wire.Command_Configure:
-		if err := t.refuseMemory(c.Configure); err != nil {
-			o.failCertain(err)
+		t.startConfigure(o, c.Configure)
+		return
+	}
+	t.submit(o)
+}
+
+// startConfigure sends a change of a stream's settings on its way. No node joins
+// while one is that brings a stream into memory: it would be refused, or is there
+// first.
+func (t *tenure) startConfigure(o *op, c *wire.Configure) {
+	into := c.Settings.GetMemory()
+	var err error
+	if into && !t.vol.joining.TryRLock() {
+		into, err = false, gearsfs.ErrBusy.Because("a node joins or leaves the volume just now")
+	}
+	if err == nil {
+		err = t.refuseMemory(c)
+	}
+	done := func() {
+		if into {
+			t.vol.joining.RUnlock()
+		}
+	}
+	if err != nil {
+		done()
+		o.failCertain(err)
+		return
+	}
+	o.then = func(answer *wire.Answer, err error) {
+		done()
+		o.then = nil
+		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
+			t.configured(c, func() { o.answered(answer, nil) })
 			return
 		}
-		if t.vol.alone() && c.Configure.Target.Ino != 0 {
-			o.then = func(answer *wire.Answer, err error) {
-				if err == nil && answer.Code == 0 {
-					t.configured(c.Configure)
-				}
-				o.then = nil
-				o.answered(answer, err)
-			}
-		}
+		o.answered(answer, err)
 	}
 	t.submit(o)
 }
 
 // startSettle sends a settlement on its way.
 func (t *tenure) startSettle(o *op, s *wire.Settle) {
-	if len(s.Receipts) > 0 {
-		if at, _ := receiptAt(s.Receipts[0]); t.inMemory(at) {
+	for _, r := range s.Receipts {
+		if at, _ := receiptAt(r); t.inMemory(at) {
 			o.inMemory, o.ino, o.keys = true, at.ino, []gearsfs.Key{at.key}
+			break
 		}
 	}
 	t.submit(o)

@@ -1,148 +1,127 @@
 package dgm
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // doLocked does what an operation asks for, or nothing and says why.
 func (m *memory) doLocked(o *op, at place) (*wire.Answer, error) {
-	caller, machine := o.sess.caller, m.vol.machine
+	if err := m.vol.machine.MayWait(at.ino, false, true, o.sess.caller); err != nil {
+		return nil, err
+	}
 	switch op := o.change.Command.Op.(type) {
 	case *wire.Command_Put:
-		if err := machine.MayWait(at.ino, false, true, caller); err != nil {
-			return nil, err
-		}
 		return m.putLocked(at, op.Put)
-	case *wire.Command_Take:
-		if err := machine.MayWait(at.ino, true, true, caller); err != nil {
-			return nil, err
-		}
-		return m.takeLocked(o, at, op.Take)
 	case *wire.Command_Update:
-		if err := machine.MayWait(at.ino, false, true, caller); err != nil {
-			return nil, err
-		}
 		return m.updateLocked(at, op.Update)
-	case *wire.Command_Settle:
-		return m.settleLocked(o, op.Settle)
 	}
 	return nil, gearsfs.ErrUnknownOp
 }
 
 func (m *memory) putLocked(at place, p *wire.Put) (*wire.Answer, error) {
-	m.dueLocked(at)
-	q := m.queueLocked(at)
-	records, bytes := sizeOf(p)
-	if err := mayAppend(q.State(), p.Records); err != nil {
+	if err := file.CheckRecords(p.Records); err != nil {
 		return nil, err
 	}
-	if s := q.State(); !s.Fits(records, bytes) {
-		l := s.Limits
-		switch {
-		case s.Full != gearsfs.FullDropOldest:
-			return nil, gearsfs.ErrFull
-		case l.Records != 0 && records > l.Records || l.Bytes != 0 && bytes > l.Bytes:
-			return nil, gearsfs.ErrTooBig.Because("larger than the stream's limits")
-		}
-		if err := q.DropOldest(records, bytes); err != nil {
-			return nil, err
-		}
+	s := m.currentLocked(at)
+	fresh, known := m.freshLocked(s, p.Records)
+	answer := &wire.Answer{Ino: uint64(at.ino)}
+	if len(p.Records) == 1 {
+		answer.FirstSeq, answer.LastSeq = known, known
+	}
+	if len(fresh) == 0 {
+		return answer, nil
 	}
 	now := m.vol.group.Time()
 	until := p.At
 	if p.Delay != 0 {
-		until = now + p.Delay
+		until = max(until, now+p.Delay)
 	}
-	answer := &wire.Answer{Ino: uint64(at.ino)}
-	for i, r := range p.Records {
+	if err := file.CheckAppend(s.State(), fresh, until > now); err != nil {
+		return nil, err
+	}
+	records, bytes := sizeOf(&wire.Put{Records: fresh})
+	if s.State().Full == gearsfs.FullDropOldest {
+		if err := s.DropOldest(records, bytes); err != nil {
+			return nil, err
+		}
+	} else if !s.State().Fits(records, bytes) {
+		return nil, gearsfs.ErrFull
+	}
+	for i, r := range fresh {
 		var seq gearsfs.Seq
 		if until > now {
-			seq = q.AppendDelayed(r.Data, r.Type, now, until).Seq
+			seq = s.AppendDelayed(r.Data, r.Type, now, until).Seq
 		} else {
-			seq = q.Append(r.Data, r.Type, now).Seq
+			seq = s.Append(r.Data, r.Type, now).Seq
+		}
+		if r.Id != "" {
+			s.ids.remember(r.Id, uint64(seq), now)
 		}
 		answer.LastSeq = uint64(seq)
 		if i == 0 {
 			answer.FirstSeq = answer.LastSeq
 		}
 	}
-	if until > now {
-		m.later(at, until-now)
-	}
-	if age := q.State().Age; age != 0 {
-		m.later(at, age)
-	}
+	s.ids.forget(now, s.idWindow())
+	m.touchLocked(at)
 	return answer, nil
 }
 
-// mayAppend says why records can't be put to a stream.
-func mayAppend(s *stream.State, records []*wire.NewRecord) error {
-	if len(records) > gearsfs.BatchRecordsMax {
-		return gearsfs.ErrTooBig.Because("a put has at most %d records", gearsfs.BatchRecordsMax)
-	}
-	if s.Sealed && len(records) > 0 {
-		return gearsfs.ErrSealed
-	}
-	var bytes uint64
+// freshLocked returns those of the records of a put whose ids their stream does
+// not know, and the seq of the last one that it knows.
+func (m *memory) freshLocked(s *memoryStream, records []*wire.NewRecord) (fresh []*wire.NewRecord, known uint64) {
+	now := m.vol.group.Time()
+	var seen map[string]struct{}
 	for _, r := range records {
-		switch {
-		case len(r.Data) > gearsfs.RecordBytesMax:
-			return gearsfs.ErrTooBig.Because("a record has at most %d bytes", gearsfs.RecordBytesMax)
-		case s.Type != "" && r.Type != s.Type:
-			return gearsfs.ErrType.Because("a record of type %q, the stream is for %q", r.Type, s.Type)
-		case r.Id != "":
-			return errMemoryOnly.Because("a stream that is in memory does not remember ids")
+		if r.Id != "" {
+			if seq, ok := s.ids.known(r.Id, now, s.idWindow()); ok {
+				known = seq
+				continue
+			}
+			if _, twice := seen[r.Id]; twice {
+				continue
+			}
+			if seen == nil {
+				seen = make(map[string]struct{})
+			}
+			seen[r.Id] = struct{}{}
 		}
-		bytes += uint64(len(r.Data))
+		fresh = append(fresh, r)
 	}
-	if bytes > gearsfs.BatchBytesMax {
-		return gearsfs.ErrTooBig.Because("a put has at most %d bytes", gearsfs.BatchBytesMax)
-	}
-	return nil
+	return fresh, known
 }
 
-func (m *memory) takeLocked(o *op, at place, take *wire.Take) (*wire.Answer, error) {
-	if len(o.keys) > 1 {
-		return nil, errMemoryOnly
-	}
-	m.dueLocked(at)
-	q := m.queueLocked(at)
-	if s := q.State(); s.Ready == 0 {
-		if s.Sealed && s.Drained() {
-			return nil, gearsfs.ErrEnd
-		}
-		return nil, gearsfs.ErrEmpty
-	}
-	var taken []stream.Taken
-	var err error
-	if take.Lease {
-		g := stream.Grant{Holder: o.sess.id, Fence: m.nextFence(), Tries: take.Tries}
-		if take.ByReceipt {
-			g.Holder = gearsfs.SessionID{}
-		}
-		if take.LeaseFor != 0 {
-			g.Deadline = m.vol.group.Time() + take.LeaseFor
-			m.later(at, take.LeaseFor)
-		}
-		taken, err = q.Lease(nil, int(take.Max), gearsfs.BatchBytesMax, g)
-		m.fence += uint64(len(taken))
-	} else {
-		taken, err = q.Take(nil, int(take.Max), gearsfs.BatchBytesMax, false)
-	}
-	return &wire.Answer{Ino: uint64(at.ino), Records: shown(at, taken)}, err
+// lacksID is LacksID of a stream in memory.
+func (m *memory) lacksID(at place, records []*wire.NewRecord) (lacks string, all bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lacksIDLocked(at, records)
 }
 
-// nextFence is the fence of the next lease: no former process gave it, and none
-// did whose clock went right.
-func (m *memory) nextFence() uint64 {
-	if m.fence == 0 {
-		m.fence = m.vol.group.Time()
+func (m *memory) lacksIDLocked(at place, records []*wire.NewRecord) (lacks string, all bool) {
+	if len(records) == 0 || slices.ContainsFunc(records, func(r *wire.NewRecord) bool { return r.Id == "" }) {
+		return "", false
 	}
-	return m.fence
+	s, now := m.streamLocked(at), m.vol.group.Time()
+	for _, r := range records {
+		if _, ok := s.ids.known(r.Id, now, s.idWindow()); !ok {
+			return r.Id, true
+		}
+	}
+	return "", true
+}
+
+// addsNothingLocked says whether a put, which waits behind others, changes nothing.
+func (m *memory) addsNothingLocked(o *op) bool {
+	p := o.change.Command.GetPut()
+	lacks, all := m.lacksIDLocked(place{o.ino, o.keys[0]}, p.Records)
+	return all && lacks == "" && !p.Seal
 }
 
 func shown(at place, taken []stream.Taken) []*wire.TakenRecord {
@@ -158,21 +137,37 @@ func shown(at place, taken []stream.Taken) []*wire.TakenRecord {
 }
 
 func (m *memory) updateLocked(at place, u *wire.Update) (*wire.Answer, error) {
-	q := m.queueLocked(at)
-	s := q.State()
-	if err := mayAppend(s, []*wire.NewRecord{u.Record}); err != nil {
+	if u.Record == nil {
+		return nil, gearsfs.ErrInvalid.Because("an update has one record")
+	}
+	record := []*wire.NewRecord{u.Record}
+	if err := file.CheckRecords(record); err != nil {
 		return nil, err
 	}
-	switch {
-	case s.AppendOnly:
+	s := m.currentLocked(at)
+	if fresh, known := m.freshLocked(s, record); len(fresh) == 0 {
+		return &wire.Answer{Ino: uint64(at.ino), FirstSeq: known, LastSeq: known}, nil
+	}
+	state := *s.State()
+	state.Limits = gearsfs.Limits{} // an update fits always
+	if err := file.CheckAppend(&state, record, false); err != nil {
+		return nil, err
+	}
+	switch newest := uint64(s.newest()); {
+	case state.AppendOnly:
 		return nil, gearsfs.ErrPermission.Because("the stream is append-only")
-	case u.IfSeq != nil && *u.IfSeq != uint64(s.Newest()):
-		return nil, gearsfs.ErrUnmet.Because("the newest seq is %d, not %d", s.Newest(), *u.IfSeq)
+	case u.IfSeq != nil && *u.IfSeq != newest:
+		return nil, gearsfs.ErrUnmet.Because("the newest seq is %d, not %d", newest, *u.IfSeq)
 	}
-	if err := q.Clear(); err != nil {
+	if err := s.Clear(); err != nil {
 		return nil, err
 	}
-	seq := uint64(q.Append(u.Record.Data, u.Record.Type, m.vol.group.Time()).Seq)
+	now := m.vol.group.Time()
+	seq := uint64(s.Append(u.Record.Data, u.Record.Type, now).Seq)
+	if u.Record.Id != "" {
+		s.ids.remember(u.Record.Id, seq, now)
+	}
+	m.touchLocked(at)
 	return &wire.Answer{Ino: uint64(at.ino), FirstSeq: seq, LastSeq: seq}, nil
 }
 
@@ -181,97 +176,114 @@ func receiptAt(r *wire.Receipt) (place, gearsfs.Place) {
 	return place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}, gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 }
 
-// settleLocked ends or extends leases, all or none.
-func (m *memory) settleLocked(o *op, s *wire.Settle) (*wire.Answer, error) {
-	if len(s.Receipts) > gearsfs.BatchRecordsMax {
-		return nil, gearsfs.ErrInvalid.Because("1 to %d receipts are settled at once", gearsfs.BatchRecordsMax)
-	}
-	seen := make(map[uint64]bool, len(s.Receipts))
-	for _, r := range s.Receipts {
+// checkSettleLocked checks whether a session may settle leases, all of them.
+func (m *memory) checkSettleLocked(o *op, receipts []*wire.Receipt) error {
+	seen := make(map[uint64]bool, len(receipts))
+	for _, r := range receipts {
 		at, record := receiptAt(r)
-		if !m.vol.machine.InMemory(at.ino, at.key) {
-			return nil, errMemoryOnly
-		}
-		m.dueLocked(at)
-		out, ok := m.queueLocked(at).Out(record)
+		out, ok := m.currentLocked(at).Out(record)
 		if !ok || !out.Leased || out.Fence != r.Fence || seen[r.Fence] || !out.Holder.IsZero() && out.Holder != o.sess.id {
-			return nil, gearsfs.ErrGone
+			return gearsfs.ErrGone
 		}
 		seen[r.Fence] = true
 		if out.Holder.IsZero() {
 			if err := m.vol.machine.MayWait(at.ino, true, true, o.sess.caller); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
+	return nil
+}
+
+// settleLocked ends or extends leases that may be settled.
+func (m *memory) settleLocked(s *wire.Settle, receipts []*wire.Receipt) error {
 	now := m.vol.group.Time()
-	for _, r := range s.Receipts {
+	for _, r := range receipts {
 		at, record := receiptAt(r)
-		q := m.queueLocked(at)
+		q := m.streamLocked(at)
 		switch out, _ := q.Out(record); {
 		case s.Return:
-			m.comeBackLocked(at, q, record, s.Tries, s.Delay)
+			m.comeBackLocked(q, record, s.Tries, s.Delay)
 		case s.Extend != 0 && out.Deadline != 0:
 			q.Extend(record, now+s.Extend)
-			m.later(at, s.Extend)
 		case s.Extend == 0:
 			if err := q.Ack(record); err != nil {
-				return nil, err
+				return err
 			}
+			q.Clean()
 		}
+		m.touchLocked(at)
 	}
-	return &wire.Answer{}, nil
+	return nil
 }
 
 // comeBackLocked ends a lease: the record is ready again, or after a delay; or it
 // goes to the dead, where it was handed out too often.
-func (m *memory) comeBackLocked(at place, q *stream.Queue, record gearsfs.Place, tries uint32, delay uint64) {
-	out, _ := q.Out(record)
-	for _, t := range []uint32{out.Tries, q.State().Tries} {
-		if tries == 0 {
-			tries = t
-		}
+func (m *memory) comeBackLocked(s *memoryStream, record gearsfs.Place, tries uint32, delay uint64) {
+	out, _ := s.Out(record)
+	tries = cmp.Or(tries, out.Tries, s.State().Tries)
+	dead := place{s.at.ino, s.at.key + ".dead"}
+	if tries != 0 && out.Deliveries >= tries && dead.key.Check() == nil && m.buryLocked(s, record, dead) {
+		return
 	}
-	dead := place{at.ino, at.key + ".dead"}
-	switch {
-	case tries != 0 && out.Deliveries >= tries && dead.key.Check() == nil:
-		m.buryLocked(q, record, dead)
-	case delay != 0:
-		q.Delay(record, m.vol.group.Time()+delay)
-		m.later(at, delay)
-	default:
-		q.Return(record)
+	if delay != 0 {
+		s.Delay(record, m.vol.group.Time()+delay)
+		return
 	}
+	s.Return(record)
 }
 
 // buryLocked moves a record to a stream of the dead, which is in memory, too: it
-// gets the setting where it is missing.
-func (m *memory) buryLocked(q *stream.Queue, record gearsfs.Place, dead place) {
-	row, err := q.Row(record)
-	if err == nil {
-		err = q.Ack(record)
-	}
-	if err != nil {
-		panic(err) // rows in memory are read without errors
-	}
-	m.queueLocked(dead).Append(row.Data, row.Type, row.Time)
-	t := m.vol.tenure.Load()
-	if t == nil {
-		return
-	}
+// is made where it is missing. Where there is one on disk it reports false.
+func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) bool {
 	if m.vol.machine.InMemory(dead.ino, dead.key) {
-		m.push(func() { t.wake(dead.ino, dead.key) })
-		return
+		m.moveLocked(s, record, dead)
+		return true
 	}
+	t := m.vol.tenure.Load()
+	if st := m.vol.machine.StreamState(dead.ino, dead.key); t == nil || st.State().NextSeq != 0 {
+		return false
+	}
+	fence := m.nextFence()
+	m.fence++
+	s.Relet(record, stream.Grant{Fence: fence}) // nobody's, until there is a stream for it
 	yes := true
 	c := &wire.Configure{
 		Target: &wire.Target{Ino: uint64(dead.ino)}, Key: string(dead.key), Settings: &wire.Settings{Memory: &yes},
 	}
 	m.push(func() {
 		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
-			t.configured(c)
+			t.configured(c, func() {})
+			m.push(func() {
+				m.mu.Lock()
+				if out, ok := s.Out(record); ok && out.Leased && out.Fence == fence && m.streams[s.at] == s {
+					if m.vol.machine.InMemory(dead.ino, dead.key) {
+						m.moveLocked(s, record, dead)
+					} else {
+						s.Return(record)
+					}
+					m.touchLocked(s.at)
+				}
+				m.mu.Unlock()
+				m.wakeTouched()
+			})
 		})
 	})
+	return true
+}
+
+// moveLocked moves a leased record to another stream in memory.
+func (m *memory) moveLocked(s *memoryStream, record gearsfs.Place, to place) {
+	row, err := s.Row(record)
+	if err == nil {
+		s.Lose(record.Seq, record.Seq, gearsfs.FateDead)
+		err = s.Ack(record)
+	}
+	if err != nil {
+		panic(err) // rows in memory are read without errors
+	}
+	m.streamLocked(to).Append(row.Data, row.Type, m.vol.group.Time())
+	m.touchLocked(to)
 }
 
 // peek shows records of a stream that is in memory.
@@ -281,8 +293,7 @@ func (m *memory) peek(at place, what *wire.Peek, caller gearsfs.Caller) ([]*wire
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.dueLocked(at)
-	q := m.queueLocked(at)
+	q := m.streamLocked(at)
 	s := q.State()
 	var taken []stream.Taken
 	var err error
@@ -329,4 +340,5 @@ func (m *memory) describe(ino gearsfs.Ino, info *gearsfs.StreamInfo) {
 	s := q.State()
 	info.Records, info.Leased, info.Delayed, info.Bytes = s.Ready, s.Leased, s.Delayed, s.Bytes
 	info.Head, info.Tail, info.Version, info.Discarded = s.Head, s.End(), s.Version, s.Discarded
+	info.Lost, info.LostBefore = s.Lost, s.LostBefore
 }

@@ -47,6 +47,10 @@ type op struct {
 	passed   uint32    // how often a younger one ran where it waits
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
+	lacks    *idAt       // of a put that waits: where it is in waits.ids
+	leasesAt []place     // of a transaction that waits: where it is in waits.leases
+	logged   bool        // it has been in the log on its way to memory, which has the rest to do
+	went     bool        // it was done
 	inMemory bool        // its stream's records are
 	into     gearsfs.Ino // the file that a put went to
 }
@@ -179,7 +183,8 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		}
 		o.failInVain(answer)
 	default:
-		if code == 0 && o.isPut() {
+		o.went = code == 0
+		if o.went && o.isPut() {
 			o.into = gearsfs.Ino(answer.Ino)
 		}
 		o.settled()
@@ -237,9 +242,16 @@ func (o *op) settled() {
 	if o.into != 0 {
 		t.recent.note(place{o.into, o.keys[0]})
 	}
+	var known []*op
+	if o.went {
+		known = t.waits.listedFor(o)
+	}
 	pass := t.putsWaitLocked(o)
 	wake := o.takeBackLocked()
 	t.mu.Unlock()
+	for _, p := range known {
+		t.tryKnown(p)
+	}
 	if pass {
 		t.passPut(o)
 	}

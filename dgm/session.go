@@ -241,7 +241,7 @@ func (t *tenure) endLocked(s *session, forget bool) (rest func()) {
 		for _, o := range waiting {
 			o.cancel(gearsfs.ErrClosed)
 		}
-		t.endMemory(s.id)
+		t.endMemory(s.id, forget)
 		if s.door.shut() {
 			t.proposeEnd(s)
 		}

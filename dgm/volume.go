@@ -96,7 +96,7 @@ type Volume struct {
 	progress progress
 	replies  replies
 	watches  watches
-	joining  sync.Mutex      // held while a node is added or removed
+	joining  sync.RWMutex    // held while a node is added or removed; shared, while a stream comes into memory
 	busy     context.Context // ends when the volume begins to close
 	quit     context.CancelFunc
 	root     context.Context // ends when the volume is closed

@@ -18,12 +18,15 @@ import (
 //     order in which they came; one that comes back, or moves from its file's
 //     name to the file, keeps its place.
 //  4. No op has a key twice.
+//  5. What is in ids and leases waits, and is in each list once.
 type waits struct {
 	tickets   stream.Tickets
 	count     int
 	files     map[gearsfs.Ino]map[gearsfs.Key]*spot
 	names     map[nameKey]*line
 	unlinking map[gearsfs.Ino]*unlinking
+	ids       map[idAt][]*op  // puts that wait, by an id that their stream does not know
+	leases    map[place][]*op // transactions that wait, by the streams whose leases they settle
 }
 
 // spot is a stream at which something waits.
@@ -111,6 +114,7 @@ func (w *waits) join(o *op) {
 	o.state = opWaiting
 	w.count++
 	o.sess.waits++
+	w.listLeases(o)
 	if o.ino == 0 {
 		l := w.names[o.name]
 		if l == nil {
@@ -142,6 +146,8 @@ func (o *op) enter(l *line, i int) {
 func (w *waits) leave(o *op) {
 	w.count--
 	o.sess.waits--
+	w.unlist(o)
+	w.unlistLeases(o)
 	for _, waiter := range o.waiters {
 		waiter.Cancel()
 	}

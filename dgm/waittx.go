@@ -146,7 +146,7 @@ func (t *tenure) parkTransaction(o *op, failed int) bool {
 		return false
 	}
 	lacks := t.lacksLocked(o)
-	again := lacks < 0 && t.changedSince(o, failed)
+	again := lacks < 0 && t.changedSince(o, failed) || t.lostLease(o, place{})
 	switch {
 	case again:
 		t.proposeTransactionLocked(o)
@@ -280,7 +280,7 @@ func (t *tenure) mayEnd(take *wire.Take) bool {
 func (t *tenure) noRoom(p *wire.Put, steps []*wire.Step) bool {
 	at := place{gearsfs.Ino(p.Target.GetIno()), gearsfs.Key(p.Key)}
 	st := t.stateOf(at.ino, at.key)
-	if len(p.Records) == 0 || st.Sealed || st.Full != gearsfs.FullWait || st.Fits(sizeOf(p)) {
+	if len(p.Records) == 0 || st.Sealed || st.Full != gearsfs.FullWait || st.Fits(sizeOf(p)) || t.addsNothing(at, p.Records) {
 		return false
 	}
 	return !slices.ContainsFunc(steps, func(step *wire.Step) bool {

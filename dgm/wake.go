@@ -24,10 +24,6 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))
 	t.place(o, take.Target, keys)
 	o.inMemory = slices.ContainsFunc(keys, func(key gearsfs.Key) bool { return t.inMemory(place{o.ino, key}) })
-	if o.inMemory && len(keys) > 1 {
-		o.failCertain(errMemoryOnly)
-		return nil
-	}
 	t.mu.Lock()
 	now := o.change.Retry || t.runnableLocked(o)
 	if now {
@@ -181,6 +177,9 @@ func (t *tenure) lookAgain(o *op) {
 	for _, key := range o.keys {
 		t.wake(ino, key)
 	}
+	if o.isPut() {
+		t.tryKnown(o)
+	}
 }
 
 // hopeless returns why an operation must not wait at a place: the file or the
@@ -253,6 +252,7 @@ func (t *tenure) drained(o *op) bool {
 // when it is applied.
 func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op {
 	var takes []*op
+	elsewhere := false // one of them is served in another order, and those behind it wait
 	if at := o.change.Command.GetPut(); at.At != 0 || at.Delay != 0 {
 		return nil // they can't be taken yet
 	}
@@ -267,7 +267,8 @@ func (t *tenure) withTakersLocked(o *op, key gearsfs.Key, records uint64) []*op 
 		}
 	} else if s := t.waits.spot(o.ino, key); s != nil && s.txs.Len() == 0 {
 		s.takes.each(func(take *op) {
-			if records > 0 {
+			elsewhere = elsewhere || take.inMemory != o.inMemory
+			if records > 0 && !elsewhere {
 				takes = append(takes, take)
 				records -= min(records, uint64(take.change.Command.GetTake().Max))
 			}
@@ -384,6 +385,9 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 		return
 	}
 	for _, at := range touched {
+		if at.Ended {
+			t.leaseEnded(place{at.Ino, at.Key})
+		}
 		if at.Gone {
 			t.vol.memory.drop(place{at.Ino, at.Key})
 		}
@@ -429,6 +433,7 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 		o.state = opProposed
 		peeks = append(peeks, o)
 	}
+	behind := slices.Clone(t.waits.ids[idAt{place: place{ino, key}}])
 	t.waits.tidy(ino, key)
 	if len(peeks) > 0 {
 		t.vol.owned.Go(func() { // not on the goroutine that applies
@@ -441,6 +446,9 @@ func (t *tenure) wake(ino gearsfs.Ino, key gearsfs.Key) {
 	t.submit(run...)
 	for _, o := range over {
 		o.failCertain(gearsfs.ErrEnd)
+	}
+	for _, o := range behind {
+		t.tryKnown(o)
 	}
 }
 

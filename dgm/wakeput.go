@@ -36,7 +36,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	}
 	var behind bool
 	if s := t.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
-		behind = s.puts.Len() > 0 || s.putting
+		behind = (s.puts.Len() > 0 || s.putting) && !t.addsNothing(place{o.ino, key}, p.Records)
 	}
 	var batch []*op
 	if !behind {

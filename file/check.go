@@ -207,6 +207,9 @@ func (c *check) readStreams() error {
 		if row.AgeDue != 0 {
 			c.streams[id].timers[persist.AgeTimer] = row.AgeDue
 		}
+		if row.IdsDue != 0 {
+			c.streams[id].timers[persist.IDTimer] = row.IdsDue
+		}
 		c.keys = append(c.keys, id)
 		return nil
 	})
@@ -335,6 +338,9 @@ func (c *check) compareStreams() {
 		}
 		if st.Age != 0 && st.Ready > 0 && st.AgeDue == 0 {
 			c.bad("stream %q of inode %d: nobody looks for records that are too old", id.key, id.ino)
+		}
+		if st.IDs > 0 && st.IDsDue == 0 {
+			c.bad("stream %q of inode %d: nobody looks for ids that are too old", id.key, id.ino)
 		}
 		if len(s.outs) > 0 {
 			c.bad("stream %q of inode %d: %d marks without a record", id.key, id.ino, len(s.outs))

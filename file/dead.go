@@ -74,6 +74,7 @@ func (m *Machine) bury(c *context, s, dead *openStream, at gearsfs.Place, out st
 	m.dirtyStream(dead)
 	t := m.touch(dead.node.ino, dead.key)
 	t.Ready, t.Appended = true, true
+	s.queue.Lose(at.Seq, at.Seq, gearsfs.FateDead)
 	if err := s.queue.Ack(at); err != nil {
 		return err
 	}

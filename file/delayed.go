@@ -10,6 +10,8 @@ import (
 // their rows they take about 100 bytes each in memory while it is in use.
 const delayedMax = 1_000_000
 
+var errDelayedMax = gearsfs.ErrOverload.Because("a stream has at most %d records that wait for their time", delayedMax)
+
 // untilOf returns the log time before which the records of a put can't be
 // taken, 0 where that is now.
 func untilOf(c *context, op *wire.Put) uint64 {
@@ -35,7 +37,7 @@ func appendUntil(s *openStream, r *wire.NewRecord, now, until uint64) gearsfs.Pl
 // checkDelay checks whether n records of a put may wait for their time.
 func checkDelay(c *context, state *stream.State, op *wire.Put, n int) error {
 	if untilOf(c, op) != 0 && state.Delayed+uint64(n) > delayedMax {
-		return gearsfs.ErrOverload.Because("a stream has at most %d records that wait for their time", delayedMax)
+		return errDelayedMax
 	}
 	return nil
 }

@@ -2,9 +2,11 @@ package file
 
 import (
 	"math"
+	"slices"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -15,7 +17,9 @@ import (
 //	id order     number -> id     for the numbers in [NextID-IDs, NextID)
 //
 // Each put forgets what has left the window, oldest first, but not without
-// bound. An id that has left it and is not forgotten yet counts as unknown; put
+// bound. A stream has a timer while it remembers ids: it is due when the oldest
+// leaves the window, or earlier, since it is not moved when that one is forgotten.
+// An id that has left it and is not forgotten yet counts as unknown; put
 // again it gets a new number, and its old one stands for nothing until its turn
 // to be forgotten comes. Ids outlive their records; they go with their stream.
 
@@ -69,6 +73,30 @@ func (m *Machine) knownID(c *context, s *openStream, id string) (*wire.IdRow, er
 	return row, err
 }
 
+// LacksID says of records that are to be put whether each has an id, and which
+// id is the first that their stream does not know, as of the last applied entry;
+// "" where it knows them all, so that putting them would change nothing.
+func (m *Machine) LacksID(ino gearsfs.Ino, key gearsfs.Key, records []*wire.NewRecord) (lacks string, all bool) {
+	if len(records) == 0 || slices.ContainsFunc(records, func(r *wire.NewRecord) bool { return r.Id == "" }) {
+		return "", false
+	}
+	m.mu.RLock()
+	now, r := m.volume.LogTime, m.readLocked()
+	m.mu.RUnlock()
+	defer r.close()
+	state, ok, err := r.streamState(ino, key)
+	if err != nil || !ok || state.IDs == 0 {
+		return records[0].Id, true
+	}
+	for _, rec := range records {
+		row, err := readIDRow(r.view, ino, key, rec.Id)
+		if err != nil || row == nil || expired(&state, now, row.Time) {
+			return rec.Id, true
+		}
+	}
+	return "", true
+}
+
 // readIDRow reads an id's row, nil where there is none.
 func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdRow, error) {
 	value, ok, err := r.Get(persist.IDKey(ino, key, id), nil)
@@ -86,11 +114,18 @@ func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdR
 type idMark struct{ number, time uint64 }
 
 func idExpired(c *context, s *openStream, time uint64) bool {
-	window := s.queue.State().IDWindow
-	if window == 0 {
-		window = uint64(gearsfs.IDWindowDefault)
+	return expired(s.queue.State(), c.now, time)
+}
+
+// expired reports whether an id of that time has left the window of a stream.
+func expired(s *stream.State, now, time uint64) bool { return now-time >= idWindow(s) }
+
+// idWindow is for how long a stream remembers ids.
+func idWindow(s *stream.State) uint64 {
+	if s.IDWindow == 0 {
+		return uint64(gearsfs.IDWindowDefault)
 	}
-	return c.now-time >= window
+	return s.IDWindow
 }
 
 // rememberID notes that the record with an id, which is not known, was put.
@@ -106,41 +141,80 @@ func (m *Machine) rememberID(c *context, s *openStream, id string, seq gearsfs.S
 	state.IDs++
 }
 
-// forgetIDs forgets the oldest ids that have left the window, after some were
-// added.
-func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
+// forgetIDs forgets up to limit of the oldest ids, if they have left the window,
+// and returns how many.
+func (m *Machine) forgetIDs(c *context, s *openStream, limit int) (n int, err error) {
 	state := s.queue.State()
-	for range added + forgetMax {
-		if state.IDs == 0 {
-			break
-		}
+	for ; n < limit && state.IDs > 0; n++ {
 		number := state.NextID - state.IDs
 		young := state.IDs <= m.idsMax
 		if young && s.oldest.number == number && !idExpired(c, s, s.oldest.time) {
 			break // without looking
 		}
-		order := persist.IDOrderKey(s.node.ino, s.key, number)
-		id, ok, err := m.store.Get(order, nil)
+		id, row, err := m.idNumber(s, number)
 		if err != nil {
-			return err
+			return n, err
 		}
-		if !ok {
-			return gearsfs.ErrDamaged.Because("inode %d, stream %q: id number %d is missing", s.node.ino, s.key, number)
-		}
-		row, err := readIDRow(m.store, s.node.ino, s.key, string(id))
-		if err != nil {
-			return err
-		}
-		if row != nil && row.Number == number {
+		if row != nil {
 			if young && !idExpired(c, s, row.Time) {
 				s.oldest = idMark{number, row.Time}
 				break
 			}
-			m.store.Delete(persist.IDKey(s.node.ino, s.key, string(id)))
+			m.store.Delete(persist.IDKey(s.node.ino, s.key, id))
 		}
-		m.store.Delete(order)
+		m.store.Delete(persist.IDOrderKey(s.node.ino, s.key, number))
 		state.IDs--
 	}
+	return n, nil
+}
+
+// idNumber reads the id of a number, and its row where that is not of a later one.
+func (m *Machine) idNumber(s *openStream, number uint64) (id string, row *wire.IdRow, err error) {
+	value, ok, err := m.store.Get(persist.IDOrderKey(s.node.ino, s.key, number), nil)
+	if err == nil && !ok {
+		err = gearsfs.ErrDamaged.Because("inode %d, stream %q: id number %d is missing", s.node.ino, s.key, number)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	id = string(value)
+	if row, err = readIDRow(m.store, s.node.ino, s.key, id); row != nil && row.Number != number {
+		row = nil
+	}
+	return id, row, err
+}
+
+// setIDTimer makes the timer of the stream's ids be due at that time, 0 for none.
+func (m *Machine) setIDTimer(s *openStream, due uint64) {
+	state := s.queue.State()
+	if state.IDsDue == due {
+		return
+	}
+	rows := m.rowsOf(s)
+	m.removeTimer(rows.timer(state.IDsDue, persist.IDTimer))
+	m.setTimer(rows.timer(due, persist.IDTimer))
+	state.IDsDue = due
+}
+
+// watchIDs sees to the timer of the stream's ids at the end of an entry that has
+// changed the stream.
+func (m *Machine) watchIDs(s *openStream) error {
+	state := s.queue.State()
+	if state.IDs == 0 || state.IDsDue != 0 {
+		return nil
+	}
+	number := state.NextID - state.IDs
+	if s.oldest.number != number {
+		_, row, err := m.idNumber(s, number)
+		if err != nil {
+			return err
+		}
+		s.oldest = idMark{number: number}
+		if row != nil { // else its turn is over: it is forgotten by the next entry
+			s.oldest.time = row.Time
+		}
+	}
+	m.setIDTimer(s, later(s.oldest.time, idWindow(state)))
 	return nil
 }
 
@@ -159,13 +233,14 @@ func (m *Machine) dropIDs(s *openStream) error {
 }
 
 // setRules changes the settings of a stream that say what may be put into it.
-func setRules(s *openStream, set *wire.Settings) {
+func (m *Machine) setRules(s *openStream, set *wire.Settings) {
 	state := s.queue.State()
 	if set.Type != nil {
 		state.Type = string([]byte(*set.Type)) // not a part of the entry
 	}
-	if set.IdWindow != nil {
+	if set.IdWindow != nil && *set.IdWindow != state.IDWindow {
 		state.IDWindow = *set.IdWindow
+		m.setIDTimer(s, 0) // watchIDs looks when the oldest leaves the window
 	}
 	if set.AppendOnly != nil {
 		state.AppendOnly = *set.AppendOnly

@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -46,10 +47,34 @@ func (m *Machine) grant(c *context, op *wire.Take) stream.Grant {
 // session holds or its receipt, and when it ends.
 func heldBy(s *openStream, at gearsfs.Place, session gearsfs.SessionID, fence uint64) (deadline uint64, held bool) {
 	out, ok := s.queue.Out(at)
-	if !ok || !out.Leased || out.Fence != fence || !out.Holder.IsZero() && out.Holder != session {
+	if !ok || !isHeld(&out, session, fence) {
 		return 0, false
 	}
 	return out.Deadline, true
+}
+
+func isHeld(out *stream.Out, session gearsfs.SessionID, fence uint64) bool {
+	return out.Leased && out.Fence == fence && (out.Holder.IsZero() || out.Holder == session)
+}
+
+// Leased reports whether a lease with that fence is on a record, which the
+// session holds or its receipt, after the last applied entry.
+func (m *Machine) Leased(ino gearsfs.Ino, key gearsfs.Key, at gearsfs.Place, session gearsfs.SessionID, fence uint64) bool {
+	m.mu.RLock()
+	if s, ok := m.streams.get(streamKey{ino, key}); ok {
+		defer m.mu.RUnlock()
+		_, held := heldBy(s, at, session, fence)
+		return held
+	}
+	r := m.readLocked()
+	m.mu.RUnlock()
+	defer r.close()
+	value, ok, err := r.view.Get(persist.OutKey(ino, key, at), nil)
+	if err != nil || !ok {
+		return false
+	}
+	out, err := parseOut(value)
+	return err == nil && isHeld(&out, session, fence)
 }
 
 // maySettle checks that a lease with that fence is on a record and that the

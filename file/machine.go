@@ -39,6 +39,7 @@ type Touched struct {
 	Room     bool // room was made, or the limits changed
 	Appended bool
 	Sealed   bool
+	Ended    bool // a lease did
 	Gone     bool // the file lost its last name, or the stream was dropped
 }
 

@@ -3,8 +3,38 @@ package file
 import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
+
+// What a command for a stream in memory must keep to is the same as for all.
+
+// CheckRecords checks what is to be put to any stream.
+func CheckRecords(records []*wire.NewRecord) error {
+	_, err := checkRecords(records)
+	return err
+}
+
+// CheckAppend checks whether records may be put to a stream that is in a state,
+// now or, with delayed, for later, but for a limit that makes a put wait.
+func CheckAppend(state *stream.State, records []*wire.NewRecord, delayed bool) error {
+	err := checkAppend(state, records)
+	if err == nil && delayed && state.Delayed+uint64(len(records)) > delayedMax {
+		err = errDelayedMax
+	}
+	if err == nil {
+		_, err = isFull(state, uint64(len(records)), bytesOf(records))
+	}
+	return err
+}
+
+// CheckLease checks what a take of a session asks for besides records.
+func CheckLease(op *wire.Take, session gearsfs.SessionID) error {
+	return checkLease(&context{session: session}, op)
+}
+
+// CheckSettle checks what a settlement asks for besides its leases.
+func CheckSettle(op *wire.Settle) error { return checkSettle(op) }
 
 // InMemory says whether a stream's records are in memory: commands for them must
 // not come here.

@@ -104,6 +104,7 @@ func (m *Machine) moveRecords(c *context, from, to *openStream, n int, answer *w
 		if err := m.makeRoom(c, to, []*wire.NewRecord{&r}); err != nil {
 			return err
 		}
+		from.queue.Lose(taken[i].Place.Seq, taken[i].Place.Seq, gearsfs.FateMoved)
 		at := to.queue.Append(r.Data, r.Type, c.now)
 		answer.LastSeq = uint64(at.Seq)
 		if i == 0 {

@@ -226,7 +226,11 @@ func (m *Machine) flushStream(s *openStream) {
 		return
 	}
 	s.queue.Clean() // the answers of all takes are stored by now
-	if err := m.watchAge(s); err != nil {
+	err := m.watchAge(s)
+	if err == nil {
+		err = m.watchIDs(s)
+	}
+	if err != nil {
 		m.refuse(err)
 		return
 	}

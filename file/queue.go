@@ -131,7 +131,8 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh [
 	if ids == 0 {
 		return nil
 	}
-	return m.forgetIDs(c, s, ids)
+	_, err := m.forgetIDs(c, s, ids+forgetMax)
+	return err
 }
 
 // checkRecords checks what is to be put and returns its length.
@@ -462,7 +463,7 @@ func (m *Machine) configure(c *context, s *openStream, op *wire.Configure) error
 		m.touch(s.node.ino, s.key).Room = true
 	}
 	if op.Settings != nil {
-		setRules(s, op.Settings)
+		m.setRules(s, op.Settings)
 		m.setSettings(s, op.Settings)
 	}
 	if op.Seal != nil && *op.Seal != s.queue.State().Sealed {

@@ -154,7 +154,7 @@ func streamInfo(key gearsfs.Key, s *stream.State) gearsfs.StreamInfo {
 	return gearsfs.StreamInfo{
 		Key: key, Records: s.Ready, Leased: s.Leased, Bytes: s.Bytes, Head: s.Head, Tail: s.End(),
 		Version: s.Version, Sealed: s.Sealed, Limits: s.Limits,
-		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsOf(s),
+		Delayed: s.Delayed, Discarded: s.Discarded, Settings: settingsOf(s), Lost: s.Lost, LostBefore: s.LostBefore,
 	}
 }
 

@@ -48,8 +48,23 @@ func stateOf(r *wire.StreamRow) stream.State {
 		Tries:        r.Tries,
 		Age:          r.Age,
 		AgeDue:       r.AgeDue,
+		IDsDue:       r.IdsDue,
 		Memory:       r.Memory,
+
+		Lost:       lostOf(r.Lost),
+		LostBefore: gearsfs.Seq(r.LostBefore),
 	}
+}
+
+func lostOf(rows []*wire.LostRun) []gearsfs.LostRun {
+	if len(rows) == 0 {
+		return nil
+	}
+	runs := make([]gearsfs.LostRun, len(rows))
+	for i, r := range rows {
+		runs[i] = gearsfs.LostRun{First: gearsfs.Seq(r.First), Last: gearsfs.Seq(r.Last), Fate: gearsfs.Fate(r.Fate)}
+	}
+	return runs
 }
 
 func fillRow(r *wire.StreamRow, s *stream.State) {
@@ -67,6 +82,11 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 	r.IdWindow, r.Ids, r.NextId = s.IDWindow, s.IDs, s.NextID
 	r.Delayed, r.DelayedAhead, r.Discarded = s.Delayed, s.DelayedAhead, s.Discarded
 	r.Full, r.Tries, r.Age, r.AgeDue, r.Memory = uint32(s.Full), s.Tries, s.Age, s.AgeDue, s.Memory
+	r.IdsDue = s.IDsDue
+	r.Lost, r.LostBefore = r.Lost[:0], uint64(s.LostBefore)
+	for _, run := range s.Lost {
+		r.Lost = append(r.Lost, &wire.LostRun{First: uint64(run.First), Last: uint64(run.Last), Fate: uint32(run.Fate)})
+	}
 }
 
 // streamRows are the rows of one open stream in the Machine's store.
@@ -216,6 +236,9 @@ func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 		r.m.removeTimer(r.timer(was.Deadline, at))
 		r.m.setTimer(r.timer(out.Deadline, at))
 	}
+	if was.Leased && (!out.Leased || was.Fence != out.Fence) {
+		r.m.touch(r.ino, r.key).Ended = true
+	}
 	if was.Leased && was.Holder != out.Holder {
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
@@ -229,6 +252,7 @@ func (r *streamRows) DeleteOut(at gearsfs.Place, was stream.Out) {
 	r.m.store.Delete(r.outKey(at))
 	r.m.removeTimer(r.timer(was.Deadline, at))
 	if was.Leased {
+		r.m.touch(r.ino, r.key).Ended = true
 		r.m.sessions.removeLease(was.Holder, leaseKey{r.ino, r.key, at})
 	}
 }
@@ -311,6 +335,7 @@ func (m *Machine) dropStream(s *openStream) error {
 		return err
 	}
 	m.setAgeTimer(s, 0)
+	m.setIDTimer(s, 0)
 	m.store.Delete(persist.StreamKey(s.node.ino, s.key))
 	m.count(s, 0)
 	s.gone = true

@@ -269,7 +269,7 @@ func TestSettle(t *testing.T) {
 	require.Equal(t, uint64(3), r.info(ino, "jobs").Leased, "all or none")
 
 	c.must(&wire.Settle{Receipts: held[1:2], Return: true})
-	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "jobs", Ready: true})
+	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "jobs", Ready: true, Ended: true})
 	_, err = c.ask(&wire.Settle{Receipts: held})
 	require.ErrorIs(t, err, gearsfs.ErrGone)
 	again := other.must(leaseOp(1, "jobs"))

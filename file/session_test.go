@@ -70,7 +70,7 @@ func TestARetriedTakeWhoseLeaseIsGoneRunsAnew(t *testing.T) {
 	first, err := r.again(lease)
 	require.NoError(t, err)
 	r.do(&wire.EndSession{SessionMinted: uint64(c.id.Minted), SessionSalt: c.id.Salt})
-	require.Equal(t, []Touched{{Ino: gearsfs.Ino(first.Ino), Key: "jobs", Ready: true}}, r.seen.touched)
+	require.Equal(t, []Touched{{Ino: gearsfs.Ino(first.Ino), Key: "jobs", Ready: true, Ended: true}}, r.seen.touched)
 	second, err := r.again(lease)
 	require.NoError(t, err)
 	require.Equal(t, datas(first.Records), datas(second.Records))

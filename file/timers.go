@@ -9,7 +9,7 @@ import (
 
 // What is due at a log time has a row in the timer table: the end of a lease or
 // of a delay, beside the record's row in the out table, and the age of a
-// stream's records. Each entry begins with what is due by its own time, in the
+// stream's records and ids. Each entry begins with what is due by its own time, in the
 // order of the table.
 
 // timersMax bounds what one entry does of that, in timers and records; the next
@@ -196,6 +196,10 @@ func (m *Machine) runTimer(c *context, t *persist.Timer, limit int) (did int, er
 	m.dirtyStream(s)
 	if t.Place == persist.AgeTimer {
 		return m.discardOld(c, s, limit)
+	}
+	if t.Place == persist.IDTimer {
+		m.setIDTimer(s, 0) // watchIDs sets it again
+		return m.forgetIDs(c, s, limit)
 	}
 	out, ok := s.queue.Out(t.Place)
 	switch {

@@ -26,6 +26,7 @@ type careModel struct {
 	tries     uint32
 	age       uint64
 	ageDue    uint64
+	idsDue    uint64
 	older     bool // a record became ready in front of others in this entry
 	discarded uint64
 	// What this entry has moved to the dead stream makes no room for it.
@@ -169,6 +170,10 @@ func (m *queueModel) pass(now uint64) {
 	}
 	for _, st := range m.streams {
 		st.gone, st.goneBytes = 0, 0
+		if st.idsDue != 0 && st.idsDue <= now {
+			st.idsDue = 0
+			st.forget(now)
+		}
 	}
 }
 
@@ -182,6 +187,12 @@ func (m *queueModel) flush() {
 			}
 		}
 		st.older, st.gone, st.goneBytes = false, 0, 0
+		if len(st.ids) > 0 && st.idsDue == 0 {
+			st.idsDue = st.idWindow() // of one that was put again: it goes at once
+			if oldest := st.ids[0]; oldest.id != "" {
+				st.idsDue += oldest.time
+			}
+		}
 	}
 }
 
@@ -283,7 +294,7 @@ func (p *queuePlayer) compareCare(key string, st *streamModel, info gearsfs.Stre
 	require.Equal(p.t, []uint64{delayed, st.discarded}, []uint64{info.Delayed, info.Discarded}, "stream %q", key)
 	require.Equal(p.t, []any{st.full, st.tries, time.Duration(st.age)}, []any{info.Settings.Full, info.Settings.Tries, info.Settings.Age})
 	for _, st := range p.model.streams {
-		dues := []uint64{st.ageDue}
+		dues := []uint64{st.ageDue, st.idsDue}
 		for _, r := range st.recs {
 			dues = append(dues, r.until)
 		}

@@ -65,7 +65,7 @@ func TestALeaseEndsAtItsDeadline(t *testing.T) {
 	require.Empty(t, r.seen.touched)
 	r.tick(0)
 	require.EqualValues(t, 0, r.info(ino, "jobs").Leased)
-	require.Equal(t, []Touched{{Ino: gearsfs.Ino(ino), Key: "jobs", Ready: true}}, r.seen.touched)
+	require.Equal(t, []Touched{{Ino: gearsfs.Ino(ino), Key: "jobs", Ready: true, Ended: true}}, r.seen.touched)
 	require.Zero(t, r.nextDue())
 	_, err := c.ask(&wire.Settle{Receipts: receipts(leased)[:1]})
 	require.ErrorIs(t, err, gearsfs.ErrGone)
@@ -191,7 +191,7 @@ func TestReturnWithADelay(t *testing.T) {
 	back := returned(leased)
 	back.Delay = 5 * second
 	c.must(back)
-	require.Empty(t, r.seen.touched)
+	require.Equal(t, []Touched{{Ino: gearsfs.Ino(ino), Key: "jobs", Ended: true}}, r.seen.touched)
 	require.Equal(t, r.now+5*second, r.nextDue(), "in the place of the lease's deadline")
 	require.EqualValues(t, 1, r.info(ino, "jobs").Delayed)
 	require.EqualValues(t, 1, r.info(ino, "jobs").Head.Seq)

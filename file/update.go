@@ -138,5 +138,6 @@ func (m *Machine) update(c *context, s *openStream, r *wire.NewRecord, answer *w
 		return nil
 	}
 	m.rememberID(c, s, r.Id, at.Seq)
-	return m.forgetIDs(c, s, 1)
+	_, err := m.forgetIDs(c, s, 1+forgetMax)
+	return err
 }

@@ -184,6 +184,9 @@ func (m *queueModel) rules(key string, set *wire.Settings) {
 		st.appendOnly = *set.AppendOnly
 	}
 	if set.IdWindow != nil {
+		if *set.IdWindow != st.window {
+			st.idsDue = 0
+		}
 		st.window = *set.IdWindow
 	}
 }

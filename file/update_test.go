@@ -42,7 +42,7 @@ func TestUpdate(t *testing.T) {
 	retried := c.command(ifSeq(updateOp("reg", "four"), 3))
 	a = r.entry(retried)[0]
 	require.EqualValues(t, 4, a.LastSeq)
-	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "reg", Ready: true, Appended: true, Room: true})
+	require.Contains(t, r.seen.touched, Touched{Ino: gearsfs.Ino(ino), Key: "reg", Ready: true, Appended: true, Room: true, Ended: true})
 	info := r.info(ino, "reg")
 	require.Equal(t, []uint64{1, 0, 4, was.Version + 1}, []uint64{info.Records, info.Leased, info.Bytes, info.Version})
 	_, err := c.ask(&wire.Settle{Receipts: receipts(leased)})
@@ -182,21 +182,54 @@ func TestIDsLeaveTheirWindow(t *testing.T) {
 	require.EqualValues(t, 10, put("2"))
 }
 
-// TestForgettingIsBounded: a put forgets a hundred ids more than it adds.
-func TestForgettingIsBounded(t *testing.T) {
+// TestIDsOfAnIdleStream: its ids leave the window without a put, not all of many in
+// one entry.
+func TestIDsOfAnIdleStream(t *testing.T) {
 	r := newRig(t)
 	op := &wire.Put{Target: inRoot, Key: "q"}
-	for i := range 250 {
+	for i := range 2500 {
 		op.Records = append(op.Records, withID("", fmt.Sprint(i)))
 	}
 	r.do(op)
-	r.now += uint64(gearsfs.IDWindowDefault)
-	for i, left := range []int{150, 50, 3, 4} {
-		a := r.do(&wire.Put{Target: inRoot, Key: "q", Records: []*wire.NewRecord{withID("", fmt.Sprint("new", i))}})
-		require.EqualValues(t, 251+i, a.FirstSeq)
-		require.Equal(t, 2*left, r.idRows())
+	first := r.now
+	window := uint64(gearsfs.IDWindowDefault)
+	require.Equal(t, first+window, r.nextDue())
+	r.now += window / 2
+	r.do(&wire.Put{Target: inRoot, Key: "q", Records: []*wire.NewRecord{withID("", "new")}})
+	second := r.now
+	r.now = first + window - 2e6
+	r.do(&wire.Tick{})
+	r.check()
+	require.Equal(t, 2*2501, r.idRows())
+	for _, left := range []int{1501, 501, 1, 1} {
+		r.now = max(r.now, first+window)
+		r.do(&wire.Tick{})
 		r.check()
+		require.Equal(t, 2*left, r.idRows())
 	}
+	require.Equal(t, second+window, r.nextDue(), "of the one that is left")
+	r.do(settingsOp("q", &wire.Settings{IdWindow: ptr(uint64(time.Second))}))
+	require.Less(t, r.nextDue(), r.now, "the window is shorter now")
+	r.do(&wire.Tick{})
+	r.check()
+	require.Zero(t, r.idRows())
+	_, due := r.m.NextDue()
+	require.False(t, due)
+
+	// One that was put again after it had left the window.
+	r.do(settingsOp("q", &wire.Settings{IdWindow: ptr(uint64(time.Hour))}))
+	for range 3 {
+		r.do(&wire.Put{Target: inRoot, Key: "q", Records: []*wire.NewRecord{withID("", "again")}})
+		r.now += uint64(time.Hour)
+	}
+	r.do(&wire.Tick{})
+	r.check()
+	require.Zero(t, r.idRows())
+	r.do(&wire.Put{Target: inRoot, Key: "q", Records: []*wire.NewRecord{withID("", "dropped")}})
+	r.do(&wire.Configure{Target: inRoot, Key: "q", Drop: true})
+	r.check()
+	_, due = r.m.NextDue()
+	require.False(t, due)
 }
 
 func TestTypes(t *testing.T) {

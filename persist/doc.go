@@ -30,7 +30,7 @@
 //	stream    's' ino(8) key                                         StreamRow   head, cursor, tail and counts
 //	record    'r' ino(8) key 00 pos(8) seq(8)                        RecordRow   a record's payload
 //	out       'o' ino(8) key 00 pos(8) seq(8)                        OutRow      leased, returned or delayed records
-//	timer     't' due(8) ino(8) key 00 pos(8) seq(8)                 empty       deadlines and delays, by log time; both ff…: a stream's age
+//	timer     't' due(8) ino(8) key 00 pos(8) seq(8)                 empty       deadlines and delays, by log time; both ff…: a stream's age; seq ff…fe: its ids
 //	session   'c' minted(8) salt(8)                                  SessionRow  last answers
 //	orphan    'u' ino(8)                                             OrphanRow   open files without a name
 //	remote    'n' name                                               RemoteRow   named nodes

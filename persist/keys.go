@@ -142,7 +142,7 @@ func AppendIDOrderKey(dst []byte, ino gearsfs.Ino, key gearsfs.Key, number uint6
 }
 
 // Timer is what is due at a log time: the end of a lease or of a delay, or,
-// where Place is that of AgeTimer, the age of a stream's records.
+// where Place is that of AgeTimer or IDTimer, the age of a stream's records or ids.
 type Timer struct {
 	Due   uint64
 	Ino   gearsfs.Ino
@@ -152,6 +152,9 @@ type Timer struct {
 
 // AgeTimer is the place of a stream's age timer: behind every record.
 var AgeTimer = gearsfs.Place{Pos: math.MaxUint64, Seq: math.MaxUint64}
+
+// IDTimer is the place of the timer of a stream's ids.
+var IDTimer = gearsfs.Place{Pos: math.MaxUint64, Seq: math.MaxUint64 - 1}
 
 func TimerKey(t Timer) []byte {
 	return AppendTimerKey(make([]byte, 0, dueBytes+inoBytes+len(t.Key)+1+placeBytes), t)

@@ -79,6 +79,7 @@ func (q *Queue) Remove(at gearsfs.Place, bytes int) error {
 	q.s.Bytes -= uint64(bytes)
 	q.s.Blocks = true
 	q.s.Version++
+	q.Lose(at.Seq, at.Seq, gearsfs.FateCleared)
 	if out, ok := q.outs.get(at); ok {
 		q.endOut(at, out)
 		return nil
@@ -119,6 +120,7 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 		// Empty records at the old tail stay: they are in front of the gap.
 		return nil
 	}
+	q.s.LostBefore = q.s.NextSeq - 1
 	cut := gearsfs.Place{Pos: tail}
 	if err := q.removeFrom(cut); err != nil {
 		return err
@@ -144,6 +146,9 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 // the stream is a plain queue again.
 func (q *Queue) Clear() error {
 	q.s.Version++
+	if err := q.loseAll(); err != nil {
+		return err
+	}
 	cut := q.s.Head
 	remove := q.removeFrom
 	if q.outs.len() == 0 && q.windowIsWhole() && q.window.len() <= clearFewMax {

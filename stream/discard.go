@@ -41,7 +41,7 @@ func (q *Queue) dropFirst() error {
 	}
 	q.s.Bytes -= out.Bytes
 	q.s.Version++
-	q.s.Discarded++
+	q.discarded(at)
 	q.endOut(at, out)
 	if !at.Less(q.s.Cursor) {
 		q.pass(behind(at, int(out.Bytes)))
@@ -60,7 +60,12 @@ func (q *Queue) dropFresh() {
 	q.s.Bytes -= uint64(n)
 	q.s.Dead++
 	q.s.Version++
+	q.discarded(at)
+}
+
+func (q *Queue) discarded(at gearsfs.Place) {
 	q.s.Discarded++
+	q.Lose(at.Seq, at.Seq, gearsfs.FateDiscarded)
 }
 
 // Front returns the time of the first record that can be taken, of which there
@@ -103,7 +108,7 @@ func (q *Queue) DiscardOlder(last uint64, limit int) (n int, err error) {
 		out, _ := q.outs.get(at)
 		q.s.Bytes -= out.Bytes
 		q.s.Version++
-		q.s.Discarded++
+		q.discarded(at)
 		q.endOut(at, out)
 		q.dead(at)
 	}

@@ -39,6 +39,7 @@ type modelled struct {
 	s    State          // of which only what has no other source is kept
 	next uint64         // fence
 	now  uint64
+	gone map[gearsfs.Seq]gearsfs.Fate // of those that were not acknowledged
 }
 
 func (m *modelled) data() []byte {
@@ -71,6 +72,45 @@ func (m *modelled) pick(ok func(*modelRecord) bool) *modelRecord {
 
 func (m *modelled) remove(gone func(*modelRecord) bool) {
 	m.list = slices.DeleteFunc(m.list, gone)
+}
+
+func (m *modelled) lose(gone func(*modelRecord) bool, fate gearsfs.Fate) {
+	for _, r := range m.list {
+		if gone(r) {
+			m.gone[r.at.Seq] = fate
+		}
+	}
+}
+
+// checkFates compares what the queue says of those that are gone: it may not know.
+func (m *modelled) checkFates() {
+	s := m.q.State()
+	require.LessOrEqual(m.t, len(s.Lost), lostRunsMax)
+	info := gearsfs.StreamInfo{Lost: s.Lost, LostBefore: s.LostBefore}
+	live := make(map[gearsfs.Seq]bool)
+	for _, r := range m.list {
+		live[r.at.Seq] = true
+	}
+	var all [gearsfs.Fates]uint64
+	for seq := gearsfs.Seq(1); seq < s.NextSeq; seq++ {
+		counts := info.FatesOf(seq, seq)
+		var fate gearsfs.Fate
+		for f, n := range counts {
+			all[f] += n
+			if n > 0 {
+				fate = gearsfs.Fate(f)
+			}
+		}
+		switch {
+		case fate == gearsfs.FateUnknown:
+			require.LessOrEqual(m.t, seq, s.LostBefore)
+		case live[seq]:
+			require.Equal(m.t, gearsfs.FateAcked, fate, "%d lives", seq)
+		default:
+			require.Equal(m.t, m.gone[seq], fate, "%d", seq)
+		}
+	}
+	require.Equal(m.t, all, info.FatesOf(1, s.NextSeq-1))
 }
 
 func (m *modelled) end() gearsfs.Place { return gearsfs.Place{Pos: m.s.Tail, Seq: m.s.NextSeq} }
@@ -112,6 +152,7 @@ func (m *modelled) step() string {
 		return "reload"
 	case op < 86:
 		require.NoError(m.t, m.q.Clear())
+		m.lose(func(*modelRecord) bool { return true }, gearsfs.FateCleared)
 		m.list = nil
 		m.s.Tail = m.s.Head.Pos
 		m.s.Head = m.end()
@@ -139,6 +180,7 @@ func (m *modelled) step() string {
 			return "nothing to remove"
 		}
 		require.NoError(m.t, m.q.Remove(r.at, len(r.data)))
+		m.gone[r.at.Seq] = gearsfs.FateCleared
 		m.remove(func(x *modelRecord) bool { return x == r })
 		return "remove"
 	}
@@ -190,6 +232,7 @@ func (m *modelled) discard(gone *modelRecord) {
 		m.pass(gone)
 	}
 	m.s.Discarded++
+	m.gone[gone.at.Seq] = gearsfs.FateDiscarded
 	m.remove(func(r *modelRecord) bool { return r == gone })
 	m.moveHead()
 }
@@ -318,6 +361,7 @@ func (m *modelled) setTail() string {
 	tail := m.s.Head.Pos + 1 + gearsfs.Pos(m.rand.Uint64N(n+100))
 	require.NoError(m.t, m.q.SetTail(tail))
 	if tail < m.s.Tail {
+		m.lose(func(r *modelRecord) bool { return r.at.Pos >= tail }, gearsfs.FateCleared)
 		m.remove(func(r *modelRecord) bool { return r.at.Pos >= tail })
 		if len(m.list) > 0 {
 			last := m.list[len(m.list)-1]
@@ -400,7 +444,9 @@ func (m *modelled) check() {
 		require.True(m.t, bytes.Equal(r.data, row.Data))
 		require.False(m.t, r.at.Less(s.Head))
 	}
+	want.Lost, want.LostBefore = s.Lost, s.LostBefore
 	require.Equal(m.t, want, *s)
+	m.checkFates()
 	require.LessOrEqual(m.t, s.Cursor.Pos, s.Tail)
 	require.Equal(m.t, int(s.Leased+s.Returned+s.Delayed), m.rows.outs.len())
 	require.Equal(m.t, int(s.Returned), m.q.back.len())
@@ -429,7 +475,7 @@ func TestQueueAgainstModel(t *testing.T) {
 		t.Run(fmt.Sprint(run), func(t *testing.T) {
 			t.Logf("seed %d", seed)
 			q, rows := newQueue(t)
-			m := &modelled{t: t, rand: rand.New(rand.NewPCG(seed, 0)), q: q, rows: rows, s: NewState(), next: 1}
+			m := &modelled{t: t, rand: rand.New(rand.NewPCG(seed, 0)), q: q, rows: rows, s: NewState(), next: 1, gone: make(map[gearsfs.Seq]gearsfs.Fate)}
 			var log []string
 			defer func() {
 				if t.Failed() {

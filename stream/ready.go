@@ -65,6 +65,7 @@ func (s *State) Copied() State {
 	c.Cursor, c.Cleaned = s.Head, s.Head
 	c.Ready = s.records()
 	c.Leased, c.Returned, c.Delayed, c.DelayedAhead = 0, 0, 0, 0
-	c.Dead, c.Discarded, c.AgeDue, c.IDs, c.NextID = 0, 0, 0, 0, 0
+	c.Dead, c.Discarded, c.AgeDue, c.IDs, c.NextID, c.IDsDue = 0, 0, 0, 0, 0, 0
+	c.Lost, c.LostBefore = nil, s.NextSeq-1
 	return c
 }

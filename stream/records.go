@@ -97,6 +97,7 @@ type State struct {
 	IDWindow   uint64 // nanoseconds; 0 is the default
 	IDs        uint64 // remembered: those of the numbers in front of NextID
 	NextID     uint64
+	IDsDue     uint64 // log time at which too old ids are looked for; 0 is none
 
 	// Rules for the callers of Append, Return and DiscardOlder.
 	Full   gearsfs.Full
@@ -104,6 +105,10 @@ type State struct {
 	Age    uint64 // nanoseconds; 0 is any age
 	AgeDue uint64 // log time at which too old records are looked for; 0 is none
 	Memory bool   // records are somewhere else
+
+	// See Queue.Lose. What Lost points to is never changed.
+	Lost       []gearsfs.LostRun
+	LostBefore gearsfs.Seq
 }
 
 // NewState is the state of a stream that never had a record.

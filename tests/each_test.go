@@ -204,6 +204,37 @@ func TestEachSignals(t *testing.T) {
 	require.Empty(t, left)
 }
 
+// A worker that was killed leaves its directory, which the next one removes, and
+// none of a worker that lives.
+func TestEachSweepsAfterTheKilled(t *testing.T) {
+	t.Parallel()
+	d, temp := startDaemon(t), dir(t)
+	putNumbers(t, d, ":/in", "q", 3)
+	script := `: > ` + temp + `/began$1; until [ -e ` + temp + `/go ]; do sleep 0.01; done; cat $GEARSFS_IN/0`
+	each := func(i int) *job {
+		w := startJob(t, d, temp, gearsfsPath(), "each", ":/in", "q", "-n", "1", "--put", ":/out", "q", "--", "sh", "-c", script, "sh", "{}")
+		require.Eventually(t, func() bool { _, err := os.Stat(fmt.Sprintf("%s/began%d", temp, i)); return err == nil }, readyWithin, time.Millisecond)
+		return w
+	}
+	left := func() int {
+		dirs, err := filepath.Glob(temp + "/gearsfs-each-*")
+		require.NoError(t, err)
+		return len(dirs)
+	}
+	lives, killed := each(0), each(1)
+	require.Equal(t, 2, left())
+	killed.kill()
+	require.Equal(t, 2, left())
+	require.NoError(t, os.Remove(temp+"/began1"))
+	next := each(1) // its record is back
+	require.Equal(t, 2, left(), "the first one's and the new one's")
+	require.NoError(t, os.WriteFile(temp+"/go", nil, 0o600))
+	require.Zero(t, lives.wait(), lives.stderr.String())
+	require.Zero(t, next.wait(), next.stderr.String())
+	require.ElementsMatch(t, []string{"0", "1"}, strings.Fields(d.gearsfs("take", ":/out", "q", "-n", "all").stdout))
+	require.Zero(t, left())
+}
+
 // A command that writes 1 GiB fails for that, and its worker's memory stays
 // bounded.
 func TestEachMemory(t *testing.T) {
@@ -262,7 +293,7 @@ func TestHoldIsLost(t *testing.T) {
 	d, temp := startDaemon(t), dir(t)
 	script := `: > ` + temp + `/$1; echo $$ > ` + temp + `/$1; exec sleep 1000`
 	hold := func(name string) *job {
-		w := startJob(t, d, temp, gearsfsPath(), "hold", ":/l", "lock", "--", "sh", "-c", script, "sh", name)
+		w := startJob(t, d, temp, gearsfsPath(), "hold", ":/l", "lock", "--lease", "2s", "--", "sh", "-c", script, "sh", name)
 		require.Eventually(t, func() bool {
 			pid, err := os.ReadFile(temp + "/" + name)
 			return err == nil && len(pid) > 0
@@ -282,9 +313,7 @@ func TestHoldIsLost(t *testing.T) {
 
 	second := hold("second") // when the first one's lease is over
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGSTOP))
-	stopped := time.Now()
 	require.Equal(t, 128+9, second.wait())
-	require.Less(t, time.Since(stopped), 10*time.Second)
 	require.False(t, alive("second"))
 	require.Contains(t, second.stderr.String(), "the permit was lost")
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGCONT))

@@ -645,6 +645,67 @@ func (x *Target) GetName() string {
 	return ""
 }
 
+// LostRun are records of consecutive seqs with one gearsfs.Fate.
+type LostRun struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	Fate          uint32                 `protobuf:"varint,3,opt,name=fate,proto3" json:"fate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostRun) Reset() {
+	*x = LostRun{}
+	mi := &file_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostRun) ProtoMessage() {}
+
+func (x *LostRun) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostRun.ProtoReflect.Descriptor instead.
+func (*LostRun) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LostRun) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *LostRun) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *LostRun) GetFate() uint32 {
+	if x != nil {
+		return x.Fate
+	}
+	return 0
+}
+
 type NewRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -656,7 +717,7 @@ type NewRecord struct {
 
 func (x *NewRecord) Reset() {
 	*x = NewRecord{}
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +729,7 @@ func (x *NewRecord) String() string {
 func (*NewRecord) ProtoMessage() {}
 
 func (x *NewRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +742,7 @@ func (x *NewRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewRecord.ProtoReflect.Descriptor instead.
 func (*NewRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{3}
+	return file_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NewRecord) GetData() []byte {
@@ -722,7 +783,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +795,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +808,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{4}
+	return file_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Put) GetTarget() *Target {
@@ -829,7 +890,7 @@ type Take struct {
 
 func (x *Take) Reset() {
 	*x = Take{}
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +902,7 @@ func (x *Take) String() string {
 func (*Take) ProtoMessage() {}
 
 func (x *Take) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +915,7 @@ func (x *Take) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Take.ProtoReflect.Descriptor instead.
 func (*Take) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{5}
+	return file_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Take) GetTarget() *Target {
@@ -926,7 +987,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +999,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1012,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{6}
+	return file_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Receipt) GetIno() uint64 {
@@ -1003,7 +1064,7 @@ type Settle struct {
 
 func (x *Settle) Reset() {
 	*x = Settle{}
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1076,7 @@ func (x *Settle) String() string {
 func (*Settle) ProtoMessage() {}
 
 func (x *Settle) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1089,7 @@ func (x *Settle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settle.ProtoReflect.Descriptor instead.
 func (*Settle) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{7}
+	return file_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Settle) GetReceipts() []*Receipt {
@@ -1080,7 +1141,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1153,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1166,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{8}
+	return file_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Update) GetTarget() *Target {
@@ -1158,7 +1219,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1231,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1244,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{9}
+	return file_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Condition) GetTarget() *Target {
@@ -1240,7 +1301,7 @@ type Look struct {
 
 func (x *Look) Reset() {
 	*x = Look{}
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1313,7 @@ func (x *Look) String() string {
 func (*Look) ProtoMessage() {}
 
 func (x *Look) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1326,7 @@ func (x *Look) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Look.ProtoReflect.Descriptor instead.
 func (*Look) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{10}
+	return file_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Look) GetTarget() *Target {
@@ -1300,7 +1361,7 @@ type Transact struct {
 
 func (x *Transact) Reset() {
 	*x = Transact{}
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1373,7 @@ func (x *Transact) String() string {
 func (*Transact) ProtoMessage() {}
 
 func (x *Transact) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1386,7 @@ func (x *Transact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transact.ProtoReflect.Descriptor instead.
 func (*Transact) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{11}
+	return file_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Transact) GetSteps() []*Step {
@@ -1352,7 +1413,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1425,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1438,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{12}
+	return file_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Step) GetOp() isStep_Op {
@@ -1490,7 +1551,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1563,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1576,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{13}
+	return file_command_proto_rawDescGZIP(), []int{14}
 }
 
 // Move takes records from the head of a stream and puts them into another of
@@ -1532,7 +1593,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1605,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1618,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Move) GetTarget() *Target {
@@ -1600,7 +1661,7 @@ type CopyFile struct {
 
 func (x *CopyFile) Reset() {
 	*x = CopyFile{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1673,7 @@ func (x *CopyFile) String() string {
 func (*CopyFile) ProtoMessage() {}
 
 func (x *CopyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1686,7 @@ func (x *CopyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFile.ProtoReflect.Descriptor instead.
 func (*CopyFile) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CopyFile) GetFrom() *Target {
@@ -1659,7 +1720,7 @@ type Configure struct {
 
 func (x *Configure) Reset() {
 	*x = Configure{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1732,7 @@ func (x *Configure) String() string {
 func (*Configure) ProtoMessage() {}
 
 func (x *Configure) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1745,7 @@ func (x *Configure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Configure.ProtoReflect.Descriptor instead.
 func (*Configure) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Configure) GetTarget() *Target {
@@ -1768,7 +1829,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1841,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1854,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Settings) GetRecords() uint64 {
@@ -1870,7 +1931,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +1943,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +1956,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Write) GetIno() uint64 {
@@ -1935,7 +1996,7 @@ type Make struct {
 
 func (x *Make) Reset() {
 	*x = Make{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2008,7 @@ func (x *Make) String() string {
 func (*Make) ProtoMessage() {}
 
 func (x *Make) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2021,7 @@ func (x *Make) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Make.ProtoReflect.Descriptor instead.
 func (*Make) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Make) GetDir() uint64 {
@@ -2030,7 +2091,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2103,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2116,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -2093,7 +2154,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2166,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2179,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Unlink) GetDir() uint64 {
@@ -2171,7 +2232,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2244,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2257,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rename) GetDir() uint64 {
@@ -2265,7 +2326,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2338,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2351,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -2368,7 +2429,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2441,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2454,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -2437,7 +2498,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2510,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2523,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2510,7 +2571,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2583,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2596,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -2558,7 +2619,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2631,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2644,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -2617,7 +2678,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2690,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2703,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetRemote) GetName() string {
@@ -2672,7 +2733,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2745,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2758,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Init) GetId() []byte {
@@ -2737,7 +2798,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2810,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +2823,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 // Answer is what applying a command yields.
@@ -2784,7 +2845,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2857,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2870,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -2900,7 +2961,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2973,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +2986,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3020,7 +3081,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3093,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3106,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3159,7 +3220,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3232,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3245,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3225,7 +3286,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3298,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3311,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -3271,7 +3332,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3344,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3357,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -3322,7 +3383,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3334,7 +3395,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3347,7 +3408,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -3400,7 +3461,11 @@ const file_command_proto_rawDesc = "" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\x04R\x03dir\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"C\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"G\n" +
+	"\aLostRun\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x12\n" +
+	"\x04fate\x18\x03 \x01(\rR\x04fate\"C\n" +
 	"\tNewRecord\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
@@ -3658,98 +3723,99 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),        // 0: gearsfs.Entry
 	(*Command)(nil),      // 1: gearsfs.Command
 	(*Target)(nil),       // 2: gearsfs.Target
-	(*NewRecord)(nil),    // 3: gearsfs.NewRecord
-	(*Put)(nil),          // 4: gearsfs.Put
-	(*Take)(nil),         // 5: gearsfs.Take
-	(*Receipt)(nil),      // 6: gearsfs.Receipt
-	(*Settle)(nil),       // 7: gearsfs.Settle
-	(*Update)(nil),       // 8: gearsfs.Update
-	(*Condition)(nil),    // 9: gearsfs.Condition
-	(*Look)(nil),         // 10: gearsfs.Look
-	(*Transact)(nil),     // 11: gearsfs.Transact
-	(*Step)(nil),         // 12: gearsfs.Step
-	(*Tick)(nil),         // 13: gearsfs.Tick
-	(*Move)(nil),         // 14: gearsfs.Move
-	(*CopyFile)(nil),     // 15: gearsfs.CopyFile
-	(*Configure)(nil),    // 16: gearsfs.Configure
-	(*Settings)(nil),     // 17: gearsfs.Settings
-	(*Write)(nil),        // 18: gearsfs.Write
-	(*Make)(nil),         // 19: gearsfs.Make
-	(*Link)(nil),         // 20: gearsfs.Link
-	(*Unlink)(nil),       // 21: gearsfs.Unlink
-	(*Rename)(nil),       // 22: gearsfs.Rename
-	(*SetAttr)(nil),      // 23: gearsfs.SetAttr
-	(*Allocate)(nil),     // 24: gearsfs.Allocate
-	(*SetXattr)(nil),     // 25: gearsfs.SetXattr
-	(*Release)(nil),      // 26: gearsfs.Release
-	(*EndSession)(nil),   // 27: gearsfs.EndSession
-	(*SetRemote)(nil),    // 28: gearsfs.SetRemote
-	(*Init)(nil),         // 29: gearsfs.Init
-	(*Confirm)(nil),      // 30: gearsfs.Confirm
-	(*Answer)(nil),       // 31: gearsfs.Answer
-	(*TakenRecord)(nil),  // 32: gearsfs.TakenRecord
-	(*Attr)(nil),         // 33: gearsfs.Attr
-	(*Member)(nil),       // 34: gearsfs.Member
-	(*SetMember)(nil),    // 35: gearsfs.SetMember
-	(*MemberChange)(nil), // 36: gearsfs.MemberChange
-	(*Verify)(nil),       // 37: gearsfs.Verify
+	(*LostRun)(nil),      // 3: gearsfs.LostRun
+	(*NewRecord)(nil),    // 4: gearsfs.NewRecord
+	(*Put)(nil),          // 5: gearsfs.Put
+	(*Take)(nil),         // 6: gearsfs.Take
+	(*Receipt)(nil),      // 7: gearsfs.Receipt
+	(*Settle)(nil),       // 8: gearsfs.Settle
+	(*Update)(nil),       // 9: gearsfs.Update
+	(*Condition)(nil),    // 10: gearsfs.Condition
+	(*Look)(nil),         // 11: gearsfs.Look
+	(*Transact)(nil),     // 12: gearsfs.Transact
+	(*Step)(nil),         // 13: gearsfs.Step
+	(*Tick)(nil),         // 14: gearsfs.Tick
+	(*Move)(nil),         // 15: gearsfs.Move
+	(*CopyFile)(nil),     // 16: gearsfs.CopyFile
+	(*Configure)(nil),    // 17: gearsfs.Configure
+	(*Settings)(nil),     // 18: gearsfs.Settings
+	(*Write)(nil),        // 19: gearsfs.Write
+	(*Make)(nil),         // 20: gearsfs.Make
+	(*Link)(nil),         // 21: gearsfs.Link
+	(*Unlink)(nil),       // 22: gearsfs.Unlink
+	(*Rename)(nil),       // 23: gearsfs.Rename
+	(*SetAttr)(nil),      // 24: gearsfs.SetAttr
+	(*Allocate)(nil),     // 25: gearsfs.Allocate
+	(*SetXattr)(nil),     // 26: gearsfs.SetXattr
+	(*Release)(nil),      // 27: gearsfs.Release
+	(*EndSession)(nil),   // 28: gearsfs.EndSession
+	(*SetRemote)(nil),    // 29: gearsfs.SetRemote
+	(*Init)(nil),         // 30: gearsfs.Init
+	(*Confirm)(nil),      // 31: gearsfs.Confirm
+	(*Answer)(nil),       // 32: gearsfs.Answer
+	(*TakenRecord)(nil),  // 33: gearsfs.TakenRecord
+	(*Attr)(nil),         // 34: gearsfs.Attr
+	(*Member)(nil),       // 35: gearsfs.Member
+	(*SetMember)(nil),    // 36: gearsfs.SetMember
+	(*MemberChange)(nil), // 37: gearsfs.MemberChange
+	(*Verify)(nil),       // 38: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
-	4,  // 1: gearsfs.Command.put:type_name -> gearsfs.Put
-	5,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
-	7,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
-	16, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
-	18, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
-	19, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
-	20, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
-	21, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
-	22, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
-	23, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	24, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	25, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	26, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	27, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	28, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	29, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	30, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	35, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	37, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
-	8,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
-	11, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
-	13, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
-	14, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
-	15, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
+	5,  // 1: gearsfs.Command.put:type_name -> gearsfs.Put
+	6,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
+	8,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
+	17, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
+	19, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
+	20, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
+	21, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
+	22, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
+	23, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
+	24, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
+	25, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	26, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	27, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	28, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	29, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	30, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	31, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	36, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	38, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	9,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
+	12, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
+	14, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
+	15, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
+	16, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	2,  // 25: gearsfs.Put.target:type_name -> gearsfs.Target
-	3,  // 26: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	4,  // 26: gearsfs.Put.records:type_name -> gearsfs.NewRecord
 	2,  // 27: gearsfs.Take.target:type_name -> gearsfs.Target
-	6,  // 28: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	7,  // 28: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
 	2,  // 29: gearsfs.Update.target:type_name -> gearsfs.Target
-	3,  // 30: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	4,  // 30: gearsfs.Update.record:type_name -> gearsfs.NewRecord
 	2,  // 31: gearsfs.Condition.target:type_name -> gearsfs.Target
 	2,  // 32: gearsfs.Look.target:type_name -> gearsfs.Target
-	12, // 33: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	9,  // 34: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	5,  // 35: gearsfs.Step.take:type_name -> gearsfs.Take
-	10, // 36: gearsfs.Step.look:type_name -> gearsfs.Look
-	7,  // 37: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	8,  // 38: gearsfs.Step.update:type_name -> gearsfs.Update
-	4,  // 39: gearsfs.Step.put:type_name -> gearsfs.Put
+	13, // 33: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	10, // 34: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	6,  // 35: gearsfs.Step.take:type_name -> gearsfs.Take
+	11, // 36: gearsfs.Step.look:type_name -> gearsfs.Look
+	8,  // 37: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	9,  // 38: gearsfs.Step.update:type_name -> gearsfs.Update
+	5,  // 39: gearsfs.Step.put:type_name -> gearsfs.Put
 	2,  // 40: gearsfs.Move.target:type_name -> gearsfs.Target
 	2,  // 41: gearsfs.CopyFile.from:type_name -> gearsfs.Target
 	2,  // 42: gearsfs.CopyFile.to:type_name -> gearsfs.Target
 	2,  // 43: gearsfs.Configure.target:type_name -> gearsfs.Target
-	17, // 44: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	33, // 45: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	32, // 46: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	31, // 47: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	34, // 48: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	34, // 49: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	18, // 44: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	34, // 45: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	33, // 46: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	32, // 47: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	35, // 48: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	35, // 49: gearsfs.MemberChange.add:type_name -> gearsfs.Member
 	50, // [50:50] is the sub-list for method output_type
 	50, // [50:50] is the sub-list for method input_type
 	50, // [50:50] is the sub-list for extension type_name
@@ -3788,9 +3854,9 @@ func file_command_proto_init() {
 		(*Command_Move)(nil),
 		(*Command_CopyFile)(nil),
 	}
-	file_command_proto_msgTypes[8].OneofWrappers = []any{}
 	file_command_proto_msgTypes[9].OneofWrappers = []any{}
-	file_command_proto_msgTypes[12].OneofWrappers = []any{
+	file_command_proto_msgTypes[10].OneofWrappers = []any{}
+	file_command_proto_msgTypes[13].OneofWrappers = []any{
 		(*Step_Condition)(nil),
 		(*Step_Take)(nil),
 		(*Step_Look)(nil),
@@ -3798,17 +3864,17 @@ func file_command_proto_init() {
 		(*Step_Update)(nil),
 		(*Step_Put)(nil),
 	}
-	file_command_proto_msgTypes[16].OneofWrappers = []any{}
 	file_command_proto_msgTypes[17].OneofWrappers = []any{}
-	file_command_proto_msgTypes[19].OneofWrappers = []any{}
-	file_command_proto_msgTypes[23].OneofWrappers = []any{}
+	file_command_proto_msgTypes[18].OneofWrappers = []any{}
+	file_command_proto_msgTypes[20].OneofWrappers = []any{}
+	file_command_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2743,6 +2743,8 @@ type Stream struct {
 	Delayed       uint64                 `protobuf:"varint,14,opt,name=delayed,proto3" json:"delayed,omitempty"`
 	Discarded     uint64                 `protobuf:"varint,15,opt,name=discarded,proto3" json:"discarded,omitempty"`
 	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"` // but for the limits
+	Lost          []*LostRun             `protobuf:"bytes,17,rep,name=lost,proto3" json:"lost,omitempty"`
+	LostBefore    uint64                 `protobuf:"varint,18,opt,name=lost_before,json=lostBefore,proto3" json:"lost_before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2887,6 +2889,20 @@ func (x *Stream) GetSettings() *Settings {
 		return x.Settings
 	}
 	return nil
+}
+
+func (x *Stream) GetLost() []*LostRun {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *Stream) GetLostBefore() uint64 {
+	if x != nil {
+		return x.LostBefore
+	}
+	return 0
 }
 
 type Usage struct {
@@ -3597,7 +3613,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04only\x18\x05 \x01(\bR\x04only\"B\n" +
 	"\tNamedAttr\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
-	"\x04attr\x18\x02 \x01(\v2\r.gearsfs.AttrR\x04attr\"\xc7\x03\n" +
+	"\x04attr\x18\x02 \x01(\v2\r.gearsfs.AttrR\x04attr\"\x8e\x04\n" +
 	"\x06Stream\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x16\n" +
@@ -3616,7 +3632,10 @@ const file_request_proto_rawDesc = "" +
 	"limitBytes\x12\x18\n" +
 	"\adelayed\x18\x0e \x01(\x04R\adelayed\x12\x1c\n" +
 	"\tdiscarded\x18\x0f \x01(\x04R\tdiscarded\x12-\n" +
-	"\bsettings\x18\x10 \x01(\v2\x11.gearsfs.SettingsR\bsettings\"_\n" +
+	"\bsettings\x18\x10 \x01(\v2\x11.gearsfs.SettingsR\bsettings\x12$\n" +
+	"\x04lost\x18\x11 \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x1f\n" +
+	"\vlost_before\x18\x12 \x01(\x04R\n" +
+	"lostBefore\"_\n" +
 	"\x05Usage\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +
@@ -3722,6 +3741,7 @@ var file_request_proto_goTypes = []any{
 	(*Target)(nil),       // 37: gearsfs.Target
 	(*Attr)(nil),         // 38: gearsfs.Attr
 	(*Settings)(nil),     // 39: gearsfs.Settings
+	(*LostRun)(nil),      // 40: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
@@ -3766,12 +3786,13 @@ var file_request_proto_depIdxs = []int32{
 	37, // 39: gearsfs.ListStreams.target:type_name -> gearsfs.Target
 	38, // 40: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
 	39, // 41: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	29, // 42: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	40, // 42: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	29, // 43: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }

@@ -388,10 +388,13 @@ type StreamRow struct {
 	IdWindow      uint64                 `protobuf:"varint,25,opt,name=id_window,json=idWindow,proto3" json:"id_window,omitempty"`
 	AppendOnly    bool                   `protobuf:"varint,26,opt,name=append_only,json=appendOnly,proto3" json:"append_only,omitempty"`
 	Memory        bool                   `protobuf:"varint,27,opt,name=memory,proto3" json:"memory,omitempty"`
-	Discarded     uint64                 `protobuf:"varint,28,opt,name=discarded,proto3" json:"discarded,omitempty"`          // records, by age or for newer ones
-	Ids           uint64                 `protobuf:"varint,29,opt,name=ids,proto3" json:"ids,omitempty"`                      // that are remembered
-	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`  // number of the next one
-	AgeDue        uint64                 `protobuf:"fixed64,31,opt,name=age_due,json=ageDue,proto3" json:"age_due,omitempty"` // log time of the stream's age timer; 0 is none
+	Discarded     uint64                 `protobuf:"varint,28,opt,name=discarded,proto3" json:"discarded,omitempty"`                     // records, by age or for newer ones
+	Ids           uint64                 `protobuf:"varint,29,opt,name=ids,proto3" json:"ids,omitempty"`                                 // that are remembered
+	NextId        uint64                 `protobuf:"varint,30,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`             // number of the next one
+	AgeDue        uint64                 `protobuf:"fixed64,31,opt,name=age_due,json=ageDue,proto3" json:"age_due,omitempty"`            // log time of the stream's age timer; 0 is none
+	Lost          []*LostRun             `protobuf:"bytes,32,rep,name=lost,proto3" json:"lost,omitempty"`                                // records that went without an acknowledgement, the last ones
+	IdsDue        uint64                 `protobuf:"fixed64,34,opt,name=ids_due,json=idsDue,proto3" json:"ids_due,omitempty"`            // log time of the timer of the stream's ids; 0 is none
+	LostBefore    uint64                 `protobuf:"varint,33,opt,name=lost_before,json=lostBefore,proto3" json:"lost_before,omitempty"` // of those up to this seq nobody knows but for what is in lost
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -639,6 +642,27 @@ func (x *StreamRow) GetNextId() uint64 {
 func (x *StreamRow) GetAgeDue() uint64 {
 	if x != nil {
 		return x.AgeDue
+	}
+	return 0
+}
+
+func (x *StreamRow) GetLost() []*LostRun {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *StreamRow) GetIdsDue() uint64 {
+	if x != nil {
+		return x.IdsDue
+	}
+	return 0
+}
+
+func (x *StreamRow) GetLostBefore() uint64 {
+	if x != nil {
+		return x.LostBefore
 	}
 	return 0
 }
@@ -1531,7 +1555,7 @@ var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
 	"\n" +
-	"\trow.proto\x12\agearsfs\"\xb1\x02\n" +
+	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xb1\x02\n" +
 	"\tVolumeRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -1566,7 +1590,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xc2\x06\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xa2\a\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1605,7 +1629,11 @@ const file_row_proto_rawDesc = "" +
 	"\tdiscarded\x18\x1c \x01(\x04R\tdiscarded\x12\x10\n" +
 	"\x03ids\x18\x1d \x01(\x04R\x03ids\x12\x17\n" +
 	"\anext_id\x18\x1e \x01(\x04R\x06nextId\x12\x17\n" +
-	"\aage_due\x18\x1f \x01(\x06R\x06ageDue\"\x88\x01\n" +
+	"\aage_due\x18\x1f \x01(\x06R\x06ageDue\x12$\n" +
+	"\x04lost\x18  \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x17\n" +
+	"\aids_due\x18\" \x01(\x06R\x06idsDue\x12\x1f\n" +
+	"\vlost_before\x18! \x01(\x04R\n" +
+	"lostBefore\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -1712,20 +1740,22 @@ var file_row_proto_goTypes = []any{
 	(*OrphanRow)(nil),    // 13: gearsfs.OrphanRow
 	(*RemoteRow)(nil),    // 14: gearsfs.RemoteRow
 	(*MemberRow)(nil),    // 15: gearsfs.MemberRow
+	(*LostRun)(nil),      // 16: gearsfs.LostRun
 }
 var file_row_proto_depIdxs = []int32{
-	5,  // 0: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	12, // 1: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
-	9,  // 2: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
-	10, // 3: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	9,  // 4: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
-	11, // 5: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	4,  // 6: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	16, // 0: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
+	5,  // 1: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
+	12, // 2: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	9,  // 3: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
+	10, // 4: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
+	9,  // 5: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	11, // 6: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	4,  // 7: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -1733,6 +1763,7 @@ func file_row_proto_init() {
 	if File_row_proto != nil {
 		return
 	}
+	file_command_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

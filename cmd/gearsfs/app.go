@@ -41,6 +41,7 @@ type app struct {
 	// says whether that was all.
 	onSignal atomic.Pointer[func(s syscall.Signal) bool]
 
+	sweep   sync.Once  // of what killed workers have left
 	printMu sync.Mutex // held while what belongs together is written
 
 	noteMu sync.Mutex

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -207,6 +208,34 @@ func TestReceipts(t *testing.T) {
 	})
 }
 
+// Several receipts are settled at once, of a stream on disk as of one in memory.
+func TestSeveralReceipts(t *testing.T) {
+	addr := startNode(t)
+	for _, store := range []string{"disk", "memory"} {
+		file := ":/" + store
+		runSteps(t, addr, []step{{line: "put " + file + " other x"}, {line: "set " + file + " k --store " + store}})
+		runSteps(t, addr, []step{{line: "put " + file + " k -l", in: "1\n2\n3\n4\n"}})
+		got := cli(t, addr, nil, "take", file, "k", "-n", "all", "--lease", "1h", "-o", "json")
+		require.Equal(t, 0, got.status, got.errs)
+		var receipts []string
+		for line := range strings.Lines(got.out) {
+			var record struct{ Receipt string }
+			require.NoError(t, json.Unmarshal([]byte(line), &record))
+			receipts = append(receipts, record.Receipt)
+		}
+		require.Len(t, receipts, 4)
+		runSteps(t, addr, []step{
+			{line: "extend " + file + " k " + strings.Join(receipts, " ") + " 2h"},
+			{line: "extend " + file + " k " + strings.Join(receipts, " "), status: 2, errs: "by nothing"},
+			{line: "ack " + file + " k " + receipts[0] + " " + receipts[1]},
+			{line: "ack " + file + " k " + receipts[2] + " " + receipts[1], status: 1, errs: "gone"},
+			{line: "nack " + file + " k " + receipts[2] + " " + receipts[3] + " 50ms"},
+			{line: "take " + file + " k -n 2", out: "3\n4\n"},
+			{line: "take " + file + " k --no-wait", status: 3, errs: "empty"},
+		})
+	}
+}
+
 func TestUntilAcked(t *testing.T) {
 	addr := startNode(t)
 	_, putting := background(t, addr, "put", ":/q", "k", "x", "--until-acked")
@@ -224,7 +253,75 @@ func TestUntilAcked(t *testing.T) {
 	}
 	runSteps(t, addr, []step{{line: "put :/q k behind"}, {line: "ack :/q k " + receipt}})
 	assert.Equal(t, outcome{}, <-putting)
-	runSteps(t, addr, []step{{line: "clear :/q k"}, {line: "put :/q k y --id y"}, {line: "clear :/q k"}, {line: "put :/q k y --id y --until-acked"}})
+	runSteps(t, addr, []step{{line: "clear :/q k"}, {line: "put :/q k y --id y"}, {line: "clear :/q k"}, {line: "put :/q k y --id y --until-acked", status: 1, errs: "1 cleared"}})
+}
+
+// What became of records that nobody acknowledged is said.
+func TestUntilAckedOtherwise(t *testing.T) {
+	for _, store := range []string{"disk", "memory"} {
+		t.Run(store, func(t *testing.T) {
+			addr := startNode(t)
+			key := func(name, settings string) {
+				t.Helper()
+				runSteps(t, addr, []step{{line: "put :/q other x"}, {line: "set :/q " + name + " --store " + store + settings}})
+			}
+			start := func(name, in string) <-chan outcome {
+				t.Helper()
+				var out, errs bytes.Buffer
+				a := bareApp(map[string]string{"GEARSFS_NODE": addr})
+				a.in, a.out, a.errs = strings.NewReader(in), &out, &errs
+				ended := make(chan outcome, 1)
+				go func() {
+					status := run(a, []string{"put", ":/q", name, "-l", "--until-acked"})
+					ended <- outcome{status, out.String(), errs.String()}
+				}()
+				require.Eventually(t, func() bool {
+					return strings.Contains(cli(t, addr, nil, "waits", "-o", "json").out, `"`+name+`"`)
+				}, 10*time.Second, time.Millisecond)
+				return ended
+			}
+			expect := func(ended <-chan outcome, why string) {
+				t.Helper()
+				got := <-ended
+				assert.Equal(t, 1, got.status)
+				assert.Contains(t, got.errs, "not acknowledged: "+why)
+			}
+			key("c", "")
+			putting := start("c", "1\n2\n3\n")
+			runSteps(t, addr, []step{{line: "take :/q c", out: "1\n"}, {line: "clear :/q c"}})
+			expect(putting, "2 cleared")
+
+			key("d", "")
+			putting = start("d", "1\n2\n")
+			runSteps(t, addr, []step{{line: "each :/q d -n 1 --tries 1 -- false", status: 1, errs: "died"}, {line: "take :/q d", out: "2\n"}})
+			expect(putting, "1 dead (in d.dead)")
+
+			key("o", " --records 2 --full drop-oldest")
+			putting = start("o", "1\n2\n")
+			runSteps(t, addr, []step{{line: "put :/q o 3"}, {line: "put :/q o 4"}})
+			expect(putting, "2 discarded")
+
+			key("r", "")
+			putting = start("r", "1\n")
+			runSteps(t, addr, []step{{line: "drop :/q r"}})
+			expect(putting, "1 gone with the stream")
+
+			key("u", "")
+			putting = start("u", "1\n")
+			runSteps(t, addr, []step{{line: "update :/q u new"}})
+			expect(putting, "1 cleared")
+
+			if store == "disk" {
+				putting = start("m", "1\n2\n")
+				runSteps(t, addr, []step{{line: "move :/q m n -n 1"}, {line: "take :/q m", out: "2\n"}})
+				expect(putting, "1 moved")
+			}
+			key("f", "")
+			putting = start("f", "1\n")
+			runSteps(t, addr, []step{{line: "rm :/q"}})
+			expect(putting, "removed with the file")
+		})
+	}
 }
 
 func TestCursor(t *testing.T) {

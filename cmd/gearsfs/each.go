@@ -48,15 +48,19 @@ acknowledged: all in one transaction. However workers, nodes and machines die, n
 lost and none is there twice. All streams must be in one volume, and what one run writes
 has at most 16 MiB.
 
-Where it fails or takes longer than --timeout, the records go back, to be taken again after
-1 s, 2 s, 4 s and so on; after --tries they go to KEY.dead, whence move brings them back.
+Any other status is a failure, an end by signal N counts as 128+N, and so do longer than
+--timeout and more than 16 MiB written to what is to be put. To leave the input unread is
+none: it is a file. After a failure the records go back, to be taken again after 1 s, 2 s,
+4 s and so on; after --tries they go to KEY.dead, whence move brings them back.
 While COMMAND runs its leases are extended; if one is lost, its process group is killed and
 what it wrote is dropped. What it leaves running in its process group is killed when it
 ends. With -j, standard error comes run by run.
 
-each ends when the input is sealed and drained, and with --seal then seals the outputs that
---put names, whichever worker is last. The first ^C or SIGTERM starts no more runs, the
-second gives back what runs. The status is 1 where a record died.`,
+each ends when the input is sealed and drained, and with --seal then seals the outputs,
+whichever worker is last: what --put names, and what workers with --seal have written as
+$GEARSFS_OUT/KEY (noted until then in the stream KEY.outputs of the input). The first ^C or SIGTERM starts no more runs, the
+second gives back what runs. The status is 1 where a record died, 127 where COMMAND is not
+found and 126 where it can't be run: no record is blamed for that.`,
 		Example: `  ls *.png | gearsfs put gears/jobs data -l --seal
   gearsfs each gears/jobs data -j 4 -- sh -c 'convert "$1" "${1%.png}.jpg"' - {}
   gearsfs each :/words line -l --put :/words word --seal -- tr -s ' ' '\n'
@@ -67,7 +71,7 @@ second gives back what runs. The status is 1 where a record died.`,
 			if err != nil {
 				return err
 			}
-			return a.each(c.Context(), o, streamArg{words[0], words[1]}, command)
+			return notRun(a.each(c.Context(), o, streamArg{words[0], words[1]}, command))
 		},
 	}
 	f := c.Flags()

@@ -67,6 +67,34 @@ func TestEachOutputs(t *testing.T) {
 	})
 }
 
+// The outputs by GEARSFS_OUT are sealed too, those of workers that are gone among
+// them, when the input is drained and not before.
+func TestEachSealsAllOutputs(t *testing.T) {
+	tidyTemp(t)
+	addr := startNode(t)
+	runSteps(t, addr, []step{{line: "put :/q in -l --seal", in: "1\n2\n3\n"}, {line: "put :/r strange x"}})
+	script := `echo out; printf $1 > $GEARSFS_OUT/side$1; printf $1 > $GEARSFS_OUT/all`
+	for range 2 {
+		assert.Equal(t, outcome{}, sh(t, addr, "-n 1 --put :/r out --seal", script))
+	}
+	runSteps(t, addr, []step{
+		{line: "take :/r side1 -n all --raw", out: "1"},
+		{line: "take :/r side1 --no-wait", status: 3, errs: "empty"},
+		{line: "peek :/q in.outputs -n all --no-wait --raw", out: "/r\x00all/r\x00side1/r\x00side2"},
+	})
+	assert.Equal(t, outcome{}, sh(t, addr, "--put :/r out --seal", script))
+	runSteps(t, addr, []step{
+		{line: "take :/r side1 --no-wait", status: 4, errs: "sealed"},
+		{line: "take :/r side2 -f --raw", out: "2"},
+		{line: "take :/r side3 -f --raw", out: "3"},
+		{line: "take :/r all -f --raw", out: "123"},
+		{line: "take :/r out -f", out: "out\nout\nout\n"},
+		{line: "put :/r strange y"},
+		{line: "take :/q in.outputs --no-wait", status: 3, errs: "empty"},
+		{line: "each :/q in --put :/r out --seal -- true"}, // one that comes later
+	})
+}
+
 func TestEachOutputsOfASet(t *testing.T) {
 	tidyTemp(t)
 	addr := startNode(t)
@@ -141,16 +169,41 @@ func TestEachThatCantRun(t *testing.T) {
 	addr := startNode(t)
 	script := filepath.Join(t.TempDir(), "c")
 	require.NoError(t, os.WriteFile(script, []byte("#!/none/such\n"), 0o700))
+	plain, garbage := filepath.Join(t.TempDir(), "plain"), filepath.Join(t.TempDir(), "garbage")
+	require.NoError(t, os.WriteFile(plain, []byte("#!/bin/sh\n"), 0o600))
+	require.NoError(t, os.WriteFile(garbage, []byte{1, 2, 3}, 0o700))
 	runSteps(t, addr, []step{
 		{line: "put :/q in x"},
-		{line: "each :/q in -- /none/such", status: 1, errs: "COMMAND /none/such: no such file"},
-		{line: "each :/q in -- no-such-command", status: 1, errs: "not found"},
-		{line: "each :/q in --tries 1 -- " + script, status: 1, errs: "no such file"},
+		{line: "each :/q in -- /none/such", status: 127, errs: "COMMAND /none/such: no such file"},
+		{line: "each :/q in -- no-such-command", status: 127, errs: "not found"},
+		{line: "each :/q in --tries 1 -- " + script, status: 127, errs: "no such file"},
+		{line: "each :/q in --tries 1 -- " + plain, status: 126, errs: "permission denied"},
+		{line: "each :/q in --tries 1 -- " + garbage, status: 126, errs: "exec format error"},
+		{line: "each :/q in --tries 1 -- " + filepath.Dir(plain), status: 126, errs: "COMMAND"},
 		{line: "take :/q in --no-wait", out: "x\n"},
 		{line: "put :/q out y --seal"},
 		{line: "put :/q in x"},
 		{line: "each :/q in --tries 1 --put :/q out -- true", status: 4, errs: "sealed"},
 		{line: "take :/q in --no-wait", out: "x\n"},
+	})
+}
+
+// A command that does not read its input has not failed for that, however large
+// the input is.
+func TestEachThatClosesItsInput(t *testing.T) {
+	tidyTemp(t)
+	addr := startNode(t)
+	runSteps(t, addr, []step{
+		{line: "put :/q in -", in: strings.Repeat("x", 15<<20)},
+		{line: "put :/q in -", in: strings.Repeat("y", 1<<20)},
+		{line: "put :/p in -l", in: "a\nb\n"},
+	})
+	got := cli(t, addr, nil, "each", ":/q", "in", "--and", ":/p", "in", "-n", "2", "--tries", "1", "--put", ":/q", "out", "--", "sh", "-c", "exec <&-; echo done")
+	assert.Equal(t, outcome{}, got)
+	runSteps(t, addr, []step{
+		{line: "take :/q out -n all", out: "done\ndone\n"},
+		{line: "take :/q in --no-wait", status: 3, errs: "empty"},
+		{line: "take :/q in.dead --no-wait", status: 3, errs: "empty"},
 	})
 }
 

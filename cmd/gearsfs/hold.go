@@ -20,9 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdLease is how long a permit stays with a holder that is not heard of. A
-// holder that can't extend it kills its command before.
-const holdLease = 10 * time.Second
+// holdLease is how long a permit stays with a holder that is not heard of, unless
+// --lease says otherwise. A holder that can't extend it kills its command before.
+const (
+	holdLease    = 10 * time.Second
+	holdLeaseMin = time.Second
+)
 
 // permitsMax bounds what one put makes.
 const permitsMax = gearsfs.BatchRecordsMax
@@ -32,6 +35,7 @@ type holdOptions struct {
 	permits positiveFlag
 	noWait  bool
 	wait    units.Duration
+	lease   units.Duration
 }
 
 func (a *app) holdCommand() *cobra.Command {
@@ -47,7 +51,7 @@ A permit that can't be extended, because its node is out of reach or gave it to 
 lost, and COMMAND's process group is killed before another may hold it. That takes clocks
 that run at about the same speed; whoever needs more than that has what COMMAND writes to
 compare $GEARSFS_FENCE, which rises with every grant. A permit of a machine or process that
-died is free again after 10 s.`,
+died is free again after --lease.`,
 		Example: `  gearsfs hold gears/locks deploy -- ./deploy.sh
   gearsfs hold gears/locks gpu -n 4 --wait 1h -- ./train
   gearsfs hold :/locks cron --no-wait -- ./nightly || echo "status 3: another has it"`,
@@ -65,6 +69,7 @@ died is free again after 10 s.`,
 	f.VarP(&o.permits, "permits", "n", "there are so many permits (default 1)")
 	f.BoolVar(&o.noWait, "no-wait", false, "give up at once where no permit is free (status 3)")
 	f.Var(&o.wait, "wait", "give up after waiting this long for a permit (status 3)")
+	f.Var(&o.lease, "lease", "how long the permit stays with a holder that is out of reach (default 10s, at least 1s)")
 	return c
 }
 
@@ -80,6 +85,12 @@ func (a *app) hold(ctx context.Context, o holdOptions, stream streamArg, command
 	if permits > permitsMax {
 		return usagef("-n is at most %d", permitsMax)
 	}
+	lease := holdLease
+	if o.lease.Given {
+		if lease = o.lease.Value; lease < holdLeaseMin {
+			return usagef("--lease is at least %s", holdLeaseMin)
+		}
+	}
 	s, err := a.openStream(ctx, stream, o.node)
 	if err != nil {
 		return err
@@ -89,7 +100,7 @@ func (a *app) hold(ctx context.Context, o holdOptions, stream streamArg, command
 	}
 	l := &leaser{
 		app: a, target: s.target, keys: []gearsfs.Key{s.key}, wait: o.wait, noWait: o.noWait,
-		leaseFor: holdLease, byReceipt: true, tries: math.MaxUint32, looked: true,
+		leaseFor: lease, byReceipt: true, tries: math.MaxUint32, looked: true,
 	}
 	records, err := l.leaseOne(ctx, 1)
 	switch {
@@ -98,7 +109,7 @@ func (a *app) hold(ctx context.Context, o holdOptions, stream streamArg, command
 	case err != nil:
 		return fmt.Errorf("%s: %w", s, err)
 	}
-	h := &holder{app: a, permit: records[0], stream: s}
+	h := &holder{app: a, permit: records[0], stream: s, lease: lease}
 	return h.run(ctx, &exec.Cmd{Path: path, Args: command})
 }
 
@@ -141,6 +152,7 @@ type holder struct {
 	*app
 	permit gearsfs.Record
 	stream volumeStream
+	lease  time.Duration
 
 	mu   sync.Mutex
 	lost bool
@@ -151,8 +163,8 @@ func (h *holder) run(ctx context.Context, cmd *exec.Cmd) error {
 	// The wait for the permit, and its answer, may have taken long: only what
 	// is granted now is known to last.
 	since := time.Now()
-	extending, cancel := context.WithTimeout(ctx, holdLease/2)
-	err := h.stream.Settle(extending, dgm.Settle{Receipts: []gearsfs.Receipt{*h.permit.Receipt}, Extend: holdLease})
+	extending, cancel := context.WithTimeout(ctx, h.lease/2)
+	err := h.stream.Settle(extending, dgm.Settle{Receipts: []gearsfs.Receipt{*h.permit.Receipt}, Extend: h.lease})
 	cancel()
 	if err != nil {
 		return fmt.Errorf("%s: the permit was lost before the start: %w", h.stream, cause(ctx, err))
@@ -169,7 +181,7 @@ func (h *holder) run(ctx context.Context, cmd *exec.Cmd) error {
 	h.onSignal.Store(&forward)
 	defer h.onSignal.Store(nil)
 	defer context.AfterFunc(ctx, func() { p.kill(context.Cause(ctx)) })()
-	k := startKeeper(h.stream.Manager, holdLease, true)
+	k := startKeeper(h.stream.Manager, h.lease, true)
 	k.keep([]gearsfs.Receipt{*h.permit.Receipt}, since, func() {
 		h.mu.Lock()
 		h.lost = true
@@ -205,7 +217,7 @@ func (h *holder) release(ctx context.Context) {
 		Receipts: []gearsfs.Receipt{*h.permit.Receipt}, Return: true, Tries: math.MaxUint32,
 	})
 	if err != nil && !definite(err) {
-		h.notef("%s: give back the permit (it is free in %s): %v", h.stream, holdLease, err)
+		h.notef("%s: give back the permit (it is free in %s): %v", h.stream, h.lease, err)
 	}
 }
 

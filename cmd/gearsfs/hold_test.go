@@ -16,7 +16,8 @@ func TestHold(t *testing.T) {
 	addr := startNode(t)
 	runSteps(t, addr, []step{
 		{line: "hold :/l lock -- true"},
-		{line: "hold :/l lock -- false", status: 1},
+		{line: "hold :/l lock --lease 1m -- false", status: 1},
+		{line: "hold :/l lock --lease 999ms -- true", status: 2, errs: "at least 1s"},
 		{line: "hold :/l lock -- /none/such", status: 127, errs: "COMMAND /none/such"},
 		{line: "hold :/l lock -- /etc/passwd", status: 126, errs: "COMMAND /etc/passwd"},
 		{line: "hold :/l lock -n 2 -- true", status: 1, errs: "it has 1 permits, not 2"},

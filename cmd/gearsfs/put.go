@@ -41,8 +41,9 @@ line of standard input is a record, put as it arrives, with -0 whatever ends in 
 Status 0 means that all of it is on disk. On a full stream put waits.
 A record with an --id that the stream has seen within its window is not put again, so
 after a failure the same command may be repeated; with -l and -0 the records' ids are
-ID/1, ID/2 and so on. With --until-acked put returns when no record of it is left: taken and
-acknowledged, as a rule; cleared, discarded or dead otherwise.`,
+ID/1, ID/2 and so on. With --until-acked put returns when no record of it is left: status 0
+where all have been taken and acknowledged, else 1, and standard error says how many are
+dead, were discarded, cleared or moved, or went with their stream or file.`,
 		Example: `  gearsfs put gears/jobs data 'convert a.png'
   tar c src | gearsfs put :/backup src -
   find . -name '*.png' | gearsfs put gears/jobs data -l --seal

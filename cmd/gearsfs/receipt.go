@@ -47,26 +47,36 @@ func parseReceipt(s string, key gearsfs.Key) (gearsfs.Receipt, error) {
 	return r, nil
 }
 
-// receiptCommand makes a command that settles one lease by its receipt. span is
-// whether it may be given a DURATION, must whether it has to.
+// splitSpan takes the DURATION off arguments that end in one, which is no receipt.
+func splitSpan(args []string) (receipts []string, span string) {
+	last := args[len(args)-1]
+	if strings.Count(last, ".") == 3 || len(args) == 1 {
+		return args, ""
+	}
+	return args[:len(args)-1], last
+}
+
+// receiptCommand makes a command that settles leases by their receipts, all or
+// none. span is whether it may be given a DURATION, must whether it has to.
 func (a *app) receiptCommand(use, short, long, example string, span, must bool, settle func(s *dgm.Settle, d time.Duration)) *cobra.Command {
 	var at string
-	low, high := 3, 3
-	if span {
-		high = 4
-	}
+	low := 3
 	if must {
 		low = 4
 	}
 	c := &cobra.Command{
 		Use: use, Short: short, Long: long, Example: example,
-		Args: between(low, high),
+		Args: atLeast(low),
 		RunE: func(c *cobra.Command, args []string) error {
 			var d time.Duration
-			if len(args) == 4 {
+			receipts := args[2:]
+			if span {
+				var text string
 				var err error
-				if d, err = units.ParseDuration(args[3]); err != nil {
-					return usagef("%v", err)
+				if receipts, text = splitSpan(receipts); text != "" {
+					if d, err = units.ParseDuration(text); err != nil {
+						return usagef("%v", err)
+					}
 				}
 				if must && d == 0 {
 					return usagef("a lease can't be extended by nothing: nack gives the record back")
@@ -74,7 +84,7 @@ func (a *app) receiptCommand(use, short, long, example string, span, must bool, 
 			}
 			var s dgm.Settle
 			settle(&s, d)
-			return a.settleReceipt(c.Context(), at, args, s)
+			return a.settleReceipts(c.Context(), at, args[0], args[1], receipts, s)
 		},
 	}
 	nodeFlag(c.Flags(), &at)
@@ -83,35 +93,38 @@ func (a *app) receiptCommand(use, short, long, example string, span, must bool, 
 
 func (a *app) receiptCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.receiptCommand("ack FILE KEY RECEIPT", "Acknowledge a record that was leased",
-			`Acknowledge a record that was handed out by take --lease: it is removed for good. Fails
-(status 1) where the lease is not held any more, because it ran out, was settled already or
-the record went away.`,
+		a.receiptCommand("ack FILE KEY RECEIPT...", "Acknowledge records that were leased",
+			`Acknowledge records that were handed out by take --lease: they are removed for good, all
+or none. Fails (status 1) where a lease is not held any more, because it ran out, was settled
+already or the record went away.`,
 			"  gearsfs ack gears/jobs data \"$receipt\"", false, false,
 			func(*dgm.Settle, time.Duration) {}),
-		a.receiptCommand("nack FILE KEY RECEIPT [DURATION]", "Give back a record that was leased",
-			`Give back a record that was handed out by take --lease: to its old place, so that it can
-be taken again at once, or after DURATION.`,
+		a.receiptCommand("nack FILE KEY RECEIPT... [DURATION]", "Give back records that were leased",
+			`Give back records that were handed out by take --lease: to their old places, so that they
+can be taken again at once, or after DURATION.`,
 			"  gearsfs nack gears/jobs data \"$receipt\" 10s", true, false,
 			func(s *dgm.Settle, d time.Duration) { s.Return, s.Delay = true, d }),
-		a.receiptCommand("extend FILE KEY RECEIPT DURATION", "Keep a leased record for longer",
-			`Let the lease of a record that was handed out by take --lease end after DURATION from now,
+		a.receiptCommand("extend FILE KEY RECEIPT... DURATION", "Keep leased records for longer",
+			`Let the leases of records that were handed out by take --lease end after DURATION from now,
 whatever was said before.`,
 			"  gearsfs extend gears/jobs data \"$receipt\" 5m", true, true,
 			func(s *dgm.Settle, d time.Duration) { s.Extend = d }),
 	}
 }
 
-func (a *app) settleReceipt(ctx context.Context, at string, args []string, s dgm.Settle) error {
-	key, err := parseKey(args[1])
+func (a *app) settleReceipts(ctx context.Context, at, file, keyText string, texts []string, s dgm.Settle) error {
+	key, err := parseKey(keyText)
 	if err != nil {
 		return err
 	}
-	receipt, err := parseReceipt(args[2], key)
-	if err != nil {
-		return err
+	for _, text := range texts {
+		receipt, err := parseReceipt(text, key)
+		if err != nil {
+			return err
+		}
+		s.Receipts = append(s.Receipts, receipt)
 	}
-	t, err := a.open(ctx, args[0], at)
+	t, err := a.open(ctx, file, at)
 	if err != nil {
 		return err
 	}
@@ -119,10 +132,11 @@ func (a *app) settleReceipt(ctx context.Context, at string, args []string, s dgm
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.arg, cause(ctx, err))
 	}
-	if attr.Ino != receipt.Ino {
-		return gearsfs.ErrGone.Because("%s is not the file that the receipt %s is of", t.arg, args[2])
+	for i, receipt := range s.Receipts {
+		if attr.Ino != receipt.Ino {
+			return gearsfs.ErrGone.Because("%s is not the file that the receipt %s is of", t.arg, texts[i])
+		}
 	}
-	s.Receipts = []gearsfs.Receipt{receipt}
 	err = t.Settle(ctx, s)
 	if errors.Is(err, gearsfs.ErrGone) {
 		err = gearsfs.ErrGone.Because("the lease is gone: it ran out, was settled before, or the record was removed")

@@ -51,17 +51,15 @@ type yield struct {
 type runner struct {
 	*app
 	spec runSpec
-	dir  string
+	dir  *runDir
 	env  []string
 	held [2]*os.File // standard output and error of a run that is grouped; nil where they pass through
 }
 
 // newRunner makes the directory; close must be called.
 func (a *app) newRunner(spec runSpec) (*runner, error) {
-	dir, err := os.MkdirTemp("", "gearsfs-each-")
-	if err == nil {
-		dir, err = filepath.Abs(dir)
-	}
+	a.sweep.Do(sweepRunDirs)
+	dir, err := makeRunDir()
 	if err != nil {
 		return nil, fmt.Errorf("a directory for the inputs (TMPDIR says where): %w", err)
 	}
@@ -77,7 +75,7 @@ func (a *app) newRunner(spec runSpec) (*runner, error) {
 		if err != nil || i == 0 && spec.outputs || isFile && !spec.grouped {
 			continue
 		}
-		r.held[i], err = unnamed(dir)
+		r.held[i], err = unnamed(dir.path)
 	}
 	if err != nil {
 		r.close()
@@ -96,8 +94,8 @@ func unnamed(dir string) (*os.File, error) {
 	return f, os.Remove(path)
 }
 
-func (r *runner) in() string  { return filepath.Join(r.dir, "in") }
-func (r *runner) out() string { return filepath.Join(r.dir, "out") }
+func (r *runner) in() string  { return filepath.Join(r.dir.path, "in") }
+func (r *runner) out() string { return filepath.Join(r.dir.path, "out") }
 
 func (r *runner) close() {
 	for _, f := range r.held {
@@ -105,8 +103,8 @@ func (r *runner) close() {
 			f.Close()
 		}
 	}
-	if err := os.RemoveAll(r.dir); err != nil {
-		r.notef("remove %s: %v", r.dir, err)
+	if err := r.dir.remove(); err != nil {
+		r.notef("remove %s: %v", r.dir.path, err)
 	}
 }
 

@@ -89,12 +89,19 @@ func (w *worker) commit(s *set, y yield) error {
 			return err
 		}
 	}
+	var noted []string
 	for i, name := range y.names {
+		if note := w.note(name); note != nil && len(w.cut(y.files[i])) > 0 {
+			tx.Steps, noted = append(tx.Steps, *note), append(noted, name)
+		}
 		if err := put(w.outputs[0].target, gearsfs.Key(name), y.files[i]); err != nil {
 			return err
 		}
 	}
 	_, err := m.Transact(s.ctx, tx)
+	if err == nil {
+		w.hasNoted(noted)
+	}
 	return cause(s.ctx, err)
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/units"
-	"github.com/gearsfs/gearsfs/dgm"
 )
 
 // workLease is how long a worker's leases last that are not extended. They end
@@ -77,7 +76,8 @@ type worker struct {
 	stop    context.CancelCauseFunc
 	typical time.Duration // of a run
 	tally
-	lost uint64
+	lost  uint64
+	noted map[string]bool // outputs by GEARSFS_OUT that are to be sealed, too
 }
 
 // source is where a worker takes one record of each set from: the first of keys
@@ -199,25 +199,6 @@ func (w *worker) verdict(ctx context.Context) error {
 		return fmt.Errorf("died: %d (in KEY.dead now, whence move brings them back)", w.died)
 	case w.taking && w.failed > 0:
 		return &toldError{exitFailed}
-	}
-	return nil
-}
-
-// sealOutputs seals what --put names, if the input is drained. All workers that
-// wait until then do it, so it does not matter which is last, or dies before.
-func (w *worker) sealOutputs(ctx context.Context, ended bool) error {
-	if !ended {
-		in := w.inputs[0]
-		_, err := in.Peek(ctx, dgm.Peek{File: in.file(), Key: in.key, NoWait: true})
-		if !errors.Is(err, gearsfs.ErrEnd) {
-			return nil
-		}
-	}
-	for _, out := range w.outputs {
-		_, err := out.Put(ctx, dgm.Put{File: out.file(), Key: out.key, Mode: 0o666 &^ w.umask, Seal: true})
-		if err != nil && !errors.Is(err, gearsfs.ErrSealed) {
-			return fmt.Errorf("seal %s: %w", out, cause(ctx, err))
-		}
 	}
 	return nil
 }

@@ -224,7 +224,7 @@ func goneWhenAcknowledged(t *testing.T, s *suite) {
 	require.NoError(t, <-gone)
 	_, err = s.m.Peek(s.ctx, now)
 	require.NoError(t, err)
-	now.After, now.Gone = 0, 1
+	now.After, now.Gone = 0, res.First-1
 	_, err = s.m.Peek(s.ctx, now)
 	require.ErrorIs(t, err, gearsfs.ErrUnmet, "the one before is leased")
 }

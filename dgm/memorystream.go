@@ -1,0 +1,220 @@
+package dgm
+
+import (
+	"cmp"
+	"time"
+
+	"github.com/emirpasic/gods/v2/trees/binaryheap"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/stream"
+)
+
+// memoryStream is one stream whose records are in memory.
+type memoryStream struct {
+	*stream.Queue
+	at    place
+	dues  *binaryheap.Heap[memoryDue]
+	armed uint64 // when a timer looks at it; 0 for none
+	ids   memoryIDs
+	began gearsfs.Seq // of its first record
+}
+
+// memoryDue is the end of a lease or of a delay. Those that ended before, or were
+// given another time, are passed over when they come up.
+type memoryDue struct {
+	time   uint64
+	record gearsfs.Place
+}
+
+// memoryRows are the rows of a stream in memory; they note what is due when.
+type memoryRows struct {
+	stream.Memory
+	s *memoryStream
+}
+
+var _ stream.Records = (*memoryRows)(nil)
+
+// SetOut implements stream.Outs.
+func (r *memoryRows) SetOut(at gearsfs.Place, was, out stream.Out) {
+	r.Memory.SetOut(at, was, out)
+	if out.Deadline != 0 && out.Deadline != was.Deadline {
+		r.s.dues.Push(memoryDue{out.Deadline, at})
+		r.s.tidyDues()
+	}
+}
+
+// newMemoryStream returns a stream that begins at a time: no former process gave
+// its seqs, if that put fewer than a million records a second.
+func newMemoryStream(at place, now, version uint64) *memoryStream {
+	s := &memoryStream{at: at, began: gearsfs.Seq(max(now/uint64(time.Microsecond), 1))}
+	s.dues = binaryheap.NewWith(func(a, b memoryDue) int { return cmp.Compare(a.time, b.time) })
+	state := stream.NewState()
+	state.NextSeq, state.Head.Seq, state.Version, state.LostBefore = s.began, s.began, version, s.began-1
+	q, err := stream.NewQueue(state, &memoryRows{s: s}, stream.NewPool(memoryWindowBytes))
+	if err != nil {
+		panic(err) // an empty queue reads nothing
+	}
+	s.Queue = q
+	return s
+}
+
+const memoryWindowBytes = 1 << 20
+
+// newest is the seq of the last record that was put, 0 where none was.
+func (s *memoryStream) newest() gearsfs.Seq {
+	if s.State().NextSeq == s.began {
+		return 0
+	}
+	return s.State().Newest()
+}
+
+// tidyDues drops the dues that are over where they are most of all.
+func (s *memoryStream) tidyDues() {
+	live := int(s.State().Leased + s.State().Delayed)
+	if s.dues.Size() < 64+4*live {
+		return
+	}
+	s.dues.Clear()
+	for record, out := range s.EachOut() {
+		if out.Deadline != 0 {
+			s.dues.Push(memoryDue{out.Deadline, record})
+		}
+	}
+}
+
+// over returns a record whose lease or delay is over; ok is false where there is
+// none.
+func (s *memoryStream) over(now uint64) (record gearsfs.Place, out stream.Out, ok bool) {
+	for {
+		due, any := s.dues.Peek()
+		if !any || due.time > now {
+			return record, out, false
+		}
+		s.dues.Pop()
+		if out, ok = s.Out(due.record); ok && out.Deadline == due.time {
+			return due.record, out, true
+		}
+	}
+}
+
+// next is when something is due; 0 where nothing is.
+func (s *memoryStream) next() uint64 {
+	var next uint64
+	sooner := func(at uint64) {
+		if next == 0 || at < next {
+			next = at
+		}
+	}
+	if due, any := s.dues.Peek(); any {
+		sooner(due.time)
+	}
+	if state := s.State(); state.Age != 0 && state.Ready > 0 {
+		front, err := s.Front()
+		if err != nil {
+			panic(err) // rows in memory are read without errors
+		}
+		sooner(front + state.Age)
+	}
+	if len(s.ids.order) > 0 {
+		sooner(s.ids.order[0].time + s.idWindow())
+	}
+	return next
+}
+
+func (s *memoryStream) idWindow() uint64 {
+	return cmp.Or(s.State().IDWindow, uint64(gearsfs.IDWindowDefault))
+}
+
+// armLocked has a stream looked at when something of it is due.
+func (m *memory) armLocked(s *memoryStream) {
+	next := s.next()
+	if next == 0 || s.armed != 0 && s.armed <= next {
+		return
+	}
+	s.armed = next
+	now := m.vol.group.Time()
+	after := time.Duration(min(next-min(next, now), uint64(1<<62)))
+	time.AfterFunc(after, func() {
+		m.push(func() {
+			m.mu.Lock()
+			if m.streams[s.at] == s {
+				if s.armed == next {
+					s.armed = 0
+				}
+				m.dueLocked(s)
+				m.armLocked(s)
+			}
+			m.mu.Unlock()
+			m.wakeTouched()
+		})
+	})
+}
+
+// dueLocked ends leases and delays whose time has come, discards what is too old
+// and forgets ids.
+func (m *memory) dueLocked(s *memoryStream) {
+	now := m.vol.group.Time()
+	for record, out, ok := s.over(now); ok; record, out, ok = s.over(now) {
+		if out.Leased {
+			m.comeBackLocked(s, record, 0, 0)
+		} else {
+			s.Due(record)
+		}
+		m.touchLocked(s.at)
+	}
+	if age := s.State().Age; age != 0 && age < now {
+		n, err := s.DiscardOlder(now-age, gearsfs.BatchRecordsMax)
+		if err != nil {
+			panic(err) // rows in memory are read without errors
+		}
+		if n > 0 {
+			m.touchLocked(s.at)
+		}
+	}
+	s.ids.forget(now, s.idWindow())
+	s.Clean()
+}
+
+// memoryIDs are the ids that a stream in memory remembers: within the same window
+// as those of the others.
+type memoryIDs struct {
+	last  map[string]memoryID
+	order []memoryID // oldest first; one that was put again is there twice
+}
+
+type memoryID struct {
+	id        string
+	seq, time uint64
+}
+
+// known returns the seq under which an id was put within the window.
+func (ids *memoryIDs) known(id string, now, window uint64) (seq uint64, ok bool) {
+	last, ok := ids.last[id]
+	return last.seq, ok && now-last.time < window
+}
+
+func (ids *memoryIDs) remember(id string, seq, now uint64) {
+	if ids.last == nil {
+		ids.last = make(map[string]memoryID)
+	}
+	entry := memoryID{id, seq, now}
+	ids.last[id] = entry
+	ids.order = append(ids.order, entry)
+}
+
+// forget forgets what has left the window.
+func (ids *memoryIDs) forget(now, window uint64) {
+	for len(ids.order) > 0 {
+		first := ids.order[0]
+		if len(ids.order) <= gearsfs.IDsMax && now-first.time < window {
+			return
+		}
+		if ids.last[first.id] == first {
+			delete(ids.last, first.id)
+		}
+		ids.order[0] = memoryID{}
+		ids.order = ids.order[1:]
+	}
+	ids.order = nil
+}
