@@ -212,7 +212,7 @@ func (m *memory) settleLocked(o *op, s *wire.Settle) (*wire.Answer, error) {
 		case s.Return:
 			m.comeBackLocked(at, q, record, s.Tries, s.Delay)
 		case s.Extend != 0 && out.Deadline != 0:
-			q.Extend(record, now+s.Extend)
+			q.Extend(record, now+s.Extend, 0)
 			m.later(at, s.Extend)
 		case s.Extend == 0:
 			if err := q.Ack(record); err != nil {

@@ -26,7 +26,7 @@ const forgetMax = 100
 // the stream, nil where it is missing, does not know. seq is that of the last
 // one that it knows. seen are ids that are put before these in the same command
 // and takes in theirs; nil where there is no other put.
-func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, seen map[string]struct{}) (fresh []*wire.NewRecord, seq uint64, err error) {
+func (m *Machine) unknown(s *openStream, records []*wire.NewRecord, seen map[string]struct{}) (fresh []*wire.NewRecord, seq uint64, err error) {
 	fresh = records
 	for i, r := range records {
 		known := false
@@ -37,7 +37,7 @@ func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, 
 			_, known = seen[r.Id]
 			seen[r.Id] = struct{}{}
 			if s != nil && !known {
-				row, err := m.knownID(c, s, r.Id)
+				row, err := m.knownID(s, r.Id)
 				if err != nil {
 					return nil, 0, err
 				}
@@ -58,12 +58,12 @@ func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, 
 
 // knownID returns what a stream remembers of an id within its window, nil where
 // that is nothing.
-func (m *Machine) knownID(c *context, s *openStream, id string) (*wire.IdRow, error) {
+func (m *Machine) knownID(s *openStream, id string) (*wire.IdRow, error) {
 	if s.queue.State().IDs == 0 {
 		return nil, nil
 	}
 	row, err := readIDRow(m.store, s.node.ino, s.key, id)
-	if row != nil && idExpired(c, s, row.Time) {
+	if row != nil && m.idExpired(s, row.Time) {
 		row = nil
 	}
 	return row, err
@@ -85,12 +85,12 @@ func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdR
 // idMark is an id by its number.
 type idMark struct{ number, time uint64 }
 
-func idExpired(c *context, s *openStream, time uint64) bool {
+func (m *Machine) idExpired(s *openStream, time uint64) bool {
 	window := s.queue.State().IDWindow
 	if window == 0 {
 		window = uint64(gearsfs.IDWindowDefault)
 	}
-	return c.now-time >= window
+	return time <= m.ago(window)
 }
 
 // rememberID notes that the record with an id, which is not known, was put.
@@ -108,7 +108,7 @@ func (m *Machine) rememberID(c *context, s *openStream, id string, seq gearsfs.S
 
 // forgetIDs forgets the oldest ids that have left the window, after some were
 // added.
-func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
+func (m *Machine) forgetIDs(s *openStream, added int) error {
 	state := s.queue.State()
 	for range added + forgetMax {
 		if state.IDs == 0 {
@@ -116,7 +116,7 @@ func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
 		}
 		number := state.NextID - state.IDs
 		young := state.IDs <= m.idsMax
-		if young && s.oldest.number == number && !idExpired(c, s, s.oldest.time) {
+		if young && s.oldest.number == number && !m.idExpired(s, s.oldest.time) {
 			break // without looking
 		}
 		order := persist.IDOrderKey(s.node.ino, s.key, number)
@@ -132,7 +132,7 @@ func (m *Machine) forgetIDs(c *context, s *openStream, added int) error {
 			return err
 		}
 		if row != nil && row.Number == number {
-			if young && !idExpired(c, s, row.Time) {
+			if young && !m.idExpired(s, row.Time) {
 				s.oldest = idMark{number, row.Time}
 				break
 			}
