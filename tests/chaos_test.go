@@ -114,7 +114,7 @@ type chaosClients struct {
 // network that is cut and half over sockets that are not; and putters and
 // takers that do nothing else.
 func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc, stop chan struct{}) *chaosClients {
-	const clients, streams, putters = 8, 3, 2
+	const clients, putters = 8, 2
 	all := &chaosClients{history: newHistory(), ledger: newLedger("/ledger", putters)}
 	var tcp []string
 	for i := range c.nodes {
@@ -127,7 +127,7 @@ func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc
 			addrs = strings.Join(tcp, ",")
 		}
 		one := &client{
-			history: all.history, m: c.dial(addrs), id: i, ids: clients, name: fmt.Sprint(i), streams: streams,
+			history: all.history, m: c.dial(addrs), id: i, ids: clients, name: fmt.Sprint(i),
 			rng: rand.New(rand.NewPCG(seeds, uint64(i))), last: make(map[int]uint64), patience: 8 * time.Second, chaos: c,
 		}
 		all.list = append(all.list, one)
@@ -199,11 +199,12 @@ func pause(ctx context.Context, d time.Duration) {
 
 // epoch counts the time in pieces: in each, clients use streams of its own, so
 // that there are many short histories instead of a long one. Any goroutine.
-func (c *chaos) epoch() int {
-	if c == nil {
-		return 0
+func (c *chaos) epoch(began time.Time) int {
+	lasts := time.Second
+	if c != nil {
+		lasts *= 5
 	}
-	return int(time.Since(c.began) / (15 * time.Second))
+	return int(time.Since(began) / lasts)
 }
 
 // ack notes that a put was acknowledged. Any goroutine.
@@ -298,10 +299,7 @@ func (c *chaos) describe() string {
 func (c *chaos) check(ctx context.Context, cancel context.CancelCauseFunc, clients *chaosClients) {
 	c.t.Helper()
 	for _, one := range clients.list {
-		for len(one.held) > 0 {
-			in := ask{op: "return", n: 1}
-			require.NoError(c.t, one.record(ctx, 0, &in, &reply{}, one.settle(&in)))
-		}
+		require.NoError(c.t, one.letGo(ctx))
 	}
 	clients.drain(ctx, c)
 	m := c.dial(c.addrs())
@@ -344,7 +342,7 @@ func (all *chaosClients) drain(ctx context.Context, c *chaos) {
 	first := all.list[0]
 	last := &client{
 		history: all.history, m: c.dial(c.addrs()), id: -1, ids: first.ids, name: "drain", last: make(map[int]uint64), chaos: c,
-		rng: rand.New(rand.NewPCG(1, 2)), streams: first.streams,
+		rng: rand.New(rand.NewPCG(1, 2)),
 	}
 	infos, err := last.m.ListStreams(ctx, gearsfs.At("/linear"), "", 1<<16)
 	require.NoError(c.t, err)
@@ -355,7 +353,7 @@ func (all *chaosClients) drain(ctx context.Context, c *chaos) {
 		}
 		require.Zero(c.t, info.Leased, "of %s; everybody has returned what he held", info.Key)
 		for drained := false; !drained; {
-			in, out := ask{stream: stream, op: "take", n: 100}, reply{}
+			in, out := ask{stream: stream, or: stream, op: "take", n: 100}, reply{}
 			require.NoError(c.t, last.record(ctx, 0, &in, &out, func(ctx context.Context) error {
 				records, err := last.m.Take(ctx, dgm.Take{
 					File: gearsfs.At("/linear"), Keys: []gearsfs.Key{info.Key}, Max: 100, NoWait: true,
