@@ -304,6 +304,8 @@ func (c *client) settle(call *call, from *[]lease, op string) {
 				l.since = asked + certain(settle.Extend)
 			}
 			c.held = append(c.held, l)
+		case errors.Is(err, gearsfs.ErrNoSpace): // for the put
+			c.held = append(c.held, l)
 		}
 		return err
 	}
