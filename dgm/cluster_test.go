@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type node struct {
 	name, dir string
 	way       *bridge
 	log       *slog.Logger
+	ahead     atomic.Int64 // by how much its clock is wrong
 	vol       *dgm.Volume
 	stop      context.CancelFunc
 	served    sync.WaitGroup
@@ -49,6 +51,7 @@ func (n *node) start(join string) error {
 	}
 	n.vol, err = dgm.OpenVolume(n.t.Context(), dgm.VolumeConfig{
 		Data: data, Root: gearsfs.Root, Addrs: n.addr(), Log: n.log, Insecure: true,
+		Clock: func() time.Time { return time.Now().Add(time.Duration(n.ahead.Load())) },
 		Fatal: func(err error) { n.t.Errorf("%s: fatal: %v", n.name, err) },
 	})
 	if err != nil {

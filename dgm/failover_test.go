@@ -232,3 +232,39 @@ func TestFailovers(t *testing.T) {
 		return err == nil && usage.Inodes == 2 // the root and q
 	}, 30*time.Second, 10*time.Millisecond)
 }
+
+// TestLeasesOutliveAClock: the lead goes to a node whose clock is an hour ahead,
+// and what is leased stays so for as long as it was to be.
+func TestLeasesOutliveAClock(t *testing.T) {
+	c := newNodes(t, "a")
+	for _, name := range []string{"b", "c"} {
+		n := c.add(name)
+		n.ahead.Store(int64(time.Hour))
+		require.NoError(t, n.start(c.all[0].addr()))
+		require.NoError(t, n.vol.WaitVoter(t.Context(), nil))
+	}
+	r := dial(t, c.addrs(), dgm.RemoteOptions{})
+	put(t, r, "q", "1", "2", "3")
+	lease := func(d time.Duration, byReceipt bool) gearsfs.Receipt {
+		rs, err := r.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"q"}, Lease: true, LeaseFor: d, ByReceipt: byReceipt})
+		require.NoError(t, err)
+		return *rs[0].Receipt
+	}
+	held := []gearsfs.Receipt{lease(30*time.Second, false), lease(30*time.Second, true)}
+	short := lease(2*time.Second, true)
+	require.Equal(t, "a", c.leader().name)
+	before := time.Now()
+	c.changeLeader()
+	require.NotEqual(t, "a", c.leader().name)
+	put(t, r, "other", "x") // an entry of the new leader's, whose time is an hour later
+	at, err := r.Peek(t.Context(), dgm.Peek{File: gearsfs.At("/q"), Key: "other"})
+	require.NoError(t, err)
+	require.Greater(t, at[0].Time, before.Add(time.Hour/2))
+
+	again := receive(t, takeLater(t.Context(), r, dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"q"}}))
+	require.NoError(t, again.err)
+	require.Equal(t, "3", string(again.records[0].Data), "the short one comes back, and it alone")
+	require.ErrorIs(t, r.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{short}}), gearsfs.ErrGone)
+	require.NoError(t, r.Settle(t.Context(), dgm.Settle{Receipts: held, Extend: 30 * time.Second}))
+	require.NoError(t, r.Settle(t.Context(), dgm.Settle{Receipts: held}))
+}

@@ -201,7 +201,7 @@ type Condition struct {
 	File    gearsfs.File
 	Key     gearsfs.Key
 	Newest  *gearsfs.Seq // the newest seq that was put, 0 where none was
-	Head    *gearsfs.Seq // of the first record that can be taken
+	Head    *gearsfs.Seq // of the first record that can be taken, 0 where none can
 	Empty   *bool        // whether no record is left, leased or delayed
 	AtLeast uint64       // records can be taken
 }

@@ -205,7 +205,7 @@ func (m *memory) settleLocked(s *wire.Settle, receipts []*wire.Receipt) error {
 		case s.Return:
 			m.comeBackLocked(q, record, s.Tries, s.Delay)
 		case s.Extend != 0 && out.Deadline != 0:
-			q.Extend(record, now+s.Extend)
+			q.Extend(record, now+s.Extend, 0)
 		case s.Extend == 0:
 			if err := q.Ack(record); err != nil {
 				return err

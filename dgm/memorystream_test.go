@@ -58,7 +58,7 @@ func TestMemoryDues(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 80, s.next())
 	for i := range 10_000 {
-		s.Extend(taken[0].Place, 200+uint64(i))
+		s.Extend(taken[0].Place, 200+uint64(i), 0)
 	}
 	require.Less(t, s.dues.Size(), 200)
 	require.NoError(t, s.Ack(taken[1].Place))

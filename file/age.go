@@ -32,7 +32,7 @@ func (m *Machine) watchAge(s *openStream) error {
 	if err != nil {
 		return err
 	}
-	if due := later(time, state.Age); state.AgeDue == 0 || due < state.AgeDue {
+	if due := m.since(time, state.Age); state.AgeDue == 0 || due < state.AgeDue {
 		m.setAgeTimer(s, due)
 	}
 	return nil
@@ -42,10 +42,10 @@ func (m *Machine) watchAge(s *openStream) error {
 func (m *Machine) discardOld(c *context, s *openStream, limit int) (n int, err error) {
 	m.setAgeTimer(s, 0) // watchAge sets it again
 	state := s.queue.State()
-	if state.Age == 0 || state.Age > c.now {
+	if state.Age == 0 {
 		return 0, nil
 	}
-	if n, err = s.queue.DiscardOlder(c.now-state.Age, limit); n > 0 && err == nil {
+	if n, err = s.queue.DiscardOlder(m.ago(state.Age), limit); n > 0 && err == nil {
 		m.consumed(c, s)
 	}
 	return n, err

@@ -234,6 +234,9 @@ func (c *check) readOuts() error {
 		if out.Fence >= c.volume.NextFence && out.Leased {
 			c.bad("stream %q of inode %d: %v has fence %d, the next is to be %d", key, ino, at, out.Fence, c.volume.NextFence)
 		}
+		if out.Jumped > jumped(&c.volume) {
+			c.bad("stream %q of inode %d: the lease of %v knows of a jump that never was", key, ino, at)
+		}
 		switch {
 		case out.Leased:
 			s.leased++

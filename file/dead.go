@@ -61,7 +61,7 @@ func (m *Machine) deadStream(s *openStream, bytes uint64) (*openStream, error) {
 // matter. What is too much for one entry stays leased, by nobody, until the next.
 func (m *Machine) bury(c *context, s, dead *openStream, at gearsfs.Place, out stream.Out, tries uint32) error {
 	if m.buried != 0 && m.buried+out.Bytes > gearsfs.BatchBytesMax {
-		s.queue.Relet(at, stream.Grant{Fence: m.volume.NextFence, Deadline: c.now, Tries: tries})
+		s.queue.Relet(at, stream.Grant{Fence: m.volume.NextFence, Deadline: c.now, Jumped: m.jumped(), Tries: tries})
 		m.volume.NextFence++
 		return nil
 	}

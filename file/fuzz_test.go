@@ -1,11 +1,14 @@
 package file
 
 import (
+	"errors"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -47,5 +50,84 @@ func FuzzCommand(f *testing.F) {
 		require.Equal(t, []uint64{a.FirstSeq, a.LastSeq, a.Count}, []uint64{second.FirstSeq, second.LastSeq, second.Count})
 		require.Len(t, second.Steps, len(a.Steps))
 		r.check()
+	})
+}
+
+// allRows are the tables' rows, in the order of their keys.
+func (r *rig) allRows() (keys, values [][]byte) {
+	view := r.data.State.View()
+	defer view.Close()
+	require.NoError(r.t, scan(view, []byte{0}, []byte{0xff}, func(key, value []byte) error {
+		keys, values = append(keys, slices.Clone(key)), append(values, slices.Clone(value))
+		return nil
+	}))
+	return keys, values
+}
+
+// fullRig has rows of all that streams have to do with log time.
+func fullRig(t testing.TB) *rig {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("other", "x"))
+	c.must(settings("q", &wire.Settings{Age: ptr(60 * second), Tries: ptr(uint32(2)), IdWindow: ptr(9 * second)}))
+	put := putOp("q", "a", "b", "c", "d")
+	put.Records[0].Id, put.Records[3].Id = "first", "last"
+	c.must(put)
+	late := putOp("q", "late")
+	late.Delay = 5 * second
+	c.must(late)
+	c.must(leaseFor(2*second, 1, "q"))
+	r.leapBy(hour)
+	c.must(&wire.Settle{Receipts: receipts(c.must(byReceipt(3*second, 1, "q"))), Extend: 4 * second})
+	return r
+}
+
+// FuzzRow: a row of any bytes is found damaged, or does no harm; at worst the
+// tables contradict themselves, which the check tells.
+func FuzzRow(f *testing.F) {
+	r := fullRig(f)
+	keys, values := r.allRows()
+	for i := range keys {
+		f.Add(uint(i), values[i])
+		f.Add(uint(i), []byte("\xff\xff"))
+	}
+	for _, out := range []*wire.OutRow{{}, {Leased: true}, {Deadline: rigStart}, {Leased: true, Deadline: rigStart, Jumped: 1 << 63}} {
+		b, err := out.MarshalVT()
+		require.NoError(f, err)
+		for i, k := range keys {
+			if k[0] == byte(persist.TableOut) {
+				f.Add(uint(i), b)
+			}
+		}
+	}
+	index, now := r.index, r.now
+	f.Fuzz(func(t *testing.T, which uint, value []byte) {
+		which %= uint(len(keys))
+		if table := persist.Table(keys[which][0]); table == persist.TableStream || table == persist.TableRecord || table == persist.TableInode {
+			return // they are not new
+		}
+		r.t, r.index, r.now = t, index, now
+		r.data.State.DeleteRange([]byte{0}, []byte{0xff})
+		for i, k := range keys {
+			r.data.State.Set(k, values[i])
+		}
+		r.data.State.Set(keys[which], value)
+		require.NoError(t, r.data.State.Commit())
+		var err error
+		if r.m, err = New(r.data.State, nil); err != nil {
+			require.Contains(t, []gearsfs.Code{gearsfs.ErrDamaged.Code, gearsfs.ErrFormat.Code}, gearsfs.CodeOf(err))
+			return
+		}
+		errors.Join(r.m.Check()...) //nolint:errcheck // that it ends is enough
+		c := r.client(2)
+		for _, op := range []any{&wire.Tick{}, takeOp(1, "q"), putOp("q", "e"), leaseOp(9, "q", "q.dead"), &wire.Tick{},
+			configure("q", func(c *wire.Configure) { c.Drop = true })} {
+			r.index, r.now = r.index+1, r.now+2*second
+			if _, err := r.m.Apply(r.index, 1, &wire.Entry{Time: r.now, Commands: []*wire.Command{c.command(op)}}); err != nil {
+				require.ErrorIs(t, err, gearsfs.ErrDamaged)
+				r.data.State.Commit() //nolint:errcheck // what is in the batch of a broken machine
+				return
+			}
+		}
 	})
 }

@@ -30,7 +30,7 @@ const forgetMax = 100
 // the stream, nil where it is missing, does not know. seq is that of the last
 // one that it knows. seen are ids that are put before these in the same command
 // and takes in theirs; nil where there is no other put.
-func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, seen map[string]struct{}) (fresh []*wire.NewRecord, seq uint64, err error) {
+func (m *Machine) unknown(s *openStream, records []*wire.NewRecord, seen map[string]struct{}) (fresh []*wire.NewRecord, seq uint64, err error) {
 	fresh = records
 	for i, r := range records {
 		known := false
@@ -41,7 +41,7 @@ func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, 
 			_, known = seen[r.Id]
 			seen[r.Id] = struct{}{}
 			if s != nil && !known {
-				row, err := m.knownID(c, s, r.Id)
+				row, err := m.knownID(s, r.Id)
 				if err != nil {
 					return nil, 0, err
 				}
@@ -62,12 +62,12 @@ func (m *Machine) unknown(c *context, s *openStream, records []*wire.NewRecord, 
 
 // knownID returns what a stream remembers of an id within its window, nil where
 // that is nothing.
-func (m *Machine) knownID(c *context, s *openStream, id string) (*wire.IdRow, error) {
+func (m *Machine) knownID(s *openStream, id string) (*wire.IdRow, error) {
 	if s.queue.State().IDs == 0 {
 		return nil, nil
 	}
 	row, err := readIDRow(m.store, s.node.ino, s.key, id)
-	if row != nil && idExpired(c, s, row.Time) {
+	if row != nil && m.idExpired(s.queue.State(), row.Time) {
 		row = nil
 	}
 	return row, err
@@ -81,16 +81,19 @@ func (m *Machine) LacksID(ino gearsfs.Ino, key gearsfs.Key, records []*wire.NewR
 		return "", false
 	}
 	m.mu.RLock()
-	now, r := m.volume.LogTime, m.readLocked()
+	r := m.readLocked()
 	m.mu.RUnlock()
 	defer r.close()
 	state, ok, err := r.streamState(ino, key)
 	if err != nil || !ok || state.IDs == 0 {
 		return records[0].Id, true
 	}
+	m.mu.RLock()
+	gone := m.ago(idWindow(&state))
+	m.mu.RUnlock()
 	for _, rec := range records {
 		row, err := readIDRow(r.view, ino, key, rec.Id)
-		if err != nil || row == nil || expired(&state, now, row.Time) {
+		if err != nil || row == nil || row.Time <= gone {
 			return rec.Id, true
 		}
 	}
@@ -113,12 +116,8 @@ func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdR
 // idMark is an id by its number.
 type idMark struct{ number, time uint64 }
 
-func idExpired(c *context, s *openStream, time uint64) bool {
-	return expired(s.queue.State(), c.now, time)
-}
-
-// expired reports whether an id of that time has left the window of a stream.
-func expired(s *stream.State, now, time uint64) bool { return now-time >= idWindow(s) }
+// idExpired reports whether an id of that time has left the window of a stream.
+func (m *Machine) idExpired(s *stream.State, time uint64) bool { return time <= m.ago(idWindow(s)) }
 
 // idWindow is for how long a stream remembers ids.
 func idWindow(s *stream.State) uint64 {
@@ -143,12 +142,12 @@ func (m *Machine) rememberID(c *context, s *openStream, id string, seq gearsfs.S
 
 // forgetIDs forgets up to limit of the oldest ids, if they have left the window,
 // and returns how many.
-func (m *Machine) forgetIDs(c *context, s *openStream, limit int) (n int, err error) {
+func (m *Machine) forgetIDs(s *openStream, limit int) (n int, err error) {
 	state := s.queue.State()
 	for ; n < limit && state.IDs > 0; n++ {
 		number := state.NextID - state.IDs
 		young := state.IDs <= m.idsMax
-		if young && s.oldest.number == number && !idExpired(c, s, s.oldest.time) {
+		if young && s.oldest.number == number && !m.idExpired(state, s.oldest.time) {
 			break // without looking
 		}
 		id, row, err := m.idNumber(s, number)
@@ -156,7 +155,7 @@ func (m *Machine) forgetIDs(c *context, s *openStream, limit int) (n int, err er
 			return n, err
 		}
 		if row != nil {
-			if young && !idExpired(c, s, row.Time) {
+			if young && !m.idExpired(state, row.Time) {
 				s.oldest = idMark{number, row.Time}
 				break
 			}
@@ -214,7 +213,7 @@ func (m *Machine) watchIDs(s *openStream) error {
 			s.oldest.time = row.Time
 		}
 	}
-	m.setIDTimer(s, later(s.oldest.time, idWindow(state)))
+	m.setIDTimer(s, m.since(s.oldest.time, idWindow(state)))
 	return nil
 }
 

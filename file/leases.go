@@ -1,21 +1,11 @@
 package file
 
 import (
-	"math"
-
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
-
-// later is a log time so many nanoseconds behind another.
-func later(time, nanoseconds uint64) uint64 {
-	if nanoseconds > math.MaxUint64-1-time {
-		return math.MaxUint64 - 1
-	}
-	return time + nanoseconds
-}
 
 // checkLease checks what a take asks for besides records.
 func checkLease(c *context, op *wire.Take) error {
@@ -38,7 +28,7 @@ func (m *Machine) grant(c *context, op *wire.Take) stream.Grant {
 		g.Holder = gearsfs.SessionID{}
 	}
 	if op.LeaseFor != 0 {
-		g.Deadline = later(c.now, op.LeaseFor)
+		g.Deadline, g.Jumped = later(c.now, op.LeaseFor), m.jumped()
 	}
 	return g
 }
@@ -118,7 +108,7 @@ func (m *Machine) settle(c *context, s *openStream, at gearsfs.Place, op *wire.S
 		return m.comeBack(c, s, at, op.Tries, until)
 	case op.Extend != 0:
 		if out, _ := s.queue.Out(at); out.Deadline != 0 {
-			s.queue.Extend(at, later(c.now, op.Extend))
+			s.queue.Extend(at, later(c.now, op.Extend), m.jumped())
 		}
 		return nil
 	}

@@ -209,7 +209,7 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 	}
 	m.touched, m.changed = m.touched[:0], m.changed[:0]
 	m.members, m.verify = false, false
-	m.volume.LogTime = max(m.volume.LogTime, e.Time)
+	m.passTime(e)
 	m.runTimers(index)
 	if m.broken != nil {
 		return nil, m.broken

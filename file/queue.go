@@ -74,7 +74,7 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 	var fresh []*wire.NewRecord
 	var known uint64
 	if err == nil {
-		fresh, known, err = m.unknown(c, s, op.Records, nil)
+		fresh, known, err = m.unknown(s, op.Records, nil)
 	}
 	if err == nil && n != nil && (len(op.Records) > 0 || op.Seal) {
 		err = m.admit(c, cmd, op, n, s, fresh)
@@ -131,7 +131,7 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh [
 	if ids == 0 {
 		return nil
 	}
-	_, err := m.forgetIDs(c, s, ids+forgetMax)
+	_, err := m.forgetIDs(s, ids+forgetMax)
 	return err
 }
 

@@ -258,6 +258,7 @@ type queuePlayer struct {
 	rng      *rand.Rand
 	sessions []*sessionModel
 	salt     uint64
+	jumps    int
 	failed   []*wire.Command // puts that found no room
 	entries  []*wire.Entry   // all that was applied, and what it was answered
 	answers  [][]*wire.Answer
@@ -357,12 +358,14 @@ func (p *queuePlayer) expect(s *sessionModel, cmd *wire.Command) (*wire.Answer, 
 // apply applies a command on both machines, which must agree.
 func (p *queuePlayer) apply(cmd *wire.Command) *wire.Answer {
 	p.t.Helper()
+	jump := p.jump
+	p.twin.jump = jump
 	answers := p.entry(cmd)
 	encoded, err := cmd.MarshalVT()
 	require.NoError(p.t, err)
 	logged := new(wire.Command) // the test changes cmd when it tries again
 	require.NoError(p.t, logged.UnmarshalVT(encoded))
-	p.entries = append(p.entries, &wire.Entry{Time: p.now, Commands: []*wire.Command{logged}})
+	p.entries = append(p.entries, &wire.Entry{Time: p.now, Jump: jump, Commands: []*wire.Command{logged}})
 	p.answers = append(p.answers, answers)
 	p.twin.now = p.now - 1e6
 	p.model.flush()
@@ -439,6 +442,7 @@ func (p *queuePlayer) end(s *sessionModel, forget bool) {
 }
 
 func (p *queuePlayer) step() {
+	p.jumpSometimes()
 	i := p.rng.IntN(len(p.sessions))
 	s := p.sessions[i]
 	switch n := p.rng.IntN(100); {

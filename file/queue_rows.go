@@ -230,7 +230,7 @@ func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	row := &r.m.scratch.out
 	row.Leased, row.SessionMinted, row.SessionSalt = out.Leased, uint64(out.Holder.Minted), out.Holder.Salt
 	row.Fence, row.Deliveries, row.Bytes = out.Fence, out.Deliveries, out.Bytes
-	row.Tries, row.Deadline = out.Tries, out.Deadline
+	row.Tries, row.Deadline, row.Jumped = out.Tries, out.Deadline, out.Jumped
 	r.m.set(r.outKey(at), row)
 	if was.Deadline != out.Deadline {
 		r.m.removeTimer(r.timer(was.Deadline, at))
@@ -294,6 +294,7 @@ func parseOut(value []byte) (stream.Out, error) {
 		Tries:      row.Tries,
 		Bytes:      row.Bytes,
 		Deadline:   row.Deadline,
+		Jumped:     row.Jumped,
 	}, nil
 }
 

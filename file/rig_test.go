@@ -22,6 +22,7 @@ type rig struct {
 	m     *Machine
 	index uint64
 	now   uint64
+	jump  uint64 // of the next entry
 	seen  observed
 }
 
@@ -78,7 +79,8 @@ func (r *rig) entry(commands ...*wire.Command) []*wire.Answer {
 	r.t.Helper()
 	r.index++
 	r.now += 1e6
-	answers, err := r.m.Apply(r.index, 1, &wire.Entry{Time: r.now, Commands: commands})
+	answers, err := r.m.Apply(r.index, 1, &wire.Entry{Time: r.now, Jump: r.jump, Commands: commands})
+	r.jump = 0
 	require.NoError(r.t, err)
 	require.Len(r.t, answers, len(commands))
 	return answers

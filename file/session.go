@@ -3,7 +3,6 @@ package file
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
@@ -135,7 +134,7 @@ func (m *Machine) beginCommand(c *context, cmd *wire.Command) *wire.Answer {
 		return m.refuse(err)
 	}
 	if s == nil {
-		if c.session.Minted < int64(c.now)-int64(gearsfs.SessionTTL) {
+		if c.session.Minted < int64(m.ago(uint64(gearsfs.SessionTTL))) {
 			return m.refuse(gearsfs.ErrSession.Because("the session is unknown and older than %v", gearsfs.SessionTTL))
 		}
 		return nil
@@ -263,7 +262,7 @@ func (m *Machine) sweepSessions() {
 	swept, n := 0, 0
 	for ; n < len(m.sessions.closed) && swept < sweepMax; n++ {
 		due := m.sessions.closed[n]
-		if due.at+uint64(gearsfs.SessionTTL/time.Nanosecond) > m.volume.LogTime {
+		if due.at > m.ago(uint64(gearsfs.SessionTTL)) {
 			break
 		}
 		s, err := m.session(due.id)

@@ -199,12 +199,15 @@ func (m *Machine) runTimer(c *context, t *persist.Timer, limit int) (did int, er
 	}
 	if t.Place == persist.IDTimer {
 		m.setIDTimer(s, 0) // watchIDs sets it again
-		return m.forgetIDs(c, s, limit)
+		return m.forgetIDs(s, limit)
 	}
 	out, ok := s.queue.Out(t.Place)
 	switch {
 	case !ok || out.Deadline != t.Due:
 		return 0, gearsfs.ErrDamaged.Because("inode %d, stream %q: the record at %v has a timer for another time", t.Ino, t.Key, t.Place)
+	case out.Leased && out.Jumped < m.jumped():
+		s.queue.Extend(t.Place, later(t.Due, m.jumped()-out.Jumped), m.jumped())
+		return 1, nil
 	case out.Leased:
 		return 1, m.comeBack(c, s, t.Place, 0, 0)
 	}

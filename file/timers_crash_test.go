@@ -24,10 +24,10 @@ type story struct {
 func (s *story) tell(after uint64, op any) *wire.Answer {
 	s.t.Helper()
 	s.now += after
-	cmd := s.command(op)
+	cmd, jump := s.command(op), s.jump
 	answers := s.entry(cmd)
 	require.NoError(s.t, answerError(answers[0]), "%v", cmd)
-	s.entries = append(s.entries, &wire.Entry{Time: s.now, Commands: []*wire.Command{proto.CloneOf(cmd)}})
+	s.entries = append(s.entries, &wire.Entry{Time: s.now, Jump: jump, Commands: []*wire.Command{proto.CloneOf(cmd)}})
 	s.answers = append(s.answers, []*wire.Answer{proto.CloneOf(answers[0])})
 	return answers[0]
 }
@@ -53,7 +53,10 @@ func tellTimers(t *testing.T) *story {
 	s.tell(0, takeOp(9, "jobs.dead"))
 	s.tell(0, settings("ring", &wire.Settings{Records: new(uint64(2)), Full: new(uint32(gearsfs.FullDropOldest))}))
 	s.tell(0, putOp("ring", "1", "2"))
-	s.tell(0, leaseFor(second, 1, "ring"))
+	ringed := s.tell(0, leaseFor(second, 2, "ring"))
+	s.leapBy(hour)
+	s.tell(0, &wire.Tick{}) // they are owed an hour
+	s.tell(0, &wire.Settle{Receipts: receipts(ringed)[1:], Return: true})
 	s.tell(0, putOp("ring", "3"))
 	s.tell(0, putOp("jobs", "old"))
 	s.tell(60*second, &wire.Tick{})

@@ -15,6 +15,7 @@ import (
 // timeModel is what log time has to do with a record.
 type timeModel struct {
 	until   uint64 // when its lease ends, or, where it has none, its delay
+	owed    uint64 // by how much longer the lease lasts, because log time jumped
 	tries   uint32 // of its lease
 	receipt bool   // the lease is held by its receipt
 	time    uint64 // of the put
@@ -46,7 +47,7 @@ func (m *queueModel) tally(step *wire.Step) *tally {
 func (r *recModel) ready() bool { return r.fence == 0 && r.until == 0 }
 
 func (r *recModel) lease(op *wire.Take, now uint64) {
-	r.tries, r.receipt, r.until = op.Tries, op.ByReceipt, 0
+	r.tries, r.receipt, r.until, r.owed = op.Tries, op.ByReceipt, 0, 0
 	if op.LeaseFor != 0 {
 		r.until = now + op.LeaseFor
 	}
@@ -54,7 +55,7 @@ func (r *recModel) lease(op *wire.Take, now uint64) {
 
 func (r *recModel) extend(now, by uint64) {
 	if r.until != 0 {
-		r.until = now + by
+		r.until, r.owed = now+by, 0
 	}
 }
 
@@ -161,6 +162,8 @@ func (m *queueModel) pass(now uint64) {
 				st.remove(r)
 				st.discarded++
 			}
+		case t.rec.fence != 0 && t.rec.owed != 0:
+			t.rec.until, t.rec.owed = t.rec.until+t.rec.owed, 0
 		case t.rec.fence != 0:
 			m.comeBack(t.key, t.rec, 0, 0)
 		default:
@@ -175,6 +178,32 @@ func (m *queueModel) pass(now uint64) {
 			st.forget(now)
 		}
 	}
+}
+
+// jump makes all that has a past younger.
+func (m *queueModel) jump(by uint64) {
+	for _, st := range m.streams {
+		for _, r := range st.recs {
+			if r.time += by; r.fence != 0 && r.until != 0 {
+				r.owed += by
+			}
+		}
+		for i := range st.ids {
+			st.ids[i].time += by
+		}
+	}
+}
+
+// jumpSometimes lets log time jump before the next entry.
+func (p *queuePlayer) jumpSometimes() {
+	if p.rng.IntN(40) != 0 || p.jumps == jumpsMax {
+		return
+	}
+	by := p.someTime()
+	p.now += by
+	p.jump += by
+	p.jumps++
+	p.model.jump(by)
 }
 
 // flush is the end of an entry.

@@ -79,6 +79,11 @@ func (g *traffic) next(index uint64) logged {
 		return g.burst()
 	}
 	l := logged{entry: &wire.Entry{Time: g.now}}
+	if g.rng.IntN(30) == 0 {
+		l.entry.Jump = g.someTime()
+		l.entry.Time += l.entry.Jump
+		g.now = l.entry.Time
+	}
 	for range 1 + g.rng.IntN(8) {
 		l.entry.Commands = append(l.entry.Commands, g.command())
 	}

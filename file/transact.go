@@ -398,7 +398,7 @@ func (t *transaction) checkPut(s *txStep, op *wire.Put) error {
 		return err
 	}
 	s.t = y
-	if s.fresh, s.known, err = t.m.unknown(t.c, y.s, op.Records, y.putIDs); err != nil {
+	if s.fresh, s.known, err = t.m.unknown(y.s, op.Records, y.putIDs); err != nil {
 		return err
 	}
 	if len(s.fresh) > 0 {

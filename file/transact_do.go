@@ -154,7 +154,7 @@ func (t *transaction) answerPut(s *txStep, only *wire.NewRecord, answer *wire.An
 	}
 	seq := s.known
 	if seq == 0 {
-		row, err := t.m.knownID(t.c, s.t.s, only.Id)
+		row, err := t.m.knownID(s.t.s, only.Id)
 		if err != nil {
 			return err
 		}

@@ -78,7 +78,7 @@ func (m *Machine) checkUpdate(c *context, s *openStream, state *stream.State, op
 	if _, err := checkRecords(record); err != nil {
 		return nil, 0, err
 	}
-	if fresh, known, err = m.unknown(c, s, record, seen); err != nil || len(fresh) == 0 {
+	if fresh, known, err = m.unknown(s, record, seen); err != nil || len(fresh) == 0 {
 		return nil, known, err
 	}
 	if err := checkAppend(state, fresh); err != nil {
@@ -138,6 +138,6 @@ func (m *Machine) update(c *context, s *openStream, r *wire.NewRecord, answer *w
 		return nil
 	}
 	m.rememberID(c, s, r.Id, at.Seq)
-	_, err := m.forgetIDs(c, s, 1+forgetMax)
+	_, err := m.forgetIDs(s, 1+forgetMax)
 	return err
 }

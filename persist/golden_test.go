@@ -15,9 +15,9 @@ import (
 
 // go test ./persist -run TestGolden -write-golden makes what is missing in
 // testdata: golden-vN is of format version N; golden-vN-member and
-// golden-vN-queue have what came later without making older data unreadable: a
-// member of a group, with a snapshot installed; timers, ids and transactions.
-// They are made once, and kept.
+// golden-vN-queue and golden-vN-jump have what came later without making older
+// data unreadable: a member of a group, with a snapshot installed; timers, ids
+// and transactions; jumps of log time. They are made once, and kept.
 var writeGolden = flag.Bool("write-golden", false, "write what testdata lacks for this format version")
 
 var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume: ID{4, 5, 6}}
@@ -100,6 +100,25 @@ func goldenQueueRows() map[string][]byte {
 	return rows
 }
 
+// goldenJumpRows has what tells of a jump of log time.
+func goldenJumpRows() map[string][]byte {
+	rows := goldenQueueRows()
+	place := gearsfs.Place{Pos: 300, Seq: 4}
+	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
+		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7,
+			Jumps: []*wire.Jump{{At: 1234560000, By: 3600}, {At: 1234561000, By: 5}}},
+		string(OutKey(2, "jobs", place)): &wire.OutRow{Leased: true, Fence: 6, Deliveries: 1, Deadline: 1234568000, Bytes: 6, Tries: 3, Jumped: 3600},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[key] = value
+	}
+	return rows
+}
+
 // goldenMemberRows has a row of each table that a member has.
 func goldenMemberRows() map[string][]byte {
 	rows := goldenRows()
@@ -148,6 +167,8 @@ func makeGolden(t *testing.T, dir string) { makeFounder(t, dir, goldenRows()) }
 
 func makeGoldenQueue(t *testing.T, dir string) { makeFounder(t, dir, goldenQueueRows()) }
 
+func makeGoldenJump(t *testing.T, dir string) { makeFounder(t, dir, goldenJumpRows()) }
+
 func makeFounder(t *testing.T, dir string, rows map[string][]byte) {
 	opts := smallData(vfs.Default)
 	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
@@ -172,6 +193,9 @@ func TestGolden(t *testing.T) {
 	t.Run("founder", func(t *testing.T) { testGolden(t, dir, makeGolden, goldenIdentity, goldenRows()) })
 	t.Run("queue", func(t *testing.T) {
 		testGolden(t, dir+"-queue", makeGoldenQueue, goldenIdentity, goldenQueueRows())
+	})
+	t.Run("jump", func(t *testing.T) {
+		testGolden(t, dir+"-jump", makeGoldenJump, goldenIdentity, goldenJumpRows())
 	})
 	t.Run("member", func(t *testing.T) {
 		testGolden(t, dir+"-member", makeGoldenMember, goldenMember(), goldenMemberRows())

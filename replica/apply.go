@@ -49,6 +49,7 @@ func (g *Group) applyEntry(e *raftpb.Entry) error {
 	if entry.Time > g.time.Load() {
 		g.time.Store(entry.Time)
 	}
+	g.passTo(entry.Time)
 	if _, err := g.cfg.Machine.Apply(e.GetIndex(), e.GetTerm(), entry); err != nil {
 		return fmt.Errorf("state machine: %w", err)
 	}
@@ -86,6 +87,7 @@ func (g *Group) applyOwn(b *batch) error {
 		g.loop.flying += len(b.items)
 		return fmt.Errorf("state machine: %w", err)
 	}
+	g.passTo(b.entry.Time)
 	g.status.applied.Store(b.index)
 	g.loop.outbox.prompt = g.loop.outbox.prompt || b.prompt
 	if g.broken.Load() {

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 
@@ -66,7 +67,7 @@ func newBatch(items []waiting, held *held) *batch {
 
 // marshal encodes the entry into buf, or a larger one.
 func (b *batch) marshal(buf []byte) ([]byte, error) {
-	size := 9 // log time
+	size := 9 + 1 + binary.MaxVarintLen64 // log time and jump
 	for i := range b.items {
 		size += b.items[i].bytes + 1 + varintBytes(b.items[i].bytes)
 	}

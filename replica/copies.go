@@ -214,6 +214,7 @@ func (g *Group) install(m *raftpb.Message) error {
 	g.store.forget(index)
 	g.store.recent = nil
 	g.time.Store(max(g.time.Load(), g.cfg.Machine.LogTime()))
+	g.passTo(g.cfg.Machine.LogTime())
 	g.status.applied.Store(index)
 	l.flush.bytes, l.flush.mark = 0, 0
 	g.confChanged(meta.GetConfState())

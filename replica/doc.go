@@ -98,7 +98,10 @@
 //
 // Log time is, in a tenure, the clock's at its begin and the monotonic time
 // since, but not less than that of any entry before. So a clock that is set, or
-// one that is an hour off on one node, moves no lease but when the lead changes.
+// one that is an hour off on one node, moves nothing but when the lead changes. Then
+// the first entry of the tenure says by how much more log time has grown than the
+// leader knows to have passed since the last entry, and the state machine discounts
+// that. A node that did not run knows of nothing that passed.
 //
 // Where the leader's process is known to be gone (Died), its followers forget it
 // and hold an election within milliseconds, each after a short time of its own,

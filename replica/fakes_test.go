@@ -200,6 +200,7 @@ type memMachine struct {
 	mu       sync.Mutex
 	state    machineState
 	saved    machineState // as of the last flush
+	jump     uint64       // of the last entry
 	fail     bool
 	flushes  int
 	contexts []string            // of ApplyConf
@@ -240,6 +241,7 @@ func (m *memMachine) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, e
 			return nil, fmt.Errorf("log time went from %d to %d", m.state.time, e.Time)
 		}
 		m.state.time = e.Time
+		m.jump = e.Jump
 		m.state.sizes = append(m.state.sizes, len(e.Commands))
 	}
 	m.state.index, m.state.term = index, term

@@ -236,6 +236,7 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 func (g *Group) start() error {
 	applied, _ := g.cfg.Machine.Applied()
 	g.time.Store(g.cfg.Machine.LogTime())
+	g.passTo(g.cfg.Machine.LogTime())
 	g.status.applied.Store(applied)
 	g.status.commit.Store(g.store.hard.GetCommit())
 	g.status.term.Store(g.store.hard.GetTerm())

@@ -254,6 +254,7 @@ func TestClock(t *testing.T) {
 		clock = clock.Add(step)
 		world.advance(time.Second)
 		put()
+		require.Zero(t, machine.jump)
 	}
 	require.Equal(t, time.Unix(1004, 0), put())
 	g.beginClose()
@@ -264,9 +265,34 @@ func TestClock(t *testing.T) {
 	require.Equal(t, time.Unix(1004, 0), put(), "also after a restart")
 	world.advance(time.Minute)
 	require.Equal(t, time.Unix(1064, 0), put())
+	require.Zero(t, machine.jump, "it passed")
 	machine, clock = machine.restart(), time.Unix(5000, 0)
 	g = open()
-	require.Equal(t, time.Unix(5000, 0), put())
+	world.advance(time.Minute)
+	require.Equal(t, time.Unix(5060, 0), put())
+	require.EqualValues(t, (5000-1064)*time.Second, machine.jump)
+	put()
+	require.Zero(t, machine.jump, "the first entry tells")
+}
+
+// TestJump: what a node has seen pass since the last entry is no jump.
+func TestJump(t *testing.T) {
+	for _, c := range []struct {
+		wall, elapsed, want time.Duration
+	}{
+		{100 * time.Second, 7 * time.Second, 0},
+		{105 * time.Second, 12 * time.Second, 0},
+		{105 * time.Second, 10 * time.Second, 2 * time.Second},
+		{102 * time.Second, 12 * time.Second, 0},
+		{time.Hour, 7 * time.Second, time.Hour - 100*time.Second},
+	} {
+		p := passed{time: uint64(100 * time.Second), at: 7 * time.Second, jump: 5}
+		p.jumpTo(uint64(c.wall), c.elapsed)
+		require.Equal(t, c.want, time.Duration(p.jump), "%v", c)
+	}
+	first := passed{}
+	first.jumpTo(uint64(time.Hour), time.Second)
+	require.Zero(t, first.jump, "there is nothing before")
 }
 
 func TestBarrierByReadIndex(t *testing.T) {

@@ -29,6 +29,7 @@ type loop struct {
 	change   change
 	transfer transfer
 	ending   ending
+	passed   passed
 	flush    flushing
 	copies   copies
 	ticks    <-chan time.Time // nil where this node is the only member, and leads
@@ -192,7 +193,7 @@ func (g *Group) propose(b *batch) error {
 		b.refuse(gearsfs.ErrNotLeader)
 		return nil
 	}
-	b.entry.Time = g.Time()
+	b.entry.Time, b.entry.Jump = g.Time(), l.passed.jump
 	data, err := b.marshal(l.buf)
 	if err != nil {
 		b.refuse(gearsfs.ErrIO.Because("%v", err))
@@ -218,6 +219,7 @@ func (g *Group) propose(b *batch) error {
 		return fmt.Errorf("propose: %w", err)
 	}
 	g.time.Store(b.entry.Time)
+	l.passed.jump = 0
 	// Nothing came between, so it is the last of the new entries.
 	ready := l.node.Ready()
 	last := ready.Entries[len(ready.Entries)-1]

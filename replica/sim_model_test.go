@@ -3,6 +3,8 @@ package replica
 import (
 	"fmt"
 	"slices"
+	"sort"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -13,6 +15,7 @@ import (
 // order of all operations, and the model says what each of them answers.
 type simModel struct {
 	now      uint64
+	times    []simMoment // of all entries
 	fence    uint64
 	streams  map[string]*simStream
 	sessions map[gearsfs.SessionID]*simSession
@@ -96,7 +99,7 @@ func (m *simModel) session(id gearsfs.SessionID) *simSession {
 // apply applies an entry and returns what each command answers. An error is a
 // promise that the state can't keep whatever it answers.
 func (m *simModel) apply(index uint64, e *wire.Entry) ([]*wire.Answer, error) {
-	m.now = max(m.now, e.Time)
+	m.pass(e)
 	answers := make([]*wire.Answer, len(e.Commands))
 	for i, cmd := range e.Commands {
 		a, err := m.command(index, cmd)
@@ -106,7 +109,7 @@ func (m *simModel) apply(index uint64, e *wire.Entry) ([]*wire.Answer, error) {
 		answers[i] = a
 	}
 	for _, s := range m.sessions {
-		if s.known && s.closed != 0 && s.closed+uint64(gearsfs.SessionTTL) <= m.now {
+		if s.known && s.closed != 0 && s.closed <= m.ago(gearsfs.SessionTTL) {
 			s.forget()
 		}
 	}
@@ -114,6 +117,31 @@ func (m *simModel) apply(index uint64, e *wire.Entry) ([]*wire.Answer, error) {
 		s.note(index)
 	}
 	return answers, m.wrong
+}
+
+// simMoment is an entry's log time, and how much of it has passed without jumps.
+type simMoment struct{ time, passed uint64 }
+
+func (m *simModel) pass(e *wire.Entry) {
+	if e.Time <= m.now {
+		return
+	}
+	var passed uint64
+	if n := len(m.times); n > 0 {
+		passed = m.times[n-1].passed + e.Time - m.now - e.Jump
+	}
+	m.now = e.Time
+	m.times = append(m.times, simMoment{e.Time, passed})
+}
+
+// ago is the log time from which d has passed without jumps.
+func (m *simModel) ago(d time.Duration) uint64 {
+	last := m.times[len(m.times)-1].passed
+	if last < uint64(d) {
+		return 0 // before all that is known here
+	}
+	i := sort.Search(len(m.times), func(i int) bool { return m.times[i].passed > last-uint64(d) }) - 1
+	return m.times[i].time + last - uint64(d) - m.times[i].passed
 }
 
 func (s *simSession) forget() {
@@ -166,7 +194,7 @@ func (m *simModel) command(index uint64, cmd *wire.Command) (*wire.Answer, error
 		return m.dispatch(id, nil, cmd), nil
 	}
 	s := m.session(id)
-	if !s.known && id.Minted < int64(m.now)-int64(gearsfs.SessionTTL) {
+	if !s.known && id.Minted < int64(m.ago(gearsfs.SessionTTL)) {
 		return refused(gearsfs.ErrSession), nil
 	}
 	if s.known && cmd.Confirmed > s.confirmed {

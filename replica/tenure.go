@@ -90,8 +90,9 @@ func (g *Group) leaderChanged(s *raft.SoftState) {
 func (g *Group) beginTenure() {
 	l := &g.loop
 	l.tenure = true
-	wall := max(g.cfg.Clock().UnixNano(), int64(g.time.Load()))
-	g.ahead.Store(wall - int64(g.world.elapsed()))
+	wall, elapsed := max(g.cfg.Clock().UnixNano(), int64(g.time.Load())), g.world.elapsed()
+	g.ahead.Store(wall - int64(elapsed))
+	l.passed.jumpTo(uint64(max(wall, 0)), elapsed)
 	g.mu.Lock()
 	g.leading = true
 	g.mu.Unlock()
@@ -100,6 +101,31 @@ func (g *Group) beginTenure() {
 	l.ledTerm = l.term
 	if g.cfg.Leads != nil {
 		g.cfg.Leads(true, l.ledTerm)
+	}
+}
+
+// passed is what this node knows of the time since the last entry that the state
+// machine has seen.
+type passed struct {
+	time uint64        // log time of that, 0 before the first
+	at   time.Duration // world.elapsed when it was applied here
+	jump uint64        // in a tenure, before its first entry: see wire.Entry
+}
+
+// passTo notes that an entry of that time is applied.
+func (g *Group) passTo(time uint64) {
+	if p := &g.loop.passed; time > p.time {
+		p.time, p.at = time, g.world.elapsed()
+	}
+}
+
+// jumpTo begins a tenure at that log time. What this node has seen pass since
+// the last entry is no part of the jump, so the lead may change as often as it
+// likes and a lease still ends.
+func (p *passed) jumpTo(time uint64, elapsed time.Duration) {
+	p.jump = 0
+	if seen := p.time + uint64(elapsed-p.at); p.time != 0 && time > seen {
+		p.jump = time - seen
 	}
 }
 

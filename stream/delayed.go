@@ -55,10 +55,11 @@ func (q *Queue) Due(at gearsfs.Place) {
 	q.dropWindowBehind(at)
 }
 
-// Extend gives the lease on a record, which is held, another deadline.
-func (q *Queue) Extend(at gearsfs.Place, deadline uint64) {
+// Extend gives the lease on a record, which is held, another deadline; jumped is
+// kept for the caller.
+func (q *Queue) Extend(at gearsfs.Place, deadline, jumped uint64) {
 	out := q.leased(at)
-	q.Relet(at, Grant{Holder: out.Holder, Fence: out.Fence, Deadline: deadline, Tries: out.Tries})
+	q.Relet(at, Grant{Holder: out.Holder, Fence: out.Fence, Deadline: deadline, Jumped: jumped, Tries: out.Tries})
 }
 
 // Relet puts another lease in the place of that on a record, which is held.
@@ -66,7 +67,7 @@ func (q *Queue) Extend(at gearsfs.Place, deadline uint64) {
 func (q *Queue) Relet(at gearsfs.Place, g Grant) {
 	was := q.leased(at)
 	out := was
-	out.Holder, out.Fence, out.Deadline, out.Tries = g.Holder, g.Fence, g.Deadline, g.Tries
+	out.Holder, out.Fence, out.Deadline, out.Jumped, out.Tries = g.Holder, g.Fence, g.Deadline, g.Jumped, g.Tries
 	q.outs.set(at, out)
 	q.rows.SetOut(at, was, out)
 	q.s.Version++

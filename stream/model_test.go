@@ -347,7 +347,7 @@ func (m *modelled) settle() string {
 		return "delay"
 	case 2:
 		r.until = m.now + 7
-		m.q.Extend(r.at, r.until)
+		m.q.Extend(r.at, r.until, 0)
 		return "extend"
 	}
 	require.NoError(m.t, m.q.Ack(r.at))

@@ -154,6 +154,7 @@ type Grant struct {
 	Holder   gearsfs.SessionID
 	Fence    uint64 // of the first, not 0; each other's is one more than that before it
 	Deadline uint64 // see Out
+	Jumped   uint64 // see Out
 	Tries    uint32
 }
 
@@ -169,7 +170,7 @@ func (h *handing) out(t *Taken, n uint64) Out {
 	t.Fence, t.Deadline = h.Fence, h.Deadline
 	h.Fence++
 	return Out{Leased: true, Holder: h.Holder, Fence: t.Fence, Deliveries: t.Deliveries, Tries: h.Tries,
-		Bytes: n, Deadline: h.Deadline}
+		Bytes: n, Deadline: h.Deadline, Jumped: h.Jumped}
 }
 
 func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {

@@ -22,6 +22,7 @@ type Out struct {
 	Tries      uint32 // of the lease, for its holder's use
 	Bytes      uint64 // the record's length
 	Deadline   uint64 // log time at which the lease or the delay ends; 0 is none
+	Jumped     uint64 // of the lease, for its holder's use, as Tries
 }
 
 // Delayed reports whether the record waits for its time.

@@ -70,6 +70,7 @@ type chaos struct {
 
 	world  world
 	clocks []*os.File // what each node's clock is wrong by
+	leaps  int        // so many hours is log time ahead, at most
 	counts map[string]int
 	slow   []time.Duration // how long it took to go on
 
@@ -107,27 +108,24 @@ type chaosClients struct {
 	history *history
 	list    []*client
 	ledger  *ledger
+	relay   *relay
 	taking  sync.WaitGroup
 }
 
 // startClients starts 8 clients that do everything, half of them over the
-// network that is cut and half over sockets that are not; and putters and
-// takers that do nothing else.
+// network that is cut and half over sockets that are not; putters and takers that
+// do nothing else; and a relay, half of whose workers are over the network, too.
 func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc, stop chan struct{}) *chaosClients {
-	const clients, streams, putters = 8, 3, 2
-	all := &chaosClients{history: newHistory(), ledger: newLedger("/ledger", putters)}
-	var tcp []string
-	for i := range c.nodes {
-		tcp = append(tcp, c.tcp(i))
-	}
+	const clients, putters = 8, 2
+	all := &chaosClients{history: newHistory(), ledger: newLedger("/ledger", putters), relay: newRelay("/relay", 1)}
 	seeds := c.rng.Uint64()
 	for i := range clients {
 		addrs := c.addrs()
 		if i%2 == 0 {
-			addrs = strings.Join(tcp, ",")
+			addrs = c.tcps()
 		}
 		one := &client{
-			history: all.history, m: c.dial(addrs), id: i, ids: clients, name: fmt.Sprint(i), streams: streams,
+			history: all.history, m: c.dial(addrs), id: i, ids: clients, name: fmt.Sprint(i),
 			rng: rand.New(rand.NewPCG(seeds, uint64(i))), last: make(map[int]uint64), patience: 8 * time.Second, chaos: c,
 		}
 		all.list = append(all.list, one)
@@ -140,6 +138,7 @@ func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc
 			}
 		})
 	}
+	c.startRelay(ctx, cancel, stop, all, seeds)
 	for i := range putters {
 		m := c.dial(c.addrs())
 		all.asking.Go(func() {
@@ -174,6 +173,42 @@ func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc
 	return all
 }
 
+// startRelay starts a putter and workers that pass its records on.
+func (c *chaos) startRelay(ctx context.Context, cancel context.CancelCauseFunc, stop chan struct{}, all *chaosClients, seed uint64) {
+	const workers = 6
+	m := c.dial(c.addrs())
+	repeat := func(what string, every time.Duration, do func() error) {
+		all.asking.Go(func() {
+			for open(stop) && ctx.Err() == nil {
+				asked := time.Since(c.began)
+				err := do()
+				if err != nil && ctx.Err() == nil && !(errors.Is(err, gearsfs.ErrNoSpace) && c.wasFull(asked)) {
+					cancel(fmt.Errorf("%s: %w", what, err))
+				}
+				pause(ctx, every)
+			}
+		})
+	}
+	repeat("the relay's putter", 40*time.Millisecond, func() error { return all.relay.putOne(ctx, m, 0) })
+	for i := range workers {
+		addrs := c.addrs()
+		if i%2 == 0 {
+			addrs = c.tcps()
+		}
+		w := &relayer{relay: all.relay, m: c.dial(addrs), rng: rand.New(rand.NewPCG(seed, uint64(1000+i)))}
+		repeat(fmt.Sprintf("relayer %d", i), 10*time.Millisecond, func() error { return w.step(ctx) })
+	}
+}
+
+// tcps are the addresses of all nodes in the network that is cut.
+func (c *chaos) tcps() string {
+	var all []string
+	for i := range c.nodes {
+		all = append(all, c.tcp(i))
+	}
+	return strings.Join(all, ",")
+}
+
 func (c *chaos) dial(addrs string) *dgm.Remote {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), runWithin)
@@ -199,11 +234,12 @@ func pause(ctx context.Context, d time.Duration) {
 
 // epoch counts the time in pieces: in each, clients use streams of its own, so
 // that there are many short histories instead of a long one. Any goroutine.
-func (c *chaos) epoch() int {
-	if c == nil {
-		return 0
+func (c *chaos) epoch(began time.Time) int {
+	lasts := time.Second
+	if c != nil {
+		lasts *= 5
 	}
-	return int(time.Since(c.began) / (15 * time.Second))
+	return int(time.Since(began) / lasts)
 }
 
 // ack notes that a put was acknowledged. Any goroutine.
@@ -298,10 +334,7 @@ func (c *chaos) describe() string {
 func (c *chaos) check(ctx context.Context, cancel context.CancelCauseFunc, clients *chaosClients) {
 	c.t.Helper()
 	for _, one := range clients.list {
-		for len(one.held) > 0 {
-			in := ask{op: "return", n: 1}
-			require.NoError(c.t, one.record(ctx, 0, &in, &reply{}, one.settle(&in)))
-		}
+		require.NoError(c.t, one.letGo(ctx))
 	}
 	clients.drain(ctx, c)
 	m := c.dial(c.addrs())
@@ -311,12 +344,15 @@ func (c *chaos) check(ctx context.Context, cancel context.CancelCauseFunc, clien
 	stuck.Stop()
 	require.NoError(c.t, context.Cause(ctx), c.describe())
 	require.NoError(c.t, clients.ledger.check())
+	require.NoError(c.t, clients.relay.drain(ctx, m))
+	require.NoError(c.t, clients.relay.check())
+	require.NotZero(c.t, len(clients.relay.acked)*len(clients.relay.dead), "%v", clients.relay)
 	clients.checkOrder(c.t)
 	c.verify()
 	clients.history.check(c.t)
 
 	slices.Sort(c.slow)
-	c.t.Logf("%d records of putters, %d faults: %v; went on within p50 %v, p99 %v, at most %v", len(clients.ledger.taken),
+	c.t.Logf("%d records of putters; %v; %d faults: %v; went on within p50 %v, p99 %v, at most %v", len(clients.ledger.taken), clients.relay,
 		sum(c.counts), c.counts, quantile(c.slow, 0.5), quantile(c.slow, 0.99), quantile(c.slow, 1))
 	for _, d := range c.nodes {
 		require.NotContains(c.t, d.words.String(), "differ", "the replicas are the same")
@@ -344,7 +380,7 @@ func (all *chaosClients) drain(ctx context.Context, c *chaos) {
 	first := all.list[0]
 	last := &client{
 		history: all.history, m: c.dial(c.addrs()), id: -1, ids: first.ids, name: "drain", last: make(map[int]uint64), chaos: c,
-		rng: rand.New(rand.NewPCG(1, 2)), streams: first.streams,
+		rng: rand.New(rand.NewPCG(1, 2)),
 	}
 	infos, err := last.m.ListStreams(ctx, gearsfs.At("/linear"), "", 1<<16)
 	require.NoError(c.t, err)
@@ -355,7 +391,7 @@ func (all *chaosClients) drain(ctx context.Context, c *chaos) {
 		}
 		require.Zero(c.t, info.Leased, "of %s; everybody has returned what he held", info.Key)
 		for drained := false; !drained; {
-			in, out := ask{stream: stream, op: "take", n: 100}, reply{}
+			in, out := ask{stream: stream, or: stream, op: "take", n: 100}, reply{}
 			require.NoError(c.t, last.record(ctx, 0, &in, &out, func(ctx context.Context) error {
 				records, err := last.m.Take(ctx, dgm.Take{
 					File: gearsfs.At("/linear"), Keys: []gearsfs.Key{info.Key}, Max: 100, NoWait: true,

@@ -29,6 +29,9 @@ type crashClient struct {
 	queue   bool // the queue file exists
 	streams map[string][]crashRecord
 	seqs    [2]uint64
+	late    uint64   // the last seq of the stream of records that are delayed
+	copies  bool     // the queue has a copy,
+	copied  string   // and what that is
 	names   []string // of empty files
 	bytes   []byte   // of the file written in place; nil where it is missing
 	byteIno gearsfs.Ino
@@ -90,6 +93,9 @@ func (c *crashClient) state() string {
 	if c.queue {
 		all = append(all, "queue")
 	}
+	if c.copies {
+		all = append(all, "queue-copy")
+	}
 	slices.Sort(all)
 	for _, name := range all {
 		fmt.Fprintf(&out, "%s\n", name)
@@ -97,11 +103,19 @@ func (c *crashClient) state() string {
 		case "bytes":
 			fmt.Fprintf(&out, "  %q\n", c.bytes)
 		case "queue":
-			for _, key := range slices.Sorted(maps.Keys(c.streams)) {
-				for _, r := range c.streams[key] {
-					fmt.Fprintf(&out, "  %s %d %s\n", key, r.seq, r.data)
-				}
-			}
+			out.WriteString(c.dumpQueue())
+		case "queue-copy":
+			out.WriteString(c.copied)
+		}
+	}
+	return out.String()
+}
+
+func (c *crashClient) dumpQueue() string {
+	var out strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(c.streams)) {
+		for _, r := range c.streams[key] {
+			fmt.Fprintf(&out, "  %s %d %s\n", key, r.seq, r.data)
 		}
 	}
 	return out.String()
@@ -112,7 +126,7 @@ func (c *crashClient) step(ctx context.Context) error {
 	key := crashKeys[which]
 	path := gearsfs.At("/" + c.dir + "/queue")
 	held := c.streams[string(key)]
-	switch dice := c.rng.IntN(12); {
+	switch dice := c.rng.IntN(20); {
 	case dice < 4:
 		return c.putSome(ctx, path, which)
 	case dice < 6 && len(held) > 0:
@@ -125,6 +139,8 @@ func (c *crashClient) step(ctx context.Context) error {
 		return c.leaseOne(ctx, path, key, held)
 	case dice < 10:
 		return c.changeNames(ctx)
+	case dice < 18:
+		return c.stepQueue(ctx, path, which)
 	default:
 		return c.writeBytes(ctx)
 	}

@@ -65,6 +65,8 @@ var faults = []fault{
 	{"clock", (*chaos).step},
 	{"clock", (*chaos).step},
 	{"transfer", (*chaos).transfer},
+	{"leap", (*chaos).leap},
+	{"leap", (*chaos).leap},
 }
 
 // victim draws a node, more often the one that leads.
@@ -322,28 +324,52 @@ func (c *chaos) step() (string, func()) {
 	if c.rng.IntN(4) == 0 {
 		nodes = []int{0, 1, 2}
 	}
-	set := func(by time.Duration) {
-		for _, i := range nodes {
-			_, err := c.clocks[i].WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(by)), 0)
-			require.NoError(c.t, err)
-		}
+	c.setClocks(time.Duration(hours)*time.Hour, nodes...)
+	return fmt.Sprintf("%v by %+d h", nodes, hours), func() { c.setClocks(0, nodes...) }
+}
+
+// setClocks makes the clocks of nodes wrong by as much.
+func (c *chaos) setClocks(by time.Duration, nodes ...int) {
+	for _, i := range nodes {
+		_, err := c.clocks[i].WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(by)), 0)
+		require.NoError(c.t, err)
 	}
-	set(time.Duration(hours) * time.Hour)
-	return fmt.Sprintf("%v by %+d h", nodes, hours), func() { set(0) }
 }
 
 // transfer has another node lead.
 func (c *chaos) transfer() (string, func()) {
+	leader, to := c.heir()
+	if to < 0 {
+		return "", nil
+	}
+	return c.handOver(leader, to), func() {}
+}
+
+// leap has a node lead whose clock is an hour ahead of what log time is.
+func (c *chaos) leap() (string, func()) {
+	leader, to := c.heir()
+	if to < 0 {
+		return "", nil
+	}
+	c.leaps++
+	c.setClocks(time.Duration(c.leaps)*time.Hour, to)
+	return c.handOver(leader, to), func() { c.setClocks(0, to) }
+}
+
+// heir draws a node that may be given the lead, -1 where none can.
+func (c *chaos) heir() (leader, to int) {
 	if !c.world.whole() {
-		return "", nil
+		return -1, -1
 	}
-	leader := c.leads()
-	if leader < 0 {
-		return "", nil
+	if leader = c.leads(); leader < 0 {
+		return -1, -1
 	}
-	to := (leader + 1 + c.rng.IntN(2)) % len(c.nodes)
+	return leader, (leader + 1 + c.rng.IntN(2)) % len(c.nodes)
+}
+
+func (c *chaos) handOver(leader, to int) string {
 	r := c.nodes[leader].gearsfs("nodes", "transfer", fmt.Sprint("n", to+1))
-	return fmt.Sprintf("to n%d: status %d %s", to+1, r.status, strings.TrimSpace(r.stderr)), func() {}
+	return fmt.Sprintf("to n%d: status %d %s", to+1, r.status, strings.TrimSpace(r.stderr))
 }
 
 // faultProgram is a gearsfsd whose clock can be set wrong.

@@ -25,9 +25,12 @@ const (
 
 // Entry is one entry of the log.
 type Entry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Time          uint64                 `protobuf:"fixed64,1,opt,name=time,proto3" json:"time,omitempty"` // log time: max(previous, the leader's clock)
-	Commands      []*Command             `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Time     uint64                 `protobuf:"fixed64,1,opt,name=time,proto3" json:"time,omitempty"` // log time: max(previous, the leader's clock)
+	Commands []*Command             `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"`
+	// Of the first entry of a tenure: by how much more log time has grown since
+	// the entry before than its leader knows to have passed, nanoseconds.
+	Jump          uint64 `protobuf:"varint,3,opt,name=jump,proto3" json:"jump,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -74,6 +77,13 @@ func (x *Entry) GetCommands() []*Command {
 		return x.Commands
 	}
 	return nil
+}
+
+func (x *Entry) GetJump() uint64 {
+	if x != nil {
+		return x.Jump
+	}
+	return 0
 }
 
 type Command struct {
@@ -3415,10 +3425,11 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\agearsfs\"I\n" +
+	"\rcommand.proto\x12\agearsfs\"]\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
-	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\"\xa7\n" +
+	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xa7\n" +
 	"\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +

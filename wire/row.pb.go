@@ -37,6 +37,7 @@ type VolumeRow struct {
 	Bytes         uint64                 `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"` // of all records and blocks
 	NextFence     uint64                 `protobuf:"varint,10,opt,name=next_fence,json=nextFence,proto3" json:"next_fence,omitempty"`
 	ConfState     []byte                 `protobuf:"bytes,11,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"` // raft's, as of applied_index
+	Jumps         []*Jump                `protobuf:"bytes,12,rep,name=jumps,proto3" json:"jumps,omitempty"`                          // of log time, in order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,6 +149,67 @@ func (x *VolumeRow) GetConfState() []byte {
 	return nil
 }
 
+func (x *VolumeRow) GetJumps() []*Jump {
+	if x != nil {
+		return x.Jumps
+	}
+	return nil
+}
+
+// Jump is a jump of log time at the begin of a tenure: what lies before it is
+// younger by as much than log time says.
+type Jump struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            uint64                 `protobuf:"fixed64,1,opt,name=at,proto3" json:"at,omitempty"` // log time behind it
+	By            uint64                 `protobuf:"varint,2,opt,name=by,proto3" json:"by,omitempty"`  // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Jump) Reset() {
+	*x = Jump{}
+	mi := &file_row_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Jump) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Jump) ProtoMessage() {}
+
+func (x *Jump) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Jump.ProtoReflect.Descriptor instead.
+func (*Jump) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Jump) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Jump) GetBy() uint64 {
+	if x != nil {
+		return x.By
+	}
+	return 0
+}
+
 type InodeRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          uint32                 `protobuf:"varint,1,opt,name=mode,proto3" json:"mode,omitempty"`
@@ -171,7 +233,7 @@ type InodeRow struct {
 
 func (x *InodeRow) Reset() {
 	*x = InodeRow{}
-	mi := &file_row_proto_msgTypes[1]
+	mi := &file_row_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +245,7 @@ func (x *InodeRow) String() string {
 func (*InodeRow) ProtoMessage() {}
 
 func (x *InodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[1]
+	mi := &file_row_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +258,7 @@ func (x *InodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InodeRow.ProtoReflect.Descriptor instead.
 func (*InodeRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{1}
+	return file_row_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *InodeRow) GetMode() uint32 {
@@ -314,7 +376,7 @@ type DirentRow struct {
 
 func (x *DirentRow) Reset() {
 	*x = DirentRow{}
-	mi := &file_row_proto_msgTypes[2]
+	mi := &file_row_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +388,7 @@ func (x *DirentRow) String() string {
 func (*DirentRow) ProtoMessage() {}
 
 func (x *DirentRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[2]
+	mi := &file_row_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +401,7 @@ func (x *DirentRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirentRow.ProtoReflect.Descriptor instead.
 func (*DirentRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{2}
+	return file_row_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DirentRow) GetIno() uint64 {
@@ -401,7 +463,7 @@ type StreamRow struct {
 
 func (x *StreamRow) Reset() {
 	*x = StreamRow{}
-	mi := &file_row_proto_msgTypes[3]
+	mi := &file_row_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +475,7 @@ func (x *StreamRow) String() string {
 func (*StreamRow) ProtoMessage() {}
 
 func (x *StreamRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[3]
+	mi := &file_row_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +488,7 @@ func (x *StreamRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRow.ProtoReflect.Descriptor instead.
 func (*StreamRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{3}
+	return file_row_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StreamRow) GetNextSeq() uint64 {
@@ -681,7 +743,7 @@ type RecordRow struct {
 
 func (x *RecordRow) Reset() {
 	*x = RecordRow{}
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +755,7 @@ func (x *RecordRow) String() string {
 func (*RecordRow) ProtoMessage() {}
 
 func (x *RecordRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +768,7 @@ func (x *RecordRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRow.ProtoReflect.Descriptor instead.
 func (*RecordRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{4}
+	return file_row_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RecordRow) GetData() []byte {
@@ -758,7 +820,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +832,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +845,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{5}
+	return file_row_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Extent) GetBlockNode() uint64 {
@@ -833,13 +895,14 @@ type OutRow struct {
 	Deadline      uint64                 `protobuf:"fixed64,6,opt,name=deadline,proto3" json:"deadline,omitempty"` // log time; 0 is none. Of a lease, or of a delay where it is not leased
 	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`        // the record's length
 	Tries         uint32                 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`        // of the lease
+	Jumped        uint64                 `protobuf:"varint,9,opt,name=jumped,proto3" json:"jumped,omitempty"`      // of the lease: the sum of all jumps when its deadline was set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OutRow) Reset() {
 	*x = OutRow{}
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +914,7 @@ func (x *OutRow) String() string {
 func (*OutRow) ProtoMessage() {}
 
 func (x *OutRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +927,7 @@ func (x *OutRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutRow.ProtoReflect.Descriptor instead.
 func (*OutRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{6}
+	return file_row_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OutRow) GetLeased() bool {
@@ -923,6 +986,13 @@ func (x *OutRow) GetTries() uint32 {
 	return 0
 }
 
+func (x *OutRow) GetJumped() uint64 {
+	if x != nil {
+		return x.Jumped
+	}
+	return 0
+}
+
 // IdRow is an id that a stream has seen.
 type IdRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -935,7 +1005,7 @@ type IdRow struct {
 
 func (x *IdRow) Reset() {
 	*x = IdRow{}
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1017,7 @@ func (x *IdRow) String() string {
 func (*IdRow) ProtoMessage() {}
 
 func (x *IdRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1030,7 @@ func (x *IdRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdRow.ProtoReflect.Descriptor instead.
 func (*IdRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{7}
+	return file_row_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IdRow) GetSeq() uint64 {
@@ -997,7 +1067,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1079,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1092,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{8}
+	return file_row_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionRow) GetConfirmed() uint64 {
@@ -1077,7 +1147,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1159,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1172,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{9}
+	return file_row_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StoredAnswer) GetSeq() uint64 {
@@ -1174,7 +1244,7 @@ type Reference struct {
 
 func (x *Reference) Reset() {
 	*x = Reference{}
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1256,7 @@ func (x *Reference) String() string {
 func (*Reference) ProtoMessage() {}
 
 func (x *Reference) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1269,7 @@ func (x *Reference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reference.ProtoReflect.Descriptor instead.
 func (*Reference) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{10}
+	return file_row_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Reference) GetIno() uint64 {
@@ -1276,7 +1346,7 @@ type KeptRecord struct {
 
 func (x *KeptRecord) Reset() {
 	*x = KeptRecord{}
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1358,7 @@ func (x *KeptRecord) String() string {
 func (*KeptRecord) ProtoMessage() {}
 
 func (x *KeptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1371,7 @@ func (x *KeptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptRecord.ProtoReflect.Descriptor instead.
 func (*KeptRecord) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{11}
+	return file_row_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KeptRecord) GetPos() uint64 {
@@ -1337,7 +1407,7 @@ type BlockedPut struct {
 
 func (x *BlockedPut) Reset() {
 	*x = BlockedPut{}
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1419,7 @@ func (x *BlockedPut) String() string {
 func (*BlockedPut) ProtoMessage() {}
 
 func (x *BlockedPut) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1432,7 @@ func (x *BlockedPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedPut.ProtoReflect.Descriptor instead.
 func (*BlockedPut) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{12}
+	return file_row_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BlockedPut) GetIno() uint64 {
@@ -1395,7 +1465,7 @@ type OrphanRow struct {
 
 func (x *OrphanRow) Reset() {
 	*x = OrphanRow{}
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1477,7 @@ func (x *OrphanRow) String() string {
 func (*OrphanRow) ProtoMessage() {}
 
 func (x *OrphanRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1490,7 @@ func (x *OrphanRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanRow.ProtoReflect.Descriptor instead.
 func (*OrphanRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{13}
+	return file_row_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OrphanRow) GetHolders() []uint64 {
@@ -1439,7 +1509,7 @@ type RemoteRow struct {
 
 func (x *RemoteRow) Reset() {
 	*x = RemoteRow{}
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1521,7 @@ func (x *RemoteRow) String() string {
 func (*RemoteRow) ProtoMessage() {}
 
 func (x *RemoteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1534,7 @@ func (x *RemoteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteRow.ProtoReflect.Descriptor instead.
 func (*RemoteRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{14}
+	return file_row_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoteRow) GetAddrs() string {
@@ -1488,7 +1558,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1570,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1583,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{15}
+	return file_row_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MemberRow) GetName() string {
@@ -1555,7 +1625,7 @@ var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
 	"\n" +
-	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xb1\x02\n" +
+	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xd6\x02\n" +
 	"\tVolumeRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -1570,7 +1640,11 @@ const file_row_proto_rawDesc = "" +
 	"next_fence\x18\n" +
 	" \x01(\x04R\tnextFence\x12\x1d\n" +
 	"\n" +
-	"conf_state\x18\v \x01(\fR\tconfState\"\xd8\x02\n" +
+	"conf_state\x18\v \x01(\fR\tconfState\x12#\n" +
+	"\x05jumps\x18\f \x03(\v2\r.gearsfs.JumpR\x05jumps\"&\n" +
+	"\x04Jump\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x06R\x02at\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\x04R\x02by\"\xd8\x02\n" +
 	"\bInodeRow\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x14\n" +
 	"\x05nlink\x18\x02 \x01(\rR\x05nlink\x12\x10\n" +
@@ -1646,7 +1720,7 @@ const file_row_proto_rawDesc = "" +
 	"\x05block\x18\x02 \x01(\x04R\x05block\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\xe8\x01\n" +
+	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\x80\x02\n" +
 	"\x06OutRow\x12\x16\n" +
 	"\x06leased\x18\x01 \x01(\bR\x06leased\x12%\n" +
 	"\x0esession_minted\x18\x02 \x01(\x06R\rsessionMinted\x12!\n" +
@@ -1657,7 +1731,8 @@ const file_row_proto_rawDesc = "" +
 	"deliveries\x12\x1a\n" +
 	"\bdeadline\x18\x06 \x01(\x06R\bdeadline\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
-	"\x05tries\x18\b \x01(\rR\x05tries\"E\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\x12\x16\n" +
+	"\x06jumped\x18\t \x01(\x04R\x06jumped\"E\n" +
 	"\x05IdRow\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x12\n" +
@@ -1722,40 +1797,42 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
-	(*InodeRow)(nil),     // 1: gearsfs.InodeRow
-	(*DirentRow)(nil),    // 2: gearsfs.DirentRow
-	(*StreamRow)(nil),    // 3: gearsfs.StreamRow
-	(*RecordRow)(nil),    // 4: gearsfs.RecordRow
-	(*Extent)(nil),       // 5: gearsfs.Extent
-	(*OutRow)(nil),       // 6: gearsfs.OutRow
-	(*IdRow)(nil),        // 7: gearsfs.IdRow
-	(*SessionRow)(nil),   // 8: gearsfs.SessionRow
-	(*StoredAnswer)(nil), // 9: gearsfs.StoredAnswer
-	(*Reference)(nil),    // 10: gearsfs.Reference
-	(*KeptRecord)(nil),   // 11: gearsfs.KeptRecord
-	(*BlockedPut)(nil),   // 12: gearsfs.BlockedPut
-	(*OrphanRow)(nil),    // 13: gearsfs.OrphanRow
-	(*RemoteRow)(nil),    // 14: gearsfs.RemoteRow
-	(*MemberRow)(nil),    // 15: gearsfs.MemberRow
-	(*LostRun)(nil),      // 16: gearsfs.LostRun
+	(*Jump)(nil),         // 1: gearsfs.Jump
+	(*InodeRow)(nil),     // 2: gearsfs.InodeRow
+	(*DirentRow)(nil),    // 3: gearsfs.DirentRow
+	(*StreamRow)(nil),    // 4: gearsfs.StreamRow
+	(*RecordRow)(nil),    // 5: gearsfs.RecordRow
+	(*Extent)(nil),       // 6: gearsfs.Extent
+	(*OutRow)(nil),       // 7: gearsfs.OutRow
+	(*IdRow)(nil),        // 8: gearsfs.IdRow
+	(*SessionRow)(nil),   // 9: gearsfs.SessionRow
+	(*StoredAnswer)(nil), // 10: gearsfs.StoredAnswer
+	(*Reference)(nil),    // 11: gearsfs.Reference
+	(*KeptRecord)(nil),   // 12: gearsfs.KeptRecord
+	(*BlockedPut)(nil),   // 13: gearsfs.BlockedPut
+	(*OrphanRow)(nil),    // 14: gearsfs.OrphanRow
+	(*RemoteRow)(nil),    // 15: gearsfs.RemoteRow
+	(*MemberRow)(nil),    // 16: gearsfs.MemberRow
+	(*LostRun)(nil),      // 17: gearsfs.LostRun
 }
 var file_row_proto_depIdxs = []int32{
-	16, // 0: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
-	5,  // 1: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	12, // 2: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
-	9,  // 3: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
-	10, // 4: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	9,  // 5: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
-	11, // 6: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	4,  // 7: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	1,  // 0: gearsfs.VolumeRow.jumps:type_name -> gearsfs.Jump
+	17, // 1: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
+	6,  // 2: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
+	13, // 3: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	10, // 4: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
+	11, // 5: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
+	10, // 6: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	12, // 7: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	5,  // 8: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -1770,7 +1847,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
