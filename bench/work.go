@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gearsfs/gearsfs/bench/load"
+)
+
+// paceTime is the time between two puts where a load is low.
+const paceTime = 10 * time.Millisecond
+
+// works measures one node beside queue servers that run on one node too, each
+// of them with all that it acknowledges on disk.
+func works(ctx context.Context, b *bench) error {
+	systems := []system{
+		&gears{members: members{b: b}, size: 1, network: "tcp"},
+		&gears{members: members{b: b}, size: 1, network: "unix"},
+	}
+	peers := b.peersOf("redis-list", "redis-stream", "beanstalkd", "nats")
+	for _, name := range peers {
+		systems = append(systems, &peerSystem{members: members{b: b}, name: name, size: 1})
+	}
+	if err := b.buildPeers(ctx, peers); err != nil {
+		return err
+	}
+	fmt.Println("one node beside queue servers, everything on disk before it is acknowledged; medians of the rounds,")
+	fmt.Printf("their spread, and ratios of %q and %q; \"aim\" is what the first should reach\n", systems[0], systems[1])
+	for _, group := range workGroups() {
+		if err := b.measureGroup(ctx, systems, b.chosen(group)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// workRow is a row of the table: a work, and which part of a peer's figure
+// GearsFS is to reach, by the peer's name.
+type workRow struct {
+	name string
+	load.Work
+	aims map[string]float64
+}
+
+// workGroups are the rows, grouped by what is measured on one start of the
+// systems. In each, puts come before the takes of the same size, which take as
+// many as the puts let expect.
+func workGroups() [][]workRow {
+	var groups [][]workRow
+	list := func(x float64) map[string]float64 { return map[string]float64{"redis-list": x} }
+	for _, clients := range []int{1, 64} {
+		lease := map[int]float64{1: 1.2, 64: 2}[clients]
+		leased := map[string]float64{"redis-stream": lease, "beanstalkd": lease, "nats": lease}
+		row := func(name, do string, aims map[string]float64) workRow {
+			return workRow{fmt.Sprintf("%s, %d B, %s", name, recordBytes, clientsText(clients)), load.Work{Do: do, Clients: clients, Batch: 1}, aims}
+		}
+		groups = append(groups, []workRow{
+			row("put", load.Put, map[string]float64{"redis-list": 0.8, "redis-stream": 1, "beanstalkd": 1, "nats": 1}),
+			row("take with lease, then acknowledge", load.Lease, leased),
+			row("take with lease, acknowledging the one before", load.Chain, leased),
+			row("take without lease", load.Take, list(0.8)),
+			row("puts and takes at once", load.Both, list(map[int]float64{1: 1, 64: 0.8}[clients])),
+		})
+	}
+	const large = 4 << 10
+	groups = append(groups, []workRow{
+		{"put, 4 KiB, 64 clients", load.Work{Do: load.Put, Clients: 64, Batch: 1, Bytes: large}, list(0.8)},
+		{"take without lease, 4 KiB, 64 clients", load.Work{Do: load.Take, Clients: 64, Batch: 1, Bytes: large}, list(0.8)},
+	})
+	stream := map[string]float64{"redis-stream": 1}
+	groups = append(groups, []workRow{
+		{"put, 64 a round trip, 16 clients", load.Work{Do: load.Put, Clients: 16, Batch: batch}, stream},
+		{"take without lease, 64 a round trip, 16 clients", load.Work{Do: load.Take, Clients: 16, Batch: batch}, nil},
+		{"take with lease, then acknowledge, 64 a round trip, 16 clients", load.Work{Do: load.Lease, Clients: 16, Batch: batch}, stream},
+		{"take with lease, acknowledging those before, 64 a round trip, 16 clients", load.Work{Do: load.Chain, Clients: 16, Batch: batch}, stream},
+	})
+	wake := make(map[string]float64)
+	for _, name := range []string{"redis-list", "redis-stream", "beanstalkd", "nats"} {
+		wake[name] = 1.2
+	}
+	return append(groups, []workRow{
+		{"put to take, 100 puts/s", load.Work{Do: load.Wake, Clients: 1, Batch: 1, Pace: paceTime}, wake},
+	})
+}
+
+// chosen returns the rows that -rows names.
+func (b *bench) chosen(rows []workRow) []workRow {
+	return slices.DeleteFunc(rows, func(r workRow) bool { return !b.rows.MatchString(r.name) })
+}
+
+func clientsText(clients int) string {
+	if clients == 1 {
+		return "1 client"
+	}
+	return fmt.Sprint(clients, " clients")
+}
+
+// measureGroup measures rows with all systems in turn, each round anew, and
+// prints them.
+func (b *bench) measureGroup(ctx context.Context, systems []system, rows []workRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	t := newTable(systems)
+	for range b.rounds {
+		for _, s := range systems {
+			err := with(ctx, s, func() error { return b.measureRows(ctx, t, s, rows) })
+			if err != nil {
+				return err
+			}
+		}
+	}
+	for i, r := range rows {
+		t.rows[i].printBeside(systems, r.aims)
+	}
+	return nil
+}
+
+func (b *bench) measureRows(ctx context.Context, t *table, s system, rows []workRow) error {
+	stock := 0
+	for _, r := range rows {
+		unit := "/s"
+		if r.Do == load.Wake {
+			unit = "us"
+		}
+		t.row(r.name, unit)
+		if !s.can(r.Work) {
+			continue
+		}
+		r.Time, r.Records = b.seconds, stock
+		f, err := s.measure(ctx, r.Work)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		figure := f.PerSecond
+		switch r.Do {
+		case load.Put: // takes are at most about twice as quick
+			stock = int(2 * f.PerSecond * b.seconds.Seconds())
+		case load.Wake:
+			figure = f.P50
+		}
+		t.add(r.name, unit, s, figure)
+	}
+	return nil
+}
+
+// printBeside prints a line for each system, with the ratios of the first two
+// to it.
+func (r *tableRow) printBeside(systems []system, aims map[string]float64) {
+	fmt.Printf("\n%s %s\n", r.name, r.unit)
+	for i, s := range systems {
+		figures := r.figures[s]
+		if len(figures) == 0 {
+			continue
+		}
+		line := fmt.Sprintf("  %-14s %10.0f  (%.0f to %.0f)", s, median(figures), slices.Min(figures), slices.Max(figures))
+		if i > 1 {
+			line = fmt.Sprintf("%-55s %5.2f %5.2f", line, r.ratio(systems[0], s), r.ratio(systems[1], s))
+			if aim, ok := aims[s.String()]; ok {
+				line += fmt.Sprintf("   aim %.1f", aim)
+			}
+		}
+		fmt.Println(strings.TrimRight(line, " "))
+	}
+}
+
+// ratio is the median of the rounds' ratios of one system to another.
+func (r *tableRow) ratio(ours, theirs system) float64 {
+	each := make([]float64, len(r.figures[theirs]))
+	for i := range each {
+		each[i] = r.figures[ours][i] / r.figures[theirs][i]
+	}
+	return median(each)
+}
