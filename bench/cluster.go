@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/gearsfs/gearsfs/bench/load"
@@ -85,7 +83,7 @@ func throughput(ctx context.Context, b *bench) error {
 		return err
 	}
 	works, names := b.clusterWorks()
-	t := newTable(systems)
+	t := newTable(systemNames(systems)...)
 	defer t.print(fmt.Sprintf("records of %d B on %d nodes on this machine, acknowledged when on the disks of a majority", recordBytes, clusterNodes))
 	for range b.rounds {
 		for _, s := range systems {
@@ -99,11 +97,11 @@ func throughput(ctx context.Context, b *bench) error {
 						return fmt.Errorf("%s: %w", names[i], err)
 					}
 					if w.Do != load.Wake {
-						t.add(names[i], "/s", s, f.PerSecond)
+						t.add(names[i], "/s", s.String(), f.PerSecond)
 					}
 					if w.Do == load.Wake || w.Clients == 1 && w.Batch == 1 {
-						t.add(names[i]+", p50", "us", s, f.P50)
-						t.add(names[i]+", p99", "us", s, f.P99)
+						t.add(names[i]+", p50", "us", s.String(), f.P50)
+						t.add(names[i]+", p99", "us", s.String(), f.P99)
 					}
 				}
 				return nil
@@ -147,58 +145,4 @@ func failovers(ctx context.Context, b *bench) error {
 		fmt.Printf("%-20s %8d %8.0f %8.0f %8.0f\n", s, len(took), f.P50/1000, f.P99/1000, f.Max/1000)
 	}
 	return nil
-}
-
-// table is what was measured of some systems, by rows.
-type table struct {
-	systems []system
-	rows    []*tableRow
-}
-
-type tableRow struct {
-	name, unit string
-	figures    map[system][]float64 // one a round
-}
-
-func newTable(systems []system) *table { return &table{systems: systems} }
-
-// row returns the row of a name, which it adds where it is missing.
-func (t *table) row(name, unit string) *tableRow {
-	i := slices.IndexFunc(t.rows, func(r *tableRow) bool { return r.name == name })
-	if i < 0 {
-		i = len(t.rows)
-		t.rows = append(t.rows, &tableRow{name, unit, make(map[system][]float64)})
-	}
-	return t.rows[i]
-}
-
-// add adds a figure of one round.
-func (t *table) add(name, unit string, s system, figure float64) {
-	r := t.row(name, unit)
-	r.figures[s] = append(r.figures[s], figure)
-}
-
-// print prints the medians, and for each system the median of the rounds'
-// ratios of the first one to it.
-func (t *table) print(title string) {
-	fmt.Printf("%s; medians, and ratios of %q to the others\n%-42s", title, t.systems[0], "")
-	for _, s := range t.systems {
-		fmt.Printf(" %14s", s)
-	}
-	fmt.Println("   ratios")
-	for _, r := range t.rows {
-		fmt.Printf("%-42s", r.name+" "+r.unit)
-		var ratios []string
-		for _, s := range t.systems {
-			figures := r.figures[s]
-			if len(figures) == 0 {
-				fmt.Printf(" %14s", "-")
-				ratios = append(ratios, "-")
-				continue
-			}
-			fmt.Printf(" %14.0f", median(figures))
-			ratios = append(ratios, fmt.Sprintf("%.2f", r.ratio(t.systems[0], s)))
-		}
-		fmt.Println("   " + strings.Join(ratios[1:], " "))
-	}
 }

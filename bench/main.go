@@ -49,6 +49,7 @@ type bench struct {
 	kills   int
 	peers   []string // that it is measured beside, nil for all that it can be
 	rows    *regexp.Regexp
+	ldflags string
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -59,6 +60,7 @@ func run(ctx context.Context, args []string) (err error) {
 	kills := flags.Int("kills", 50, "how often failover kills the leader")
 	peers := flags.String("peers", "all", "what work and cluster measure beside GearsFS, of "+
 		strings.Join(slices.Sorted(maps.Keys(servers)), ", ")+`; "" is nothing`)
+	symbols := flags.Bool("symbols", false, "build what is measured with symbols, so that perf can name its functions")
 	rows := flags.String("rows", "", "the rows of work's tables to measure, a regular expression")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -79,6 +81,9 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	b := &bench{dir: work, bin: filepath.Join(work, "bin"), rounds: *rounds, seconds: *seconds, kills: *kills}
+	if !*symbols {
+		b.ldflags = "-s -w"
+	}
 	if *peers != "all" {
 		b.peers = strings.FieldsFunc(*peers, func(r rune) bool { return r == ',' })
 	}
@@ -122,7 +127,7 @@ func (b *bench) goBuild(ctx context.Context, module string, args ...string) erro
 	if err := os.MkdirAll(b.bin, 0o755); err != nil {
 		return err
 	}
-	args = append([]string{"build", "-C", module, "-trimpath", "-ldflags", "-s -w"}, args...)
+	args = append([]string{"build", "-C", module, "-trimpath", "-ldflags", b.ldflags}, args...)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -31,6 +31,13 @@ type system interface {
 
 const clusterNodes = 3
 
+func systemNames(systems []system) (names []string) {
+	for _, s := range systems {
+		names = append(names, s.String())
+	}
+	return names
+}
+
 // member is a node of a system.
 type member struct {
 	name, program, ready string

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gearsfs/gearsfs/bench/load"
@@ -16,10 +15,8 @@ const paceTime = 10 * time.Millisecond
 // works measures one node beside queue servers that run on one node too, each
 // of them with all that it acknowledges on disk.
 func works(ctx context.Context, b *bench) error {
-	systems := []system{
-		&gears{members: members{b: b}, size: 1, network: "tcp"},
-		&gears{members: members{b: b}, size: 1, network: "unix"},
-	}
+	tcp, unix := b.oneNode("tcp"), b.oneNode("unix")
+	systems := []system{tcp, unix}
 	peers := b.peersOf("redis-list", "redis-stream", "beanstalkd", "nats")
 	for _, name := range peers {
 		systems = append(systems, &peerSystem{members: members{b: b}, name: name, size: 1})
@@ -34,7 +31,17 @@ func works(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	return nil
+	if err := b.updates(ctx, tcp, unix); err != nil {
+		return err
+	}
+	return b.eachBesideXargs(ctx, unix)
+}
+
+// gearsColumns is how many columns of the tables are GearsFS's: two networks.
+const gearsColumns = 2
+
+func (b *bench) oneNode(network string) *gears {
+	return &gears{members: members{b: b}, size: 1, network: network}
 }
 
 // workRow is a row of the table: a work, and which part of a peer's figure
@@ -104,7 +111,7 @@ func (b *bench) measureGroup(ctx context.Context, systems []system, rows []workR
 	if len(rows) == 0 {
 		return nil
 	}
-	t := newTable(systems)
+	t := newTable(systemNames(systems)...)
 	for range b.rounds {
 		for _, s := range systems {
 			err := with(ctx, s, func() error { return b.measureRows(ctx, t, s, rows) })
@@ -114,13 +121,23 @@ func (b *bench) measureGroup(ctx context.Context, systems []system, rows []workR
 		}
 	}
 	for i, r := range rows {
-		t.rows[i].printBeside(systems, r.aims)
+		t.rows[i].printBeside(t.columns, gearsColumns, r.aims)
 	}
 	return nil
 }
 
+// stockOf is how many records takes use up while one is put: what needs no lease
+// is quicker than a put at some peers.
+func stockOf(do string) float64 {
+	if do == load.Take {
+		return 3
+	}
+	return 1.1
+}
+
+// measureRows measures rows with a system that runs.
 func (b *bench) measureRows(ctx context.Context, t *table, s system, rows []workRow) error {
-	stock := 0
+	put := 0.0 // records a second
 	for _, r := range rows {
 		unit := "/s"
 		if r.Do == load.Wake {
@@ -130,48 +147,20 @@ func (b *bench) measureRows(ctx context.Context, t *table, s system, rows []work
 		if !s.can(r.Work) {
 			continue
 		}
-		r.Time, r.Records = b.seconds, stock
+		r.Time = b.seconds
+		r.Records = int(put * stockOf(r.Do) * b.seconds.Seconds())
 		f, err := s.measure(ctx, r.Work)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 		figure := f.PerSecond
 		switch r.Do {
-		case load.Put: // takes are at most about twice as quick
-			stock = int(2 * f.PerSecond * b.seconds.Seconds())
+		case load.Put:
+			put = f.PerSecond
 		case load.Wake:
 			figure = f.P50
 		}
-		t.add(r.name, unit, s, figure)
+		t.add(r.name, unit, s.String(), figure)
 	}
 	return nil
-}
-
-// printBeside prints a line for each system, with the ratios of the first two
-// to it.
-func (r *tableRow) printBeside(systems []system, aims map[string]float64) {
-	fmt.Printf("\n%s %s\n", r.name, r.unit)
-	for i, s := range systems {
-		figures := r.figures[s]
-		if len(figures) == 0 {
-			continue
-		}
-		line := fmt.Sprintf("  %-14s %10.0f  (%.0f to %.0f)", s, median(figures), slices.Min(figures), slices.Max(figures))
-		if i > 1 {
-			line = fmt.Sprintf("%-55s %5.2f %5.2f", line, r.ratio(systems[0], s), r.ratio(systems[1], s))
-			if aim, ok := aims[s.String()]; ok {
-				line += fmt.Sprintf("   aim %.1f", aim)
-			}
-		}
-		fmt.Println(strings.TrimRight(line, " "))
-	}
-}
-
-// ratio is the median of the rounds' ratios of one system to another.
-func (r *tableRow) ratio(ours, theirs system) float64 {
-	each := make([]float64, len(r.figures[theirs]))
-	for i := range each {
-		each[i] = r.figures[ours][i] / r.figures[theirs][i]
-	}
-	return median(each)
 }

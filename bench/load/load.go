@@ -57,6 +57,9 @@ func (w Work) bytes() int {
 	return w.Bytes
 }
 
+// takes tells whether records are taken that were put before.
+func (w Work) takes() bool { return w.Do == Take || w.Do == Lease || w.Do == Chain }
+
 // Stock is how many records are there before takes are measured. Where they
 // are used up the measuring ends.
 func (w Work) Stock() int {
@@ -82,13 +85,13 @@ type Figures struct {
 // ErrEmpty ends a Run in peace: there is nothing left to do.
 var ErrEmpty = errors.New("nothing is left")
 
-// Run has each client call op, one call after the other, for a time, and after
-// as much as an eighth of it in which nothing is counted. op returns how many
-// records it has dealt with. The first error of an op, but ErrEmpty, is Run's.
-func Run(ctx context.Context, clients int, d time.Duration, op func(ctx context.Context, client int) (records int, err error)) (Figures, error) {
+// Run has each client call op, one call after the other, for a time d, and for
+// a time warm before it in which nothing is counted. op returns how many records
+// it has dealt with. The first error of an op, but ErrEmpty, is Run's.
+func Run(ctx context.Context, clients int, warm, d time.Duration, op func(ctx context.Context, client int) (records int, err error)) (Figures, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	begin := time.Now().Add(d / 8)
+	begin := time.Now().Add(warm)
 	end := begin.Add(d)
 	var records atomic.Int64
 	took := make([][]time.Duration, clients)

@@ -106,7 +106,11 @@ func (m *measurement) close() error {
 
 // run is Run, but an error of one client frees those that wait.
 func (m *measurement) run(ctx context.Context, clients int, op func(ctx context.Context, client int) error) (Figures, error) {
-	return Run(ctx, clients, m.work.Time, func(ctx context.Context, i int) (int, error) {
+	warm := m.work.Time / 8
+	if m.work.takes() {
+		warm = 0 // filling was warm-up enough, and the stock is for the measuring
+	}
+	return Run(ctx, clients, warm, m.work.Time, func(ctx context.Context, i int) (int, error) {
 		err := op(ctx, i)
 		if err != nil && !errors.Is(err, ErrEmpty) {
 			m.fail(err)
