@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+
+	"github.com/gearsfs/gearsfs/bench/load"
 )
 
 // respConn speaks RESP, the protocol of Redis.
@@ -77,11 +79,14 @@ func (c respConn) expect(kind byte) (int, error) {
 	return n, err
 }
 
-// bulk appends the next string to what is given.
+// bulk appends the next string to what is given; load.ErrEmpty where none is.
 func (c respConn) bulk(to []byte) ([]byte, error) {
 	n, err := c.expect('$')
-	if err != nil || n < 0 {
-		return to, err
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 {
+		return nil, load.ErrEmpty
 	}
 	return c.bytes(to, n)
 }
