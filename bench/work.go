@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/gearsfs/gearsfs/bench/load"
@@ -105,23 +107,54 @@ func clientsText(clients int) string {
 	return fmt.Sprint(clients, " clients")
 }
 
-// measureGroup measures rows with all systems in turn, each round anew, and
-// prints them.
+// measureGroup measures rows with all systems, each round anew, and prints them.
 func (b *bench) measureGroup(ctx context.Context, systems []system, rows []workRow) error {
 	if len(rows) == 0 {
 		return nil
 	}
 	t := newTable(systemNames(systems)...)
 	for range b.rounds {
-		for _, s := range systems {
-			err := with(ctx, s, func() error { return b.measureRows(ctx, t, s, rows) })
-			if err != nil {
-				return err
-			}
+		if err := b.measureRound(ctx, t, systems, rows); err != nil {
+			return err
 		}
 	}
 	for i, r := range rows {
 		t.rows[i].printBeside(t.columns, gearsColumns, r.aims)
+	}
+	return nil
+}
+
+// measureRound measures each row with one system after the other, so that what
+// else the machine does falls on all alike. Those whose turn it is not are
+// stopped meanwhile: what a server does behind its answers falls on nobody else.
+func (b *bench) measureRound(ctx context.Context, t *table, systems []system, rows []workRow) (err error) {
+	defer func() {
+		for _, s := range systems {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	for _, s := range systems {
+		if err := errors.Join(s.start(ctx), signalAll(s, syscall.SIGSTOP)); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	puts := make(map[system]float64) // a second, of the last row that put
+	for _, r := range rows {
+		for _, s := range systems {
+			if err := b.measureRow(ctx, t, s, r, puts); err != nil {
+				return fmt.Errorf("%s: %s: %w", s, r.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// signalAll sends a signal to all nodes of a system.
+func signalAll(s system, sig syscall.Signal) error {
+	for _, n := range s.nodes() {
+		if err := n.cmd.Process.Signal(sig); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -135,32 +168,32 @@ func stockOf(do string) float64 {
 	return 1.1
 }
 
-// measureRows measures rows with a system that runs.
-func (b *bench) measureRows(ctx context.Context, t *table, s system, rows []workRow) error {
-	put := 0.0 // records a second
-	for _, r := range rows {
-		unit := "/s"
-		if r.Do == load.Wake {
-			unit = "us"
-		}
-		t.row(r.name, unit)
-		if !s.can(r.Work) {
-			continue
-		}
-		r.Time = b.seconds
-		r.Records = int(put * stockOf(r.Do) * b.seconds.Seconds())
-		f, err := s.measure(ctx, r.Work)
-		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
-		}
-		figure := f.PerSecond
-		switch r.Do {
-		case load.Put:
-			put = f.PerSecond
-		case load.Wake:
-			figure = f.P50
-		}
-		t.add(r.name, unit, s.String(), figure)
+// measureRow has a system go on and measures one row with it.
+func (b *bench) measureRow(ctx context.Context, t *table, s system, r workRow, puts map[system]float64) error {
+	unit := "/s"
+	if r.Do == load.Wake {
+		unit = "us"
 	}
-	return nil
+	t.row(r.name, unit)
+	if !s.can(r.Work) {
+		return nil
+	}
+	if err := signalAll(s, syscall.SIGCONT); err != nil {
+		return err
+	}
+	r.Time = b.seconds
+	r.Records = int(puts[s] * stockOf(r.Do) * b.seconds.Seconds())
+	f, err := s.measure(ctx, r.Work)
+	if err != nil {
+		return err
+	}
+	figure := f.PerSecond
+	switch r.Do {
+	case load.Put:
+		puts[s] = f.PerSecond
+	case load.Wake:
+		figure = f.P50
+	}
+	t.add(r.name, unit, s.String(), figure)
+	return signalAll(s, syscall.SIGSTOP)
 }
