@@ -67,9 +67,14 @@ torture:
 	@$(call install-missing,$(TESTTOOLS))
 	GEARSFS_TORTURE=1 $(GO) test -count 1 -timeout 12h ./...
 
-# The figures of the README; the packages' own benchmarks run by go test -bench.
+# What the bench runs besides Go.
+BENCHTOOLS := redis-server:redis-server beanstalkd:beanstalkd fusermount3:fuse3
+
+# The figures of the README and of docs/performance.md; the packages' own
+# benchmarks run by go test -bench.
 bench:
-	$(GO) run ./bench start queue mount wordcount
+	@$(call install-missing,$(BENCHTOOLS))
+	$(GO) run ./bench start queue work mount wordcount
 
 # protoc's Go plugins, of the versions that go.mod names.
 PLUGINS := $(CURDIR)/bin/plugins

@@ -71,7 +71,7 @@ func (g *gears) catchUp(ctx context.Context) (f catchUpFigures, err error) {
 	for i, c := range clients {
 		wait.Go(func() {
 			for putting.Err() == nil && errs[i] == nil {
-				errs[i] = putRecords(ctx, c, file, 1, false)
+				_, errs[i] = c.Put(ctx, dgm.Put{File: file, Key: key[0], Records: record})
 				puts.Add(1)
 			}
 		})

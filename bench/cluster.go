@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/gearsfs/gearsfs/bench/load"
@@ -33,26 +31,11 @@ func (b *bench) systems(ctx context.Context, more ...system) ([]system, error) {
 		&gears{members: members{b: b}, size: clusterNodes, network: "unix"},
 	}
 	all = append(all, more...)
-	servers := map[string]string{
-		"nats": "github.com/nats-io/nats-server/v2", "etcd": "go.etcd.io/etcd/server/v3",
+	names := b.peersOf("nats", "etcd")
+	for _, name := range names {
+		all = append(all, &peerSystem{members: members{b: b}, name: name, size: clusterNodes})
 	}
-	programs := map[string]string{"nats": "nats-server", "etcd": "etcd"}
-	for i, name := range b.peers {
-		server, ok := servers[name]
-		if !ok {
-			return nil, fmt.Errorf("no peer %q", name)
-		}
-		if i == 0 {
-			if err := b.goBuild(ctx, "bench/peers", "-o", b.bin+"/peers", "."); err != nil {
-				return nil, err
-			}
-		}
-		if err := b.goBuild(ctx, "bench/peers", "-o", b.bin+"/"+programs[name], server); err != nil {
-			return nil, err
-		}
-		all = append(all, &peerSystem{members: members{b: b}, name: name})
-	}
-	return all, nil
+	return all, b.buildPeers(ctx, names)
 }
 
 // with starts a system, calls f and stops it.
@@ -70,8 +53,8 @@ func with(ctx context.Context, s system, f func() error) (err error) {
 // batch is how many records travel in one round trip where it is more than one.
 const batch = 64
 
-// works are what throughput measures, and what a row of it is called.
-func (b *bench) works() (works []load.Work, names []string) {
+// clusterWorks are what throughput measures, and what a row of it is called.
+func (b *bench) clusterWorks() (works []load.Work, names []string) {
 	add := func(name string, w load.Work) {
 		w.Time = b.seconds
 		works, names = append(works, w), append(names, name)
@@ -86,7 +69,7 @@ func (b *bench) works() (works []load.Work, names []string) {
 	for _, clients := range []int{1, 16} {
 		add("put, "+by[clients]+", 64 a call", load.Work{Do: load.Put, Clients: clients, Batch: batch})
 		add("put, "+by[clients]+", 64 calls at once", load.Work{Do: load.Put, Clients: clients, Batch: batch, Single: true})
-		add("take and ack., "+by[clients]+", 64 a call", load.Work{Do: load.Take, Clients: clients, Batch: batch})
+		add("take and ack., "+by[clients]+", 64 a call", load.Work{Do: load.Lease, Clients: clients, Batch: batch})
 	}
 	add("put to a waiting take", load.Work{Do: load.Wake, Clients: 1, Batch: 1})
 	return works, names
@@ -95,12 +78,12 @@ func (b *bench) works() (works []load.Work, names []string) {
 // throughput measures all works with all systems in turn, each round anew. It
 // prints what it has where something fails.
 func throughput(ctx context.Context, b *bench) error {
-	systems, err := b.systems(ctx, &gears{members: members{b: b}, size: 1, network: "tcp"})
+	systems, err := b.systems(ctx, &gears{members: members{b: b}, name: "one node", size: 1, network: "tcp"})
 	if err != nil {
 		return err
 	}
-	works, names := b.works()
-	t := newTable(systems)
+	works, names := b.clusterWorks()
+	t := newTable(systemNames(systems)...)
 	defer t.print(fmt.Sprintf("records of %d B on %d nodes on this machine, acknowledged when on the disks of a majority", recordBytes, clusterNodes))
 	for range b.rounds {
 		for _, s := range systems {
@@ -114,11 +97,11 @@ func throughput(ctx context.Context, b *bench) error {
 						return fmt.Errorf("%s: %w", names[i], err)
 					}
 					if w.Do != load.Wake {
-						t.add(names[i], "/s", s, f.PerSecond)
+						t.add(names[i], "/s", s.String(), f.PerSecond)
 					}
 					if w.Do == load.Wake || w.Clients == 1 && w.Batch == 1 {
-						t.add(names[i]+", p50", "us", s, f.P50)
-						t.add(names[i]+", p99", "us", s, f.P99)
+						t.add(names[i]+", p50", "us", s.String(), f.P50)
+						t.add(names[i]+", p99", "us", s.String(), f.P99)
 					}
 				}
 				return nil
@@ -162,58 +145,4 @@ func failovers(ctx context.Context, b *bench) error {
 		fmt.Printf("%-20s %8d %8.0f %8.0f %8.0f\n", s, len(took), f.P50/1000, f.P99/1000, f.Max/1000)
 	}
 	return nil
-}
-
-// table is what was measured of some systems, by rows.
-type table struct {
-	systems []system
-	rows    []*tableRow
-}
-
-type tableRow struct {
-	name, unit string
-	figures    map[system][]float64 // one a round
-}
-
-func newTable(systems []system) *table { return &table{systems: systems} }
-
-// add adds a figure of one round.
-func (t *table) add(name, unit string, s system, figure float64) {
-	i := slices.IndexFunc(t.rows, func(r *tableRow) bool { return r.name == name })
-	if i < 0 {
-		i = len(t.rows)
-		t.rows = append(t.rows, &tableRow{name, unit, make(map[system][]float64)})
-	}
-	r := t.rows[i]
-	r.figures[s] = append(r.figures[s], figure)
-}
-
-// print prints the medians, and for each system the median of the rounds'
-// ratios of the first one to it.
-func (t *table) print(title string) {
-	fmt.Printf("%s; medians, and ratios of %q to the others\n%-42s", title, t.systems[0], "")
-	for _, s := range t.systems {
-		fmt.Printf(" %14s", s)
-	}
-	fmt.Println("   ratios")
-	for _, r := range t.rows {
-		fmt.Printf("%-42s", r.name+" "+r.unit)
-		var ratios []string
-		first := r.figures[t.systems[0]]
-		for _, s := range t.systems {
-			figures := r.figures[s]
-			if len(figures) == 0 {
-				fmt.Printf(" %14s", "-")
-				ratios = append(ratios, "-")
-				continue
-			}
-			fmt.Printf(" %14.0f", median(figures))
-			each := make([]float64, len(figures))
-			for i := range figures {
-				each[i] = first[i] / figures[i]
-			}
-			ratios = append(ratios, fmt.Sprintf("%.2f", median(each)))
-		}
-		fmt.Println("   " + strings.Join(ratios[1:], " "))
-	}
 }

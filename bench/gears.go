@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -20,6 +20,7 @@ import (
 // gears is GearsFS on some nodes.
 type gears struct {
 	members
+	name    string // of a system of one node
 	size    int
 	network string   // between the nodes and to the clients: "tcp" or "unix"
 	args    []string // more of them, of every node
@@ -30,10 +31,7 @@ type gears struct {
 }
 
 func (g *gears) String() string {
-	if g.size == 1 {
-		return "one node, " + g.network
-	}
-	return "gearsfs, " + g.network
+	return cmp.Or(g.name, "gearsfs") + ", " + g.network
 }
 
 func (g *gears) can(load.Work) bool { return true }
@@ -151,118 +149,8 @@ func (g *gears) newFile() gearsfs.File {
 	return gearsfs.At(fmt.Sprint("/jobs", g.files))
 }
 
-func (g *gears) measure(ctx context.Context, w load.Work) (f load.Figures, err error) {
-	n := w.Clients
-	if w.Do == load.Wake {
-		n = 2
-	}
-	clients, err := g.clients(ctx, n)
-	if err != nil {
-		return f, err
-	}
-	defer func() { err = errors.Join(err, closeRemotes(clients)) }()
-	file := g.newFile()
-	switch w.Do {
-	case load.Put:
-		return load.Run(ctx, w.Clients, w.Time, func(ctx context.Context, i int) (int, error) {
-			return w.Batch, putRecords(ctx, clients[i], file, w.Batch, w.Single)
-		})
-	case load.Take:
-		return g.take(ctx, w, clients, file)
-	case load.Wake:
-		return load.Sample(ctx, w.Time, func(ctx context.Context) (time.Duration, error) {
-			return wake(ctx, clients[0], clients[1], file)
-		})
-	}
-	return f, fmt.Errorf("unknown work %q", w.Do)
-}
-
-// putRecords puts n records with one call, or with so many at once.
-func putRecords(ctx context.Context, c *dgm.Remote, file gearsfs.File, n int, single bool) error {
-	if !single {
-		records := make([]gearsfs.NewRecord, n)
-		for i := range records {
-			records[i] = record[0]
-		}
-		_, err := c.Put(ctx, dgm.Put{File: file, Key: key[0], Records: records})
-		return err
-	}
-	errs := make([]error, n)
-	var wait sync.WaitGroup
-	for i := range n {
-		wait.Go(func() { _, errs[i] = c.Put(ctx, dgm.Put{File: file, Key: key[0], Records: record}) })
-	}
-	wait.Wait()
-	return errors.Join(errs...)
-}
-
-// take measures takes of what it puts before. One record is taken and
-// acknowledged by one call, more by two.
-func (g *gears) take(ctx context.Context, w load.Work, clients []*dgm.Remote, file gearsfs.File) (load.Figures, error) {
-	const batch = 1000
-	for n := 0; n < w.Stock(); n += batch {
-		if err := putRecords(ctx, clients[0], file, batch, false); err != nil {
-			return load.Figures{}, err
-		}
-	}
-	if err := g.current(ctx); err != nil {
-		return load.Figures{}, err
-	}
-	var left atomic.Int64
-	left.Store(int64(w.Stock()))
-	return load.Run(ctx, w.Clients, w.Time, func(ctx context.Context, i int) (int, error) {
-		if left.Add(int64(-w.Batch)) < 0 {
-			return 0, load.ErrEmpty
-		}
-		if w.Batch == 1 {
-			_, err := clients[i].Take(ctx, dgm.Take{File: file, Keys: key})
-			return 1, err
-		}
-		for n := 0; n < w.Batch; {
-			taken, err := clients[i].Take(ctx, dgm.Take{File: file, Keys: key, Max: w.Batch - n, Lease: true})
-			if err != nil {
-				return 0, err
-			}
-			receipts := make([]gearsfs.Receipt, len(taken))
-			for j, r := range taken {
-				receipts[j] = *r.Receipt
-			}
-			if err := clients[i].Settle(ctx, dgm.Settle{Receipts: receipts}); err != nil {
-				return 0, err
-			}
-			n += len(taken)
-		}
-		return w.Batch, nil
-	})
-}
-
-// wake measures from the start of a put to the return of a take that waited
-// for it.
-func wake(ctx context.Context, putter, taker *dgm.Remote, file gearsfs.File) (time.Duration, error) {
-	type arrival struct {
-		at  time.Time
-		err error
-	}
-	arrived := make(chan arrival, 1)
-	go func() {
-		_, err := taker.Take(ctx, dgm.Take{File: file, Keys: key})
-		arrived <- arrival{time.Now(), err}
-	}()
-	for {
-		info, err := putter.Stream(ctx, file, key[0])
-		if err == nil && info.Waiting == 1 || errors.Is(err, gearsfs.ErrNotFound) {
-			break // who waits for a missing file is not counted
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	begin := time.Now()
-	if err := putRecords(ctx, putter, file, 1, false); err != nil {
-		return 0, err
-	}
-	a := <-arrived
-	return a.at.Sub(begin), a.err
+func (g *gears) measure(ctx context.Context, w load.Work) (load.Figures, error) {
+	return load.Measure(ctx, w, newGearsQueue(g, w))
 }
 
 var counted = gearsfs.At("/counted")

@@ -22,7 +22,7 @@ const (
 // idle shows what nodes cost that nobody uses: resident memory, and goroutines
 // as their dump on SIGQUIT lists them, those of the runtime left out.
 func idle(ctx context.Context, b *bench) error {
-	systems, err := b.systems(ctx, &gears{members: members{b: b}, size: 1, network: "tcp"})
+	systems, err := b.systems(ctx, &gears{members: members{b: b}, name: "one node", size: 1, network: "tcp"})
 	if err != nil {
 		return err
 	}

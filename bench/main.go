@@ -2,6 +2,7 @@
 // in one run, and prints medians and ratios:
 //
 //	go run ./bench queue       durable puts and takes beside Pebble's Set(Sync)
+//	go run ./bench work        the same work on GearsFS, Redis, beanstalkd and NATS
 //	go run ./bench mount       the mount beside go-fuse's loopback example
 //	go run ./bench wordcount   two nodes beside wc
 //	go run ./bench start       start-up time and the binaries' sizes
@@ -22,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -45,7 +47,9 @@ type bench struct {
 	rounds  int
 	seconds time.Duration // of one measurement
 	kills   int
-	peers   []string // that the cluster is measured beside
+	peers   []string // that it is measured beside, nil for all that it can be
+	rows    *regexp.Regexp
+	ldflags string
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -54,12 +58,15 @@ func run(ctx context.Context, args []string) (err error) {
 	rounds := flags.Int("rounds", 5, "rounds to take medians of")
 	seconds := flags.Duration("time", 2*time.Second, "length of one measurement")
 	kills := flags.Int("kills", 50, "how often failover kills the leader")
-	peers := flags.String("peers", "nats,etcd", "what cluster measures beside GearsFS; their modules are downloaded")
+	peers := flags.String("peers", "all", "what work and cluster measure beside GearsFS, of "+
+		strings.Join(slices.Sorted(maps.Keys(servers)), ", ")+`; "" is nothing`)
+	symbols := flags.Bool("symbols", false, "build what is measured with symbols, so that perf can name its functions")
+	rows := flags.String("rows", "", "the rows of work's tables to measure, a regular expression")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	workloads := map[string]func(context.Context, *bench) error{
-		"queue": queue, "mount": mounts, "wordcount": words, "start": start,
+		"queue": queue, "work": works, "mount": mounts, "wordcount": words, "start": start,
 		"cluster": cluster, "throughput": throughput, "failover": failovers, "catchup": catchUp, "idle": idle,
 	}
 	if flags.NArg() == 0 {
@@ -74,8 +81,19 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	b := &bench{dir: work, bin: filepath.Join(work, "bin"), rounds: *rounds, seconds: *seconds, kills: *kills}
-	if *peers != "" {
-		b.peers = strings.Split(*peers, ",")
+	if !*symbols {
+		b.ldflags = "-s -w"
+	}
+	if *peers != "all" {
+		b.peers = strings.FieldsFunc(*peers, func(r rune) bool { return r == ',' })
+	}
+	for _, name := range b.peers {
+		if _, ok := servers[name]; !ok {
+			return fmt.Errorf("no peer %q", name)
+		}
+	}
+	if b.rows, err = regexp.Compile(*rows); err != nil {
+		return fmt.Errorf("-rows: %w", err)
 	}
 	if err := b.build(ctx, "./cmd/..."); err != nil {
 		return err
@@ -92,6 +110,14 @@ func run(ctx context.Context, args []string) (err error) {
 	return nil
 }
 
+// peersOf returns those of a workload's peers that were asked for.
+func (b *bench) peersOf(workload ...string) []string {
+	if b.peers == nil {
+		return workload
+	}
+	return slices.DeleteFunc(workload, func(name string) bool { return !slices.Contains(b.peers, name) })
+}
+
 // build puts the programs of a package pattern into b.bin.
 func (b *bench) build(ctx context.Context, pattern string) error {
 	return b.goBuild(ctx, ".", "-o", b.bin+"/", pattern)
@@ -101,7 +127,7 @@ func (b *bench) goBuild(ctx context.Context, module string, args ...string) erro
 	if err := os.MkdirAll(b.bin, 0o755); err != nil {
 		return err
 	}
-	args = append([]string{"build", "-C", module, "-trimpath", "-ldflags", "-s -w"}, args...)
+	args = append([]string{"build", "-C", module, "-trimpath", "-ldflags", b.ldflags}, args...)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// RecordBytes is the size of every record.
+// RecordBytes is the size of a record where a Work says no other.
 const RecordBytes = 128
 
 // Work is one thing to measure.
 type Work struct {
-	// Do is one of Put, Take and Wake.
+	// Do is one of Put, Take, Lease, Chain, Both and Wake.
 	Do string `json:"do"`
 	// Clients have a connection and a call in flight each.
 	Clients int `json:"clients"`
@@ -28,18 +28,44 @@ type Work struct {
 	Single bool `json:"single"`
 	// Time is how long it is measured.
 	Time time.Duration `json:"time"`
+	// Bytes is the size of a record; 0 is RecordBytes.
+	Bytes int `json:"bytes"`
+	// Records is how many are there before takes are measured; 0 is a number
+	// that most systems do not use up.
+	Records int `json:"records"`
+	// Pace is the time between two puts of a Wake; with 0 they follow each other.
+	Pace time.Duration `json:"pace"`
 }
 
-// What can be done.
+// What can be done. Each is over when it is on the disks of a majority.
 const (
-	Put  = "put"  // until a record is on the disks of a majority
-	Take = "take" // until that it is taken is on them
-	Wake = "wake" // from the start of a put until a waiting client has the record
+	Put   = "put"
+	Take  = "take"  // for good, in one step where a system has one
+	Lease = "lease" // and then acknowledge, in two round trips
+	Chain = "chain" // acknowledge and lease the next in one round trip
+	Both  = "both"  // half the clients put, the others take; the takes count
+	Wake  = "wake"  // from the start of a put until a waiting client has the record
 )
 
-// Stock is how many records are there before a Take is measured. Where they
+// Payload returns what is put: a record.
+func (w Work) Payload() []byte { return make([]byte, w.bytes()) }
+
+func (w Work) bytes() int {
+	if w.Bytes == 0 {
+		return RecordBytes
+	}
+	return w.Bytes
+}
+
+// takes tells whether records are taken that were put before.
+func (w Work) takes() bool { return w.Do == Take || w.Do == Lease || w.Do == Chain }
+
+// Stock is how many records are there before takes are measured. Where they
 // are used up the measuring ends.
 func (w Work) Stock() int {
+	if w.Records > 0 {
+		return w.Records / w.Batch * w.Batch
+	}
 	perSecond := 5_000 * min(w.Clients, 16)
 	if w.Batch > 1 {
 		perSecond = 100_000
@@ -59,13 +85,13 @@ type Figures struct {
 // ErrEmpty ends a Run in peace: there is nothing left to do.
 var ErrEmpty = errors.New("nothing is left")
 
-// Run has each client call op, one call after the other, for a time, and after
-// as much as an eighth of it in which nothing is counted. op returns how many
-// records it has dealt with. The first error of an op, but ErrEmpty, is Run's.
-func Run(ctx context.Context, clients int, d time.Duration, op func(ctx context.Context, client int) (records int, err error)) (Figures, error) {
+// Run has each client call op, one call after the other, for a time d, and for
+// a time warm before it in which nothing is counted. op returns how many records
+// it has dealt with. The first error of an op, but ErrEmpty, is Run's.
+func Run(ctx context.Context, clients int, warm, d time.Duration, op func(ctx context.Context, client int) (records int, err error)) (Figures, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	begin := time.Now().Add(d / 8)
+	begin := time.Now().Add(warm)
 	end := begin.Add(d)
 	var records atomic.Int64
 	took := make([][]time.Duration, clients)

@@ -13,7 +13,7 @@ import (
 
 func TestRunCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, err := Run(t.Context(), 4, 8*time.Second, func(context.Context, int) (int, error) {
+		f, err := Run(t.Context(), 4, time.Second, 8*time.Second, func(context.Context, int) (int, error) {
 			time.Sleep(10 * time.Millisecond) // virtual
 			return 3, nil
 		})
@@ -27,7 +27,7 @@ func TestRunCounts(t *testing.T) {
 func TestRunEndsEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int64
-		f, err := Run(t.Context(), 2, 80*time.Second, func(context.Context, int) (int, error) {
+		f, err := Run(t.Context(), 2, 10*time.Second, 80*time.Second, func(context.Context, int) (int, error) {
 			if calls.Add(1) > 40 {
 				return 0, ErrEmpty
 			}
@@ -42,7 +42,7 @@ func TestRunEndsEarly(t *testing.T) {
 func TestRunFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		_, err := Run(t.Context(), 3, time.Hour, func(ctx context.Context, client int) (int, error) {
+		_, err := Run(t.Context(), 3, time.Minute, time.Hour, func(ctx context.Context, client int) (int, error) {
 			if client == 1 {
 				return 0, broken
 			}
@@ -50,7 +50,7 @@ func TestRunFails(t *testing.T) {
 			return 0, ctx.Err()
 		})
 		require.ErrorIs(t, err, broken)
-		_, err = Run(t.Context(), 1, time.Second, func(context.Context, int) (int, error) { return 0, ErrEmpty })
+		_, err = Run(t.Context(), 1, 0, time.Second, func(context.Context, int) (int, error) { return 0, ErrEmpty })
 		require.Error(t, err, "nothing was measured")
 	})
 }

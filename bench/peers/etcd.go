@@ -67,101 +67,97 @@ func (p *etcdPeer) leader(ctx context.Context) (string, error) {
 	return "", errors.New("no member leads")
 }
 
-func (p *etcdPeer) clients(ctx context.Context, n int) (all []*clientv3.Client, err error) {
-	leader, err := p.leader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for range n {
-		c, err := p.dial(leader)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := c.Get(ctx, "ready"); err != nil { // connects
-			return nil, err
-		}
-		all = append(all, c)
-	}
-	return all, nil
-}
-
-func closeClients(clients []*clientv3.Client) {
-	for _, c := range clients {
-		c.Close() //nolint:errcheck // nothing is under way
-	}
-}
-
 var nextKey atomic.Uint64
 
 // newKey is one that nobody has put.
 func newKey() string { return fmt.Sprintf("jobs/%x/%016x", start, nextKey.Add(1)) }
 
-var (
-	start = time.Now().UnixNano()
-	value = string(payload)
-)
+var start = time.Now().UnixNano() // tells the runs of this program apart
 
-func (p *etcdPeer) put(ctx context.Context, w load.Work) (load.Figures, error) {
-	clients, err := p.clients(ctx, w.Clients)
+// etcdQueue is puts of new keys.
+type etcdQueue struct {
+	*etcdPeer
+	work   load.Work
+	server string // that leads
+}
+
+func (p *etcdPeer) queue(ctx context.Context, w load.Work) (load.Queue, error) {
+	leader, err := p.leader(ctx)
+	return &etcdQueue{p, w, leader}, err
+}
+
+func (q *etcdQueue) Current(context.Context) error { return nil }
+
+func (q *etcdQueue) Putter(ctx context.Context) (load.Putter, error) {
+	c, err := q.dial(q.server)
 	if err != nil {
-		return load.Figures{}, err
+		return nil, err
 	}
-	defer closeClients(clients)
-	return load.Run(ctx, w.Clients, w.Time, func(ctx context.Context, i int) (int, error) {
-		c := clients[i]
-		switch {
-		case w.Batch == 1:
-			_, err := c.Put(ctx, newKey(), value)
-			return 1, err
-		case w.Single:
-			group, ctx := errgroup.WithContext(ctx)
-			for range w.Batch {
-				group.Go(func() error {
-					_, err := c.Put(ctx, newKey(), value)
-					return err
-				})
-			}
-			return w.Batch, group.Wait()
-		}
-		ops := make([]clientv3.Op, w.Batch)
-		for i := range ops {
-			ops[i] = clientv3.OpPut(newKey(), value)
-		}
-		_, err := c.Txn(ctx).Then(ops...).Commit()
-		return w.Batch, err
-	})
+	if _, err := c.Get(ctx, "ready"); err != nil { // connects
+		return nil, err
+	}
+	return &etcdPutter{c, q.work.Single, string(q.work.Payload())}, nil
 }
 
-func (p *etcdPeer) take(context.Context, load.Work) (load.Figures, error) {
-	return load.Figures{}, errors.New("etcd has no queue")
+type etcdPutter struct {
+	*clientv3.Client
+	single bool
+	value  string
 }
 
-func (p *etcdPeer) wake(ctx context.Context, w load.Work) (load.Figures, error) {
-	clients, err := p.clients(ctx, 2)
+func (c *etcdPutter) Put(ctx context.Context, n int) error {
+	if n == 1 {
+		_, err := c.Client.Put(ctx, newKey(), c.value)
+		return err
+	}
+	if !c.single {
+		return c.Fill(ctx, n)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for range n {
+		group.Go(func() error {
+			_, err := c.Client.Put(ctx, newKey(), c.value)
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+func (c *etcdPutter) Fill(ctx context.Context, n int) error {
+	ops := make([]clientv3.Op, n)
+	for i := range ops {
+		ops[i] = clientv3.OpPut(newKey(), c.value)
+	}
+	_, err := c.Txn(ctx).Then(ops...).Commit()
+	return err
+}
+
+func (c *etcdPutter) Waiting(context.Context) (bool, error) { return true, nil }
+
+// Taker watches.
+func (q *etcdQueue) Taker(ctx context.Context) (load.Taker, error) {
+	c, err := q.dial(q.server)
 	if err != nil {
-		return load.Figures{}, err
+		return nil, err
 	}
-	defer closeClients(clients)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	watch := clients[1].Watch(ctx, "wake/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
-	<-watch
-	arrived := make(chan time.Time, 1)
-	go func() {
-		for answer := range watch {
-			for range answer.Events {
-				arrived <- time.Now()
-			}
-		}
-	}()
-	return load.Sample(ctx, w.Time, func(ctx context.Context) (time.Duration, error) {
-		begin := time.Now()
-		if _, err := clients[0].Put(ctx, "wake/"+newKey(), value); err != nil {
-			return 0, err
-		}
-		return (<-arrived).Sub(begin), nil
-	})
+	t := &etcdTaker{Client: c, watch: c.Watch(ctx, "jobs/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())}
+	<-t.watch
+	return t, nil
 }
+
+// etcdTaker is told of puts, and takes nothing.
+type etcdTaker struct {
+	*clientv3.Client
+	watch clientv3.WatchChan
+}
+
+func (t *etcdTaker) Take(context.Context, int) (int, error) {
+	answer := <-t.watch
+	return len(answer.Events), answer.Err()
+}
+
+func (t *etcdTaker) Ack(context.Context) error        { return nil }
+func (t *etcdTaker) Chain(context.Context, int) error { return errors.ErrUnsupported }
 
 func (p *etcdPeer) putter(ctx context.Context) (func(ctx context.Context) error, func(), error) {
 	c, err := p.dial("")
@@ -171,7 +167,7 @@ func (p *etcdPeer) putter(ctx context.Context) (func(ctx context.Context) error,
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 		defer cancel()
-		_, err := c.Put(ctx, newKey(), value)
+		_, err := c.Put(ctx, newKey(), string(payload))
 		return err
 	}, func() { c.Close() }, nil //nolint:errcheck // nothing is under way
 }

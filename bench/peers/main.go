@@ -1,10 +1,10 @@
-// Command peers puts load on a cluster of NATS servers or of etcd members, as
-// the bench puts it on GearsFS, and prints what it measured as one line of JSON:
+// Command peers puts load on servers of NATS, etcd, Redis or beanstalkd, as the
+// bench puts it on GearsFS, and prints what it measured as one line of JSON:
 //
-//	peers nats|etcd NAME=URL,NAME=URL,... WORK
+//	peers nats|etcd|redis-list|redis-stream|beanstalkd NAME=URL,NAME=URL,... WORK
 //
 // WORK is a load.Work in JSON. Beyond what load can do it knows Setup, which
-// waits until the cluster is ready, and Failover, which kills the leader; PIDs
+// waits until the servers are ready, and Failover, which kills the leader; PIDs
 // says which process that is.
 //
 // It is a module of its own, so that what it needs is not needed by GearsFS; its
@@ -36,12 +36,17 @@ type job struct {
 	PIDs map[string]int `json:"pids"` // of the servers, by name
 }
 
-// peer is a cluster that is measured.
+// peer is a system that is measured.
 type peer interface {
+	// setup waits until its servers are ready.
 	setup(ctx context.Context) error
-	put(ctx context.Context, w load.Work) (load.Figures, error)
-	take(ctx context.Context, w load.Work) (load.Figures, error)
-	wake(ctx context.Context, w load.Work) (load.Figures, error)
+	// queue makes a new one.
+	queue(ctx context.Context, w load.Work) (load.Queue, error)
+}
+
+// replicated is a peer of several servers.
+type replicated interface {
+	peer
 	// leader is the server that puts go through.
 	leader(ctx context.Context) (string, error)
 	// putter connects to all servers and returns what puts one record, or gives
@@ -58,7 +63,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 3 {
-		return errors.New("usage: peers nats|etcd NAME=URL,... WORK")
+		return errors.New("usage: peers nats|etcd|redis-list|redis-stream|beanstalkd NAME=URL,... WORK")
 	}
 	urls := make(map[string]string)
 	for server := range strings.SplitSeq(args[1], ",") {
@@ -75,9 +80,13 @@ func run(ctx context.Context, args []string) error {
 	var p peer
 	switch args[0] {
 	case "nats":
-		p = &natsPeer{urls}
+		p = &natsPeer{urls: urls}
 	case "etcd":
 		p = &etcdPeer{urls}
+	case "redis-list", "redis-stream":
+		p = &redisPeer{addr: only(urls), stream: args[0] == "redis-stream"}
+	case "beanstalkd":
+		p = &beanstalkPeer{addr: only(urls)}
 	default:
 		return fmt.Errorf("no peer %q", args[0])
 	}
@@ -90,24 +99,50 @@ func run(ctx context.Context, args []string) error {
 
 func do(ctx context.Context, p peer, j job) (load.Figures, error) {
 	switch j.Do {
-	case load.Put:
-		return p.put(ctx, j.Work)
-	case load.Take:
-		return p.take(ctx, j.Work)
-	case load.Wake:
-		return p.wake(ctx, j.Work)
 	case setup:
 		return load.Figures{}, p.setup(ctx)
 	case failover:
-		took, err := killLeader(ctx, p, j.PIDs)
+		r, ok := p.(replicated)
+		if !ok {
+			return load.Figures{}, errors.New("there is but one server")
+		}
+		took, err := killLeader(ctx, r, j.PIDs)
 		return load.Spread([]time.Duration{took}), err
 	}
-	return load.Figures{}, errors.New("unknown work")
+	q, err := p.queue(ctx, j.Work)
+	if err != nil {
+		return load.Figures{}, err
+	}
+	return load.Measure(ctx, j.Work, q)
 }
+
+// only returns the URL of the only server.
+func only(urls map[string]string) string {
+	for _, url := range urls {
+		return url
+	}
+	return ""
+}
+
+// retry repeats what fails while servers come up.
+func retry(ctx context.Context, f func(ctx context.Context) error) error {
+	for end := time.Now().Add(time.Minute); ; {
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := f(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(retryTime)
+	}
+}
+
+// retryTime is how long retry waits in between.
+const retryTime = 20 * time.Millisecond
 
 // killLeader kills the leader under a load of puts, one at a time, and returns
 // how long it took until one was acknowledged that began after that.
-func killLeader(ctx context.Context, p peer, pids map[string]int) (time.Duration, error) {
+func killLeader(ctx context.Context, p replicated, pids map[string]int) (time.Duration, error) {
 	put, done, err := p.putter(ctx)
 	if err != nil {
 		return 0, err

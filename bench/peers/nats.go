@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,9 +33,9 @@ const (
 	emptyTime = 5 * time.Second
 )
 
-// natsPeer is NATS JetStream: a work queue of three replicas in files, with a
-// durable pull consumer that acknowledges explicitly. Clients connect to the
-// server that leads what they use, which saves them a hop.
+// natsPeer is NATS JetStream: a work queue in files, replicated by all servers,
+// with a durable pull consumer that acknowledges explicitly. Clients connect to
+// the server that leads what they use, which saves them a hop.
 type natsPeer struct {
 	urls map[string]string // of the servers, by name
 }
@@ -68,19 +67,6 @@ func (p *natsPeer) admin(ctx context.Context, f func(js jetstream.JetStream) err
 		return err
 	}
 	return f(js)
-}
-
-// retry repeats what fails while a cluster comes up.
-func retry(ctx context.Context, f func(ctx context.Context) error) error {
-	for end := time.Now().Add(time.Minute); ; {
-		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := f(attempt)
-		cancel()
-		if err == nil || ctx.Err() != nil || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 // setup makes the streams and the consumer anew, all of them empty.
@@ -117,7 +103,7 @@ func (p *natsPeer) setup(ctx context.Context) error {
 // current returns nil when all replicas are up to date.
 func (p *natsPeer) current(ctx context.Context, js jetstream.JetStream) error {
 	s, err := js.Stream(ctx, stream)
-	if err != nil {
+	if err != nil || len(p.urls) == 1 {
 		return err
 	}
 	group := s.CachedInfo().Cluster
@@ -133,6 +119,9 @@ func (p *natsPeer) current(ctx context.Context, js jetstream.JetStream) error {
 }
 
 func (p *natsPeer) leader(ctx context.Context) (name string, err error) {
+	if len(p.urls) == 1 {
+		return names(p.urls)[0], nil
+	}
 	err = p.admin(ctx, func(js jetstream.JetStream) error {
 		s, err := js.Stream(ctx, stream)
 		if err == nil {
@@ -145,7 +134,7 @@ func (p *natsPeer) leader(ctx context.Context) (name string, err error) {
 
 // leads returns the server that leads a stream, or its consumer.
 func (p *natsPeer) leads(ctx context.Context, ofConsumer bool) (name string, err error) {
-	if !ofConsumer {
+	if !ofConsumer || len(p.urls) == 1 {
 		return p.leader(ctx)
 	}
 	err = p.admin(ctx, func(js jetstream.JetStream) error {
@@ -158,82 +147,78 @@ func (p *natsPeer) leads(ctx context.Context, ofConsumer bool) (name string, err
 	return name, err
 }
 
-// natsClient is one client.
-type natsClient struct {
-	nc       *nats.Conn
-	js       jetstream.JetStream
-	consumer jetstream.Consumer        // of one that takes
-	messages jetstream.MessagesContext // likewise, where it does not wait
-	inbox    string                    // for confirmations
-	acks     *nats.Subscription        // on inbox
+// natsQueue is the stream, anew.
+type natsQueue struct {
+	*natsPeer
+	work load.Work
 }
 
-func (p *natsPeer) clients(ctx context.Context, n int, take bool) (all []*natsClient, err error) {
-	server, err := p.leads(ctx, take)
-	if err != nil {
-		return nil, err
-	}
-	for range n {
-		c := new(natsClient)
-		if c.nc, err = p.dial(server); err != nil {
-			return nil, err
-		}
-		if c.js, err = jetstream.New(c.nc); err != nil {
-			return nil, err
-		}
-		if take {
-			if c.consumer, err = c.js.Consumer(ctx, stream, consumer); err != nil {
-				return nil, err
-			}
-			c.inbox = c.nc.NewInbox()
-			if c.acks, err = c.nc.SubscribeSync(c.inbox); err != nil {
-				return nil, err
-			}
-		}
-		all = append(all, c)
-	}
-	return all, nil
+func (p *natsPeer) queue(ctx context.Context, w load.Work) (load.Queue, error) {
+	return &natsQueue{p, w}, p.setup(ctx)
 }
 
-func closeAll(clients []*natsClient) {
-	for _, c := range clients {
-		if c.messages != nil {
-			c.messages.Stop()
-		}
-		c.nc.Close()
-	}
-}
-
-var payload = make([]byte, load.RecordBytes)
-
-func (p *natsPeer) put(ctx context.Context, w load.Work) (load.Figures, error) {
-	if err := p.setup(ctx); err != nil {
-		return load.Figures{}, err
-	}
-	clients, err := p.clients(ctx, w.Clients, false)
-	if err != nil {
-		return load.Figures{}, err
-	}
-	defer closeAll(clients)
-	return load.Run(ctx, w.Clients, w.Time, func(ctx context.Context, i int) (int, error) {
-		c := clients[i]
-		switch {
-		case w.Batch == 1:
-			_, err := c.js.Publish(ctx, subject, payload)
-			return 1, err
-		case w.Single:
-			return w.Batch, c.publish(w.Batch)
-		}
-		return w.Batch, c.publishAtomic(ctx, w.Batch)
+func (q *natsQueue) Current(ctx context.Context) error {
+	return q.admin(ctx, func(js jetstream.JetStream) error {
+		return retry(ctx, func(ctx context.Context) error { return q.current(ctx, js) })
 	})
 }
 
+func (q *natsQueue) connect(ctx context.Context, take bool) (nc *nats.Conn, js jetstream.JetStream, err error) {
+	server, err := q.leads(ctx, take)
+	if err != nil {
+		return nil, nil, err
+	}
+	if nc, err = q.dial(server); err != nil {
+		return nil, nil, err
+	}
+	js, err = jetstream.New(nc)
+	return nc, js, err
+}
+
+func (q *natsQueue) Putter(ctx context.Context) (load.Putter, error) {
+	nc, js, err := q.connect(ctx, false)
+	return &natsPutter{nc: nc, js: js, single: q.work.Single, data: q.work.Payload()}, err
+}
+
+type natsPutter struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	single bool
+	data   []byte
+}
+
+func (c *natsPutter) Close() error {
+	c.nc.Close()
+	return nil
+}
+
+func (c *natsPutter) Put(ctx context.Context, n int) error {
+	switch {
+	case n == 1:
+		_, err := c.js.Publish(ctx, subject, c.data)
+		return err
+	case c.single:
+		return c.publish(n)
+	}
+	return c.publishAtomic(ctx, n)
+}
+
+func (c *natsPutter) Fill(_ context.Context, n int) error { return c.publish(n) }
+
+func (c *natsPutter) Waiting(ctx context.Context) (bool, error) {
+	consumer, err := c.js.Consumer(ctx, stream, consumer)
+	if err != nil {
+		return false, err
+	}
+	return consumer.CachedInfo().NumWaiting > 0, nil
+}
+
 // publish sends n messages and waits for the acknowledgements of all.
-func (c *natsClient) publish(n int) error {
+func (c *natsPutter) publish(n int) error {
 	futures := make([]jetstream.PubAckFuture, n)
 	for i := range futures {
 		var err error
-		if futures[i], err = c.js.PublishAsync(subject, payload); err != nil {
+		if futures[i], err = c.js.PublishAsync(subject, c.data); err != nil {
 			return err
 		}
 	}
@@ -249,11 +234,11 @@ func (c *natsClient) publish(n int) error {
 
 // publishAtomic sends n messages that are stored whole or not at all: NATS's
 // ADR-50.
-func (c *natsClient) publishAtomic(ctx context.Context, n int) error {
+func (c *natsPutter) publishAtomic(ctx context.Context, n int) error {
 	id := nuid.Next()
 	for i := range n {
 		m := nats.NewMsg(atomicSubject)
-		m.Data = payload
+		m.Data = c.data
 		m.Header.Set("Nats-Batch-Id", id)
 		m.Header.Set("Nats-Batch-Sequence", strconv.Itoa(i+1))
 		if i < n-1 {
@@ -281,121 +266,96 @@ func (c *natsClient) publishAtomic(ctx context.Context, n int) error {
 	return nil
 }
 
-// fill puts n records and waits until all servers have them.
-func (p *natsPeer) fill(ctx context.Context, n int) error {
-	clients, err := p.clients(ctx, 1, false)
+// Taker asks for messages ahead, but where it is to be woken by one.
+func (q *natsQueue) Taker(ctx context.Context) (load.Taker, error) {
+	nc, js, err := q.connect(ctx, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer closeAll(clients)
-	for n > 0 {
-		batch := min(n, 1000)
-		if err := clients[0].publish(batch); err != nil {
-			return err
-		}
-		n -= batch
+	t := &natsTaker{nc: nc, inbox: nc.NewInbox()}
+	if t.acks, err = nc.SubscribeSync(t.inbox); err != nil {
+		return nil, err
 	}
-	return retry(ctx, func(ctx context.Context) error { return p.current(ctx, clients[0].js) })
+	if t.consumer, err = js.Consumer(ctx, stream, consumer); err != nil {
+		return nil, err
+	}
+	if q.work.Do != load.Wake {
+		t.messages, err = t.consumer.Messages(jetstream.PullMaxMessages(max(prefetch, 2*q.work.Batch)))
+	}
+	return t, err
 }
 
-func (p *natsPeer) take(ctx context.Context, w load.Work) (load.Figures, error) {
-	if err := p.setup(ctx); err != nil {
-		return load.Figures{}, err
-	}
-	if err := p.fill(ctx, w.Stock()); err != nil {
-		return load.Figures{}, fmt.Errorf("fill: %w", err)
-	}
-	clients, err := p.clients(ctx, w.Clients, true)
-	if err != nil {
-		return load.Figures{}, err
-	}
-	defer closeAll(clients)
-	for _, c := range clients {
-		if c.messages, err = c.consumer.Messages(jetstream.PullMaxMessages(max(prefetch, 2*w.Batch))); err != nil {
-			return load.Figures{}, err
-		}
-	}
-	var left atomic.Int64
-	left.Store(int64(w.Stock()))
-	return load.Run(ctx, w.Clients, w.Time, func(ctx context.Context, i int) (int, error) {
-		if left.Add(int64(-w.Batch)) < 0 {
-			return 0, load.ErrEmpty
-		}
-		return w.Batch, clients[i].take(ctx, w.Batch)
-	})
+type natsTaker struct {
+	nc       *nats.Conn
+	consumer jetstream.Consumer
+	messages jetstream.MessagesContext // nil where nothing is asked for ahead
+	inbox    string                    // for confirmations
+	acks     *nats.Subscription        // on inbox
+	leased   []jetstream.Msg
 }
 
-// take gets n messages and has them acknowledged for sure: the server confirms
-// each acknowledgement when it is replicated.
-func (c *natsClient) take(ctx context.Context, n int) error {
+func (t *natsTaker) Close() error {
+	if t.messages != nil {
+		t.messages.Stop()
+	}
+	t.nc.Close()
+	return nil
+}
+
+func (t *natsTaker) Take(_ context.Context, n int) (int, error) {
+	t.leased = t.leased[:0]
+	if t.messages == nil {
+		batch, err := t.consumer.Fetch(n)
+		if err != nil {
+			return 0, err
+		}
+		for m := range batch.Messages() {
+			t.leased = append(t.leased, m)
+		}
+		if len(t.leased) == 0 {
+			return 0, errors.Join(errors.New("no message came"), batch.Error())
+		}
+		return len(t.leased), batch.Error()
+	}
 	for range n {
-		m, err := c.messages.Next(jetstream.NextMaxWait(emptyTime))
+		m, err := t.messages.Next(jetstream.NextMaxWait(emptyTime))
 		if errors.Is(err, nats.ErrTimeout) {
-			return load.ErrEmpty // the others have the rest
+			return 0, load.ErrEmpty // the others have the rest
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if err := c.nc.PublishRequest(m.Reply(), c.inbox, []byte("+ACK")); err != nil {
+		t.leased = append(t.leased, m)
+	}
+	return n, nil
+}
+
+// Ack has messages acknowledged for sure: the server confirms each
+// acknowledgement when it is replicated.
+func (t *natsTaker) Ack(ctx context.Context) error {
+	for _, m := range t.leased {
+		if err := t.nc.PublishRequest(m.Reply(), t.inbox, []byte("+ACK")); err != nil {
 			return err
 		}
 	}
-	for range n {
-		if _, err := c.acks.NextMsgWithContext(ctx); err != nil {
+	for range t.leased {
+		if _, err := t.acks.NextMsgWithContext(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *natsPeer) wake(ctx context.Context, w load.Work) (load.Figures, error) {
-	if err := p.setup(ctx); err != nil {
-		return load.Figures{}, err
+// Chain is as Take and Ack, for the next messages are here already.
+func (t *natsTaker) Chain(ctx context.Context, n int) error {
+	if _, err := t.Take(ctx, n); err != nil {
+		return err
 	}
-	putters, err := p.clients(ctx, 1, false)
-	if err != nil {
-		return load.Figures{}, err
-	}
-	defer closeAll(putters)
-	takers, err := p.clients(ctx, 1, true)
-	if err != nil {
-		return load.Figures{}, err
-	}
-	defer closeAll(takers)
-	type arrival struct {
-		at  time.Time
-		err error
-	}
-	arrived := make(chan arrival)
-	return load.Sample(ctx, w.Time, func(ctx context.Context) (time.Duration, error) {
-		batch, err := takers[0].consumer.Fetch(1)
-		if err != nil {
-			return 0, err
-		}
-		go func() {
-			m := <-batch.Messages()
-			at := time.Now()
-			if m == nil {
-				arrived <- arrival{err: errors.Join(errors.New("no message came"), batch.Error())}
-				return
-			}
-			arrived <- arrival{at, m.DoubleAck(ctx)}
-		}()
-		for waiting := 0; waiting == 0; {
-			info, err := takers[0].consumer.Info(ctx)
-			if err != nil {
-				return 0, err
-			}
-			waiting = info.NumWaiting
-		}
-		begin := time.Now()
-		if _, err := putters[0].js.Publish(ctx, subject, payload); err != nil {
-			return 0, err
-		}
-		a := <-arrived
-		return a.at.Sub(begin), a.err
-	})
+	return t.Ack(ctx)
 }
+
+// payload is what is put in failovers.
+var payload = make([]byte, load.RecordBytes)
 
 func (p *natsPeer) putter(ctx context.Context) (func(ctx context.Context) error, func(), error) {
 	nc, err := p.dial("")
