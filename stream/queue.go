@@ -7,11 +7,14 @@ import (
 	"github.com/gearsfs/gearsfs"
 )
 
-// Consumed rows are removed when there are cleanEvery of them, with at most
-// cleanRangesMax range deletions.
+// Consumed rows are removed when there are cleanEvery of them, or they may take
+// cleanBytes, with at most cleanRangesMax range deletions. What an answer refers
+// to then is removed on its own later: many times what is in flight, so that this
+// is little, because range deletions slow down all readers of the same memtable.
 const (
-	cleanEvery     = 1000
-	cleanRangesMax = 64
+	cleanEvery     = 8 << 10
+	cleanBytes     = 4 << 20
+	cleanRangesMax = 512
 )
 
 // Queue is the deterministic core of a stream: what it does depends only on
@@ -381,16 +384,16 @@ func (q *Queue) Forget(from, to gearsfs.Place) {
 // to be called now and then when the keeper of the rows knows the answers of all
 // earlier takes.
 func (q *Queue) Clean() {
-	if q.s.Dead < cleanEvery {
+	if q.s.Dead == 0 || q.s.Dead < cleanEvery && q.s.Cursor.Pos-q.s.Cleaned.Pos < cleanBytes {
 		return
 	}
-	from, to, ranges := q.s.Cleaned, q.s.Cursor, 0
+	from, to, ranges, left := q.s.Cleaned, q.s.Cursor, 0, uint64(0)
 	for at := range q.outs.from(from) {
 		if !at.Less(to) {
 			break
 		}
 		if ranges == cleanRangesMax {
-			to = at // the rest next time
+			to, left = at, cleanEvery/2 // the rest next time, soon
 			break
 		}
 		if from.Less(at) {
@@ -403,5 +406,5 @@ func (q *Queue) Clean() {
 		q.rows.Discard(from, to)
 	}
 	q.s.Cleaned = to
-	q.s.Dead = 0
+	q.s.Dead = left
 }

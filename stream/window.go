@@ -8,8 +8,8 @@ import (
 
 // Bounds of one queue's window.
 const (
-	windowRecordsMax = 128
-	windowBytesMax   = 64 << 10
+	windowRecordsMax = 1024
+	windowBytesMax   = 256 << 10
 	windowRecordCost = 96 // what a record takes beside its bytes
 
 	chunkBytes     = 4 << 10
