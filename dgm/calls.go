@@ -254,8 +254,11 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 	case code == gearsfs.ErrSession.Code:
 		lose = r.refusedLocked(c, l)
 	default:
-		if c.before && madeBefore(c.req, code) {
+		switch {
+		case c.before && madeBefore(c.req, code):
 			resp = &wire.Response{Index: resp.Index}
+		case c.before && c.seq != 0 && code == gearsfs.ErrOverload.Code: // of this attempt alone
+			resp = failure(gearsfs.ErrMaybe.Because("it was sent before, and now refused: %s", resp.Answer.Reason))
 		}
 		r.futile = 0
 		if c.seq != 0 {

@@ -295,6 +295,26 @@ func TestRefusedAgain(t *testing.T) {
 	})
 }
 
+// TestOverloadedAgain: that an attempt is refused says nothing of the one before.
+func TestOverloadedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newScriptLink(false), newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{}, first)
+		_, once := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("x")) })
+		synctest.Wait()
+		route.links <- second
+		first.lose()
+		time.Sleep(backoffMax)
+		synctest.Wait()
+		second.asked()[0].done(failure(gearsfs.ErrOverload))
+		require.ErrorIs(t, <-once, gearsfs.ErrMaybe)
+		_, fresh := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("x")) })
+		synctest.Wait()
+		second.asked()[1].done(failure(gearsfs.ErrOverload))
+		require.ErrorIs(t, <-fresh, gearsfs.ErrOverload)
+	})
+}
+
 // TestErrorsOfALink that concern the request are the caller's.
 func TestErrorsOfALink(t *testing.T) {
 	for _, err := range []error{gearsfs.ErrTooBig, gearsfs.ErrOverload, gearsfs.ErrUnknownOp} {

@@ -463,7 +463,7 @@ func (t *tenure) startConfigure(o *op, c *wire.Configure) {
 	}
 	if err != nil {
 		done()
-		o.failCertain(err)
+		o.refuse(err)
 		return
 	}
 	o.then = func(answer *wire.Answer, err error) {

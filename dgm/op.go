@@ -136,6 +136,31 @@ func (o *op) fail(err error) { o.done(failure(err)) }
 // that state is certain.
 func (o *op) failCertain(err error) { o.ten.vol.answer(nil, err, false, o.done) }
 
+// refuse ends a change that this node does not bring to the log, because of why.
+// One that was sent before may be there already, and have happened: that is known
+// behind all that is on its way.
+func (o *op) refuse(why error) {
+	if !o.change.Retry {
+		o.failCertain(why)
+		return
+	}
+	t := o.ten
+	t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Tick{Tick: &wire.Tick{}}}, func(_ *wire.Answer, err error) {
+		var happened bool
+		if err == nil {
+			happened, err = t.vol.machine.Answered(o.sess.id, o.change.Command.Seq)
+		}
+		switch {
+		case err != nil:
+			o.fail(err)
+		case happened:
+			t.submit(o) // and gets the first answer
+		default:
+			o.failCertain(why)
+		}
+	})
+}
+
 // proposal readies the operation's command for the replica.
 func (o *op) proposal() *replica.Proposal {
 	o.prop = replica.Proposal{
@@ -351,12 +376,13 @@ func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 	}
 	cmd.SessionMinted, cmd.SessionSalt = uint64(s.id.Minted), s.id.Salt
 	cmd.Uid, cmd.Gids, cmd.Checked = s.caller.UID, s.caller.GIDs, s.caller.Checked
+	o := &op{ten: t, sess: s, epoch: s.epoch.Load(), change: ch, done: done, path: ch.Path}
 	if err := t.vol.space.admit(cmd); err != nil {
 		t.vol.group.Reclaim()
-		done(failure(err))
+		o.refuse(err)
 		return nil
 	}
-	return t.launch(&op{ten: t, sess: s, epoch: s.epoch.Load(), change: ch, done: done, path: ch.Path})
+	return t.launch(o)
 }
 
 // launch sends an operation on its way, as if it had just come.
@@ -373,7 +399,7 @@ func (t *tenure) launch(o *op) canceller {
 		return t.startTransact(o)
 	case *wire.Command_Configure, *wire.Command_Update, *wire.Command_Move, *wire.Command_CopyFile:
 		if err := t.resolveAll(o); err != nil {
-			o.failCertain(err)
+			o.refuse(err)
 			return nil
 		}
 		t.startPlain(o)

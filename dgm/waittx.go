@@ -23,7 +23,7 @@ import (
 // refused there before it waits.
 func (t *tenure) startTransact(o *op) canceller {
 	if err := t.resolveAll(o); err != nil {
-		o.failCertain(err)
+		o.refuse(err)
 		return nil
 	}
 	for i, step := range o.transaction().Steps {

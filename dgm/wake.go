@@ -18,7 +18,7 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 		return nil
 	}
 	if err := t.resolve(o.sess, o.path, &take.Target); err != nil {
-		o.failCertain(err)
+		o.refuse(err)
 		return nil
 	}
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))

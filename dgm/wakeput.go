@@ -23,7 +23,7 @@ import (
 // its stream. Takes that wait for what it puts go with it in one entry.
 func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	if err := t.resolve(o.sess, o.path, &p.Target); err != nil {
-		o.failCertain(err)
+		o.refuse(err)
 		return nil
 	}
 	p.Retry = false // is the node's to say

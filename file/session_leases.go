@@ -88,6 +88,26 @@ func (m *Machine) returnLeases(c *context, id gearsfs.SessionID) error {
 	return nil
 }
 
+// Answered reports whether a command of a session was applied before, as of the
+// last applied entry: applied again, it would change nothing and be answered as
+// it was, or that it is late.
+func (m *Machine) Answered(id gearsfs.SessionID, seq uint64) (bool, error) {
+	m.mu.RLock()
+	view := m.store.View()
+	m.mu.RUnlock()
+	defer view.Close() //nolint:errcheck // it was only read
+	value, ok, err := view.Get(persist.AppendSessionKey(nil, id), nil)
+	if err != nil || !ok {
+		return false, err
+	}
+	var row wire.SessionRow
+	if err := row.UnmarshalVT(value); err != nil {
+		return false, damaged("session", err)
+	}
+	_, known := findAnswer(&row, seq)
+	return known || isConfirmed(&row, seq), nil
+}
+
 // Sessions returns the sessions that the volume remembers and that are not
 // closed, and those that hold a lease or an inode without a name.
 func (m *Machine) Sessions() (map[gearsfs.SessionID]struct{}, error) {
