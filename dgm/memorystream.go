@@ -2,9 +2,8 @@ package dgm
 
 import (
 	"cmp"
+	"container/heap"
 	"time"
-
-	"github.com/emirpasic/gods/v2/trees/binaryheap"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/stream"
@@ -14,7 +13,7 @@ import (
 type memoryStream struct {
 	*stream.Queue
 	at    place
-	dues  *binaryheap.Heap[memoryDue]
+	dues  memoryDues
 	armed uint64 // when a timer looks at it; 0 for none
 	ids   memoryIDs
 	began gearsfs.Seq // of its first record
@@ -25,6 +24,23 @@ type memoryStream struct {
 type memoryDue struct {
 	time   uint64
 	record gearsfs.Place
+}
+
+// memoryDues is a heap of them, the earliest first.
+type memoryDues []memoryDue
+
+var _ heap.Interface = (*memoryDues)(nil)
+
+func (d memoryDues) Len() int           { return len(d) }
+func (d memoryDues) Less(i, j int) bool { return d[i].time < d[j].time }
+func (d memoryDues) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
+func (d *memoryDues) Push(x any)        { *d = append(*d, x.(memoryDue)) }
+
+func (d *memoryDues) Pop() any {
+	last := len(*d) - 1
+	due := (*d)[last]
+	*d = (*d)[:last]
+	return due
 }
 
 // memoryRows are the rows of a stream in memory; they note what is due when.
@@ -39,7 +55,7 @@ var _ stream.Records = (*memoryRows)(nil)
 func (r *memoryRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	r.Memory.SetOut(at, was, out)
 	if out.Deadline != 0 && out.Deadline != was.Deadline {
-		r.s.dues.Push(memoryDue{out.Deadline, at})
+		heap.Push(&r.s.dues, memoryDue{out.Deadline, at})
 		r.s.tidyDues()
 	}
 }
@@ -48,7 +64,6 @@ func (r *memoryRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 // its seqs, if that put fewer than a million records a second.
 func newMemoryStream(at place, now, version uint64) *memoryStream {
 	s := &memoryStream{at: at, began: gearsfs.Seq(max(now/uint64(time.Microsecond), 1))}
-	s.dues = binaryheap.NewWith(func(a, b memoryDue) int { return cmp.Compare(a.time, b.time) })
 	state := stream.NewState()
 	state.NextSeq, state.Head.Seq, state.Version, state.LostBefore = s.began, s.began, version, s.began-1
 	q, err := stream.NewQueue(state, &memoryRows{s: s}, stream.NewPool(memoryWindowBytes))
@@ -72,26 +87,26 @@ func (s *memoryStream) newest() gearsfs.Seq {
 // tidyDues drops the dues that are over where they are most of all.
 func (s *memoryStream) tidyDues() {
 	live := int(s.State().Leased + s.State().Delayed)
-	if s.dues.Size() < 64+4*live {
+	if len(s.dues) < 64+4*live {
 		return
 	}
-	s.dues.Clear()
+	s.dues = nil
 	for record, out := range s.EachOut() {
 		if out.Deadline != 0 {
-			s.dues.Push(memoryDue{out.Deadline, record})
+			s.dues = append(s.dues, memoryDue{out.Deadline, record})
 		}
 	}
+	heap.Init(&s.dues)
 }
 
 // over returns a record whose lease or delay is over; ok is false where there is
 // none.
 func (s *memoryStream) over(now uint64) (record gearsfs.Place, out stream.Out, ok bool) {
 	for {
-		due, any := s.dues.Peek()
-		if !any || due.time > now {
+		if len(s.dues) == 0 || s.dues[0].time > now {
 			return record, out, false
 		}
-		s.dues.Pop()
+		due := heap.Pop(&s.dues).(memoryDue)
 		if out, ok = s.Out(due.record); ok && out.Deadline == due.time {
 			return due.record, out, true
 		}
@@ -106,8 +121,8 @@ func (s *memoryStream) next() uint64 {
 			next = at
 		}
 	}
-	if due, any := s.dues.Peek(); any {
-		sooner(due.time)
+	if len(s.dues) > 0 {
+		sooner(s.dues[0].time)
 	}
 	if state := s.State(); state.Age != 0 && state.Ready > 0 {
 		front, err := s.Front()

@@ -60,7 +60,7 @@ func TestMemoryDues(t *testing.T) {
 	for i := range 10_000 {
 		s.Extend(taken[0].Place, 200+uint64(i), 0)
 	}
-	require.Less(t, s.dues.Size(), 200)
+	require.Less(t, len(s.dues), 200)
 	require.NoError(t, s.Ack(taken[1].Place))
 	at, out, ok := s.over(80)
 	require.True(t, ok)

@@ -389,7 +389,7 @@ func TestUnknownUsage(t *testing.T) {
 		{line: "update :/q k x --if-seq -1", status: 2, errs: "not a seq"},
 		{line: "move :/q k k", status: 2, errs: "the same stream"},
 		{line: "ack :/q k 1.2.3", status: 2, errs: "not a receipt"},
-		{line: "ack :/q k 1.2.3.4 1s", status: 2, errs: "too many"},
+		{line: "ack :/q k 1.2.3.4 1s", status: 2, errs: "not a receipt"},
 		{line: "extend :/q k 1.2.3.4", status: 2, errs: "too few"},
 		{line: "extend :/q k 1.2.3.4 0", status: 2, errs: "by nothing"},
 		{line: "nack :/q k 1.2.3.4 soon", status: 2, errs: "not a duration"},

@@ -160,3 +160,23 @@ func heap() int64 {
 	runtime.ReadMemStats(&ms)
 	return int64(ms.HeapInuse)
 }
+
+// memoryBesideTheDead: where the stream of the dead is on disk and has records, one
+// in memory has nowhere to go, and comes back; where it is missing it is made.
+func memoryBesideTheDead(t *testing.T, s *suite) {
+	s.put(s.m, "k.dead", "on disk")
+	if !s.intoMemory("k") || !s.intoMemory("l") {
+		t.Skip("replicated streams are on disk")
+	}
+	for _, key := range []gearsfs.Key{"k", "l"} {
+		s.put(s.m, key, "x")
+		rs := s.lease(s.m, 1, key)
+		require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs), Return: true, Tries: 1}))
+	}
+	require.Equal(t, []string{"x"}, s.take(s.m, 1, "k"))
+	require.Equal(t, []string{"on disk"}, s.take(s.m, 9, "k.dead"))
+	require.Equal(t, []string{"x"}, s.take(s.m, 1, "l.dead"))
+	s.empty(s.m, "l")
+	require.True(t, s.info("l.dead").Settings.Memory)
+	require.False(t, s.info("k.dead").Settings.Memory)
+}

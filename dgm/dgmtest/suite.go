@@ -67,6 +67,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"MemoryAndDisk", memoryAndDisk},
 		{"MovesIntoMemory", movesIntoMemory},
 		{"MemoryNearMisses", memoryNearMisses},
+		{"MemoryBesideTheDead", memoryBesideTheDead},
 		{"MemoryIsBounded", memoryIsBounded},
 		{"BatchesInMemory", alike(batches, "k")},
 		{"FirstComeInMemory", alike(firstCome, "k")},
