@@ -213,15 +213,16 @@ func (c *client) hold(stream int, asked time.Duration, take *dgm.Take, records [
 // certain is how long a lease lasts at least: a node's clock may be fast.
 func certain(d time.Duration) time.Duration { return d - d/100 }
 
+// askedTwice is how long a call takes at least whose answer was lost, so that it
+// was asked again.
+const askedTwice = 20 * time.Millisecond
+
 // shadow notes that a take that was asked then may have leased what it does not
-// know of: a connection was lost, and the lease ended before it was asked again.
+// know of: it was asked twice, and what the first lease was on was removed, or
+// the lease ran out, before it was asked again.
 func (c *client) shadow(in ask, asked time.Duration, take *dgm.Take) {
-	ends := 2 * time.Second // with its session
-	if take.LeaseFor != 0 {
-		ends = min(ends, take.LeaseFor)
-	}
 	now := time.Since(c.began)
-	if now-asked < certain(ends) {
+	if now-asked < min(askedTwice, certain(cmp.Or(take.LeaseFor, askedTwice))) {
 		return
 	}
 	c.mu.Lock()
