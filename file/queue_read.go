@@ -439,14 +439,14 @@ func (p *peeking) newerBlocks(after gearsfs.Seq) error {
 // all of the stream is searched.
 const followStepsMax = 32
 
-// firstNewer finds the place of the first row with a greater seq than after,
-// in a stream whose seqs rise with its places.
+// firstNewer finds the place of the first row with a greater seq than after, the
+// end where there is none, in a stream whose seqs rise with its places.
 func (p *peeking) firstNewer(after gearsfs.Seq) (gearsfs.Place, error) {
 	it, err := p.r.view.Scan(persist.RecordRange(p.ino, p.key, gearsfs.Place{}, p.state.End()))
 	if err != nil {
 		return gearsfs.Place{}, err
 	}
-	found, near, err := stepBack(it, after)
+	found, near, err := stepBack(it, after, p.state.End())
 	if err == nil && !near {
 		found, err = p.search(it, after)
 	}
@@ -458,7 +458,8 @@ func (p *peeking) firstNewer(after gearsfs.Seq) (gearsfs.Place, error) {
 
 // stepBack looks for the first newer row from the end; near is false where it
 // gave up.
-func stepBack(it Iterator, after gearsfs.Seq) (found gearsfs.Place, near bool, err error) {
+func stepBack(it Iterator, after gearsfs.Seq, end gearsfs.Place) (found gearsfs.Place, near bool, err error) {
+	found = end
 	ok := it.Last()
 	for range followStepsMax {
 		if !ok {
@@ -489,9 +490,11 @@ func (p *peeking) search(it Iterator, after gearsfs.Seq) (gearsfs.Place, error) 
 		return at.Seq > after
 	})
 	// Empty records share their position with what follows them: the row in
-	// front of the found ones may be followed by newer ones at its position.
+	// front of the found ones may be followed by newer ones at its position, and
+	// where all are empty those at the first one are not all newer.
 	at := gearsfs.Place{Pos: head + gearsfs.Pos(i)}
 	key = persist.AppendRecordKey(key[:0], p.ino, p.key, at)
+	at.Seq = after + 1
 	if failed == nil && it.SeekLT(key) {
 		var before gearsfs.Place
 		if before, failed = persist.ParsePlace(it.Key()); failed == nil {
