@@ -77,20 +77,22 @@ func crashRun(t *testing.T, rng *rand.Rand, steps int) (points int) {
 // TestKilledThenCut: a process that is killed leaves what it wrote in the
 // kernel; the one after it has that survive a power cut from its start on.
 func TestKilledThenCut(t *testing.T) {
-	rng := randomRun(t)
-	disk := blocktest.NewMemory(nil)
-	d := newDriver(disk, "blocks", rng)
-	require.NoError(t, d.open())
-	for range 40 {
-		require.NoError(t, d.append())
+	for _, appends := range []int{40, 400} {
+		rng := randomRun(t)
+		disk := blocktest.NewMemory(nil)
+		d := newDriver(disk, "blocks", rng)
+		d.opts.SegmentBytes = 1 // one append to each
+		require.NoError(t, d.open())
+		for range appends {
+			require.NoError(t, d.append())
+		}
+		killed := d.store
+		require.NoError(t, d.open())
+		d.synced()
+		d.cut()
+		d.opts.FS = disk.Crash(rng)
+		require.NoError(t, d.open())
+		require.NoError(t, d.check(len(d.live)))
+		require.NoError(t, killed.Close())
 	}
-	killed := d.store
-	require.NoError(t, d.open())
-	require.NoError(t, d.store.Sync())
-	d.synced()
-	d.cut()
-	d.opts.FS = disk.Crash(rng)
-	require.NoError(t, d.open())
-	require.NoError(t, d.check(len(d.live)))
-	require.NoError(t, killed.Close())
 }

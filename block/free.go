@@ -11,7 +11,7 @@ import (
 )
 
 // freeStep bounds what is punched before the rate is looked at again.
-const freeStep = gearsfs.RecordBytesMax
+const freeStep = 4 << 20
 
 // span is a range of whole pages of a segment.
 type span struct {

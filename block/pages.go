@@ -70,6 +70,18 @@ func (f *freedPages) clear(id segmentID, at, n uint64) {
 	}
 }
 
+// has reports whether the pages from from on, in front of stop, were freed.
+func (f *freedPages) has(id segmentID, from, stop uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	set := f.sets[id]
+	if set == nil {
+		return false
+	}
+	_, end := set.run(from, stop, true)
+	return set.has(from) && end == stop
+}
+
 // all reports whether all pages of the segment's first size bytes were freed.
 func (f *freedPages) all(id segmentID, size int64) bool {
 	f.mu.Lock()

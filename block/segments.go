@@ -293,3 +293,27 @@ func (t *table) list() ([]segmentID, error) {
 	}
 	return ids, nil
 }
+
+// syncAll has the segments survive a power cut as they are.
+func (t *table) syncAll(ids []segmentID) error {
+	if len(ids) > syncedMax {
+		return t.fs.SyncAll(t.dir)
+	}
+	dirs := map[string]bool{t.dir: true}
+	for _, id := range ids {
+		f, err := t.fs.Open(t.pathOf(id))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+		dirs[t.dirOf(id.origin)] = true
+	}
+	for dir := range dirs {
+		if err := t.fs.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}

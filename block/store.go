@@ -29,6 +29,9 @@ const (
 	// dirtyMax bounds the segments that were written to since the last Sync:
 	// they stay open.
 	dirtyMax = 64
+	// syncedMax bounds the segments that Open syncs one by one. Where there are
+	// more it syncs the file system, which may have to write much of others.
+	syncedMax = 256
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -72,8 +75,9 @@ type Store struct {
 	closed  bool
 
 	// tail is where the next append goes. Its mutex is held over the making of
-	// a segment, which all that append wait for, and over no other I/O. It
-	// comes before segment.life.
+	// a segment, which all that append wait for, and over no other I/O. Who
+	// holds it waits for the life of the tail's own segment only, which nobody
+	// holds whole; so it may come behind the life of any segment.
 	tail struct {
 		sync.Mutex
 		self gearsfs.MemberID
@@ -150,7 +154,7 @@ func (s *Store) begin() error {
 		t.know(id)
 	}
 	t.passedBy() // Sweep looks at the old ones
-	return t.fs.SyncAll(t.dir)
+	return t.syncAll(ids)
 }
 
 // probe finds out whether the file system makes holes and can tell them from
