@@ -4,6 +4,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/gearsfs/gearsfs/block/blocktest"
@@ -42,7 +43,10 @@ func crashRun(t *testing.T, rng *rand.Rand, steps int) (points int) {
 		require.NoError(t, m.store.Close())
 		return left, m
 	}
+	var one sync.Mutex // several files are synced at once
 	inject := func(op blocktest.Op) error {
+		one.Lock()
+		defer one.Unlock()
 		if op.Kind.Writes() && next == nil && rng.IntN(3) == 0 {
 			if left, model := crash(); rng.IntN(40) == 0 {
 				next, after = left, model
