@@ -241,6 +241,7 @@ func TestSweepLeavesUploads(t *testing.T) {
 	require.Equal(t, 1, r.Busy)
 	require.True(t, s.Has(again))
 	own := appendOne(t, s, data)
+	require.NoError(t, s.Sync())
 	now = now.Add(2 * block.SettledAge)
 	sweep(these())
 	require.True(t, s.Has(own), "it is in the segment that is being filled")

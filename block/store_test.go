@@ -249,6 +249,39 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestReadBehindTheEnd: what dst had is not taken for what was read.
+func TestReadBehindTheEnd(t *testing.T) {
+	s := open(t, blocktest.NewMemory(nil), "blocks", block.Options{})
+	d := newDriver(nil, "", randomRun(t))
+	data := filled(3 * pageBytes)
+	e := d.made(data)
+	require.NoError(t, s.Store(e.Cut(0, pageBytes), data[:pageBytes]))
+	require.ErrorIs(t, s.Read(e, 0, e.Length, slices.Clone(data)), block.ErrAbsent)
+	require.NoError(t, s.Read(e, 0, pageBytes, data))
+}
+
+// TestStoreOfFreed: where the file system makes no holes, what is stored again
+// after it was freed is not free.
+func TestStoreOfFreed(t *testing.T) {
+	s := open(t, blocktest.NewMemory(nil).Simple(false), "blocks", block.Options{})
+	d := newDriver(nil, "", randomRun(t))
+	data := filled(32 * pageBytes)
+	var e [3]gearsfs.Extent
+	for i := range e {
+		e[i] = d.made(data)
+		e[i].Origin, e[i].Segment, e[i].At = 5, uint64(1+i/2), uint64(i%2*len(data))
+		require.NoError(t, s.Store(e[i], data))
+	}
+	require.NoError(t, s.Free(e[:1]))
+	require.NoError(t, s.Store(e[0], data))
+	require.NoError(t, s.Free(e[1:2]))
+	require.True(t, s.Has(e[0]))
+	require.NoError(t, s.Free(e[:1]))
+	u, err := s.Usage()
+	require.NoError(t, err)
+	require.Equal(t, 1, u.Segments)
+}
+
 // TestManySegments reads and writes far more segments than may be open.
 func TestManySegments(t *testing.T) {
 	var opened, most atomic.Int64
