@@ -111,7 +111,7 @@ func TestFullDisk(t *testing.T) {
 		u, err := d.store.Usage()
 		require.NoError(t, err)
 		require.Equal(t, before.Bytes, u.Bytes, "what was written of it is gone again")
-		require.LessOrEqual(t, u.Segments, before.Segments+1)
+		require.LessOrEqual(t, u.Segments, before.Segments+2, "the next one, and the other member's")
 		require.NoError(t, d.store.Sync())
 
 		disk.SetRoom(room * gearsfs.PageBytes)

@@ -363,7 +363,7 @@ func TestConcurrent(t *testing.T) {
 			u, err := s.Usage()
 			require.NoError(t, err)
 			require.LessOrEqual(t, u.Segments, 9)
-			require.Zero(t, u.Bytes)
+			require.LessOrEqual(t, u.Bytes, int64(u.Segments*pageBytes), "but for what the disk needs for itself")
 		})
 	}
 }
