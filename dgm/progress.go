@@ -109,6 +109,9 @@ func (v *Volume) Applied(index uint64, touched []file.Touched, changed []file.Ch
 	}
 }
 
+// Freed implements file.Observer.
+func (v *Volume) Freed(uint64, []gearsfs.Extent) {}
+
 // MembersChanged implements file.Observer.
 func (v *Volume) MembersChanged() {
 	if index, _ := v.machine.Applied(); index != v.progress.index.Load() {

@@ -133,7 +133,11 @@ func (v *Volume) look(who gearsfs.Caller, q *wire.Query) (*wire.Response, error)
 		if r.Length > contentBytesMax {
 			return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
 		}
-		data, err := m.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who)
+		content, err := m.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who)
+		data, inline := content.Inline()
+		if err == nil && !inline {
+			err = gearsfs.ErrUnsupported.Because("the file's bytes are in a block store")
+		}
 		return &wire.Response{Data: data}, err
 	case *wire.Query_Seek:
 		pos, err := m.Seek(gearsfs.Ino(op.Seek.Ino), gearsfs.Pos(op.Seek.Pos), op.Seek.Hole, who)

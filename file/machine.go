@@ -21,6 +21,13 @@ type Observer interface {
 	// Applied is called at the end of each applied entry, on the applying
 	// goroutine, with no lock held. The slices are valid during the call.
 	Applied(index uint64, touched []Touched, changed []Changed)
+	// Freed tells, before Applied, of the pages of the block store that no row
+	// refers to any more as of the entry: each extent says where some begin and,
+	// with Size, where they end; it has no Sums. They may be given back once the
+	// entry is on disk, and not before: till then a crash may bring back the
+	// state that refers to them. An entry that is applied again after that frees
+	// the same pages again. It is called as Applied is.
+	Freed(index uint64, extents []gearsfs.Extent)
 	// MembersChanged says that the members of the group, or their votes, have
 	// changed: after Applied, or alone for an entry of raft's, or because the
 	// whole state was replaced. It is called as Applied is.

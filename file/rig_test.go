@@ -31,6 +31,7 @@ type observed struct {
 	touched []Touched
 	changed []Changed
 	members int // calls of MembersChanged
+	freed   []gearsfs.Extent
 	verify  func(index uint64, state View)
 }
 
@@ -40,6 +41,8 @@ func (o *observed) Applied(_ uint64, touched []Touched, changed []Changed) {
 }
 
 func (o *observed) MembersChanged() { o.members++ }
+
+func (o *observed) Freed(_ uint64, extents []gearsfs.Extent) { o.freed = append(o.freed, extents...) }
 
 func (o *observed) Verify(index uint64, state View) {
 	if o.verify != nil {
@@ -210,8 +213,10 @@ func (r *rig) attr(ino gearsfs.Ino) gearsfs.Attr {
 
 func (r *rig) read(ino gearsfs.Ino, pos gearsfs.Pos, n int) []byte {
 	r.t.Helper()
-	b, err := r.m.Read(ino, pos, n, gearsfs.Root)
+	c, err := r.m.Read(ino, pos, n, gearsfs.Root)
 	require.NoError(r.t, err)
+	b, inline := c.Inline()
+	require.True(r.t, inline)
 	return b
 }
 

@@ -35,7 +35,7 @@ func goldenRows() map[string][]byte {
 		string(StreamKey(2, "data")):           &wire.StreamRow{NextSeq: 6, HeadPos: 100, HeadSeq: 2, CursorPos: 300, CursorSeq: 4, TailPos: 500, Ready: 2, Leased: 1, Version: 9},
 		string(RecordKey(2, "data", place)):    &wire.RecordRow{Data: bytes.Repeat([]byte("record "), 20), Type: "text", Time: 77},
 		string(RecordKey(2, "large", place)):   &wire.RecordRow{Data: bytes.Repeat([]byte("large "), 1000), Time: 78},
-		string(RecordKey(2, "extents", place)): &wire.RecordRow{Extents: []*wire.Extent{{BlockNode: 1, Block: 2, Offset: 3, Length: 4, Crc32C: 5}}},
+		string(RecordKey(2, "extents", place)): oldExtents{},
 		string(OutKey(2, "data", place)):       &wire.OutRow{Leased: true, SessionMinted: 1234567890, SessionSalt: 99, Fence: 6, Deliveries: 2},
 		string(SessionKey(session)): &wire.SessionRow{Confirmed: 3, Answers: []*wire.StoredAnswer{
 			{Seq: 4, Ino: 2, FirstSeq: 5, LastSeq: 5, Taken: []*wire.Reference{{Ino: 2, Key: "data", Pos: 300, Seq: 4}}}}},
@@ -50,6 +50,14 @@ func goldenRows() map[string][]byte {
 	}
 	rows[string(XattrKey(2, "user.colour"))] = []byte("blue")
 	return rows
+}
+
+// oldExtents is a record's row with an extent as the messages had it before there
+// was a block store; none was ever written.
+type oldExtents struct{}
+
+func (oldExtents) MarshalVT() ([]byte, error) {
+	return []byte("*\x14\x09\x01\x00\x00\x00\x00\x00\x00\x00\x10\x02\x18\x03 \x04-\x05\x00\x00\x00"), nil
 }
 
 // goldenLog is what the log holds: entries of several segments, with some that

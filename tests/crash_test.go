@@ -196,6 +196,7 @@ type deaf struct{}
 
 func (deaf) Applied(uint64, []file.Touched, []file.Changed) {}
 func (deaf) MembersChanged()                                {}
+func (deaf) Freed(uint64, []gearsfs.Extent)                 {}
 
 func (deaf) Verify(_ uint64, state file.View) { state.Close() } //nolint:errcheck // it was not read
 
