@@ -5,6 +5,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -78,12 +79,35 @@ func (m *Machine) Read(ino gearsfs.Ino, pos gearsfs.Pos, n int, caller gearsfs.C
 	c := Content{Bytes: int(min(uint64(n), data.tail-uint64(pos)))}
 	end := pos + gearsfs.Pos(c.Bytes)
 	err = r.records(ino, &data, pos, end, func(p *piece) bool {
-		if from, to := max(p.at.Pos, pos), min(p.end(), end); from < to {
+		from, to := max(p.at.Pos, pos), min(p.end(), end)
+		switch {
+		case from >= to:
+		case len(p.rec.Extents) > 0:
+			c.addExtents(int(from-pos), stream.AppendCut(nil, p.rec.Extents, uint64(from-p.at.Pos), uint64(to-from)))
+		case data.extents > 0:
+			c.addInline(int(from-pos), p.rec.Data[from-p.at.Pos:to-p.at.Pos], 0)
+		default:
 			c.addInline(int(from-pos), p.rec.Data[from-p.at.Pos:to-p.at.Pos], c.Bytes-int(from-pos))
 		}
 		return true
 	})
 	return c, err
+}
+
+// addExtents adds what extents hold at a place behind all others.
+func (c *Content) addExtents(at int, extents []gearsfs.Extent) {
+	extents = stream.CloneExtents(extents)
+	for i := range extents {
+		e := &extents[i]
+		switch {
+		case stream.Zeros(e):
+		case e.Inline():
+			c.Parts = append(c.Parts, Part{At: at, Data: e.Data})
+		default:
+			c.Parts = append(c.Parts, Part{At: at, Extent: *e})
+		}
+		at += int(e.Length)
+	}
 }
 
 // Live calls yield with every extent of the block store that the tables refer

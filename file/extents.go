@@ -2,6 +2,7 @@ package file
 
 import (
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -42,4 +43,9 @@ func ExtentsToWire(extents []gearsfs.Extent) []*wire.Extent {
 func fillExtent(m *wire.Extent, e *gearsfs.Extent) {
 	m.Origin, m.Segment, m.At, m.Size = uint64(e.Origin), e.Segment, e.At, e.Size
 	m.Offset, m.Length, m.Sums, m.Data = e.Offset, e.Length, e.Sums, e.Data
+}
+
+// cloneExtents copies messages with all that they refer to.
+func cloneExtents(list []*wire.Extent) []*wire.Extent {
+	return ExtentsToWire(stream.CloneExtents(ExtentsOf(list)))
 }

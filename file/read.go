@@ -90,7 +90,7 @@ func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos,
 				continue
 			}
 		}
-		p.size = len(p.rec.Data)
+		p.size = p.rec.Len()
 		if !visit(&p) {
 			break
 		}

@@ -25,6 +25,8 @@ type Data struct {
 	lock io.Closer
 	base base // changed by Install only
 
+	version int // of the directory, as FORMAT says
+
 	mu sync.Mutex // held while the identity is replaced
 	id Identity
 
@@ -51,7 +53,7 @@ const (
 //
 // Errors, all of which have changed nothing: gearsfs.ErrNotFound, there is no
 // data and Create is not set; gearsfs.ErrForeign, the directory holds something
-// else; gearsfs.ErrFormat, data of another version; gearsfs.ErrInUse, open already,
+// else; gearsfs.ErrFormat, data of a version that is not known; gearsfs.ErrInUse, open already,
 // here or in another process; gearsfs.ErrDamaged, with the file's name.
 func Open(dir string, opts Options) (*Data, error) {
 	opts = opts.withDefaults()
@@ -161,10 +163,20 @@ func (d *Data) checkFormat() error {
 	if len(lines) == 0 || lines[0].name != "version" {
 		return gearsfs.ErrDamaged.Because("%s names no version", path)
 	}
-	if lines[0].value != fmt.Sprint(FormatVersion) {
-		return gearsfs.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
+	for version := formatOldest; version <= FormatVersion; version++ {
+		if lines[0].value == fmt.Sprint(version) {
+			d.version = version
+			return nil
+		}
 	}
-	return nil
+	return gearsfs.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
+}
+
+// writeFormat says that the directory is of this program's version.
+func (d *Data) writeFormat() error {
+	d.version = FormatVersion
+	version := textLine{"version", fmt.Sprint(FormatVersion)}
+	return writeFile(d.fs, d.dir, formatName, formatText(formatTitle, version))
 }
 
 // makeDir makes the directory, and those that it is in.
@@ -231,8 +243,7 @@ func (d *Data) create(opts Options) error {
 	if err := writeFile(d.fs, d.dir, identityName, id.format()); err != nil {
 		return err
 	}
-	version := textLine{"version", fmt.Sprint(FormatVersion)}
-	return writeFile(d.fs, d.dir, formatName, formatText(formatTitle, version))
+	return d.writeFormat()
 }
 
 // load opens what is in the directory. It begins to write when all was read.
@@ -259,7 +270,12 @@ func (d *Data) load(opts Options) error {
 	if err != nil {
 		return errors.Join(err, recovery.abandon())
 	}
-	err = recovery.repair()
+	if d.version != FormatVersion { // before anything is written that an older program would misread
+		err = d.writeFormat()
+	}
+	if err == nil {
+		err = recovery.repair()
+	}
 	if err == nil {
 		err = d.finishInstall(log)
 	}
