@@ -158,22 +158,23 @@ func (m *Machine) pieces(s *openStream, pos, end gearsfs.Pos) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos); ok; ok = it.Next() {
+	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos, s.extents > 0); ok; ok = it.Next() {
 		at, rec, err := parseRecord(it)
 		if err != nil {
 			it.Close() // the first error is the one to tell
 			return nil, err
 		}
-		if s.queue.Lives(at) {
-			m.addPiece(at, rec, pos, end)
+		if s.queue.Lives(at) && m.addPiece(at, rec, pos, end) {
+			break // looking on would pass older versions of the row
 		}
 	}
 	return m.scratch.pieces, it.Close()
 }
 
 // addPiece adds a record that lives to the pieces of [pos, end), in place of
-// one that is not the last in front of pos any more.
-func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs.Pos) {
+// one that is not the last in front of pos any more; last is true where none can
+// follow.
+func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs.Pos) (last bool) {
 	p := piece{at: at, size: rec.Len(), rec: rec}
 	p.rec.Data, p.rec.Extents = nil, stream.CloneExtents(rec.Extents)
 	pieces, data := m.scratch.pieces, m.scratch.data
@@ -188,16 +189,25 @@ func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs
 		p.rec.Data = data[len(data)-len(rec.Data):]
 	}
 	m.scratch.pieces, m.scratch.data = append(pieces, p), data
+	return p.end() >= end
 }
 
 // seekRecord positions it, which ranges over a file's data stream, on a row
 // from which on it meets all records that reach over pos. It looks forward
-// first, since going backwards copies a whole value.
-func seekRecord(it Iterator, key *[]byte, ino gearsfs.Ino, pos gearsfs.Pos) bool {
-	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: blockStart(pos)})
-	if it.SeekGE(*key) {
-		if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == blockStart(pos) {
-			return true // with an error the caller finds it, too
+// first, since going backwards copies a whole value, and those that were there
+// before in the same memtable.
+func seekRecord(it Iterator, key *[]byte, ino gearsfs.Ino, pos gearsfs.Pos, extents bool) bool {
+	starts := [2]gearsfs.Pos{extentBlockStart(pos), blockStart(pos)}
+	from := starts[:]
+	if !extents {
+		from = starts[1:]
+	}
+	for _, start := range from {
+		*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: start})
+		if it.SeekGE(*key) {
+			if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == start {
+				return true // with an error the caller finds it, too
+			}
 		}
 	}
 	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: pos, Seq: math.MaxUint64})

@@ -101,13 +101,13 @@ func (m *Machine) rangePayload(s *openStream, pos gearsfs.Pos, length uint64) (p
 	if err != nil {
 		return nil, 0, err
 	}
-	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos); ok; ok = it.Next() {
+	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos, s.extents > 0); ok; ok = it.Next() {
 		at, rec, err := parseRecord(it)
 		if err != nil {
 			it.Close() // the first error is the one to tell
 			return nil, 0, err
 		}
-		if s.queue.Lives(at) && !r.add(at.Pos, &rec) {
+		if s.queue.Lives(at) && (!r.add(at.Pos, &rec) || r.at >= r.end) {
 			break
 		}
 	}

@@ -73,7 +73,7 @@ func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos,
 		return err
 	}
 	var key []byte
-	for ok := seekRecord(it, &key, ino, pos); ok; ok = it.Next() {
+	for ok := seekRecord(it, &key, ino, pos, data.extents > 0); ok; ok = it.Next() {
 		var p piece
 		if p.at, p.rec, err = parseRecord(it); err != nil {
 			break
@@ -91,7 +91,7 @@ func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos,
 			}
 		}
 		p.size = p.rec.Len()
-		if !visit(&p) {
+		if !visit(&p) || p.end() >= end {
 			break
 		}
 	}
