@@ -32,7 +32,7 @@ func (p *player) step() {
 	a := answers[0]
 	err = answerError(a)
 	defer p.follow()
-	if errors.Is(err, gearsfs.ErrFragmented) {
+	for errors.Is(err, gearsfs.ErrFragmented) { // of both of the rows at the ends, maybe
 		p.rewrite(a.Fragmented, cmd)
 		a, err = p.again(cmd)
 	}

@@ -183,12 +183,19 @@ func recordOf(row *wire.RecordRow) stream.Record {
 // soundRecord is recordOf a row whose extents can be cut.
 func soundRecord(row *wire.RecordRow) (rec stream.Record, err error) {
 	rec = recordOf(row)
+	left := uint64(gearsfs.RecordBytesMax)
 	for i := range rec.Extents {
-		if e := &rec.Extents[i]; !stream.Zeros(e) {
-			if err := e.Check(); err != nil {
-				return rec, damaged("record", err)
-			}
+		e := &rec.Extents[i]
+		if !stream.Zeros(e) {
+			err = e.Check()
 		}
+		if err == nil && (e.Length == 0 || e.Length > left) {
+			err = gearsfs.ErrTooBig
+		}
+		if err != nil {
+			return rec, damaged("record", err)
+		}
+		left -= e.Length
 	}
 	return rec, nil
 }
