@@ -6,8 +6,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -226,4 +228,28 @@ func TestExtentsAreChecked(t *testing.T) {
 	require.ErrorIs(t, err, gearsfs.ErrInvalid)
 	r.sound()
 	require.Empty(t, r.blocks.live)
+}
+
+// TestFormatIsRaised: tables of version 1 become those of this one with the next
+// entry; those of a later one are refused.
+func TestFormatIsRaised(t *testing.T) {
+	r := newRig(t)
+	format := func(f uint32) {
+		row := proto.CloneOf(&r.m.volume)
+		row.Format = f
+		value, err := row.MarshalVT()
+		require.NoError(t, err)
+		r.data.State.Set(persist.VolumeKey(), value)
+		require.NoError(t, r.data.State.Commit())
+	}
+	format(1)
+	r.reopen()
+	r.do(&wire.Tick{})
+	var row wire.VolumeRow
+	_, err := readVolumeRow(r.data.State, &row)
+	require.NoError(t, err)
+	require.EqualValues(t, formatVersion, row.Format)
+	format(formatVersion + 1)
+	_, err = New(r.data.State, nil)
+	require.ErrorIs(t, err, gearsfs.ErrFormat)
 }
