@@ -80,6 +80,9 @@ var (
 	ErrForeign = &Error{65, "not GearsFS data"}
 	ErrFormat  = &Error{66, "data of another format version"}
 	ErrInUse   = &Error{67, "in use by another process"}
+
+	// Between the state machine and its node: who asked does not see it.
+	ErrFragmented = &Error{80, "a row would have too many extents"}
 )
 
 // CodeOf returns the code of the first Error in err's chain, 0 for nil and

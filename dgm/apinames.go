@@ -227,6 +227,17 @@ func (a api) Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n u
 	}})
 }
 
+// CopyRange implements Content.
+func (a api) CopyRange(ctx context.Context, c CopyRange) (uint64, gearsfs.Attr, error) {
+	answer, err := a.apply(ctx, &wire.Command{Op: &wire.Command_CopyRange{CopyRange: &wire.CopyRange{
+		FromIno: uint64(c.From), FromPos: uint64(c.FromPos), Ino: uint64(c.To), Pos: uint64(c.ToPos), Length: c.Length,
+	}}})
+	if err != nil {
+		return 0, gearsfs.Attr{}, err
+	}
+	return answer.Count, attrFromWire(answer.Attr), nil
+}
+
 // Seek implements Content.
 func (a api) Seek(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, hole bool) (gearsfs.Pos, error) {
 	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Seek{

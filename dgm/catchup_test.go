@@ -45,16 +45,16 @@ func putOne(t *testing.T, m dgm.Manager, data []byte) error {
 func TestJoinBySnapshot(t *testing.T) {
 	c := newNodes(t, "a")
 	m := local(t, c.all[0].vol)
-	mib := make([]byte, 1<<20)
-	for range 100 { // far behind what is kept of the log
-		require.NoError(t, putOne(t, m, mib))
+	data := make([]byte, 60<<10)
+	for range 1700 { // far behind what is kept of the log
+		require.NoError(t, putOne(t, m, data))
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var puts atomic.Int64
 	var putting sync.WaitGroup
 	putting.Go(func() {
 		for ctx.Err() == nil {
-			if err := putOne(t, m, mib[:1000]); err != nil {
+			if err := putOne(t, m, data[:1000]); err != nil {
 				t.Error(err)
 			}
 			puts.Add(1)
@@ -75,7 +75,7 @@ func TestJoinBySnapshot(t *testing.T) {
 		require.Eventually(t, func() bool {
 			l := local(t, n.vol)
 			infos, err := l.ListStreams(t.Context(), gearsfs.At("/q"), "", 1)
-			return err == nil && len(infos) == 1 && infos[0].Records == 100+uint64(puts.Load())
+			return err == nil && len(infos) == 1 && infos[0].Records == 1700+uint64(puts.Load())
 		}, 20*time.Second, 10*time.Millisecond, n.name)
 	}
 }

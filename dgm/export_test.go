@@ -1,6 +1,12 @@
 package dgm
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
+)
 
 // Depose ends the tenure, as if another node led; Reinstate begins the next.
 func (v *Volume) Depose() { v.leads(false, 0) }
@@ -86,4 +92,38 @@ func (t *Tenure) Busy() (held, waiting int) {
 	t.t.mu.Lock()
 	defer t.t.mu.Unlock()
 	return held, t.t.waits.count
+}
+
+// BlockBytes is what the block store has on disk.
+func (v *Volume) BlockBytes() uint64 {
+	usage, err := v.blocks.store.Usage()
+	if err != nil {
+		panic(err)
+	}
+	return uint64(usage.Bytes)
+}
+
+// Whole returns when the healer knows of nothing that is missing.
+func (v *Volume) Whole(ctx context.Context) error { return v.blocks.heal.wait(ctx) }
+
+// Lacks counts the extents in the rows that the block store does not have.
+func (v *Volume) Lacks() (n int) {
+	err := v.machine.Live(func(e gearsfs.Extent) error {
+		if !v.blocks.store.Has(e) {
+			n++
+		}
+		return nil
+	})
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// WriteExtents asks for a write of what another file may have in the store.
+func (r *Remote) WriteExtents(ctx context.Context, ino gearsfs.Ino) error {
+	_, err := r.apply(ctx, &wire.Command{Op: &wire.Command_Write{Write: &wire.Write{Ino: uint64(ino), Extents: []*wire.Extent{
+		{Origin: 1, Segment: 1, Size: 4096, Length: 4096, Sums: make([]byte, 4)},
+	}}}})
+	return err
 }

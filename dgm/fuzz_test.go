@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/block/blocktest"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -56,7 +57,9 @@ func FuzzRequest(f *testing.F) {
 	}
 	data, err := persist.Open("/data", persist.Options{FS: vfs.NewMem(), Create: true, Name: "n", CacheBytes: 1 << 20, MemTableBytes: 1 << 20, SegmentBytes: 64 << 10})
 	require.NoError(f, err)
-	v, err := OpenVolume(context.Background(), VolumeConfig{Data: data, Root: gearsfs.Root, Fatal: func(err error) { f.Error(err) }})
+	blocks := blocktest.NewMemory(nil)
+	require.NoError(f, blocks.MakeDir("/data"))
+	v, err := OpenVolume(context.Background(), VolumeConfig{Data: data, BlockFS: blocks, Root: gearsfs.Root, Fatal: func(err error) { f.Error(err) }})
 	require.NoError(f, err)
 	f.Cleanup(func() { require.NoError(f, v.Close()) })
 	<-v.Tenure().t.begun

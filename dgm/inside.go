@@ -31,7 +31,9 @@ func (v *Volume) inside(as gearsfs.Caller) (*inside, error) {
 // nothing of the request is in use any more. It must not block. What start
 // returns, where that is not nil, ends the wait.
 func (in *inside) start(req *wire.Request, done func(*wire.Response)) canceller {
-	return in.peer.serve(req, func(resp *wire.Response) { done(in.peer.spoken(resp)) })
+	return in.peer.serve(req, func(resp *wire.Response) {
+		in.peer.vol.blocks.withBytes(resp, func(resp *wire.Response) { done(in.peer.spoken(resp)) })
+	})
 }
 
 // lost is closed when the tenure or the volume ends: the client says hello

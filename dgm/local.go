@@ -65,6 +65,9 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if req.GetNode() != nil {
 		return l.askNode(ctx, req)
 	}
+	if cmd := req.GetChange().GetCommand(); cmd != nil && l.vol.blocks.bulky(cmd) {
+		return l.callBulky(ctx, req)
+	}
 	q := req.GetQuery()
 	if !nearby(q) {
 		_, open := q.GetOp().(*wire.Query_Open)
@@ -85,6 +88,25 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if errors.Is(err, gearsfs.ErrNotFound) && byName(q) && l.follows() {
 		return l.ask(ctx, certain(&wire.Query{Op: q.Op}), true)
 	}
+	return resp, err
+}
+
+// callBulky asks for a change whose payloads are stored here first: from then on
+// they are where the leader and the others have them.
+func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Response, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.remote.ctx, cancel)()
+	b := &l.vol.blocks
+	extents, err := b.upload(ctx, req.GetChange().GetCommand())
+	if err != nil {
+		if l.remote.ctx.Err() != nil {
+			err = gearsfs.ErrClosed
+		}
+		return nil, err
+	}
+	resp, err := l.ask(ctx, req, false)
+	b.unused(extents, err)
 	return resp, err
 }
 

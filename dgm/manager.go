@@ -326,11 +326,25 @@ type Content interface {
 	Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.Attr, error)
 	// Allocate is fallocate(2), by its mode bits.
 	Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error
+	// CopyRange is copy_file_range(2): bytes that are in the block store are
+	// shared, not copied. It may copy less than asked for, and says how much: 0
+	// at the end of the source. The attributes are the target's.
+	CopyRange(ctx context.Context, c CopyRange) (n uint64, target gearsfs.Attr, err error)
 	// Seek finds the next data (hole false) or hole at or behind pos;
 	// gearsfs.ErrRange, for ENXIO, behind the tail.
 	Seek(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, hole bool) (gearsfs.Pos, error)
 	// Sync returns when all that this volume answered before is on disk.
 	Sync(ctx context.Context) error
+}
+
+// CopyRange is the argument of Content.CopyRange; both may be the same file where
+// the ranges don't overlap.
+type CopyRange struct {
+	From    gearsfs.Ino
+	FromPos gearsfs.Pos
+	To      gearsfs.Ino
+	ToPos   gearsfs.Pos
+	Length  uint64
 }
 
 // Node are the operations on the node itself.

@@ -149,6 +149,12 @@ func (m *memory) wakeTouched() {
 // submitMemory does what an operation asks for; the answer comes as from the log.
 func (t *tenure) submitMemory(o *op) {
 	m := &t.vol.memory
+	if b := &t.vol.blocks; b.refers(o.change.Command) {
+		if err := b.inline(t.vol.busy, o.change.Command); err != nil {
+			o.outcome(nil, b.lost(err, "what was to be put"))
+			return
+		}
+	}
 	m.push(func() {
 		defer m.wakeTouched()
 		answer, further := t.answerMemory(o)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -210,6 +211,9 @@ func (m *mesh) connectLocked(want map[gearsfs.MemberID]gearsfs.Member) {
 	}
 	m.links.Store(&links)
 }
+
+// others are the members that this node has links to, connected or not.
+func (m *mesh) others() []gearsfs.MemberID { return slices.Sorted(maps.Keys(*m.links.Load())) }
 
 func (m *mesh) link(to gearsfs.MemberID) *peerLink { return (*m.links.Load())[to] }
 

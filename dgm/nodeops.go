@@ -57,6 +57,11 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 		v.reads <- struct{}{} // it is bounded, and costs every node something
 		defer func() { <-v.reads }()
 		return v.nodes(ctx)
+	case *wire.NodeOp_Whole:
+		if !trusted {
+			return nil, errUntrusted
+		}
+		return v.answerWhole(ctx)
 	case *wire.NodeOp_StateHash, *wire.NodeOp_Verdict:
 		if !trusted {
 			return nil, errUntrusted

@@ -47,6 +47,7 @@ type op struct {
 	passed   uint32    // how often a younger one ran where it waits
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
+	rewrites int
 	lacks    *idAt       // of a put that waits: where it is in waits.ids
 	leasesAt []place     // of a transaction that waits: where it is in waits.leases
 	logged   bool        // it has been in the log on its way to memory, which has the rest to do
@@ -200,6 +201,8 @@ func (o *op) answered(answer *wire.Answer, err error) {
 			return
 		}
 		o.failInVain(answer)
+	case code == gearsfs.ErrFragmented.Code && answer.Fragmented != nil && o.rewrites < rewritesMax:
+		o.rewrite(answer.Fragmented)
 	case code == gearsfs.ErrUnsupported.Code && o.misplaced():
 		o.relaunch()
 	case o.mayPass(answer):
@@ -382,6 +385,15 @@ func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		o.refuse(err)
 		return nil
 	}
+	if near := s.local || s.afar.Load(); !near {
+		if t.vol.blocks.refers(cmd) {
+			o.fail(gearsfs.ErrInvalid.Because("only nodes of the volume name extents"))
+			return nil
+		}
+		if s.uploads.push(o) {
+			return o
+		}
+	}
 	return t.launch(o)
 }
 
@@ -409,7 +421,7 @@ func (t *tenure) launch(o *op) canceller {
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
-	case *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
+	case *wire.Command_Write, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know

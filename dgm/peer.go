@@ -47,7 +47,7 @@ func (p *peer) serve(req *wire.Request, done func(*wire.Response)) canceller {
 	case *wire.Request_Hello:
 		p.hello(kind.Hello, done)
 		return nil
-	case *wire.Request_Peer, *wire.Request_Fetch:
+	case *wire.Request_Peer, *wire.Request_Fetch, *wire.Request_Blocks:
 		p.serveNode(req, done)
 		return nil
 	case *wire.Request_Node:
@@ -99,6 +99,12 @@ func (p *peer) serveNode(req *wire.Request, done func(*wire.Response)) {
 		}
 	case *wire.Request_Fetch:
 		p.vol.mesh.fetch(p, kind.Fetch, done)
+	case *wire.Request_Blocks:
+		if p.member == 0 || !p.bulk {
+			done(failure(gearsfs.ErrAccess.Because("only a member may ask for blocks")))
+			return
+		}
+		p.vol.blocks.serve(kind.Blocks, done)
 	}
 }
 

@@ -126,6 +126,7 @@ func (v *Volume) MembersChanged() {
 func (v *Volume) replaceState(swap func() error) error {
 	err := v.machine.Replace(swap)
 	v.watches.loseAll()
+	v.blocks.heal.rescan()
 	return err
 }
 
@@ -137,4 +138,5 @@ func (v *Volume) membersChanged() {
 	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
 	v.mesh.update()
+	v.blocks.heal.grown()
 }

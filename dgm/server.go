@@ -172,7 +172,9 @@ func (p *peer) keepBack(req *wire.Request) error {
 
 // reply answers a call.
 func (p *peer) reply(call *transport.Call, resp *wire.Response) {
-	p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})
+	p.vol.blocks.withBytes(resp, func(resp *wire.Response) {
+		p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})
+	})
 }
 
 // part ends a client's connection from this side, behind the answers that it is

@@ -41,9 +41,10 @@ type session struct {
 	local  bool   // its client is in this node's process, or was when it was minted
 	ten    *tenure
 
-	door  door          // its commands are inside while they are in the log
-	afar  atomic.Bool   // its client is a Local of another node, and reads there
-	epoch atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
+	uploads uploads       // changes that wait for their payloads to be stored
+	door    door          // its commands are inside while they are in the log
+	afar    atomic.Bool   // its client is a Local of another node, and reads there
+	epoch   atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
 
 	// Guarded by tenure.mu.
 	at         *peer  // nil for one that has departed

@@ -59,6 +59,7 @@ func (n *snapNode) open() {
 // The node observes its machine.
 func (n *snapNode) Applied(uint64, []file.Touched, []file.Changed) {}
 func (n *snapNode) MembersChanged()                                {}
+func (n *snapNode) Freed(uint64, []gearsfs.Extent)                 {}
 func (n *snapNode) Verify(index uint64, state file.View)           { n.mesh.verifier.observe(index, state) }
 
 func (n *snapNode) shut() {

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/block"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/wire"
 )
 
 // VolumeConfig says what a Volume is made of.
@@ -30,6 +32,12 @@ type VolumeConfig struct {
 	Clock func() time.Time
 	// Version is the program's, for status.
 	Version string
+	// BlockFS is what the block store in Data's directory is kept in; nil is the
+	// operating system's. It is another one where Data's is.
+	BlockFS block.FS
+	// BlockLeast is the length from which on a payload goes to the block store
+	// instead of through the log; 0 is 64 KiB.
+	BlockLeast int
 	// ReserveBytes is kept free on the disk: below it changes that need room
 	// are refused with gearsfs.ErrNoSpace. 0 is 64 MiB.
 	ReserveBytes uint64
@@ -53,6 +61,7 @@ type VolumeConfig struct {
 }
 
 const (
+	blockLeastDefault             = 64 << 10
 	reserveBytesDefault           = 64 << 20
 	snapshotBytesPerSecondDefault = 128 << 20
 	verifyEveryDefault            = time.Hour
@@ -79,6 +88,8 @@ type Volume struct {
 	reads   chan struct{} // holds one for each bulky query that reads
 	space   space
 	memory  memory
+	blocks  blocks
+	fitness fitness
 	started time.Time
 
 	// mu is taken before that of a tenure or a peer, and never held over I/O.
@@ -142,6 +153,9 @@ func (cfg *VolumeConfig) setDefaults() {
 	if cfg.Name == "" {
 		cfg.Name = "main"
 	}
+	if cfg.BlockLeast == 0 {
+		cfg.BlockLeast = blockLeastDefault
+	}
 	if cfg.ReserveBytes == 0 {
 		cfg.ReserveBytes = reserveBytesDefault
 	}
@@ -182,7 +196,23 @@ func (v *Volume) open(ctx context.Context) error {
 		return fmt.Errorf("open volume: %w", err)
 	}
 	v.mesh.begin(v.group)
+	v.owned.Go(v.blocks.heal.run) // ends when the volume begins to close
 	return nil
+}
+
+// applier is the state machine, and has the healer see what is applied.
+type applier struct {
+	*file.Machine
+	heal *healer
+}
+
+// Apply implements replica.Machine.
+func (a applier) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, error) {
+	answers, err := a.Machine.Apply(index, term, e)
+	if err == nil && answers != nil {
+		a.heal.named(e.Commands)
+	}
+	return answers, err
 }
 
 // openReplica opens the state machine and the log above it. Where this node is
@@ -204,9 +234,13 @@ func (v *Volume) openReplica() error {
 	if v.member == founder && joined && index == 0 && v.cfg.Data.Log.Last() == 0 {
 		return gearsfs.ErrDamaged.Because("%s has lost its log and its state: let it join the volume with new data", who.Name)
 	}
+	if err := v.blocks.open(v); err != nil {
+		return err
+	}
 	v.mesh = newMesh(v)
 	v.group, err = replica.Open(replica.Config{
-		ID: uint64(v.member), Joined: joined, Log: v.cfg.Data.Log, Machine: machine, Clock: v.cfg.Clock,
+		ID: uint64(v.member), Joined: joined, Log: blockLog{v.cfg.Data.Log, &v.blocks}, Machine: applier{machine, &v.blocks.heal}, Clock: v.cfg.Clock,
+		Fit: v.fitToVote, Intact: v.blocks.intact, Sure: v.cfg.Data.Log.Sure(),
 		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
@@ -237,6 +271,17 @@ func (v *Volume) fatal(err error) {
 // enter lets a caller use the machine until it leaves; not where the volume is
 // closing.
 func (v *Volume) enter() bool { return v.door.enter() }
+
+// spawn runs f on a goroutine that Close waits for; not where the volume is
+// closing.
+func (v *Volume) spawn(f func()) bool {
+	if !v.enter() {
+		return false
+	}
+	v.owned.Go(f)
+	v.leave()
+	return true
+}
 
 func (v *Volume) leave() {
 	if v.door.leave() {
@@ -281,13 +326,14 @@ func (v *Volume) Close() error {
 	if v.group != nil {
 		errs = append(errs, v.group.Close())
 	}
+	v.blocks.endWays()
 	if v.mesh != nil {
 		v.mesh.close()
 	}
 	v.replies.drain()
 	v.stop()
 	v.owned.Wait()
-	errs = append(errs, v.cfg.Data.Close())
+	errs = append(errs, v.blocks.close(), v.cfg.Data.Close())
 	return errors.Join(errs...)
 }
 

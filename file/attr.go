@@ -23,11 +23,13 @@ type dataStat struct {
 	// What reading needs besides.
 	cursor gearsfs.Place
 	outs   uint64 // records in front of cursor that live
+
+	extents uint64 // rows with extents
 }
 
-func statOf(s *stream.State) dataStat {
+func statOf(s *stream.State, extents uint64) dataStat {
 	return dataStat{
-		known: true, head: uint64(s.Head.Pos), tail: uint64(s.Tail), bytes: s.Bytes, version: s.Version,
+		extents: extents, known: true, head: uint64(s.Head.Pos), tail: uint64(s.Tail), bytes: s.Bytes, version: s.Version,
 		cursor: s.Cursor, outs: s.Leased + s.Returned,
 	}
 }
@@ -40,7 +42,7 @@ func (m *Machine) attr(n *node) (*wire.Attr, error) {
 			return nil, err
 		}
 		if s != nil {
-			n.stat = statOf(s.queue.State())
+			n.stat = statOf(s.queue.State(), s.extents)
 		}
 	}
 	return attrOf(n.ino, &n.row, &n.stat), nil

@@ -112,7 +112,8 @@ func BenchmarkRead(b *testing.B) {
 	b.ReportAllocs()
 	pos := gearsfs.Pos(0)
 	for b.Loop() {
-		if _, err := r.m.Read(f, pos, 128*k, root); err != nil {
+		c, err := r.m.Read(f, pos, 128*k, root)
+		if _, inline := c.Inline(); err != nil || !inline {
 			b.Fatal(err)
 		}
 		pos = (pos + 128*k) % (64 << 20)

@@ -22,7 +22,8 @@ import (
 //
 //  1. Records that live don't overlap; what none covers between head and tail
 //     reads as zeros.
-//  2. A block row lies within one aligned block of blockBytes.
+//  2. A block row lies within one aligned block of blockBytes, or where it has
+//     extents of extentBlockBytes.
 //  3. Only block rows at or behind the cursor grow: what was handed out keeps
 //     its length.
 const blockBytes = 16 << 10
@@ -35,6 +36,7 @@ type piece struct {
 	at   gearsfs.Place
 	size int
 	rec  stream.Record // Data only where the range covers it in part
+	next spliced       // what becomes of it, where extents are concerned
 }
 
 func (p *piece) end() gearsfs.Pos { return p.at.Pos + gearsfs.Pos(p.size) }
@@ -82,17 +84,18 @@ func (m *Machine) changedBytes(c *context, n *node, s *openStream, was stream.St
 
 func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 	n, s, err := m.content(c, op.Ino)
-	if err == nil && len(op.Data) > gearsfs.RecordBytesMax {
-		err = gearsfs.ErrTooBig
+	if err == nil {
+		err = checkPayload(op.Data, op.Extents)
 	}
-	if err == nil && op.Pos > gearsfs.FileBytesMax-uint64(len(op.Data)) {
+	pay := payloadOf(op.Data, op.Extents)
+	if err == nil && op.Pos > gearsfs.FileBytesMax-pay.length {
 		err = gearsfs.ErrTooBig
 	}
 	if err == nil && s != nil && s.queue.State().Type != "" { // of bytes written in place there is no type
 		err = gearsfs.ErrType.Because("the stream is of type %q: records are put into it", s.queue.State().Type)
 	}
-	if err == nil && len(op.Data) > 0 {
-		err = m.write(c, n, s, gearsfs.Pos(op.Pos), op.Data)
+	if err == nil && pay.length > 0 {
+		err = m.write(c, n, s, gearsfs.Pos(op.Pos), &pay)
 	}
 	if err != nil {
 		return m.refuse(err)
@@ -100,31 +103,36 @@ func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 	return m.answerAttr(n)
 }
 
-// write puts data at pos, all of it or, with an error, none.
-func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, data []byte) error {
+// write puts a payload at pos, all of it or, with an error, none.
+func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, pay *payload) error {
 	var pieces []piece
-	end := pos + gearsfs.Pos(len(data))
+	end := pos + gearsfs.Pos(pay.length)
 	if s != nil {
 		if pos < s.queue.State().Head.Pos {
-			return gearsfs.ErrIO.Because("these bytes were taken")
+			return errTaken
 		}
 		var err error
 		if pieces, err = m.pieces(s, pos, end); err != nil {
 			return err
 		}
 		if gapBefore(pieces, pos, min(end, s.queue.State().Cursor.Pos)) {
-			return gearsfs.ErrIO.Because("these bytes were taken")
+			return errTaken
+		}
+		if err := m.splice(s, pieces, pos, pay); err != nil {
+			return err
 		}
 	} else {
 		s = m.makeStream(n, gearsfs.DataKey)
 	}
 	was := *s.queue.State()
-	w := writing{queue: s.queue, now: c.now, buf: m.scratch.block}
-	w.write(pieces, pos, data)
+	w := writing{m: m, queue: s.queue, now: c.now, buf: m.scratch.block, pay: pay, start: pos}
+	w.write(pieces, pos, end)
 	m.scratch.block = w.buf
 	m.changedBytes(c, n, s, was, false)
-	return nil
+	return w.err
 }
+
+var errTaken = gearsfs.ErrIO.Because("these bytes were taken")
 
 // gapBefore says whether the pieces leave a gap in [pos, end).
 func gapBefore(pieces []piece, pos, end gearsfs.Pos) bool {
@@ -150,24 +158,25 @@ func (m *Machine) pieces(s *openStream, pos, end gearsfs.Pos) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos); ok; ok = it.Next() {
+	for ok := seekRecord(it, &m.scratch.key, s.node.ino, pos, s.extents > 0); ok; ok = it.Next() {
 		at, rec, err := parseRecord(it)
 		if err != nil {
 			it.Close() // the first error is the one to tell
 			return nil, err
 		}
-		if s.queue.Lives(at) {
-			m.addPiece(at, rec, pos, end)
+		if s.queue.Lives(at) && m.addPiece(at, rec, pos, end) {
+			break // looking on would pass older versions of the row
 		}
 	}
 	return m.scratch.pieces, it.Close()
 }
 
 // addPiece adds a record that lives to the pieces of [pos, end), in place of
-// one that is not the last in front of pos any more.
-func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs.Pos) {
-	p := piece{at: at, size: len(rec.Data), rec: rec}
-	p.rec.Data = nil
+// one that is not the last in front of pos any more; last is true where none can
+// follow.
+func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs.Pos) (last bool) {
+	p := piece{at: at, size: rec.Len(), rec: rec}
+	p.rec.Data, p.rec.Extents = nil, stream.CloneExtents(rec.Extents)
 	pieces, data := m.scratch.pieces, m.scratch.data
 	if len(pieces) == 0 {
 		data = data[:0]
@@ -180,16 +189,25 @@ func (m *Machine) addPiece(at gearsfs.Place, rec stream.Record, pos, end gearsfs
 		p.rec.Data = data[len(data)-len(rec.Data):]
 	}
 	m.scratch.pieces, m.scratch.data = append(pieces, p), data
+	return p.end() >= end
 }
 
 // seekRecord positions it, which ranges over a file's data stream, on a row
 // from which on it meets all records that reach over pos. It looks forward
-// first, since going backwards copies a whole value.
-func seekRecord(it Iterator, key *[]byte, ino gearsfs.Ino, pos gearsfs.Pos) bool {
-	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: blockStart(pos)})
-	if it.SeekGE(*key) {
-		if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == blockStart(pos) {
-			return true // with an error the caller finds it, too
+// first, since going backwards copies a whole value, and those that were there
+// before in the same memtable.
+func seekRecord(it Iterator, key *[]byte, ino gearsfs.Ino, pos gearsfs.Pos, extents bool) bool {
+	starts := [2]gearsfs.Pos{extentBlockStart(pos), blockStart(pos)}
+	from := starts[:]
+	if !extents {
+		from = starts[1:]
+	}
+	for _, start := range from {
+		*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: start})
+		if it.SeekGE(*key) {
+			if at, err := persist.ParsePlace(it.Key()); err != nil || at.Pos == start {
+				return true // with an error the caller finds it, too
+			}
 		}
 	}
 	*key = persist.AppendRecordKey((*key)[:0], ino, gearsfs.DataKey, gearsfs.Place{Pos: pos, Seq: math.MaxUint64})
@@ -204,7 +222,9 @@ func parseRecord(it Iterator) (at gearsfs.Place, rec stream.Record, err error) {
 	if err := row.UnmarshalVTUnsafe(it.Value()); err != nil {
 		return at, rec, damaged("record", err)
 	}
-	rec = recordOf(&row)
+	if rec, err = soundRecord(&row); err != nil {
+		return at, rec, err
+	}
 	if rec.Type != "" {
 		rec.Type = string([]byte(rec.Type)) // it outlives the iterator's step
 	}
@@ -214,9 +234,13 @@ func parseRecord(it Iterator) (at gearsfs.Place, rec stream.Record, err error) {
 // writing is one write: it walks over the pieces and the gaps between them and
 // holds one changed row back, since a gap behind it may let it grow.
 type writing struct {
+	m     *Machine
 	queue *stream.Queue
 	now   uint64
 	buf   []byte // the bytes of the row in hand
+	pay   *payload
+	start gearsfs.Pos // where the payload begins
+	err   error       // the store's
 
 	held    bool
 	at      gearsfs.Place // of the row in hand, where it exists
@@ -224,44 +248,64 @@ type writing struct {
 	rec     stream.Record
 }
 
-func (w *writing) write(pieces []piece, pos gearsfs.Pos, data []byte) {
-	end := pos + gearsfs.Pos(len(data))
+func (w *writing) write(pieces []piece, pos, end gearsfs.Pos) {
 	from := gearsfs.Pos(0) // the end of the record in front
 	for i := range pieces {
 		p := &pieces[i]
 		if p.at.Pos > pos {
-			n := min(p.at.Pos, end) - pos
-			w.fill(from, pos, data[:n])
-			pos, data = pos+n, data[n:]
+			next := min(p.at.Pos, end)
+			w.fill(from, pos, next)
+			pos = next
 		}
 		from = p.end()
-		w.take(p, pos, end, &data)
-		pos = end - gearsfs.Pos(len(data))
+		if p.next.changes {
+			w.replace(p)
+			from = max(from, p.next.to)
+			pos = max(pos, p.next.to)
+			continue
+		}
+		pos = w.take(p, pos, end)
 	}
-	if len(data) > 0 {
-		w.fill(from, pos, data)
+	if pos < end {
+		w.fill(from, pos, end)
 	}
 	w.store()
 }
 
-// take overwrites what data has for a piece. One that may grow, or was changed
-// in part, stays in hand.
-func (w *writing) take(p *piece, pos, end gearsfs.Pos, data *[]byte) {
+// replace makes a piece what was found out that it becomes.
+func (w *writing) replace(p *piece) {
+	w.store()
+	rec, was := &p.next.rec, p.rec.Extents
+	w.own(p.next.from, p.next.to, was, rec.Extents)
+	w.queue.Replace(p.at, p.size, was, rec)
+}
+
+func (w *writing) own(from, to gearsfs.Pos, was, is []gearsfs.Extent) {
+	if err := w.m.own(w.pay, uint64(from-w.start), uint64(to-from), was, is); err != nil && w.err == nil {
+		w.err = err
+	}
+}
+
+// take overwrites what the payload, bytes, has for a piece, and returns where it
+// goes on. One that may grow, or was changed in part, stays in hand.
+func (w *writing) take(p *piece, pos, end gearsfs.Pos) gearsfs.Pos {
 	w.store()
 	n := int(max(min(p.end(), end), pos) - pos)
-	mine := (*data)[:n]
-	*data = (*data)[n:]
+	if n == 0 && (w.pay.extents != nil || len(p.rec.Extents) > 0) {
+		return pos
+	}
+	mine := w.pay.data[pos-w.start:][:n]
 	grows := p.rec.Block && !p.at.Less(w.queue.State().Cursor) && p.end()%blockBytes != 0
 	switch {
 	case n == p.size && !grows:
 		if n > 0 {
 			rec := p.rec
 			rec.Data = mine
-			w.queue.Replace(p.at, p.size, &rec)
+			w.queue.Replace(p.at, p.size, nil, &rec)
 		}
-		return
+		return pos + gearsfs.Pos(n)
 	case n == 0 && (!grows || blockStart(p.at.Pos) != blockStart(pos)):
-		return
+		return pos
 	case n == p.size:
 		w.buf = append(w.buf[:0], mine...)
 	default:
@@ -272,12 +316,43 @@ func (w *writing) take(p *piece, pos, end gearsfs.Pos, data *[]byte) {
 	}
 	w.held, w.at, w.oldSize, w.rec = true, p.at, p.size, p.rec
 	w.rec.Data = w.buf
+	return pos + gearsfs.Pos(n)
 }
 
-// fill writes data into the gap at pos, which begins at from or, where more was
-// handed out, at the cursor, or at the head: that passes a gap at the tail when
+// fill writes what the payload has for [pos, end) into the gap there, which begins
+// at from.
+func (w *writing) fill(from, pos, end gearsfs.Pos) {
+	if w.pay.extents == nil {
+		w.fillBytes(from, pos, w.pay.data[pos-w.start:end-w.start])
+		return
+	}
+	for _, e := range w.pay.cut(nil, uint64(pos-w.start), uint64(end-pos)) {
+		if e.Inline() {
+			w.fillBytes(from, pos, e.Data)
+		} else {
+			w.store()
+			w.fillStored(pos, pos+gearsfs.Pos(e.Length))
+		}
+		pos += gearsfs.Pos(e.Length)
+		from = pos
+	}
+}
+
+// fillStored makes rows with extents in a gap.
+func (w *writing) fillStored(pos, end gearsfs.Pos) {
+	for pos < end {
+		to := min(extentBlockStart(pos)+extentBlockBytes, end)
+		extents := w.pay.cut(nil, uint64(pos-w.start), uint64(to-pos))
+		w.own(pos, to, nil, extents)
+		w.queue.Insert(pos, &stream.Record{Extents: extents, Time: w.now, Block: true})
+		pos = to
+	}
+}
+
+// fillBytes writes data into the gap at pos, which begins at from or, where more
+// was handed out, at the cursor, or at the head: that passes a gap at the tail when
 // the last record is taken.
-func (w *writing) fill(from, pos gearsfs.Pos, data []byte) {
+func (w *writing) fillBytes(from, pos gearsfs.Pos, data []byte) {
 	from = max(from, w.queue.State().Cursor.Pos, w.queue.State().Head.Pos)
 	for len(data) > 0 {
 		start := blockStart(pos)
@@ -314,7 +389,7 @@ func (w *writing) store() {
 	case w.oldSize < 0:
 		w.queue.Insert(w.at.Pos, &w.rec)
 	default:
-		w.queue.Replace(w.at, w.oldSize, &w.rec)
+		w.queue.Replace(w.at, w.oldSize, nil, &w.rec)
 	}
 	w.held = false
 }

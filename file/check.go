@@ -11,7 +11,7 @@ import (
 
 // Check reads all tables as of now and returns what contradicts itself in
 // them, at most checkErrorsMax findings; nil is a sound volume. It holds about
-// 200 bytes per inode and stream in memory. It may run beside everything else.
+// 200 bytes per inode and stream in memory, and a bit per page of the block store. It may run beside everything else.
 func (m *Machine) Check() []error {
 	m.mu.RLock()
 	view := m.store.View()
@@ -23,13 +23,14 @@ func (m *Machine) Check() []error {
 		streams: make(map[streamKey]*checkedStream),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readStreams, c.readOuts, c.readTimers, c.readRecords, c.readIDs, c.readIDOrder, c.readMembers} {
+		c.readOrphans, c.readStreams, c.readOuts, c.readTimers, c.readShared, c.readRecords, c.readKept, c.readIDs, c.readIDOrder, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}
 	}
 	c.compareStreams()
 	c.compareInodes()
+	c.compareShared()
 	return c.found
 }
 
@@ -43,6 +44,7 @@ type check struct {
 	order   []gearsfs.Ino // of inodes, so that findings come in order
 	streams map[streamKey]*checkedStream
 	keys    []streamKey // of streams
+	pages   pageCheck
 }
 
 // checkedInode is an inode's row beside what other tables say about it.
@@ -59,6 +61,7 @@ type checkedInode struct {
 
 type checkedStream struct {
 	state    stream.State
+	extents  uint64 // rows with extents, as counted, less those found
 	fresh    uint64
 	bytes    uint64
 	leased   uint64
@@ -203,7 +206,7 @@ func (c *check) readStreams() error {
 		}
 		n.streams++
 		id := streamKey{ino, name}
-		c.streams[id] = &checkedStream{state: stateOf(&row), outs: make(map[gearsfs.Place]stream.Out), timers: make(map[gearsfs.Place]uint64)}
+		c.streams[id] = &checkedStream{state: stateOf(&row), extents: row.Extents, outs: make(map[gearsfs.Place]stream.Out), timers: make(map[gearsfs.Place]uint64)}
 		if row.AgeDue != 0 {
 			c.streams[id].timers[persist.AgeTimer] = row.AgeDue
 		}
@@ -288,7 +291,15 @@ func (c *check) readRecords() error {
 			c.bad("record %v of stream %q of inode %d, which does not exist", at, key, ino)
 			return nil
 		}
-		if wrong := s.record(at, &row); wrong != "" {
+		rec := recordOf(&row)
+		if wrong := s.record(at, &rec); wrong != "" {
+			c.bad("stream %q of inode %d, record %v: %s", key, ino, at, wrong)
+		}
+		if len(rec.Extents) == 0 {
+			return nil
+		}
+		s.extents--
+		if wrong := c.pages.extents(rec.Extents); wrong != "" {
 			c.bad("stream %q of inode %d, record %v: %s", key, ino, at, wrong)
 		}
 		return nil
@@ -296,8 +307,11 @@ func (c *check) readRecords() error {
 }
 
 // record counts a record's row and says what is wrong with it.
-func (s *checkedStream) record(at gearsfs.Place, row *wire.RecordRow) string {
-	size := uint64(len(row.Data))
+func (s *checkedStream) record(at gearsfs.Place, row *stream.Record) string {
+	size, block := uint64(row.Len()), gearsfs.Pos(blockBytes)
+	if len(row.Extents) > 0 {
+		block = extentBlockBytes
+	}
 	out, isOut := s.outs[at]
 	delete(s.outs, at)
 	switch {
@@ -319,7 +333,7 @@ func (s *checkedStream) record(at gearsfs.Place, row *wire.RecordRow) string {
 		return fmt.Sprintf("overlaps one that ends at %d", s.last)
 	case end > s.state.Tail || at.Seq >= s.state.NextSeq:
 		return fmt.Sprintf("is behind the tail %v", s.state.End())
-	case row.Block && (size == 0 || end > blockStart(at.Pos)+blockBytes):
+	case row.Block && (size == 0 || end > at.Pos-at.Pos%block+block):
 		return fmt.Sprintf("is a block of %d bytes", size)
 	}
 	return ""
@@ -347,6 +361,9 @@ func (c *check) compareStreams() {
 		}
 		if len(s.outs) > 0 {
 			c.bad("stream %q of inode %d: %d marks without a record", id.key, id.ino, len(s.outs))
+		}
+		if s.extents != 0 {
+			c.bad("stream %q of inode %d: its count of rows with extents is wrong by %d", id.key, id.ino, int64(s.extents))
 		}
 		if s.ids != st.IDs {
 			c.bad("stream %q of inode %d counts %d ids, found %d", id.key, id.ino, st.IDs, s.ids)

@@ -76,12 +76,33 @@ func (m *Machine) copied(n *node) ([]*openStream, error) {
 		}
 		records += state.Ready + state.Leased + state.Delayed
 		bytes += state.Bytes
+		if s.extents > 0 && records <= copyRecordsMax { // what is in the block store is not copied
+			stored, err := m.storedBytes(s)
+			if err != nil {
+				return nil, err
+			}
+			bytes -= stored
+		}
 	}
 	if records > copyRecordsMax || bytes > copyBytesMax {
 		return nil, gearsfs.ErrTooBig.Because("the file has %d records of %d bytes; a copy has at most %d of %d: copy its bytes, or move its records in pieces",
 			records, bytes, copyRecordsMax, copyBytesMax)
 	}
 	return streams, nil
+}
+
+// storedBytes is how many bytes of the records that live are in the block store.
+func (m *Machine) storedBytes(s *openStream) (n uint64, err error) {
+	state := s.queue.State()
+	err = m.rowsOf(s).Scan(state.Head, state.End(), func(at gearsfs.Place, rec *stream.Record) bool {
+		if s.queue.Lives(at) {
+			for i := range rec.Extents {
+				n += rec.Extents[i].Length - uint64(len(rec.Extents[i].Data))
+			}
+		}
+		return true
+	})
+	return n, err
 }
 
 // replaceable returns the streams of a file that is to be replaced.
@@ -175,15 +196,35 @@ func (m *Machine) copyStream(c *context, from *openStream, to *node, version uin
 	return nil
 }
 
-// copyRows copies the rows of the records that live, as they are.
+// copyRows copies the rows of the records that live, as they are. What they refer
+// to in the block store they share.
 func (m *Machine) copyRows(from, to *openStream) error {
 	lo, hi := persist.RecordRange(from.node.ino, from.key, from.queue.State().Head, from.queue.State().End())
 	return scan(m.store, lo, hi, func(k, value []byte) error {
 		at, err := persist.ParsePlace(k)
-		if err == nil && from.queue.Lives(at) {
-			m.scratch.key = persist.AppendRecordKey(m.scratch.key[:0], to.node.ino, to.key, at)
-			m.store.Set(m.scratch.key, value)
+		if err != nil || !from.queue.Lives(at) {
+			return err
 		}
-		return err
+		if from.extents > 0 {
+			if err := m.shareRow(to, value); err != nil {
+				return err
+			}
+		}
+		m.scratch.key = persist.AppendRecordKey(m.scratch.key[:0], to.node.ino, to.key, at)
+		m.store.Set(m.scratch.key, value)
+		return nil
 	})
+}
+
+// shareRow accounts for a copy of a row in another stream.
+func (m *Machine) shareRow(to *openStream, value []byte) error {
+	var row wire.RecordRow
+	if err := row.UnmarshalVTUnsafe(value); err != nil {
+		return damaged("record", err)
+	}
+	if len(row.Extents) == 0 {
+		return nil
+	}
+	to.extents++
+	return m.shareExtents(ExtentsOf(row.Extents))
 }

@@ -70,7 +70,8 @@ func (m *Machine) bury(c *context, s, dead *openStream, at gearsfs.Place, out st
 	if err != nil {
 		return err
 	}
-	dead.queue.Append(rec.Data, rec.Type, c.now)
+	dead.queue.AppendRecord(stream.Record{Data: rec.Data, Extents: rec.Extents, Type: rec.Type, Time: c.now})
+	m.rowsOf(s).disown(at, &rec)
 	m.dirtyStream(dead)
 	t := m.touch(dead.node.ino, dead.key)
 	t.Ready, t.Appended = true, true

@@ -28,10 +28,11 @@ func untilOf(c *context, op *wire.Put) uint64 {
 // appendUntil appends a record that can be taken at that log time, or at once
 // where it is 0.
 func appendUntil(s *openStream, r *wire.NewRecord, now, until uint64) gearsfs.Place {
+	rec := recordToPut(r, now)
 	if until == 0 {
-		return s.queue.Append(r.Data, r.Type, now)
+		return s.queue.AppendRecord(rec)
 	}
-	return s.queue.AppendDelayed(r.Data, r.Type, now, until)
+	return s.queue.AppendRecordDelayed(rec, until)
 }
 
 // checkDelay checks whether n records of a put may wait for their time.
@@ -40,4 +41,9 @@ func checkDelay(c *context, state *stream.State, op *wire.Put, n int) error {
 		return errDelayedMax
 	}
 	return nil
+}
+
+// recordToPut is a new record, which shares its bytes.
+func recordToPut(r *wire.NewRecord, now uint64) stream.Record {
+	return stream.Record{Data: r.Data, Extents: ExtentsOf(r.Extents), Type: r.Type, Time: now}
 }

@@ -20,6 +20,12 @@
 // written, in the order of the commands, so what the caches held makes no
 // difference to what is written.
 //
+// # Bytes in the block store
+//
+// A record may be a list of extents, see splice and shared. Applying never reads
+// what they stand for: it cuts them, counts who refers to which pages, and tells
+// the Observer which ones nobody does any more. Whoever reads gets extents, too.
+//
 // An error of a command is a *gearsfs.Error and its answer. Any other error is
 // the store's: refuse notes it, and the Machine is broken from then on.
 //

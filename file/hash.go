@@ -88,8 +88,8 @@ func readVolumeRow(r Reader, row *wire.VolumeRow) (ok bool, err error) {
 	if err := row.UnmarshalVT(value); err != nil {
 		return false, damaged("volume", err)
 	}
-	if f := row.Format; f != 0 && f != formatVersion {
-		return false, gearsfs.ErrFormat.Because("the state has format version %d, this program knows %d", f, formatVersion)
+	if f := row.Format; f != 0 && (f < formatOldest || f > formatVersion) {
+		return false, gearsfs.ErrFormat.Because("the state has format version %d, this program knows %d to %d", f, formatOldest, formatVersion)
 	}
 	return true, nil
 }

@@ -138,7 +138,7 @@ func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 		return nil, damaged("stream", err)
 	}
 	state := stateOf(&row)
-	n.stat = statOf(&state)
+	n.stat = statOf(&state, row.Extents)
 	return n, nil
 }
 

@@ -13,7 +13,11 @@ import (
 
 // formatVersion is the version of the tables' meaning that this package
 // writes and understands.
-const formatVersion = 1
+const formatVersion = 2
+
+// formatOldest is the first version that is read: the tables of that one have no
+// extents, and become those of formatVersion with the next entry.
+const formatOldest = 1
 
 // Observer is told what an entry did, so that waiting operations can be tried
 // again and watchers told.
@@ -21,6 +25,13 @@ type Observer interface {
 	// Applied is called at the end of each applied entry, on the applying
 	// goroutine, with no lock held. The slices are valid during the call.
 	Applied(index uint64, touched []Touched, changed []Changed)
+	// Freed tells, before Applied, of the pages of the block store that no row
+	// refers to any more as of the entry: each extent says where some begin and,
+	// with Size, where they end; it has no Sums. They may be given back once the
+	// entry is on disk, and not before: till then a crash may bring back the
+	// state that refers to them. An entry that is applied again after that frees
+	// the same pages again. It is called as Applied is.
+	Freed(index uint64, extents []gearsfs.Extent)
 	// MembersChanged says that the members of the group, or their votes, have
 	// changed: after Applied, or alone for an entry of raft's, or because the
 	// whole state was replaced. It is called as Applied is.
@@ -80,8 +91,9 @@ type Machine struct {
 	dirtyStreams []*openStream                 // likewise
 	touched      []Touched
 	changed      []Changed
-	members      bool // a member's row changed in this entry
-	verify       bool // this entry asks for a verification
+	released     []gearsfs.Extent // pages that this entry has freed
+	members      bool             // a member's row changed in this entry
+	verify       bool             // this entry asks for a verification
 	sessions     sessions
 	timers       timers
 	buried       uint64       // bytes that this entry has moved to dead streams
@@ -188,6 +200,9 @@ func (m *Machine) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, erro
 	if answers == nil || m.obs == nil {
 		return answers, nil
 	}
+	if len(m.released) > 0 {
+		m.obs.Freed(index, m.released)
+	}
 	m.obs.Applied(index, m.touched, m.changed)
 	if m.members {
 		m.obs.MembersChanged()
@@ -207,7 +222,7 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 	if index <= m.volume.AppliedIndex {
 		return nil, nil
 	}
-	m.touched, m.changed = m.touched[:0], m.changed[:0]
+	m.touched, m.changed, m.released = m.touched[:0], m.changed[:0], m.released[:0]
 	m.members, m.verify = false, false
 	m.passTime(e)
 	m.runTimers(index)
@@ -281,6 +296,10 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyEndSession(c, op.EndSession)
 	case *wire.Command_Confirm, *wire.Command_Tick:
 		return &wire.Answer{}
+	case *wire.Command_Rewrite:
+		return m.applyRewrite(c, op.Rewrite)
+	case *wire.Command_CopyRange:
+		return m.applyCopyRange(c, op.CopyRange)
 	case *wire.Command_Write:
 		return m.applyWrite(c, op.Write)
 	case *wire.Command_Allocate:
@@ -316,7 +335,11 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 // that is not a caller's to react to is the store's: it breaks the Machine.
 func (m *Machine) refuse(err error) *wire.Answer {
 	if e, ok := callersError(err); ok {
-		return &wire.Answer{Code: uint32(e.Code), Reason: e.Reason}
+		answer := &wire.Answer{Code: uint32(e.Code), Reason: e.Reason}
+		if f, ok := errors.AsType[*fragmented](err); ok {
+			answer.Fragmented = f.row
+		}
+		return answer
 	}
 	if m.broken == nil {
 		m.broken = err

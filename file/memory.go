@@ -19,6 +19,11 @@ func CheckRecords(records []*wire.NewRecord) error {
 // now or, with delayed, for later, but for a limit that makes a put wait.
 func CheckAppend(state *stream.State, records []*wire.NewRecord, delayed bool) error {
 	err := checkAppend(state, records)
+	for _, r := range records {
+		if err == nil && len(r.Extents) > 0 {
+			err = errMemoryExtents
+		}
+	}
 	if err == nil && delayed && state.Delayed+uint64(len(records)) > delayedMax {
 		err = errDelayedMax
 	}
@@ -27,6 +32,9 @@ func CheckAppend(state *stream.State, records []*wire.NewRecord, delayed bool) e
 	}
 	return err
 }
+
+// errMemoryExtents: the node keeps what is in memory to itself.
+var errMemoryExtents = gearsfs.ErrUnsupported.Because("a stream in memory has no extents")
 
 // CheckLease checks what a take of a session asks for besides records.
 func CheckLease(op *wire.Take, session gearsfs.SessionID) error {

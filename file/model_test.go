@@ -141,15 +141,17 @@ type player struct {
 	waiting  []*wire.Command // that the twin was not given yet
 	answers  []*wire.Answer  // of waiting
 	log      []string
+	rewrites int
 }
 
 // op is an operation, the error that it must give, and what it does to the
 // model where it gives none.
 type op struct {
-	by   gearsfs.SessionID
-	op   any
-	want error
-	done func(a *wire.Answer)
+	by      gearsfs.SessionID
+	op      any
+	want    error
+	mayFail error // it gives this one, or does it
+	done    func(a *wire.Answer)
 }
 
 func pick[T any](rng *rand.Rand, list []T) T { return list[rng.IntN(len(list))] }
@@ -376,6 +378,9 @@ func (p *player) writeBytes() op {
 	}
 	pos, data := p.place(n), p.bytes()
 	o := &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data}
+	if p.rng.IntN(2) == 0 {
+		o.Data, o.Extents = nil, p.blocks.append(data)
+	}
 	if !n.writable(pos, pos+len(data)) {
 		return op{op: o, want: gearsfs.ErrIO}
 	}
@@ -394,6 +399,9 @@ func (p *player) appendRecord() op {
 	data := p.bytes()
 	data = data[:p.rng.IntN(len(data))]
 	o := &wire.Put{Target: &wire.Target{Ino: uint64(ino)}, Key: "data", Records: []*wire.NewRecord{{Data: data}}, Append: true}
+	if p.rng.IntN(2) == 0 && len(data) > 0 {
+		o.Records[0].Data, o.Records[0].Extents = nil, p.blocks.append(data)
+	}
 	return op{op: o, done: func(*wire.Answer) {
 		n.resize(len(n.val) + len(data))
 		copy(n.val[len(n.val)-len(data):], data)
@@ -491,6 +499,66 @@ func (p *player) settle() op {
 	}}
 }
 
+// copyFile copies a file over another, or to a new name.
+func (p *player) copyFile() op {
+	from, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	o := &wire.CopyFile{From: &wire.Target{Ino: uint64(from)}}
+	to, old := p.file()
+	if p.rng.IntN(2) == 0 {
+		o.To = &wire.Target{Ino: uint64(to)}
+		if to == from {
+			return op{op: o, want: gearsfs.ErrInvalid}
+		}
+	} else {
+		dir := p.dir()
+		name := fmt.Sprintf("copy%d", p.rng.IntN(100))
+		if _, exists := p.model.inodes[dir].children[name]; exists {
+			return p.writeBytes()
+		}
+		o.To, old = &wire.Target{Dir: uint64(dir), Name: name}, nil
+	}
+	return op{op: o, done: func(a *wire.Answer) {
+		if old == nil {
+			old = &modelInode{mode: a.Attr.Mode, mtime: p.now, xattrs: map[string]string{}}
+			to = gearsfs.Ino(a.Attr.Ino)
+			p.model.inodes[to] = old
+			p.model.attach(gearsfs.Ino(o.To.Dir), o.To.Name, to, p.now)
+		}
+		old.content = content{val: slices.Clone(n.val), held: make([]bool, len(n.val)), head: n.head, cursor: n.head}
+		p.learnHead(to, old)
+	}}
+}
+
+// copyRange copies some bytes of a file into another place.
+func (p *player) copyRange() op {
+	from, n := p.file()
+	if n == nil {
+		return p.make()
+	}
+	to, d := p.file()
+	pos, at, length := p.place(n), p.place(d), 1+p.rng.IntN(150*k)
+	o := &wire.CopyRange{FromIno: uint64(from), FromPos: uint64(pos), Ino: uint64(to), Pos: uint64(at), Length: uint64(length)}
+	if from == to && pos < at+length && at < pos+length {
+		return op{op: o, want: gearsfs.ErrInvalid}
+	}
+	length = min(length, len(n.val)-pos)
+	return op{op: o, mayFail: gearsfs.ErrIO, done: func(a *wire.Answer) {
+		count := int(a.Count)
+		if length <= 0 {
+			require.Zero(p.t, count)
+			return
+		}
+		require.Positive(p.t, count)
+		require.LessOrEqual(p.t, count, length)
+		d.resize(max(len(d.val), at+count))
+		copy(d.val[at:], n.val[pos:pos+count])
+		d.mtime, d.ctime = a.Attr.Mtime, a.Attr.Ctime
+	}}
+}
+
 func (p *player) release() op {
 	inos := p.model.inos(func(n *modelInode) bool { return n.nlink == 0 })
 	if len(inos) == 0 {
@@ -510,6 +578,6 @@ func (p *player) release() op {
 func (p *player) next() op {
 	ops := []func() op{p.make, p.make, p.make, p.link, p.unlinkName, p.unlinkName, p.renameName, p.renameName, p.setAttr,
 		p.setXattr, p.writeBytes, p.writeBytes, p.writeBytes, p.writeBytes, p.appendRecord, p.appendRecord, p.truncate,
-		p.allocate, p.takeRecords, p.settle, p.release}
+		p.allocate, p.takeRecords, p.settle, p.release, p.copyFile, p.copyRange, p.copyRange}
 	return pick(p.rng, ops)()
 }

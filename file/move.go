@@ -68,8 +68,8 @@ func (m *Machine) movable(from *openStream, to *stream.State, max uint64) (n int
 	var bytes uint64
 	var stopped error
 	err = from.queue.EachReady(func(_ gearsfs.Place, r *stream.Record) bool {
-		size := uint64(len(r.Data))
-		stopped = checkAppend(&state, []*wire.NewRecord{{Data: r.Data, Type: r.Type}})
+		size := uint64(r.Len())
+		stopped = checkAppend(&state, []*wire.NewRecord{newRecordOf(r)})
 		if stopped == nil {
 			var full bool
 			if full, stopped = isFull(&state, 1, size); full {
@@ -95,17 +95,19 @@ func (m *Machine) movable(from *openStream, to *stream.State, max uint64) (n int
 // moveRecords moves n records, which can be.
 func (m *Machine) moveRecords(c *context, from, to *openStream, n int, answer *wire.Answer) (err error) {
 	taken := m.sessions.taken[:0]
-	if taken, err = from.queue.Take(taken, n, gearsfs.BatchBytesMax, false); err != nil {
+	if taken, err = from.queue.Take(taken, n, gearsfs.BatchBytesMax, true); err != nil {
 		return err
 	}
 	m.sessions.taken = taken
 	for i := range taken {
-		r := wire.NewRecord{Data: taken[i].Record.Data, Type: taken[i].Record.Type}
-		if err := m.makeRoom(c, to, []*wire.NewRecord{&r}); err != nil {
+		was, place := &taken[i].Record, taken[i].Place
+		if err := m.makeRoom(c, to, []*wire.NewRecord{newRecordOf(was)}); err != nil {
 			return err
 		}
-		from.queue.Lose(taken[i].Place.Seq, taken[i].Place.Seq, gearsfs.FateMoved)
-		at := to.queue.Append(r.Data, r.Type, c.now)
+		from.queue.Lose(place.Seq, place.Seq, gearsfs.FateMoved)
+		at := to.queue.AppendRecord(stream.Record{Data: was.Data, Extents: was.Extents, Type: was.Type, Time: c.now})
+		m.rowsOf(from).disown(place, was)
+		from.queue.Forget(place, after(place))
 		answer.LastSeq = uint64(at.Seq)
 		if i == 0 {
 			answer.FirstSeq = answer.LastSeq
@@ -120,4 +122,9 @@ func (m *Machine) moveRecords(c *context, from, to *openStream, n int, answer *w
 	touched.Ready, touched.Appended = true, true
 	m.dataChanged(c, to)
 	return nil
+}
+
+// newRecordOf is a record as one that is to be put; it shares its bytes.
+func newRecordOf(r *stream.Record) *wire.NewRecord {
+	return &wire.NewRecord{Data: r.Data, Type: r.Type, Extents: ExtentsToWire(r.Extents)}
 }

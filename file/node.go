@@ -31,6 +31,7 @@ type openStream struct {
 	key     gearsfs.Key
 	queue   *stream.Queue
 	counted uint64 // bytes of it that are in the volume's sum
+	extents uint64 // rows with extents, also of records that are gone
 	oldest  idMark // the first id to be forgotten, as of the last look
 	dirty   bool   // in Machine.dirtyStreams
 	gone    bool   // dropped: its rows are deleted
@@ -60,6 +61,8 @@ type scratch struct {
 	row   []byte
 
 	pieces []piece
+	runs   []pageRun
+	runs2  []pageRun
 	data   []byte // of pieces
 	block  []byte // a block row that is being made
 
@@ -163,7 +166,7 @@ func (m *Machine) stream(n *node, key gearsfs.Key) (*openStream, error) {
 	if err := row.UnmarshalVT(value); err != nil {
 		return nil, damaged("stream", err)
 	}
-	s := &openStream{node: n, key: key, counted: row.Bytes}
+	s := &openStream{node: n, key: key, counted: row.Bytes, extents: row.Extents}
 	if s.queue, err = stream.NewQueue(stateOf(&row), m.rowsOf(s), m.windows); err != nil {
 		return nil, err
 	}
@@ -221,11 +224,13 @@ func (m *Machine) count(s *openStream, bytes uint64) {
 }
 
 func (m *Machine) flushStream(s *openStream) {
-	s.dirty = false
+	if !s.gone {
+		s.queue.Clean() // the answers of all takes are stored by now
+	}
+	s.dirty = false // Clean may have made it so
 	if s.gone {
 		return
 	}
-	s.queue.Clean() // the answers of all takes are stored by now
 	err := m.watchAge(s)
 	if err == nil {
 		err = m.watchIDs(s)
@@ -237,9 +242,10 @@ func (m *Machine) flushStream(s *openStream) {
 	state := s.queue.State()
 	m.count(s, state.Bytes)
 	if s.key == gearsfs.DataKey {
-		s.node.stat = statOf(state)
+		s.node.stat = statOf(state, s.extents)
 	}
 	fillRow(&m.scratch.stream, state)
+	m.scratch.stream.Extents = s.extents
 	m.scratch.key = persist.AppendStreamKey(m.scratch.key[:0], s.node.ino, s.key)
 	m.set(m.scratch.key, &m.scratch.stream)
 }

@@ -141,7 +141,11 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 		return 0, gearsfs.ErrTooBig.Because("a put has at most %d records", gearsfs.BatchRecordsMax)
 	}
 	for _, r := range records {
-		if len(r.Data) > gearsfs.RecordBytesMax {
+		if err := checkForm(r); err != nil {
+			return 0, err
+		}
+		n := lengthOf(r)
+		if n > gearsfs.RecordBytesMax {
 			return 0, gearsfs.ErrTooBig.Because("a record has at most %d bytes", gearsfs.RecordBytesMax)
 		}
 		if len(r.Type) > gearsfs.KeyBytesMax {
@@ -150,12 +154,12 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 		if len(r.Id) > gearsfs.KeyBytesMax {
 			return 0, gearsfs.ErrInvalid.Because("a record's id has at most %d bytes", gearsfs.KeyBytesMax)
 		}
-		bytes += uint64(len(r.Data))
+		bytes += n
 	}
 	if bytes > gearsfs.BatchBytesMax {
 		return 0, gearsfs.ErrTooBig.Because("a put has at most %d bytes", gearsfs.BatchBytesMax)
 	}
-	return bytes, nil
+	return bytes, checkDisjoint(records)
 }
 
 // admit checks whether a stream, nil where it is missing in file n, takes the
@@ -281,6 +285,7 @@ func takenRecords(s *openStream, taken []stream.Taken) []*wire.TakenRecord {
 		r.Ino, r.Key = uint64(s.node.ino), string(s.key)
 		r.Pos, r.Seq = uint64(t.Place.Pos), uint64(t.Place.Seq)
 		r.Data, r.Type, r.Time = t.Record.Data, t.Record.Type, t.Record.Time
+		r.Extents = ExtentsToWire(t.Record.Extents)
 		r.Deliveries, r.Fence, r.Deadline = t.Deliveries, t.Fence, t.Deadline
 		list[i] = r
 	}

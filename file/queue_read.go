@@ -254,15 +254,17 @@ type peeking struct {
 // add shows a record; false where that was the last one that may be shown, or
 // where it is one too many.
 func (p *peeking) add(at gearsfs.Place, rec *stream.Record, deliveries uint32) bool {
-	if len(p.found) > 0 && len(rec.Data) > p.bytesLeft {
+	n := rec.Len()
+	if len(p.found) > 0 && n > p.bytesLeft {
 		return false
 	}
 	p.found = append(p.found, &wire.TakenRecord{
 		Ino: uint64(p.ino), Key: string(p.key), Pos: uint64(at.Pos), Seq: uint64(at.Seq),
 		Data: slices.Clone(rec.Data), Type: string([]byte(rec.Type)), Time: rec.Time, Deliveries: deliveries,
+		Extents: ExtentsToWire(stream.CloneExtents(rec.Extents)),
 	})
 	p.left--
-	p.bytesLeft -= len(rec.Data)
+	p.bytesLeft -= n
 	return p.left > 0
 }
 
@@ -344,7 +346,7 @@ func (p *peeking) record(at gearsfs.Place) (stream.Record, error) {
 	if err = row.UnmarshalVTUnsafe(value); err != nil || !ok {
 		return stream.Record{}, gearsfs.ErrDamaged.Because("inode %d, stream %q: the record at %v can't be read", p.ino, p.key, at)
 	}
-	return recordOf(&row), nil
+	return soundRecord(&row)
 }
 
 // last adds the newest record.

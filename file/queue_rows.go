@@ -92,6 +92,7 @@ func fillRow(r *wire.StreamRow, s *stream.State) {
 // streamRows are the rows of one open stream in the Machine's store.
 type streamRows struct {
 	m   *Machine
+	s   *openStream
 	ino gearsfs.Ino
 	key gearsfs.Key
 }
@@ -99,7 +100,7 @@ type streamRows struct {
 var _ stream.Records = (*streamRows)(nil)
 
 func (m *Machine) rowsOf(s *openStream) *streamRows {
-	return &streamRows{m: m, ino: s.node.ino, key: s.key}
+	return &streamRows{m: m, s: s, ino: s.node.ino, key: s.key}
 }
 
 // recordKey makes the key of a record in the first scratch buffer.
@@ -123,28 +124,80 @@ func (r *streamRows) outKey(at gearsfs.Place) []byte {
 func (r *streamRows) Set(at gearsfs.Place, rec *stream.Record) {
 	row := &r.m.scratch.record
 	row.Data, row.Type, row.Time, row.Block = rec.Data, rec.Type, rec.Time, rec.Block
+	if len(rec.Extents) > 0 {
+		row.Extents = ExtentsToWire(rec.Extents)
+		r.s.extents++
+	}
 	r.m.set(r.recordKey(at), row)
-	row.Data = nil
+	row.Data, row.Extents = nil, nil
+}
+
+// Replace implements stream.Rows.
+func (r *streamRows) Replace(at gearsfs.Place, was []gearsfs.Extent, rec *stream.Record) {
+	if len(was) > 0 {
+		r.s.extents--
+		if err := r.m.changeRefs(was, rec.Extents, false); err != nil {
+			r.m.refuse(err)
+		}
+	}
+	r.Set(at, rec)
+}
+
+// disown leaves of the row of a record that was moved only that there was one:
+// its extents are another row's.
+func (r *streamRows) disown(at gearsfs.Place, rec *stream.Record) {
+	if len(rec.Extents) > 0 {
+		r.s.extents--
+		r.Set(at, &stream.Record{Type: rec.Type, Time: rec.Time})
+	}
 }
 
 // Get implements stream.Rows.
 func (r *streamRows) Get(at gearsfs.Place) (stream.Record, error) {
-	value, ok, err := r.m.store.Get(r.recordKey(at), nil)
-	if err != nil {
-		return stream.Record{}, err
+	rec, ok, err := r.find(at)
+	if err == nil && !ok {
+		err = gearsfs.ErrDamaged.Because("inode %d, stream %q: the row of the record at %v is missing", r.ino, r.key, at)
 	}
-	if !ok {
-		return stream.Record{}, gearsfs.ErrDamaged.Because("inode %d, stream %q: the row of the record at %v is missing", r.ino, r.key, at)
+	return rec, err
+}
+
+// find is Get of a row that may be missing.
+func (r *streamRows) find(at gearsfs.Place) (rec stream.Record, ok bool, err error) {
+	value, ok, err := r.m.store.Get(r.recordKey(at), nil)
+	if err != nil || !ok {
+		return rec, false, err
 	}
 	var row wire.RecordRow
 	if err := row.UnmarshalVTUnsafe(value); err != nil {
-		return stream.Record{}, damaged("record", err)
+		return rec, false, damaged("record", err)
 	}
-	return recordOf(&row), nil
+	rec, err = soundRecord(&row)
+	return rec, err == nil, err
 }
 
+// recordOf returns a row's record, which shares its bytes.
 func recordOf(row *wire.RecordRow) stream.Record {
-	return stream.Record{Data: row.Data, Type: row.Type, Time: row.Time, Block: row.Block}
+	return stream.Record{Data: row.Data, Type: row.Type, Time: row.Time, Block: row.Block, Extents: ExtentsOf(row.Extents)}
+}
+
+// soundRecord is recordOf a row whose extents can be cut.
+func soundRecord(row *wire.RecordRow) (rec stream.Record, err error) {
+	rec = recordOf(row)
+	left := uint64(gearsfs.RecordBytesMax)
+	for i := range rec.Extents {
+		e := &rec.Extents[i]
+		if !stream.Zeros(e) {
+			err = e.Check()
+		}
+		if err == nil && (e.Length == 0 || e.Length > left) {
+			err = gearsfs.ErrTooBig
+		}
+		if err != nil {
+			return rec, damaged("record", err)
+		}
+		left -= e.Length
+	}
+	return rec, nil
 }
 
 // Scan implements stream.Rows.
@@ -165,7 +218,10 @@ func scanRecords(r Reader, lo, hi []byte, yield func(at gearsfs.Place, rec *stre
 		if err != nil {
 			return damaged("record", err)
 		}
-		rec := recordOf(&row)
+		rec, err := soundRecord(&row)
+		if err != nil {
+			return err
+		}
 		if !yield(at, &rec) {
 			return errStop
 		}
@@ -198,6 +254,9 @@ func (r *streamRows) Delete(from, to gearsfs.Place) error {
 	if err := r.m.keepPinned(r, from, to); err != nil {
 		return err
 	}
+	if err := r.letGo(from, to); err != nil {
+		return err
+	}
 	if to == (gearsfs.Place{Pos: from.Pos, Seq: from.Seq + 1}) {
 		r.m.store.Delete(r.recordKey(from))
 		return nil
@@ -216,13 +275,55 @@ func (r *streamRows) Discard(from, to gearsfs.Place) {
 }
 
 func (r *streamRows) discard(from, to gearsfs.Place) {
+	if !from.Less(to) {
+		return
+	}
+	if err := r.letGo(from, to); err != nil {
+		r.m.refuse(err)
+		return
+	}
 	switch {
-	case !from.Less(to):
 	case to == gearsfs.Place{Pos: from.Pos, Seq: from.Seq + 1}:
 		r.m.store.Delete(r.recordKey(from))
 	default:
 		r.m.store.DeleteRange(r.recordRange(from, to))
 	}
+}
+
+// letGo lets go of what the rows in [from, to), which are about to be deleted,
+// refer to in the block store.
+func (r *streamRows) letGo(from, to gearsfs.Place) error {
+	if r.s.extents == 0 {
+		return nil
+	}
+	var all, runs []pageRun // of each row: two may refer to the same page
+	lo, hi := r.recordRange(from, to)
+	err := scanRecords(r.m.store, lo, hi, func(_ gearsfs.Place, rec *stream.Record) bool {
+		if len(rec.Extents) > 0 {
+			r.s.extents--
+			r.m.dirtyStream(r.s)
+			runs = tidyRuns(appendRuns(runs[:0], rec.Extents))
+			all = append(all, runs...)
+		}
+		return true
+	})
+	for i := 0; i < len(all) && err == nil; i++ {
+		err = r.m.dropRefs(all[i])
+	}
+	return err
+}
+
+// handOver deletes the row of a record that an answer has got, and what it refers
+// to in the block store with it. Those in [from, to) the caller deletes.
+func (r *streamRows) handOver(kept *wire.KeptRecord, from, to gearsfs.Place) {
+	at := gearsfs.Place{Pos: gearsfs.Pos(kept.Pos), Seq: gearsfs.Seq(kept.Seq)}
+	if len(kept.Row.Extents) > 0 {
+		r.s.extents--
+		r.m.dirtyStream(r.s)
+	} else if !at.Less(from) && at.Less(to) {
+		return
+	}
+	r.m.store.Delete(r.recordKey(at))
 }
 
 // SetOut implements stream.Outs, and keeps the timers and the index of leases.

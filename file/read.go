@@ -21,27 +21,6 @@ func (r *reading) readable(ino gearsfs.Ino, caller gearsfs.Caller) (dataStat, er
 	return n.data, nil
 }
 
-// Read returns the n bytes from pos on: fewer only at the tail, none at or
-// behind it. What was taken and gaps read as zeros. Errors: gearsfs.ErrStale,
-// ErrIsDir, ErrInvalid (not a regular file), ErrAccess.
-func (m *Machine) Read(ino gearsfs.Ino, pos gearsfs.Pos, n int, caller gearsfs.Caller) ([]byte, error) {
-	r := m.read()
-	defer r.close()
-	data, err := r.readable(ino, caller)
-	if err != nil || uint64(pos) >= data.tail || n <= 0 {
-		return nil, err
-	}
-	dst := make([]byte, min(uint64(n), data.tail-uint64(pos)))
-	end := pos + gearsfs.Pos(len(dst))
-	err = r.records(ino, &data, pos, end, func(p *piece) bool {
-		if from, to := max(p.at.Pos, pos), min(p.end(), end); from < to {
-			copy(dst[from-pos:to-pos], p.rec.Data[from-p.at.Pos:])
-		}
-		return true
-	})
-	return dst, err
-}
-
 // Seek finds the next data, or with hole the next hole, at or behind pos; the
 // tail counts as a hole. gearsfs.ErrRange, for ENXIO, at or behind the tail and
 // where no data follows. Other errors as Read.
@@ -94,7 +73,7 @@ func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos,
 		return err
 	}
 	var key []byte
-	for ok := seekRecord(it, &key, ino, pos); ok; ok = it.Next() {
+	for ok := seekRecord(it, &key, ino, pos, data.extents > 0); ok; ok = it.Next() {
 		var p piece
 		if p.at, p.rec, err = parseRecord(it); err != nil {
 			break
@@ -111,8 +90,8 @@ func (r *reading) records(ino gearsfs.Ino, data *dataStat, pos, end gearsfs.Pos,
 				continue
 			}
 		}
-		p.size = len(p.rec.Data)
-		if !visit(&p) {
+		p.size = p.rec.Len()
+		if !visit(&p) || p.end() >= end {
 			break
 		}
 	}

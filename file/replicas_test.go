@@ -169,6 +169,7 @@ func TestReplicas(t *testing.T) {
 	installs, cleaned, fired := 0, 0, 0
 	behind := newReplica(t, "the one that falls behind", func(*replica) {})
 	traffic := newTraffic(rand.New(rand.NewPCG(seed, 3)), quiet.m)
+	traffic.blocks.t = t
 	var log []logged
 	for i := range *replicaEntries {
 		log = append(log, traffic.next(uint64(i+1)))
@@ -197,6 +198,8 @@ func TestReplicas(t *testing.T) {
 			continue
 		}
 		quiet.check()
+		traffic.blocks.follow(quiet.m, quiet.seen.freed)
+		quiet.seen.freed = quiet.seen.freed[:0]
 		cleaned += quiet.cleaned()
 		for _, r := range []*replica{small, crashing, behind} {
 			r.catchUp(log, end)
@@ -246,7 +249,8 @@ func TestReplaceShowsOneState(t *testing.T) {
 				return
 			default:
 			}
-			b, err := r.m.Read(f, 0, 2<<20, gearsfs.Root)
+			c, err := r.m.Read(f, 0, 2<<20, gearsfs.Root)
+			b, _ := c.Inline()
 			if want := map[int]string{6: "before", 1 << 20: "after!"}[len(b)]; err == nil && string(b[:6]) != want {
 				err = fmt.Errorf("read %d bytes, %q", len(b), b[:min(len(b), 6)])
 			}

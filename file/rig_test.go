@@ -16,14 +16,15 @@ import (
 
 // rig is a Machine on a state in memory, with a log index and a clock.
 type rig struct {
-	t     testing.TB
-	fs    vfs.FS
-	data  *persist.Data
-	m     *Machine
-	index uint64
-	now   uint64
-	jump  uint64 // of the next entry
-	seen  observed
+	t      testing.TB
+	fs     vfs.FS
+	data   *persist.Data
+	m      *Machine
+	index  uint64
+	now    uint64
+	jump   uint64 // of the next entry
+	seen   observed
+	blocks *fakeBlocks // nil: no extents are read
 }
 
 // observed keeps what the last entry was reported to have done.
@@ -31,6 +32,7 @@ type observed struct {
 	touched []Touched
 	changed []Changed
 	members int // calls of MembersChanged
+	freed   []gearsfs.Extent
 	verify  func(index uint64, state View)
 }
 
@@ -40,6 +42,8 @@ func (o *observed) Applied(_ uint64, touched []Touched, changed []Changed) {
 }
 
 func (o *observed) MembersChanged() { o.members++ }
+
+func (o *observed) Freed(_ uint64, extents []gearsfs.Extent) { o.freed = append(o.freed, extents...) }
 
 func (o *observed) Verify(index uint64, state View) {
 	if o.verify != nil {
@@ -106,6 +110,10 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_CopyFile{CopyFile: op}
 	case *wire.Configure:
 		c.Op = &wire.Command_Configure{Configure: op}
+	case *wire.Rewrite:
+		c.Op = &wire.Command_Rewrite{Rewrite: op}
+	case *wire.CopyRange:
+		c.Op = &wire.Command_CopyRange{CopyRange: op}
 	case *wire.Write:
 		c.Op = &wire.Command_Write{Write: op}
 	case *wire.Make:
@@ -210,8 +218,13 @@ func (r *rig) attr(ino gearsfs.Ino) gearsfs.Attr {
 
 func (r *rig) read(ino gearsfs.Ino, pos gearsfs.Pos, n int) []byte {
 	r.t.Helper()
-	b, err := r.m.Read(ino, pos, n, gearsfs.Root)
+	c, err := r.m.Read(ino, pos, n, gearsfs.Root)
 	require.NoError(r.t, err)
+	if r.blocks != nil {
+		return r.blocks.content(&c)
+	}
+	b, inline := c.Inline()
+	require.True(r.t, inline)
 	return b
 }
 

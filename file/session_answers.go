@@ -137,8 +137,17 @@ func references(a *wire.StoredAnswer) []*wire.Reference {
 // follows reports whether two records of an answer are of one run: they were
 // handed out alike, and no other record can be between them.
 func follows(a, b *wire.TakenRecord) bool {
-	return a.Deliveries == 1 && b.Deliveries == 1 && b.Seq == a.Seq+1 && b.Pos == a.Pos+uint64(len(a.Data)) &&
+	return a.Deliveries == 1 && b.Deliveries == 1 && b.Seq == a.Seq+1 && b.Pos == a.Pos+takenLength(a) &&
 		a.Ino == b.Ino && a.Key == b.Key
+}
+
+// takenLength is the length of a record that was handed out.
+func takenLength(r *wire.TakenRecord) uint64 {
+	n := uint64(len(r.Data))
+	for _, e := range r.Extents {
+		n += e.Length
+	}
+	return n
 }
 
 // holdsBack reports whether a reference is to rows of records that are gone
@@ -160,6 +169,11 @@ func (m *Machine) pinAnswer(id gearsfs.SessionID, a *wire.StoredAnswer) {
 // unpinAnswer lets go of the rows of an answer that is forgotten.
 func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
 	for _, r := range references(a) {
+		for _, kept := range r.Kept {
+			if err := m.releaseExtents(ExtentsOf(kept.Row.GetExtents())); err != nil {
+				return err
+			}
+		}
 		if !holdsBack(r) {
 			continue
 		}
@@ -183,8 +197,9 @@ func (m *Machine) unpinAnswer(a *wire.StoredAnswer) error {
 	return nil
 }
 
-// keepPinned copies the rows in [from, to) that answers refer to into those
-// answers, as the rows are about to be removed.
+// keepPinned moves the rows in [from, to) that answers refer to into those
+// answers, as the rows are about to be removed. What a run of them has outside
+// of that goes with it: it is there for the answer only.
 func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 	key := streamKey{rows.ino, rows.key}
 	for _, p := range m.sessions.pins.pinned(key, from, to) {
@@ -207,11 +222,15 @@ func (m *Machine) keepPinned(rows *streamRows, from, to gearsfs.Place) error {
 			err := rows.Scan(p.from, p.to, func(at gearsfs.Place, rec *stream.Record) bool {
 				r.Kept = append(r.Kept, &wire.KeptRecord{Pos: uint64(at.Pos), Seq: uint64(at.Seq), Row: &wire.RecordRow{
 					Data: slices.Clone(rec.Data), Type: string([]byte(rec.Type)), Time: rec.Time,
+					Extents: ExtentsToWire(stream.CloneExtents(rec.Extents)),
 				}})
 				return true
 			})
 			if err != nil {
 				return err
+			}
+			for _, kept := range r.Kept {
+				rows.handOver(kept, from, to)
 			}
 		}
 		m.dirtySession(s)
@@ -262,15 +281,15 @@ func (m *Machine) answerAgain(c *context, cmd *wire.Command, a *wire.StoredAnswe
 // out, and with it all behind it unless rest is set.
 func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference, rest bool) (held bool, err error) {
 	var fence, deadline uint64
-	add := func(pos, seq uint64, data []byte, typ string, time uint64) {
+	add := func(pos, seq uint64, data []byte, extents []*wire.Extent, typ string, time uint64) {
 		answer.Records = append(answer.Records, &wire.TakenRecord{
-			Key: r.Key, Pos: pos, Seq: seq, Data: data, Type: typ, Time: time,
+			Key: r.Key, Pos: pos, Seq: seq, Data: data, Extents: extents, Type: typ, Time: time,
 			Deliveries: r.Deliveries, Fence: fence, Ino: r.Ino, Deadline: deadline,
 		})
 	}
 	if len(r.Kept) > 0 {
 		for _, k := range r.Kept {
-			add(k.Pos, k.Seq, k.Row.Data, k.Row.Type, k.Row.Time)
+			add(k.Pos, k.Seq, k.Row.Data, k.Row.Extents, k.Row.Type, k.Row.Time)
 		}
 		return true, nil
 	}
@@ -300,7 +319,8 @@ func (m *Machine) takenAgain(c *context, answer *wire.Answer, r *wire.Reference,
 				return rest
 			}
 		}
-		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), string([]byte(rec.Type)), rec.Time)
+		add(uint64(at.Pos), uint64(at.Seq), slices.Clone(rec.Data), ExtentsToWire(stream.CloneExtents(rec.Extents)),
+			string([]byte(rec.Type)), rec.Time)
 		end = at
 		return true
 	})

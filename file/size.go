@@ -124,6 +124,18 @@ func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos)
 	if err != nil {
 		return err
 	}
+	zeros := payload{extents: []gearsfs.Extent{{Length: uint64(end - pos)}}}
+	for i := range pieces {
+		p := &pieces[i]
+		from, to := max(p.at.Pos, pos), min(p.end(), end)
+		if from >= to || len(p.rec.Extents) == 0 || p.goesIn(s, from, to) {
+			continue
+		}
+		p.splice(pos, &zeros, from, to)
+		if !p.next.fits(p) {
+			return &fragmented{p.fragmentedRow(s)}
+		}
+	}
 	was := *s.queue.State()
 	for i := range pieces {
 		p := &pieces[i]
@@ -131,21 +143,34 @@ func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos)
 		if from >= to {
 			continue
 		}
-		if p.rec.Block && int(to-from) == p.size && !p.at.Less(s.queue.State().Cursor) {
-			if err := s.queue.Remove(p.at, p.size); err != nil {
-				return err
-			}
-			continue
+		if err := m.zeroPiece(s, p, from, to); err != nil {
+			return err
 		}
-		rec := stream.Record{Type: p.rec.Type, Time: p.rec.Time, Block: p.rec.Block}
-		m.scratch.block = append(m.scratch.block[:0], p.rec.Data...)
-		if len(p.rec.Data) == 0 {
-			m.scratch.block = appendZeros(m.scratch.block, p.size)
-		}
-		clear(m.scratch.block[from-p.at.Pos : to-p.at.Pos])
-		rec.Data = m.scratch.block
-		s.queue.Replace(p.at, p.size, &rec)
 	}
 	m.changedBytes(c, n, s, was, false)
+	return nil
+}
+
+// goesIn says whether a piece is removed where [from, to) of it become zeros.
+func (p *piece) goesIn(s *openStream, from, to gearsfs.Pos) bool {
+	return p.rec.Block && int(to-from) == p.size && !p.at.Less(s.queue.State().Cursor)
+}
+
+func (m *Machine) zeroPiece(s *openStream, p *piece, from, to gearsfs.Pos) error {
+	switch {
+	case p.goesIn(s, from, to):
+		return s.queue.Remove(p.at, p.size)
+	case p.next.changes:
+		s.queue.Replace(p.at, p.size, p.rec.Extents, &p.next.rec)
+		return nil
+	}
+	rec := stream.Record{Type: p.rec.Type, Time: p.rec.Time, Block: p.rec.Block}
+	m.scratch.block = append(m.scratch.block[:0], p.rec.Data...)
+	if len(p.rec.Data) == 0 {
+		m.scratch.block = appendZeros(m.scratch.block, p.size)
+	}
+	clear(m.scratch.block[from-p.at.Pos : to-p.at.Pos])
+	rec.Data = m.scratch.block
+	s.queue.Replace(p.at, p.size, nil, &rec)
 	return nil
 }

@@ -26,7 +26,8 @@ type traffic struct {
 	salt     uint64
 	members  uint64
 	lookup   func(dir uint64, name string) (ino uint64) // 0 where there is none
-	made     map[string]int                             // commands by kind and outcome
+	blocks   *fakeBlocks
+	made     map[string]int // commands by kind and outcome
 }
 
 type trafficSession struct {
@@ -38,7 +39,8 @@ type trafficSession struct {
 }
 
 func newTraffic(rng *rand.Rand, m *Machine) *traffic {
-	g := &traffic{rng: rng, now: rigStart, dirs: []uint64{uint64(gearsfs.RootIno)}, made: map[string]int{}}
+	g := &traffic{rng: rng, now: rigStart, dirs: []uint64{uint64(gearsfs.RootIno)}, made: map[string]int{},
+		blocks: newFakeBlocks(nil, rng)}
 	g.lookup = func(dir uint64, name string) uint64 {
 		a, err := m.Lookup(gearsfs.Ino(dir), name, gearsfs.Root)
 		if err != nil {
@@ -180,7 +182,9 @@ func (g *traffic) command() *wire.Command {
 
 func (g *traffic) op(s *trafficSession) any {
 	key := pick(g.rng, modelKeys)
-	switch n := g.rng.IntN(130); {
+	switch n := g.rng.IntN(145); {
+	case n >= 130:
+		return g.bytesOp()
 	case n >= 110:
 		return g.queueOp(s, key)
 	case n >= 100:
@@ -224,7 +228,27 @@ func (g *traffic) put(key string) any {
 	if g.rng.IntN(20) == 0 {
 		op.Records = append(op.Records, &wire.NewRecord{Data: make([]byte, 5000), Type: "large"})
 	}
+	if g.rng.IntN(4) == 0 {
+		op.Records = append(op.Records, &wire.NewRecord{Extents: g.stored()})
+	}
 	return op
+}
+
+// stored makes extents, mostly of few pages.
+func (g *traffic) stored() []*wire.Extent {
+	return g.blocks.append(make([]byte, 1+g.rng.IntN(pick(g.rng, []int{100, 9000, 9000, 200 * k}))))
+}
+
+// bytesOp is one of those that change a file's bytes and concern extents.
+func (g *traffic) bytesOp() any {
+	pos := g.rng.Uint64N(300 * k)
+	switch g.rng.IntN(3) {
+	case 0:
+		return &wire.CopyRange{FromIno: g.file(), FromPos: g.rng.Uint64N(200 * k), Ino: g.file(), Pos: pos, Length: 1 + g.rng.Uint64N(200*k)}
+	case 1:
+		return &wire.Allocate{Ino: g.file(), Pos: pos, Length: 1 + g.rng.Uint64N(100*k), Mode: allocPunchHole | allocKeepSize}
+	}
+	return &wire.Write{Ino: g.file(), Pos: pos, Extents: g.stored()}
 }
 
 func (g *traffic) configure(key string) any {

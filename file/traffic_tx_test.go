@@ -35,8 +35,12 @@ func (g *traffic) queueOp(s *trafficSession, key string) any {
 
 // record makes a record with an id.
 func (g *traffic) record() *wire.NewRecord {
-	return &wire.NewRecord{Data: make([]byte, g.rng.IntN(20)), Id: fmt.Sprint(g.rng.IntN(100)),
+	r := &wire.NewRecord{Data: make([]byte, g.rng.IntN(20)), Id: fmt.Sprint(g.rng.IntN(100)),
 		Type: pick(g.rng, []string{"", "", "", "t"})}
+	if g.rng.IntN(4) == 0 {
+		r.Data, r.Extents = nil, g.stored()
+	}
+	return r
 }
 
 func (g *traffic) settings() *wire.Settings {

@@ -331,7 +331,7 @@ func (t *transaction) checkLook(s *txStep, op *wire.Look) error {
 	}
 	var bytes uint64
 	for i := range s.looked {
-		bytes += uint64(len(s.looked[i].Record.Data))
+		bytes += uint64(s.looked[i].Record.Len())
 	}
 	t.looked += bytes
 	if t.looked > lookBytesMax {

@@ -80,6 +80,11 @@ func (t *transaction) store(cmd *wire.Command, steps []*wire.Step, answer *wire.
 			stored.Steps[i].Taken = referTo(records)
 		case *wire.Step_Look:
 			stored.Steps[i].Taken = keptRecords(records)
+			for _, r := range records {
+				if err := t.m.shareExtents(ExtentsOf(r.Extents)); err != nil {
+					return nil, err
+				}
+			}
 		}
 	}
 	t.m.keepAnswer(session, stored)
@@ -95,7 +100,7 @@ func keptRecords(records []*wire.TakenRecord) []*wire.Reference {
 		refs = append(refs, &wire.Reference{
 			Ino: r.Ino, Key: r.Key, Pos: r.Pos, Seq: r.Seq, Deliveries: r.Deliveries,
 			Kept: []*wire.KeptRecord{{Pos: r.Pos, Seq: r.Seq, Row: &wire.RecordRow{
-				Data: slices.Clone(r.Data), Type: r.Type, Time: r.Time,
+				Data: slices.Clone(r.Data), Type: r.Type, Time: r.Time, Extents: cloneExtents(r.Extents),
 			}}},
 		})
 	}

@@ -113,9 +113,20 @@ func checkAppend(state *stream.State, records []*wire.NewRecord) error {
 	return nil
 }
 
+// lengthOf is the length of a record that is to be put.
+func lengthOf(r *wire.NewRecord) (n uint64) {
+	if len(r.Extents) == 0 {
+		return uint64(len(r.Data))
+	}
+	for _, e := range r.Extents {
+		n += e.Length
+	}
+	return n
+}
+
 func bytesOf(records []*wire.NewRecord) (bytes uint64) {
 	for _, r := range records {
-		bytes += uint64(len(r.Data))
+		bytes += lengthOf(r)
 	}
 	return bytes
 }
@@ -127,7 +138,7 @@ func (m *Machine) update(c *context, s *openStream, r *wire.NewRecord, answer *w
 	if err := s.queue.Clear(); err != nil {
 		return err
 	}
-	at := s.queue.Append(r.Data, r.Type, c.now)
+	at := s.queue.AppendRecord(recordToPut(r, c.now))
 	s.queue.State().Version = version + 1
 	answer.FirstSeq, answer.LastSeq = uint64(at.Seq), uint64(at.Seq)
 	m.dirtyStream(s)

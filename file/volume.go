@@ -10,7 +10,10 @@ import (
 
 // loadVolume reads the volume row; without one the volume waits for Init.
 func (m *Machine) loadVolume() error {
-	_, err := readVolumeRow(m.store, &m.volume)
+	there, err := readVolumeRow(m.store, &m.volume)
+	if there && m.volume.Format != 0 {
+		m.volume.Format = formatVersion // in the tables with the next entry
+	}
 	return err
 }
 

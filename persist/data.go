@@ -25,6 +25,9 @@ type Data struct {
 	lock io.Closer
 	base base // changed by Install only
 
+	before  beforeFlush
+	version int // of the directory, as FORMAT says
+
 	mu sync.Mutex // held while the identity is replaced
 	id Identity
 
@@ -42,6 +45,7 @@ const (
 	stateName     = "state"
 	snapshotsName = "snapshots"
 	incomingName  = "incoming"
+	blocksName    = "blocks"
 	creatingName  = "gearsfs.creating"
 )
 
@@ -51,14 +55,16 @@ const (
 //
 // Errors, all of which have changed nothing: gearsfs.ErrNotFound, there is no
 // data and Create is not set; gearsfs.ErrForeign, the directory holds something
-// else; gearsfs.ErrFormat, data of another version; gearsfs.ErrInUse, open already,
+// else; gearsfs.ErrFormat, data of a version that is not known; gearsfs.ErrInUse, open already,
 // here or in another process; gearsfs.ErrDamaged, with the file's name.
 func Open(dir string, opts Options) (*Data, error) {
 	opts = opts.withDefaults()
 	if err := checkNodeName(opts.Name); err != nil {
 		return nil, err
 	}
-	d := &Data{fs: opts.FS, dir: dir, opts: opts}
+	d := &Data{fs: opts.FS, dir: dir}
+	opts.before = &d.before
+	d.opts = opts
 	if vfs.Root(opts.FS) == vfs.Default {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
@@ -161,10 +167,20 @@ func (d *Data) checkFormat() error {
 	if len(lines) == 0 || lines[0].name != "version" {
 		return gearsfs.ErrDamaged.Because("%s names no version", path)
 	}
-	if lines[0].value != fmt.Sprint(FormatVersion) {
-		return gearsfs.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
+	for version := formatOldest; version <= FormatVersion; version++ {
+		if lines[0].value == fmt.Sprint(version) {
+			d.version = version
+			return nil
+		}
 	}
-	return nil
+	return gearsfs.ErrFormat.Because("%s is of format version %s, this program's is %d", d.dir, lines[0].value, FormatVersion)
+}
+
+// writeFormat says that the directory is of this program's version.
+func (d *Data) writeFormat() error {
+	d.version = FormatVersion
+	version := textLine{"version", fmt.Sprint(FormatVersion)}
+	return writeFile(d.fs, d.dir, formatName, formatText(formatTitle, version))
 }
 
 // makeDir makes the directory, and those that it is in.
@@ -231,8 +247,7 @@ func (d *Data) create(opts Options) error {
 	if err := writeFile(d.fs, d.dir, identityName, id.format()); err != nil {
 		return err
 	}
-	version := textLine{"version", fmt.Sprint(FormatVersion)}
-	return writeFile(d.fs, d.dir, formatName, formatText(formatTitle, version))
+	return d.writeFormat()
 }
 
 // load opens what is in the directory. It begins to write when all was read.
@@ -259,7 +274,12 @@ func (d *Data) load(opts Options) error {
 	if err != nil {
 		return errors.Join(err, recovery.abandon())
 	}
-	err = recovery.repair()
+	if d.version != FormatVersion { // before anything is written that an older program would misread
+		err = d.writeFormat()
+	}
+	if err == nil {
+		err = recovery.repair()
+	}
 	if err == nil {
 		err = d.finishInstall(log)
 	}
@@ -351,6 +371,17 @@ func (d *Data) Free() (bytesFree, bytesTotal uint64, err error) {
 	}
 	return usage.AvailBytes, usage.TotalBytes, nil
 }
+
+// Blocks is the directory for the block store, which this package leaves to
+// whoever keeps one there.
+func (d *Data) Blocks() string { return d.path(blocksName) }
+
+// BeforeFlush has sync called before rows of the state are brought to the disk,
+// and before the log is synced: it is to make durable what rows and entries refer
+// to. It may wait for the disk, and must not use state or log. Its error is fatal,
+// as a failed write of the state (see Options.Fatal) or a failed sync of the log
+// is: what they refer to may be lost. Nil takes it back.
+func (d *Data) BeforeFlush(sync func() error) { d.before.set(sync) }
 
 // Close flushes the state, syncs the log, closes both and gives up the lock. It
 // must not run beside anything else that uses them, but for Sync and Flush. It

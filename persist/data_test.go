@@ -148,7 +148,7 @@ func TestOpenRefusesWithoutChange(t *testing.T) {
 		"foreign names":      {files: map[string]string{"log/a": "x", "state/b": "y"}, want: gearsfs.ErrForeign},
 		"foreign FORMAT":     {files: map[string]string{"FORMAT": "pebble 4\n"}, want: gearsfs.ErrForeign},
 		"empty FORMAT":       {files: map[string]string{"FORMAT": ""}, want: gearsfs.ErrForeign},
-		"newer version":      {keep: true, files: map[string]string{"FORMAT": string(format("2"))}, want: gearsfs.ErrFormat, says: "version 2, this program's is 1"},
+		"newer version":      {keep: true, files: map[string]string{"FORMAT": string(format("3"))}, want: gearsfs.ErrFormat, says: "version 3, this program's is 2"},
 		"damaged FORMAT":     {keep: true, files: map[string]string{"FORMAT": "gearsfs data\nversion 1\ncrc32c 00000000\n"}, want: gearsfs.ErrDamaged, says: "FORMAT"},
 		"damaged identity":   {keep: true, files: map[string]string{"identity": "gearsfs identity\nname \"b\"\n"}, want: gearsfs.ErrDamaged, says: "identity"},
 		"damaged manifest":   {keep: true, files: map[string]string{"state/MANIFEST-000005": "nonsense, and a lot of it, at least a header's worth"}, want: gearsfs.ErrDamaged, says: "state"},

@@ -4,7 +4,7 @@
 // # The data directory
 //
 //	LOCK               held by the process that has the directory open
-//	FORMAT             "gearsfs data\nversion 1\n" and a checksum; written last
+//	FORMAT             "gearsfs data\nversion 2\n" and a checksum; written last
 //	identity           the node's name and id, the volume's id, which member the node is
 //	base               the snapshot that state and log begin with, where one was installed; see install.go
 //	log/00000001.seg…  the log, see segment.go
@@ -12,6 +12,7 @@
 //	state/             Pebble, without a log of its own; state-1/ … after a snapshot was installed
 //	snapshots/…        copies of the state that other nodes fetch; gone at the next Open
 //	incoming/…         another node's snapshot, as far as it was fetched
+//	blocks/…           the block store's, see package block
 //	gearsfs.creating   there while the directory is made
 //
 // # The state's tables
@@ -37,6 +38,7 @@
 //	id        'k' ino(8) key 00 id                                   IdRow       ids of records that were put
 //	id order  'j' ino(8) key 00 number(8)                            the id      for forgetting them in order
 //	member    'm' id(8)                                              MemberRow   nodes of the group, and those that were
+//	shared    'b' origin(8) segment(8) at(8)                         SharedRow   pages of the block store that several rows refer to
 //
 // A session's minting time is signed; its sign bit is turned over, so that
 // earlier times come first.
@@ -53,5 +55,9 @@ package persist
 
 // FormatVersion is the version of all that this package writes. It changes
 // when an older program could not read, or would misread, what is written;
-// testdata keeps a directory of each version.
-const FormatVersion = 1
+// testdata keeps a directory of each version. Data of version 1, in which no
+// record has extents, become those of this version when they are opened.
+const FormatVersion = 2
+
+// formatOldest is the first version that Open takes.
+const formatOldest = 1

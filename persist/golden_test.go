@@ -17,7 +17,8 @@ import (
 // testdata: golden-vN is of format version N; golden-vN-member and
 // golden-vN-queue and golden-vN-jump have what came later without making older
 // data unreadable: a member of a group, with a snapshot installed; timers, ids
-// and transactions; jumps of log time. They are made once, and kept.
+// and transactions; jumps of log time. They are made once, and kept: those of
+// golden-v1… by the program of that version. golden-v2 has extents.
 var writeGolden = flag.Bool("write-golden", false, "write what testdata lacks for this format version")
 
 var goldenIdentity = Identity{Name: "golden \"node\"", Node: ID{1, 2, 3}, Volume: ID{4, 5, 6}}
@@ -28,14 +29,14 @@ func goldenRows() map[string][]byte {
 	session := gearsfs.SessionID{Minted: 1234567890, Salt: 99}
 	rows := map[string][]byte{}
 	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
-		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+		string(VolumeKey()): &wire.VolumeRow{Format: 1, Id: goldenIdentity.Volume[:], Name: "main",
 			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7},
 		string(InodeKey(2)):                    &wire.InodeRow{Mode: 0o100644, Nlink: 1, Uid: 1000, Gid: 100, Mtime: 5, Streams: 1, Xattrs: 1, Taken: true},
 		string(DirentKey(1, "jobs")):           &wire.DirentRow{Ino: 2, Type: 0o100000},
 		string(StreamKey(2, "data")):           &wire.StreamRow{NextSeq: 6, HeadPos: 100, HeadSeq: 2, CursorPos: 300, CursorSeq: 4, TailPos: 500, Ready: 2, Leased: 1, Version: 9},
 		string(RecordKey(2, "data", place)):    &wire.RecordRow{Data: bytes.Repeat([]byte("record "), 20), Type: "text", Time: 77},
 		string(RecordKey(2, "large", place)):   &wire.RecordRow{Data: bytes.Repeat([]byte("large "), 1000), Time: 78},
-		string(RecordKey(2, "extents", place)): &wire.RecordRow{Extents: []*wire.Extent{{BlockNode: 1, Block: 2, Offset: 3, Length: 4, Crc32C: 5}}},
+		string(RecordKey(2, "extents", place)): oldExtents{},
 		string(OutKey(2, "data", place)):       &wire.OutRow{Leased: true, SessionMinted: 1234567890, SessionSalt: 99, Fence: 6, Deliveries: 2},
 		string(SessionKey(session)): &wire.SessionRow{Confirmed: 3, Answers: []*wire.StoredAnswer{
 			{Seq: 4, Ino: 2, FirstSeq: 5, LastSeq: 5, Taken: []*wire.Reference{{Ino: 2, Key: "data", Pos: 300, Seq: 4}}}}},
@@ -50,6 +51,14 @@ func goldenRows() map[string][]byte {
 	}
 	rows[string(XattrKey(2, "user.colour"))] = []byte("blue")
 	return rows
+}
+
+// oldExtents is a record's row with an extent as the messages had it before there
+// was a block store; none was ever written.
+type oldExtents struct{}
+
+func (oldExtents) MarshalVT() ([]byte, error) {
+	return []byte("*\x14\x09\x01\x00\x00\x00\x00\x00\x00\x00\x10\x02\x18\x03 \x04-\x05\x00\x00\x00"), nil
 }
 
 // goldenLog is what the log holds: entries of several segments, with some that
@@ -105,10 +114,35 @@ func goldenJumpRows() map[string][]byte {
 	rows := goldenQueueRows()
 	place := gearsfs.Place{Pos: 300, Seq: 4}
 	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
-		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+		string(VolumeKey()): &wire.VolumeRow{Format: 1, Id: goldenIdentity.Volume[:], Name: "main",
 			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7,
 			Jumps: []*wire.Jump{{At: 1234560000, By: 3600}, {At: 1234561000, By: 5}}},
 		string(OutKey(2, "jobs", place)): &wire.OutRow{Leased: true, Fence: 6, Deliveries: 1, Deadline: 1234568000, Bytes: 6, Tries: 3, Jumped: 3600},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[key] = value
+	}
+	return rows
+}
+
+// goldenExtentRows has what refers to the block store.
+func goldenExtentRows() map[string][]byte {
+	rows := goldenJumpRows()
+	delete(rows, string(RecordKey(2, "extents", gearsfs.Place{Pos: 300, Seq: 4})))
+	stored := &wire.Extent{Origin: 0x8000000000000abc, Segment: 1234567, At: 8192, Size: 5000, Offset: 100, Length: 4900, Sums: []byte("12345678")}
+	inline := &wire.Extent{Length: 6, Data: []byte("inline")}
+	place, session := gearsfs.Place{Pos: 131072, Seq: 5}, gearsfs.SessionID{Minted: 1234567890, Salt: 101}
+	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
+		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7, Shared: 1},
+		string(StreamKey(2, "blocks")):        &wire.StreamRow{NextSeq: 6, TailPos: 140000, Ready: 1, Version: 9, Blocks: true, Extents: 1},
+		string(RecordKey(2, "blocks", place)): &wire.RecordRow{Extents: []*wire.Extent{inline, stored, {Length: 7}}, Time: 79, Block: true},
+		string(SharedKey(3, 17, 4096)):        &wire.SharedRow{Size: 8192, Refs: 3},
+		string(SessionKey(session)): &wire.SessionRow{Answers: []*wire.StoredAnswer{{Seq: 1, Taken: []*wire.Reference{
+			{Ino: 2, Key: "blocks", Kept: []*wire.KeptRecord{{Pos: 1, Seq: 2, Row: &wire.RecordRow{Extents: []*wire.Extent{stored}}}}}}}}},
 	} {
 		value, err := row.MarshalVT()
 		if err != nil {
@@ -135,27 +169,6 @@ func goldenMemberRows() map[string][]byte {
 	return rows
 }
 
-// makeGoldenMember installs a snapshot as of entry 32 and goes on from there.
-func makeGoldenMember(t *testing.T, dir string) {
-	donor := newDataAt(t, vfs.NewMem(), 0)
-	donor.State.DeleteRange([]byte{0}, []byte{0xff})
-	setGolden(t, donor, goldenMemberRows())
-	s, err := donor.MakeSnapshot()
-	require.NoError(t, err)
-
-	opts := smallData(vfs.Default)
-	opts.Name, opts.SegmentBytes = goldenIdentity.Name, 4<<10
-	d, err := Open(dir, opts)
-	require.NoError(t, err)
-	d.id.Node = goldenIdentity.Node
-	require.NoError(t, d.SetMember(goldenIdentity.Volume, goldenMember().Member))
-	_, entries, hard := goldenLog()
-	require.NoError(t, d.Install(newIncoming(t, d, s), 32, 4, []byte("as of the snapshot")))
-	require.NoError(t, d.Log.Append(entries[32:], []byte(hard)))
-	require.NoError(t, d.Close())
-	require.NoError(t, donor.Close())
-}
-
 func setGolden(t *testing.T, d *Data, rows map[string][]byte) {
 	for key, value := range rows {
 		d.State.Set([]byte(key), value)
@@ -163,11 +176,7 @@ func setGolden(t *testing.T, d *Data, rows map[string][]byte) {
 	require.NoError(t, d.State.Commit())
 }
 
-func makeGolden(t *testing.T, dir string) { makeFounder(t, dir, goldenRows()) }
-
-func makeGoldenQueue(t *testing.T, dir string) { makeFounder(t, dir, goldenQueueRows()) }
-
-func makeGoldenJump(t *testing.T, dir string) { makeFounder(t, dir, goldenJumpRows()) }
+func makeGoldenExtents(t *testing.T, dir string) { makeFounder(t, dir, goldenExtentRows()) }
 
 func makeFounder(t *testing.T, dir string, rows map[string][]byte) {
 	opts := smallData(vfs.Default)
@@ -187,20 +196,27 @@ func makeFounder(t *testing.T, dir string, rows map[string][]byte) {
 	require.NoError(t, d.Close())
 }
 
-// TestGolden reads what each version of the format wrote.
+// TestGolden reads what each version of the format wrote, and finds it of this
+// program's version from then on.
 func TestGolden(t *testing.T) {
-	dir := fmt.Sprintf("testdata/golden-v%d", FormatVersion)
-	t.Run("founder", func(t *testing.T) { testGolden(t, dir, makeGolden, goldenIdentity, goldenRows()) })
+	const v1 = "testdata/golden-v1"
+	t.Run("founder", func(t *testing.T) { testGolden(t, v1, makeNothing, goldenIdentity, goldenRows()) })
 	t.Run("queue", func(t *testing.T) {
-		testGolden(t, dir+"-queue", makeGoldenQueue, goldenIdentity, goldenQueueRows())
+		testGolden(t, v1+"-queue", makeNothing, goldenIdentity, goldenQueueRows())
 	})
 	t.Run("jump", func(t *testing.T) {
-		testGolden(t, dir+"-jump", makeGoldenJump, goldenIdentity, goldenJumpRows())
+		testGolden(t, v1+"-jump", makeNothing, goldenIdentity, goldenJumpRows())
 	})
 	t.Run("member", func(t *testing.T) {
-		testGolden(t, dir+"-member", makeGoldenMember, goldenMember(), goldenMemberRows())
+		testGolden(t, v1+"-member", makeNothing, goldenMember(), goldenMemberRows())
+	})
+	t.Run("extents", func(t *testing.T) {
+		testGolden(t, "testdata/golden-v2", makeGoldenExtents, goldenIdentity, goldenExtentRows())
 	})
 }
+
+// makeNothing is for what only an older program writes.
+func makeNothing(t *testing.T, dir string) { require.Fail(t, "it is missing", dir) }
 
 func testGolden(t *testing.T, dir string, write func(*testing.T, string), id Identity, rows map[string][]byte) {
 	if _, err := os.Stat(dir); *writeGolden && os.IsNotExist(err) {
@@ -234,4 +250,7 @@ func testGolden(t *testing.T, dir string, write func(*testing.T, string), id Ide
 	require.NoError(t, it.Close())
 	require.Equal(t, rows, seen)
 	require.NoError(t, d.Close())
+	version, err := readText(disk, "data/"+formatName)
+	require.NoError(t, err)
+	require.Contains(t, string(version), fmt.Sprintf("version %d\n", FormatVersion))
 }

@@ -28,6 +28,7 @@ const (
 	TableID      Table = 'k'
 	TableIDOrder Table = 'j'
 	TableTimer   Table = 't'
+	TableShared  Table = 'b'
 )
 
 const (
@@ -39,6 +40,7 @@ const (
 	memberSize  = 1 + 8
 	numberBytes = 8
 	dueBytes    = 8
+	sharedSize  = 1 + 8 + 8 + 8
 )
 
 // VolumeKey is the key of the one VolumeRow.
@@ -166,6 +168,18 @@ func AppendTimerKey(dst []byte, t Timer) []byte {
 	dst = append(append(dst, t.Key...), keyEnd)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Place.Pos))
 	return binary.BigEndian.AppendUint64(dst, uint64(t.Place.Seq))
+}
+
+// SharedKey is the key of a range of a segment that several rows refer to: whose
+// segment, its number, and where the range begins.
+func SharedKey(origin gearsfs.MemberID, segment, at uint64) []byte {
+	return AppendSharedKey(make([]byte, 0, sharedSize), origin, segment, at)
+}
+
+func AppendSharedKey(dst []byte, origin gearsfs.MemberID, segment, at uint64) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, byte(TableShared)), uint64(origin))
+	dst = binary.BigEndian.AppendUint64(dst, segment)
+	return binary.BigEndian.AppendUint64(dst, at)
 }
 
 // TimerRange holds the timers that are due at from or later and at to at the
@@ -317,6 +331,13 @@ func ParseTimerKey(k []byte) (Timer, error) {
 		Key:   gearsfs.Key(k[dueBytes+inoBytes : end]),
 		Place: placeOf(k),
 	}, nil
+}
+
+func ParseSharedKey(k []byte) (origin gearsfs.MemberID, segment, at uint64, err error) {
+	if len(k) != sharedSize || k[0] != byte(TableShared) {
+		return 0, 0, 0, badKey(k)
+	}
+	return gearsfs.MemberID(binary.BigEndian.Uint64(k[1:])), binary.BigEndian.Uint64(k[9:]), binary.BigEndian.Uint64(k[17:]), nil
 }
 
 func parseIno(k []byte, table Table) (gearsfs.Ino, error) {

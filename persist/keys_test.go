@@ -48,6 +48,8 @@ func (r row) bytes() []byte {
 		return IDOrderKey(ino, gearsfs.Key(r.name), r.number)
 	case TableTimer:
 		return TimerKey(Timer{r.a, gearsfs.Ino(r.b), gearsfs.Key(r.name), r.place})
+	case TableShared:
+		return SharedKey(gearsfs.MemberID(r.a), r.b, r.number)
 	case TableOrphan:
 		return OrphanKey(ino)
 	case TableMember:
@@ -94,6 +96,11 @@ func parseRow(k []byte) (r row, err error) {
 		var timer Timer
 		timer, err = ParseTimerKey(k)
 		return row{table: r.table, a: timer.Due, b: uint64(timer.Ino), name: string(timer.Key), place: timer.Place}, err
+	case TableShared:
+		var origin gearsfs.MemberID
+		origin, r.b, r.number, err = ParseSharedKey(k)
+		r.a = uint64(origin)
+		return r, err
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
 	case TableRemote:
@@ -122,7 +129,7 @@ func (r row) compare(q row) int {
 }
 
 var allTables = []Table{TableVolume, TableInode, TableDirent, TableXattr, TableStream, TableRecord, TableOut,
-	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder, TableTimer}
+	TableSession, TableOrphan, TableRemote, TableMember, TableID, TableIDOrder, TableTimer, TableShared}
 
 func randomRow(rng *rand.Rand) row {
 	// Few values, so that rows share prefixes; edges of all kinds.
@@ -155,6 +162,8 @@ func randomRow(rng *rand.Rand) row {
 		r.place = gearsfs.Place{Pos: gearsfs.Pos(number()), Seq: gearsfs.Seq(number())}
 	case TableSession:
 		r.a, r.b = number(), number()
+	case TableShared:
+		r.a, r.b, r.number = number(), number(), number()
 	case TableRemote:
 		r.name = string(name)
 	case TableID:

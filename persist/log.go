@@ -52,6 +52,7 @@ type Log struct {
 	segs       []*segment // by rising number, the last is appended to
 	index      logIndex
 	recent     recentEntries
+	sure       uint64 // see Sure
 	hard       []byte // replaced, never changed
 	generation uint64
 	broken     error // of a sync
@@ -296,6 +297,9 @@ func (l *Log) makeRoom(size int64) error {
 
 // syncFile syncs a segment; where that fails the log is broken.
 func (l *Log) syncFile(seg *segment) error {
+	if err := l.limit.before.run(); err != nil {
+		return l.breakBy(err)
+	}
 	if err := seg.f.SyncData(); err != nil {
 		return l.breakBy(fmt.Errorf("sync %s: %w", seg.path, err))
 	}
@@ -311,6 +315,12 @@ func (l *Log) breakBy(err error) error {
 	}
 	return l.broken
 }
+
+// Sure is the last entry of those found when the log was opened of which it is
+// known that they were on disk when the process before wrote something more: a
+// Sync that covers it had returned. Of those behind it some may have come to the
+// disk by themselves.
+func (l *Log) Sure() uint64 { return l.sure }
 
 // Sync returns when all that was appended before the call is on disk. It may
 // run beside Append. After an error the log takes no changes any more.

@@ -22,6 +22,8 @@ type Options struct {
 	MemTableBytes uint64 // of each of the state's memtables, at most four; 32 MiB
 	SegmentBytes  int64  // of a log segment; 16 MiB, at most 1 GiB
 	LogCacheBytes int    // of recent log entries kept in memory; 8 MiB
+
+	before *beforeFlush // the Data's
 }
 
 // withDefaults fills in what is zero.

@@ -3,6 +3,7 @@ package persist
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -63,6 +64,36 @@ type recovery struct {
 	l         *Log
 	leftovers []uint64
 	spares    []string
+	unsure    []entryEnd // entries that nothing read so far says were on disk
+}
+
+// entryEnd is where an entry ends in the segment that is being read.
+type entryEnd struct {
+	index uint64
+	end   int64
+}
+
+// sure takes over what a record says was on disk when it was written.
+func (r *recovery) sure(rec record) {
+	synced := int64(rec.synced)
+	if rec.kind == kindMark {
+		synced = math.MaxInt64
+	}
+	n := 0
+	for n < len(r.unsure) && r.unsure[n].end <= synced {
+		r.l.sure = r.unsure[n].index
+		n++
+	}
+	r.unsure = r.unsure[n:]
+}
+
+// unsureOf notes an entry, which may replace others.
+func (r *recovery) unsureOf(index uint64, end int64) {
+	for n := len(r.unsure); n > 0 && r.unsure[n-1].index >= index; n-- {
+		r.unsure = r.unsure[:n-1]
+	}
+	r.l.sure = min(r.l.sure, index-1)
+	r.unsure = append(r.unsure, entryEnd{index, end})
 }
 
 func (r *recovery) read() error {
@@ -195,6 +226,7 @@ func (r *recovery) readSegment(number uint64, newest bool) error {
 func (r *recovery) replay(seg *segment, rec record, ok bool) (bool, error) {
 	l := r.l
 	if seg.used == 0 {
+		r.unsure, l.sure = nil, l.index.last // a segment has its name when the one before is on disk
 		h, isHead := parseHead(rec, seg.number)
 		if !ok || !isHead {
 			return false, damagedAt(seg.path, 0, "no segment head")
@@ -204,12 +236,14 @@ func (r *recovery) replay(seg *segment, rec record, ok bool) (bool, error) {
 	if !ok || !rec.follows(l.generation) {
 		return false, nil
 	}
+	r.sure(rec)
 	switch rec.kind {
 	case kindEntry:
 		if rec.index == 0 || rec.index > l.index.last+1 {
 			return false, damagedAt(seg.path, seg.used, "entry %d follows entry %d", rec.index, l.index.last)
 		}
 		l.index.add(seg, seg.used, rec.index, rec.term)
+		r.unsureOf(rec.index, seg.used+recordBytes(len(rec.payload)))
 		l.recent.add(LogEntry{Index: rec.index, Term: rec.term, Type: rec.typ, Data: slices.Clone(rec.payload)})
 	case kindHard:
 		l.hard = cloneHard(rec.payload)

@@ -227,13 +227,17 @@ type head struct {
 
 const (
 	headMagic = "gearslog"
+	// segmentVersion is that of the segments, which are the same in all versions of
+	// the format.
+	segmentVersion = 1
+
 	headBytes = len(headMagic) + 4 + 4 + 4*8
 )
 
 func (h head) record(generation uint64) record {
 	p := make([]byte, 0, headBytes+len(h.hard))
 	p = append(p, headMagic...)
-	p = binary.LittleEndian.AppendUint32(p, FormatVersion)
+	p = binary.LittleEndian.AppendUint32(p, segmentVersion)
 	p = append(p, 0, 0, 0, 0)
 	p = binary.LittleEndian.AppendUint64(p, h.number)
 	p = binary.LittleEndian.AppendUint64(p, h.first)
@@ -261,7 +265,7 @@ func parseHead(r record, number uint64) (h head, ok bool) {
 		hard:       p[40:],
 	}
 	version := binary.LittleEndian.Uint32(p)
-	return h, version == FormatVersion && h.number == number && h.first <= number
+	return h, version == segmentVersion && h.number == number && h.first <= number
 }
 
 // follows reports whether a record can stand behind one of a generation in the

@@ -91,6 +91,13 @@ func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *
 		DisableTableStats: vfs.Root(fsys) != vfs.Default,
 		EventListener: &pebble.EventListener{
 			BackgroundError: faults.background,
+			// Pebble holds its own lock meanwhile: all changes wait, so that no row
+			// is in a file before what it refers to.
+			FlushBegin: func(pebble.FlushInfo) {
+				if err := opts.before.run(); err != nil {
+					faults.Fatalf("sync what it refers to: %w", err)
+				}
+			},
 			// By default that is fatal; here it is the error of the read that met it.
 			DataCorruption: func(info pebble.DataCorruptionInfo) { faults.background(info.Details) },
 		},

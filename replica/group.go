@@ -78,6 +78,15 @@ type Config struct {
 	// Freed counts the bytes that Machine has let go of: the space of those comes
 	// back by a flush only. nil is never any.
 	Freed func() uint64
+	// Intact is asked, where this node is the only voter, about entries behind Sure
+	// that are not in the state, before they are: the first one of which it says no,
+	// and all behind it, did not happen. They came to the disk without a sync, and
+	// what they refer to did not. nil is always yes.
+	Intact func(*wire.Entry) bool
+	Sure   uint64
+	// Fit says whether a member that has caught up with the log may vote; nil is
+	// always. It is asked again at each tick, and must not block.
+	Fit func(member uint64) bool
 	// KeepLogBytes is how much log is kept for members that are behind; 0 is
 	// 256 MiB.
 	KeepLogBytes uint64

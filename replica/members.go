@@ -171,7 +171,7 @@ func (g *Group) promote() error {
 			ready = m.id
 		}
 	})
-	if ready == raft.None {
+	if ready == raft.None || g.cfg.Fit != nil && !g.cfg.Fit(ready) {
 		return nil
 	}
 	g.cfg.Logger.Info("a member has caught up and gets a vote", "member", ready)

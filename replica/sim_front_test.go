@@ -468,6 +468,8 @@ func (f *simFront) Applied(_ uint64, touched []file.Touched, _ []file.Changed) {
 
 func (f *simFront) MembersChanged() {}
 
+func (f *simFront) Freed(uint64, []gearsfs.Extent) {}
+
 func (f *simFront) Verify(index uint64, state file.View) {
 	sum, err := file.HashState(context.Background(), state, nil)
 	if err != nil {

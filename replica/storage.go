@@ -195,6 +195,11 @@ func openStorage(cfg Config) (*storage, error) {
 	// Only a log that nobody else holds is worth less than the state.
 	var conf membership
 	conf.set(s.conf)
+	if cfg.Intact != nil && (conf.sole(cfg.ID) || applied == 0 && log.First() == 1 && s.checkFounder(cfg.ID) == nil) {
+		if err := s.dropLost(applied, cfg.Sure, cfg.Intact); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case log.Last() < applied && !conf.sole(cfg.ID):
 		return nil, gearsfs.ErrDamaged.Because("the log ends at %d, but the state is at %d", log.Last(), applied)

@@ -18,26 +18,34 @@ func (q *Queue) Lives(at gearsfs.Place) bool {
 	return q.outs.ref(at) != nil
 }
 
-// Replace changes the bytes of a record that lives, had oldBytes bytes and
-// keeps its boundaries, or grows into a gap behind it, also at the tail. r is
-// the whole new row and is not kept. A lease on it stays.
-func (q *Queue) Replace(at gearsfs.Place, oldBytes int, r *Record) {
+// Replace changes the bytes of a record that lives, had oldBytes bytes, in those
+// extents if any, and keeps its boundaries, or grows into a gap behind it, also
+// at the tail. r is the whole new row and is not kept. A lease on it stays.
+func (q *Queue) Replace(at gearsfs.Place, oldBytes int, was []gearsfs.Extent, r *Record) {
 	q.s.Blocks = true
-	q.resize(at, oldBytes, r)
-	if end := at.Pos + gearsfs.Pos(len(r.Data)); end > q.s.Tail {
+	q.resize(at, oldBytes, was, r)
+	if end := at.Pos + gearsfs.Pos(r.Len()); end > q.s.Tail {
 		q.s.Tail = end
 	}
 }
 
-func (q *Queue) resize(at gearsfs.Place, oldBytes int, r *Record) {
-	q.rows.Set(at, r)
-	q.s.Bytes += uint64(len(r.Data)) - uint64(oldBytes)
+func (q *Queue) resize(at gearsfs.Place, oldBytes int, was []gearsfs.Extent, r *Record) {
+	q.rows.Replace(at, was, r)
+	n := uint64(r.Len())
+	q.s.Bytes += n - uint64(oldBytes)
 	q.s.Version++
-	if out := q.outs.ref(at); out != nil && out.Bytes != uint64(len(r.Data)) {
+	if out := q.outs.ref(at); out != nil && out.Bytes != n {
 		was := *out
-		out.Bytes = uint64(len(r.Data))
+		out.Bytes = n
 		q.rows.SetOut(at, was, *out)
 	}
+	q.dropWindowBehind(at)
+}
+
+// Rewrite gives a record that was those extents others with the same bytes. r is
+// the whole new row and is not kept. To whoever uses the stream nothing changes.
+func (q *Queue) Rewrite(at gearsfs.Place, was []gearsfs.Extent, r *Record) {
+	q.rows.Replace(at, was, r)
 	q.dropWindowBehind(at)
 }
 
@@ -54,17 +62,18 @@ func (q *Queue) dropWindowBehind(at gearsfs.Place) {
 // row and is not kept.
 func (q *Queue) Insert(pos gearsfs.Pos, r *Record) gearsfs.Place {
 	at := gearsfs.Place{Pos: pos, Seq: q.s.NextSeq}
-	if at.Less(q.s.Cursor) || len(r.Data) == 0 {
-		panic(fmt.Sprintf("stream: a block of %d bytes at %v, the cursor is at %v", len(r.Data), at, q.s.Cursor))
+	n := r.Len()
+	if at.Less(q.s.Cursor) || n == 0 {
+		panic(fmt.Sprintf("stream: a block of %d bytes at %v, the cursor is at %v", n, at, q.s.Cursor))
 	}
 	q.dropWindowBehind(at)
 	q.rows.Set(at, r)
 	q.s.NextSeq++
 	q.s.Ready++
-	q.s.Bytes += uint64(len(r.Data))
+	q.s.Bytes += uint64(n)
 	q.s.Blocks = true
 	q.s.Version++
-	if end := pos + gearsfs.Pos(len(r.Data)); end > q.s.Tail {
+	if end := pos + gearsfs.Pos(n); end > q.s.Tail {
 		q.s.Tail = end
 	}
 	return at
@@ -134,10 +143,10 @@ func (q *Queue) SetTail(tail gearsfs.Pos) error {
 	if err != nil {
 		return err
 	}
-	if at.Pos+gearsfs.Pos(len(r.Data)) > tail {
-		was := len(r.Data)
-		r.Data = r.Data[:tail-at.Pos]
-		q.resize(at, was, &r)
+	if was := r.Len(); at.Pos+gearsfs.Pos(was) > tail {
+		extents := r.Extents
+		r.cut(int(tail - at.Pos))
+		q.resize(at, was, extents, &r)
 	}
 	return nil
 }
@@ -193,7 +202,7 @@ func (q *Queue) removeFrom(cut gearsfs.Place) error {
 		err := q.rows.Scan(from, placeMax, func(at gearsfs.Place, r *Record) bool {
 			if !q.waits(at) {
 				q.s.Ready--
-				q.s.Bytes -= uint64(len(r.Data))
+				q.s.Bytes -= uint64(r.Len())
 			}
 			return true
 		})

@@ -8,19 +8,27 @@ import "github.com/gearsfs/gearsfs"
 // AppendDelayed is Append of a record that can't be taken before Due is called
 // for it; until, which is not 0, is kept for the caller.
 func (q *Queue) AppendDelayed(data []byte, typ string, time, until uint64) gearsfs.Place {
+	return q.AppendRecordDelayed(Record{Data: data, Type: typ, Time: time}, until)
+}
+
+// AppendRecordDelayed is AppendDelayed of a record of any form, of which nothing
+// is kept.
+func (q *Queue) AppendRecordDelayed(r Record, until uint64) gearsfs.Place {
 	if q.s.Drained() {
 		q.s.Blocks = false
 	}
 	next := q.s.Cursor.Pos == q.s.Tail && q.fresh()+q.s.DelayedAhead == 0
-	at := q.put(data, typ, time)
-	q.scratch.Data = nil
+	q.scratch = r
+	at := q.put()
+	q.scratch = Record{}
+	n := r.Len()
 	q.s.Delayed++
 	if next { // nothing is between: takes and looks need not pass it
-		q.s.Cursor = behind(at, len(data))
+		q.s.Cursor = behind(at, n)
 	} else {
 		q.s.DelayedAhead++
 	}
-	out := Out{Bytes: uint64(len(data)), Deadline: until}
+	out := Out{Bytes: uint64(n), Deadline: until}
 	q.outs.set(at, out)
 	q.rows.SetOut(at, Out{}, out)
 	return at

@@ -53,7 +53,7 @@ func (q *Queue) dropFirst() error {
 // dropFresh removes the first record of the window.
 func (q *Queue) dropFresh() {
 	w := q.window.front()
-	at, n := w.at, len(w.rec.Data)
+	at, n := w.at, w.rec.Len()
 	q.window.pop()
 	q.pass(behind(at, n))
 	q.s.Ready--

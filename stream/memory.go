@@ -21,9 +21,13 @@ var _ Records = (*Memory)(nil)
 func (m *Memory) Set(at gearsfs.Place, r *Record) {
 	kept := *r
 	kept.Data = bytes.Clone(r.Data)
+	kept.Extents = CloneExtents(r.Extents)
 	kept.Type = strings.Clone(r.Type)
 	m.rows.set(at, kept)
 }
+
+// Replace implements Rows.
+func (m *Memory) Replace(at gearsfs.Place, _ []gearsfs.Extent, r *Record) { m.Set(at, r) }
 
 // Get implements Rows.
 func (m *Memory) Get(at gearsfs.Place) (Record, error) {
@@ -32,6 +36,7 @@ func (m *Memory) Get(at gearsfs.Place) (Record, error) {
 		return r, fmt.Errorf("%w: no record at %v", gearsfs.ErrDamaged, at)
 	}
 	r.Data = bytes.Clone(r.Data)
+	r.Extents = CloneExtents(r.Extents)
 	return r, nil
 }
 

@@ -172,7 +172,7 @@ func (m *modelled) step() string {
 		for range was {
 			r.data = append(r.data, byte(m.rand.Uint32()))
 		}
-		m.q.Replace(r.at, was, &Record{Data: r.data, Type: "type", Time: r.time, Block: r.block})
+		m.q.Replace(r.at, was, nil, &Record{Data: r.data, Type: "type", Time: r.time, Block: r.block})
 		return "replace"
 	default:
 		r := m.pick(func(r *modelRecord) bool { return r.at != m.s.Head })

@@ -66,14 +66,16 @@ type peeking struct {
 
 // add shows a record; it returns false where there is to be no other.
 func (p *peeking) add(at gearsfs.Place, r *Record, deliveries uint32) bool {
-	if p.n > 0 && len(r.Data) > p.bytesLeft || p.n >= p.limit {
+	n := r.Len()
+	if p.n > 0 && n > p.bytesLeft || p.n >= p.limit {
 		return false
 	}
 	rec := *r
 	rec.Data = slices.Clone(r.Data)
+	rec.Extents = CloneExtents(r.Extents)
 	rec.Type = string([]byte(r.Type))
 	p.dst = append(p.dst, Taken{Place: at, Record: rec, Deliveries: deliveries})
 	p.n++
-	p.bytesLeft -= len(r.Data)
+	p.bytesLeft -= n
 	return p.n < p.limit
 }

@@ -31,8 +31,8 @@ type Queue struct {
 	older   bool // see Older
 }
 
-// Taken is a record that was handed out. Its Data must not be written to; it
-// stays as it is.
+// Taken is a record that was handed out. Its Data and Extents must not be written
+// to; they stay as they are.
 type Taken struct {
 	Place      gearsfs.Place
 	Record     Record
@@ -79,27 +79,33 @@ func (q *Queue) SetLimits(l gearsfs.Limits) {
 
 // Append puts one record at the tail. Data and typ are not kept.
 func (q *Queue) Append(data []byte, typ string, time uint64) gearsfs.Place {
+	return q.AppendRecord(Record{Data: data, Type: typ, Time: time})
+}
+
+// AppendRecord is Append of a record of any form, of which nothing is kept.
+func (q *Queue) AppendRecord(r Record) gearsfs.Place {
 	if q.s.Drained() {
 		q.s.Blocks = false // none of those is left
 	}
 	whole := q.windowIsWhole()
-	at := q.put(data, typ, time)
+	q.scratch = r
+	at := q.put()
 	q.s.Ready++
-	if whole && len(data) <= windowBytesMax && q.window.room(&q.scratch) {
+	if whole && q.scratch.kept() <= windowBytesMax && q.window.room(&q.scratch) {
 		q.window.push(at, &q.scratch)
 	}
-	q.scratch.Data = nil
+	q.scratch = Record{}
 	return at
 }
 
-// put makes the row of a new record at the tail.
-func (q *Queue) put(data []byte, typ string, time uint64) gearsfs.Place {
+// put makes the row of a new record, which is in scratch, at the tail.
+func (q *Queue) put() gearsfs.Place {
 	at := q.s.End()
-	q.scratch = Record{Data: data, Type: typ, Time: time}
+	n := q.scratch.Len()
 	q.rows.Set(at, &q.scratch)
 	q.s.NextSeq++
-	q.s.Tail += gearsfs.Pos(len(data))
-	q.s.Bytes += uint64(len(data))
+	q.s.Tail += gearsfs.Pos(n)
+	q.s.Bytes += uint64(n)
 	q.s.Version++
 	return at
 }
@@ -193,7 +199,7 @@ func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {
 			break
 		}
 		q.s.Version++
-		h.bytesLeft -= len(t.Record.Data)
+		h.bytesLeft -= t.Record.Len()
 		dst = append(dst, t)
 	}
 	return dst, nil
@@ -205,7 +211,7 @@ func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
 		return t, false, err
 	}
 	w := q.window.front()
-	n := len(w.rec.Data)
+	n := w.rec.Len()
 	if !must && n > h.bytesLeft {
 		return t, false, nil
 	}

@@ -35,7 +35,7 @@ func (q *Queue) Measure(n, bytesMax uint64) (bytes uint64, err error) {
 		return 0, nil
 	}
 	err = q.EachReady(func(_ gearsfs.Place, r *Record) bool {
-		bytes += uint64(len(r.Data))
+		bytes += uint64(r.Len())
 		n--
 		return n > 0 && bytes <= bytesMax
 	})

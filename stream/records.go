@@ -10,6 +10,8 @@ type Record struct {
 	Type  string
 	Time  uint64 // log time of the put, nanoseconds since the Unix epoch
 	Block bool   // written in place: it may grow
+	// Extents, in order, are the record's bytes where Data has none.
+	Extents []gearsfs.Extent
 }
 
 // Out marks a record in front of the cursor that is not gone, or one anywhere
@@ -38,11 +40,13 @@ type Records interface {
 
 // Rows are the records themselves, by place.
 type Rows interface {
-	// Set stores the row of a new record or one whose bytes changed. r is
-	// not kept.
+	// Set stores the row of a new record. r is not kept.
 	Set(at gearsfs.Place, r *Record)
+	// Replace stores the row of a record whose bytes changed and were those
+	// extents, if any. Neither is kept.
+	Replace(at gearsfs.Place, was []gearsfs.Extent, r *Record)
 	// Get reads the row at a place that has one; a missing one is an error.
-	// Its Data is the caller's.
+	// Its Data and Extents are the caller's.
 	Get(at gearsfs.Place) (Record, error)
 	// Scan calls yield with the rows in [from, to), in order, until it returns
 	// false. What r points to is valid during the call only.

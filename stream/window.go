@@ -59,7 +59,7 @@ type windowed struct {
 
 func (w *window) len() int { return len(w.recs) - w.first }
 
-func cost(r *Record) int { return len(r.Data) + windowRecordCost }
+func cost(r *Record) int { return r.kept() + windowRecordCost }
 
 // room reports whether r may join: the first always may.
 func (w *window) room(r *Record) bool {
@@ -73,7 +73,7 @@ func (w *window) push(at gearsfs.Place, r *Record) {
 		clear(w.recs[n:])
 		w.recs, w.first = w.recs[:n], 0
 	}
-	kept := Record{Data: w.pool.copy(r.Data), Time: r.Time, Block: r.Block}
+	kept := Record{Data: w.pool.copy(r.Data), Time: r.Time, Block: r.Block, Extents: CloneExtents(r.Extents)}
 	switch n := len(w.recs); {
 	case r.Type == "":
 	case n > 0 && w.recs[n-1].rec.Type == r.Type:

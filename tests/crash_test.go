@@ -18,6 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/block/blocktest"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
@@ -53,6 +55,7 @@ const crashClients = 3
 // its states from index low to high.
 type crash struct {
 	fs        vfs.FS
+	blocks    *blocktest.Memory
 	low, high [crashClients]int64
 }
 
@@ -62,6 +65,9 @@ func crashRun(t *testing.T, seed, run uint64) int64 {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, run))
 	mem := vfs.NewCrashableMem()
+	blocks := blocktest.NewMemory(nil)
+	require.NoError(t, blocks.MakeDir("/data"))
+	require.NoError(t, blocks.SyncDir("/"))
 	clients := make([]*crashClient, crashClients)
 	for i := range clients {
 		clients[i] = &crashClient{
@@ -71,18 +77,25 @@ func crashRun(t *testing.T, seed, run uint64) int64 {
 	}
 	var mu sync.Mutex // guards rng and crashes
 	var crashes []crash
-	disk := errorfs.Wrap(roomy{mem}, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
-			return nil
-		}
+	mayCrash := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if rng.IntN(12) == 0 && len(crashes) < 64 {
-			crashes = append(crashes, crashNow(mem, clients, rng))
+			crashes = append(crashes, crashNow(mem, blocks, clients, rng))
+		}
+	}
+	disk := errorfs.Wrap(roomy{mem}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() != errorfs.OpIsRead {
+			mayCrash()
 		}
 		return nil
 	}))
-	v, err := openCrashable(disk)
+	v, err := openCrashable(disk, blocktest.Faulty(blocks, func(op blocktest.Op) error {
+		if op.Kind.Writes() {
+			mayCrash()
+		}
+		return nil
+	}))
 	require.NoError(t, err, "seed %d, run %d", seed, run)
 	var working sync.WaitGroup
 	for _, c := range clients {
@@ -94,7 +107,7 @@ func crashRun(t *testing.T, seed, run uint64) int64 {
 	}
 	working.Wait()
 	mu.Lock()
-	crashes = append(crashes, crashNow(mem, clients, rng))
+	crashes = append(crashes, crashNow(mem, blocks, clients, rng))
 	mu.Unlock()
 	require.NoError(t, v.Close())
 	for i, c := range crashes {
@@ -105,7 +118,9 @@ func crashRun(t *testing.T, seed, run uint64) int64 {
 	return int64(len(crashes))
 }
 
-func crashNow(mem *vfs.MemFS, clients []*crashClient, rng *rand.Rand) crash {
+// crashNow takes the disk with the log and the state first: pages of the block
+// store are given back a while after what made that possible is on it.
+func crashNow(mem *vfs.MemFS, blocks *blocktest.Memory, clients []*crashClient, rng *rand.Rand) crash {
 	var c crash
 	for i := range clients {
 		c.low[i] = clients[i].durable.Load()
@@ -115,6 +130,7 @@ func crashNow(mem *vfs.MemFS, clients []*crashClient, rng *rand.Rand) crash {
 		RNG:                 rand.New(rand.NewPCG(rng.Uint64(), 0)),
 	})
 	c.fs = roomy{clone}
+	c.blocks = blocks.Crash(rng)
 	for i := range clients {
 		c.high[i] = clients[i].started.Load()
 	}
@@ -131,8 +147,8 @@ func (roomy) GetDiskUsage(string) (vfs.DiskUsage, error) {
 func (r roomy) Unwrap() vfs.FS { return r.FS }
 
 // openCrashable opens the volume on fs, with everything small so that what
-// happens seldom happens soon.
-func openCrashable(fs vfs.FS) (*dgm.Volume, error) {
+// happens seldom happens soon, and short payloads in the block store.
+func openCrashable(fs vfs.FS, blocks block.FS) (*dgm.Volume, error) {
 	data, err := persist.Open("/data", persist.Options{
 		FS: fs, Create: true, Name: "n",
 		CacheBytes: 1 << 20, MemTableBytes: 64 << 10, SegmentBytes: 64 << 10, LogCacheBytes: 64 << 10,
@@ -140,12 +156,12 @@ func openCrashable(fs vfs.FS) (*dgm.Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data, Log: slog.New(slog.DiscardHandler)})
+	return dgm.OpenVolume(context.Background(), dgm.VolumeConfig{Data: data, BlockFS: blocks, BlockLeast: 12, Log: slog.New(slog.DiscardHandler)})
 }
 
 // check opens what a crash left and compares it with what may be there.
 func (c crash) check(clients []*crashClient, rng *rand.Rand, deep bool) error {
-	v, err := openCrashable(c.fs)
+	v, err := openCrashable(c.fs, c.blocks)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -196,6 +212,7 @@ type deaf struct{}
 
 func (deaf) Applied(uint64, []file.Touched, []file.Changed) {}
 func (deaf) MembersChanged()                                {}
+func (deaf) Freed(uint64, []gearsfs.Extent)                 {}
 
 func (deaf) Verify(_ uint64, state file.View) { state.Close() } //nolint:errcheck // it was not read
 

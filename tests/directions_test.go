@@ -34,10 +34,12 @@ var house = map[string]room{
 	"persist": {rooms: []string{nouns, "wire"}, outside: []string{
 		"github.com/cockroachdb/pebble/v2", "golang.org/x/sys",
 	}},
-	"file":    {rooms: []string{nouns, "stream", "persist", "wire"}, outside: []string{"github.com/emirpasic/gods/v2"}},
-	"replica": {rooms: []string{nouns, "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
+	"block":           {rooms: []string{nouns}, outside: []string{"golang.org/x/sys"}},
+	"block/blocktest": {rooms: []string{"block"}, outside: []string{"golang.org/x/sys", "github.com/stretchr/testify"}},
+	"file":            {rooms: []string{nouns, "stream", "persist", "wire"}, outside: []string{"github.com/emirpasic/gods/v2"}},
+	"replica":         {rooms: []string{nouns, "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
 	"dgm": {rooms: []string{
-		nouns, "stream", "transport", "wire", "persist", "file", "replica",
+		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica",
 	}},
 	"dgm/dgmtest": {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
 	"mount":       {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},

@@ -125,6 +125,8 @@ type Command struct {
 	//	*Command_Tick
 	//	*Command_Move
 	//	*Command_CopyFile
+	//	*Command_Rewrite
+	//	*Command_CopyRange
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +448,24 @@ func (x *Command) GetCopyFile() *CopyFile {
 	return nil
 }
 
+func (x *Command) GetRewrite() *Rewrite {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Rewrite); ok {
+			return x.Rewrite
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCopyRange() *CopyRange {
+	if x != nil {
+		if x, ok := x.Op.(*Command_CopyRange); ok {
+			return x.CopyRange
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -546,6 +566,14 @@ type Command_CopyFile struct {
 	CopyFile *CopyFile `protobuf:"bytes,39,opt,name=copy_file,json=copyFile,proto3,oneof"`
 }
 
+type Command_Rewrite struct {
+	Rewrite *Rewrite `protobuf:"bytes,44,opt,name=rewrite,proto3,oneof"`
+}
+
+type Command_CopyRange struct {
+	CopyRange *CopyRange `protobuf:"bytes,45,opt,name=copy_range,json=copyRange,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -593,6 +621,10 @@ func (*Command_Tick) isCommand_Op() {}
 func (*Command_Move) isCommand_Op() {}
 
 func (*Command_CopyFile) isCommand_Op() {}
+
+func (*Command_Rewrite) isCommand_Op() {}
+
+func (*Command_CopyRange) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -716,18 +748,121 @@ func (x *LostRun) GetFate() uint32 {
 	return 0
 }
 
+// Extent is a gearsfs.Extent: bytes that are kept in the block store, or with
+// origin 0 the bytes themselves.
+type Extent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origin        uint64                 `protobuf:"fixed64,1,opt,name=origin,proto3" json:"origin,omitempty"` // the member whose segment it is
+	Segment       uint64                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of size, the first byte that is used
+	Length        uint64                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"` // bytes used
+	At            uint64                 `protobuf:"varint,6,opt,name=at,proto3" json:"at,omitempty"`         // where its first page lies in the segment
+	Size          uint64                 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`     // bytes stored from there on that sums covers
+	Sums          []byte                 `protobuf:"bytes,8,opt,name=sums,proto3" json:"sums,omitempty"`      // CRC-32C of each page, little-endian
+	Data          []byte                 `protobuf:"bytes,9,opt,name=data,proto3" json:"data,omitempty"`      // with origin 0; none are zeros
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Extent) Reset() {
+	*x = Extent{}
+	mi := &file_command_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Extent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Extent) ProtoMessage() {}
+
+func (x *Extent) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Extent.ProtoReflect.Descriptor instead.
+func (*Extent) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Extent) GetOrigin() uint64 {
+	if x != nil {
+		return x.Origin
+	}
+	return 0
+}
+
+func (x *Extent) GetSegment() uint64 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+func (x *Extent) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Extent) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *Extent) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Extent) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Extent) GetSums() []byte {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
+func (x *Extent) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type NewRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"` // not empty: put once within the stream's window of ids
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`           // not empty: put once within the stream's window of ids
+	Extents       []*Extent              `protobuf:"bytes,4,rep,name=extents,proto3" json:"extents,omitempty"` // in place of data
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NewRecord) Reset() {
 	*x = NewRecord{}
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +874,7 @@ func (x *NewRecord) String() string {
 func (*NewRecord) ProtoMessage() {}
 
 func (x *NewRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +887,7 @@ func (x *NewRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewRecord.ProtoReflect.Descriptor instead.
 func (*NewRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{4}
+	return file_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NewRecord) GetData() []byte {
@@ -776,6 +911,13 @@ func (x *NewRecord) GetId() string {
 	return ""
 }
 
+func (x *NewRecord) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
 type Put struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -793,7 +935,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +947,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +960,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{5}
+	return file_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Put) GetTarget() *Target {
@@ -900,7 +1042,7 @@ type Take struct {
 
 func (x *Take) Reset() {
 	*x = Take{}
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1054,7 @@ func (x *Take) String() string {
 func (*Take) ProtoMessage() {}
 
 func (x *Take) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1067,7 @@ func (x *Take) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Take.ProtoReflect.Descriptor instead.
 func (*Take) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{6}
+	return file_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Take) GetTarget() *Target {
@@ -997,7 +1139,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1151,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1164,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{7}
+	return file_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Receipt) GetIno() uint64 {
@@ -1074,7 +1216,7 @@ type Settle struct {
 
 func (x *Settle) Reset() {
 	*x = Settle{}
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1228,7 @@ func (x *Settle) String() string {
 func (*Settle) ProtoMessage() {}
 
 func (x *Settle) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1241,7 @@ func (x *Settle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settle.ProtoReflect.Descriptor instead.
 func (*Settle) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{8}
+	return file_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Settle) GetReceipts() []*Receipt {
@@ -1151,7 +1293,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1305,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1318,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{9}
+	return file_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Update) GetTarget() *Target {
@@ -1229,7 +1371,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1383,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1396,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{10}
+	return file_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Condition) GetTarget() *Target {
@@ -1311,7 +1453,7 @@ type Look struct {
 
 func (x *Look) Reset() {
 	*x = Look{}
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1465,7 @@ func (x *Look) String() string {
 func (*Look) ProtoMessage() {}
 
 func (x *Look) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1478,7 @@ func (x *Look) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Look.ProtoReflect.Descriptor instead.
 func (*Look) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{11}
+	return file_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Look) GetTarget() *Target {
@@ -1371,7 +1513,7 @@ type Transact struct {
 
 func (x *Transact) Reset() {
 	*x = Transact{}
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1525,7 @@ func (x *Transact) String() string {
 func (*Transact) ProtoMessage() {}
 
 func (x *Transact) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1538,7 @@ func (x *Transact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transact.ProtoReflect.Descriptor instead.
 func (*Transact) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{12}
+	return file_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Transact) GetSteps() []*Step {
@@ -1423,7 +1565,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1577,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1590,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{13}
+	return file_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Step) GetOp() isStep_Op {
@@ -1561,7 +1703,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1715,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1728,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{15}
 }
 
 // Move takes records from the head of a stream and puts them into another of
@@ -1603,7 +1745,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1757,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1770,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Move) GetTarget() *Target {
@@ -1671,7 +1813,7 @@ type CopyFile struct {
 
 func (x *CopyFile) Reset() {
 	*x = CopyFile{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1825,7 @@ func (x *CopyFile) String() string {
 func (*CopyFile) ProtoMessage() {}
 
 func (x *CopyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1838,7 @@ func (x *CopyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFile.ProtoReflect.Descriptor instead.
 func (*CopyFile) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CopyFile) GetFrom() *Target {
@@ -1730,7 +1872,7 @@ type Configure struct {
 
 func (x *Configure) Reset() {
 	*x = Configure{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1884,7 @@ func (x *Configure) String() string {
 func (*Configure) ProtoMessage() {}
 
 func (x *Configure) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1897,7 @@ func (x *Configure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Configure.ProtoReflect.Descriptor instead.
 func (*Configure) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Configure) GetTarget() *Target {
@@ -1839,7 +1981,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1993,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2006,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Settings) GetRecords() uint64 {
@@ -1935,13 +2077,14 @@ type Write struct {
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Pos           uint64                 `protobuf:"varint,2,opt,name=pos,proto3" json:"pos,omitempty"`
 	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Extents       []*Extent              `protobuf:"bytes,4,rep,name=extents,proto3" json:"extents,omitempty"` // in place of data
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2096,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2109,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Write) GetIno() uint64 {
@@ -1990,6 +2133,179 @@ func (x *Write) GetData() []byte {
 	return nil
 }
 
+func (x *Write) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+// Rewrite has a row of a stream refer to other extents with the same bytes:
+// one that has too many. It is refused with gearsfs.ErrGone where the row is
+// not what it was.
+type Rewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Pos           uint64                 `protobuf:"varint,3,opt,name=pos,proto3" json:"pos,omitempty"`
+	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Was           []*Extent              `protobuf:"bytes,5,rep,name=was,proto3" json:"was,omitempty"`
+	Extents       []*Extent              `protobuf:"bytes,6,rep,name=extents,proto3" json:"extents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Rewrite) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Rewrite) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Rewrite) GetPos() uint64 {
+	if x != nil {
+		return x.Pos
+	}
+	return 0
+}
+
+func (x *Rewrite) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Rewrite) GetWas() []*Extent {
+	if x != nil {
+		return x.Was
+	}
+	return nil
+}
+
+func (x *Rewrite) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+// CopyRange writes bytes of a file into another, or into another part of the
+// same. What is in the block store is shared. It copies as much as one step
+// may: answers with how many bytes in `count`, and with the attributes.
+type CopyRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromIno       uint64                 `protobuf:"varint,1,opt,name=from_ino,json=fromIno,proto3" json:"from_ino,omitempty"`
+	FromPos       uint64                 `protobuf:"varint,2,opt,name=from_pos,json=fromPos,proto3" json:"from_pos,omitempty"`
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"`
+	Pos           uint64                 `protobuf:"varint,4,opt,name=pos,proto3" json:"pos,omitempty"`
+	Length        uint64                 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyRange) Reset() {
+	*x = CopyRange{}
+	mi := &file_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyRange) ProtoMessage() {}
+
+func (x *CopyRange) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyRange.ProtoReflect.Descriptor instead.
+func (*CopyRange) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CopyRange) GetFromIno() uint64 {
+	if x != nil {
+		return x.FromIno
+	}
+	return 0
+}
+
+func (x *CopyRange) GetFromPos() uint64 {
+	if x != nil {
+		return x.FromPos
+	}
+	return 0
+}
+
+func (x *CopyRange) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *CopyRange) GetPos() uint64 {
+	if x != nil {
+		return x.Pos
+	}
+	return 0
+}
+
+func (x *CopyRange) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type Make struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dir           uint64                 `protobuf:"varint,1,opt,name=dir,proto3" json:"dir,omitempty"`
@@ -2006,7 +2322,7 @@ type Make struct {
 
 func (x *Make) Reset() {
 	*x = Make{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2334,7 @@ func (x *Make) String() string {
 func (*Make) ProtoMessage() {}
 
 func (x *Make) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2347,7 @@ func (x *Make) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Make.ProtoReflect.Descriptor instead.
 func (*Make) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Make) GetDir() uint64 {
@@ -2101,7 +2417,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2429,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2442,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -2164,7 +2480,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2492,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2505,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Unlink) GetDir() uint64 {
@@ -2242,7 +2558,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2570,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2583,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Rename) GetDir() uint64 {
@@ -2336,7 +2652,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2664,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2677,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -2439,7 +2755,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2767,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2780,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -2508,7 +2824,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2836,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2849,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2581,7 +2897,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2909,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2922,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -2629,7 +2945,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2957,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2970,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -2688,7 +3004,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +3016,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +3029,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetRemote) GetName() string {
@@ -2743,7 +3059,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +3071,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +3084,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Init) GetId() []byte {
@@ -2808,7 +3124,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +3136,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +3149,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 // Answer is what applying a command yields.
@@ -2849,13 +3165,14 @@ type Answer struct {
 	Count         uint64                 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
 	Steps         []*Answer              `protobuf:"bytes,9,rep,name=steps,proto3" json:"steps,omitempty"`                               // of a transaction, one each
 	FailedStep    uint32                 `protobuf:"varint,10,opt,name=failed_step,json=failedStep,proto3" json:"failed_step,omitempty"` // with a code: which step, counted from 1
+	Fragmented    *FragmentedRow         `protobuf:"bytes,16,opt,name=fragmented,proto3" json:"fragmented,omitempty"`                    // with gearsfs.ErrFragmented
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +3184,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3197,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -2953,6 +3270,91 @@ func (x *Answer) GetFailedStep() uint32 {
 	return 0
 }
 
+func (x *Answer) GetFragmented() *FragmentedRow {
+	if x != nil {
+		return x.Fragmented
+	}
+	return nil
+}
+
+// FragmentedRow is a row that would have too many extents: a Rewrite of it
+// makes room.
+type FragmentedRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Pos           uint64                 `protobuf:"varint,3,opt,name=pos,proto3" json:"pos,omitempty"`
+	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Extents       []*Extent              `protobuf:"bytes,5,rep,name=extents,proto3" json:"extents,omitempty"` // as they are
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FragmentedRow) Reset() {
+	*x = FragmentedRow{}
+	mi := &file_command_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FragmentedRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FragmentedRow) ProtoMessage() {}
+
+func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
+func (*FragmentedRow) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *FragmentedRow) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *FragmentedRow) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *FragmentedRow) GetPos() uint64 {
+	if x != nil {
+		return x.Pos
+	}
+	return 0
+}
+
+func (x *FragmentedRow) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *FragmentedRow) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
 type TakenRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -2965,13 +3367,14 @@ type TakenRecord struct {
 	Fence         uint64                 `protobuf:"varint,8,opt,name=fence,proto3" json:"fence,omitempty"` // 0 where it is not leased
 	Ino           uint64                 `protobuf:"varint,9,opt,name=ino,proto3" json:"ino,omitempty"`
 	Deadline      uint64                 `protobuf:"fixed64,10,opt,name=deadline,proto3" json:"deadline,omitempty"` // of the lease, log time; 0 is none
+	Extents       []*Extent              `protobuf:"bytes,11,rep,name=extents,proto3" json:"extents,omitempty"`     // in place of data, until a node fills that in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3386,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3399,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3069,6 +3472,13 @@ func (x *TakenRecord) GetDeadline() uint64 {
 	return 0
 }
 
+func (x *TakenRecord) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
 type Attr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -3091,7 +3501,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3513,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3526,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3230,7 +3640,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +3652,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3665,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3296,7 +3706,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3718,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3731,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -3342,7 +3752,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3764,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3777,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -3393,7 +3803,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3815,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3828,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -3429,8 +3839,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xa7\n" +
-	"\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x8a\v\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -3467,7 +3876,10 @@ const file_command_proto_rawDesc = "" +
 	"\btransact\x18$ \x01(\v2\x11.gearsfs.TransactH\x00R\btransact\x12#\n" +
 	"\x04tick\x18% \x01(\v2\r.gearsfs.TickH\x00R\x04tick\x12#\n" +
 	"\x04move\x18& \x01(\v2\r.gearsfs.MoveH\x00R\x04move\x120\n" +
-	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFileB\x04\n" +
+	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x12,\n" +
+	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x123\n" +
+	"\n" +
+	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRangeB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -3476,11 +3888,21 @@ const file_command_proto_rawDesc = "" +
 	"\aLostRun\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x12\n" +
-	"\x04fate\x18\x03 \x01(\rR\x04fate\"C\n" +
+	"\x04fate\x18\x03 \x01(\rR\x04fate\"\xbc\x01\n" +
+	"\x06Extent\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\x06R\x06origin\x12\x18\n" +
+	"\asegment\x18\x02 \x01(\x04R\asegment\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x0e\n" +
+	"\x02at\x18\x06 \x01(\x04R\x02at\x12\x12\n" +
+	"\x04size\x18\a \x01(\x04R\x04size\x12\x12\n" +
+	"\x04sums\x18\b \x01(\fR\x04sums\x12\x12\n" +
+	"\x04data\x18\t \x01(\fR\x04dataJ\x04\b\x05\x10\x06\"n\n" +
 	"\tNewRecord\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"\xea\x01\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12)\n" +
+	"\aextents\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\xea\x01\n" +
 	"\x03Put\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12,\n" +
@@ -3588,11 +4010,25 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"_id_windowB\x0e\n" +
 	"\f_append_onlyB\t\n" +
-	"\a_memory\"?\n" +
+	"\a_memory\"j\n" +
 	"\x05Write\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xbe\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12)\n" +
+	"\aextents\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\x9f\x01\n" +
+	"\aRewrite\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
+	"\x03pos\x18\x03 \x01(\x04R\x03pos\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12!\n" +
+	"\x03was\x18\x05 \x03(\v2\x0f.gearsfs.ExtentR\x03was\x12)\n" +
+	"\aextents\x18\x06 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"}\n" +
+	"\tCopyRange\x12\x19\n" +
+	"\bfrom_ino\x18\x01 \x01(\x04R\afromIno\x12\x19\n" +
+	"\bfrom_pos\x18\x02 \x01(\x04R\afromPos\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03pos\x18\x04 \x01(\x04R\x03pos\x12\x16\n" +
+	"\x06length\x18\x05 \x01(\x04R\x06length\"\xbe\x01\n" +
 	"\x04Make\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3666,7 +4102,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\"\t\n" +
-	"\aConfirm\"\xaf\x02\n" +
+	"\aConfirm\"\xe7\x02\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x10\n" +
@@ -3679,7 +4115,16 @@ const file_command_proto_rawDesc = "" +
 	"\x05steps\x18\t \x03(\v2\x0f.gearsfs.AnswerR\x05steps\x12\x1f\n" +
 	"\vfailed_step\x18\n" +
 	" \x01(\rR\n" +
-	"failedStep\"\xe3\x01\n" +
+	"failedStep\x126\n" +
+	"\n" +
+	"fragmented\x18\x10 \x01(\v2\x16.gearsfs.FragmentedRowR\n" +
+	"fragmented\"\x82\x01\n" +
+	"\rFragmentedRow\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
+	"\x03pos\x18\x03 \x01(\x04R\x03pos\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12)\n" +
+	"\aextents\x18\x05 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\x8e\x02\n" +
 	"\vTakenRecord\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x10\n" +
@@ -3693,7 +4138,8 @@ const file_command_proto_rawDesc = "" +
 	"\x05fence\x18\b \x01(\x04R\x05fence\x12\x10\n" +
 	"\x03ino\x18\t \x01(\x04R\x03ino\x12\x1a\n" +
 	"\bdeadline\x18\n" +
-	" \x01(\x06R\bdeadline\"\xac\x02\n" +
+	" \x01(\x06R\bdeadline\x12)\n" +
+	"\aextents\x18\v \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\xac\x02\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -3734,104 +4180,117 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_command_proto_goTypes = []any{
-	(*Entry)(nil),        // 0: gearsfs.Entry
-	(*Command)(nil),      // 1: gearsfs.Command
-	(*Target)(nil),       // 2: gearsfs.Target
-	(*LostRun)(nil),      // 3: gearsfs.LostRun
-	(*NewRecord)(nil),    // 4: gearsfs.NewRecord
-	(*Put)(nil),          // 5: gearsfs.Put
-	(*Take)(nil),         // 6: gearsfs.Take
-	(*Receipt)(nil),      // 7: gearsfs.Receipt
-	(*Settle)(nil),       // 8: gearsfs.Settle
-	(*Update)(nil),       // 9: gearsfs.Update
-	(*Condition)(nil),    // 10: gearsfs.Condition
-	(*Look)(nil),         // 11: gearsfs.Look
-	(*Transact)(nil),     // 12: gearsfs.Transact
-	(*Step)(nil),         // 13: gearsfs.Step
-	(*Tick)(nil),         // 14: gearsfs.Tick
-	(*Move)(nil),         // 15: gearsfs.Move
-	(*CopyFile)(nil),     // 16: gearsfs.CopyFile
-	(*Configure)(nil),    // 17: gearsfs.Configure
-	(*Settings)(nil),     // 18: gearsfs.Settings
-	(*Write)(nil),        // 19: gearsfs.Write
-	(*Make)(nil),         // 20: gearsfs.Make
-	(*Link)(nil),         // 21: gearsfs.Link
-	(*Unlink)(nil),       // 22: gearsfs.Unlink
-	(*Rename)(nil),       // 23: gearsfs.Rename
-	(*SetAttr)(nil),      // 24: gearsfs.SetAttr
-	(*Allocate)(nil),     // 25: gearsfs.Allocate
-	(*SetXattr)(nil),     // 26: gearsfs.SetXattr
-	(*Release)(nil),      // 27: gearsfs.Release
-	(*EndSession)(nil),   // 28: gearsfs.EndSession
-	(*SetRemote)(nil),    // 29: gearsfs.SetRemote
-	(*Init)(nil),         // 30: gearsfs.Init
-	(*Confirm)(nil),      // 31: gearsfs.Confirm
-	(*Answer)(nil),       // 32: gearsfs.Answer
-	(*TakenRecord)(nil),  // 33: gearsfs.TakenRecord
-	(*Attr)(nil),         // 34: gearsfs.Attr
-	(*Member)(nil),       // 35: gearsfs.Member
-	(*SetMember)(nil),    // 36: gearsfs.SetMember
-	(*MemberChange)(nil), // 37: gearsfs.MemberChange
-	(*Verify)(nil),       // 38: gearsfs.Verify
+	(*Entry)(nil),         // 0: gearsfs.Entry
+	(*Command)(nil),       // 1: gearsfs.Command
+	(*Target)(nil),        // 2: gearsfs.Target
+	(*LostRun)(nil),       // 3: gearsfs.LostRun
+	(*Extent)(nil),        // 4: gearsfs.Extent
+	(*NewRecord)(nil),     // 5: gearsfs.NewRecord
+	(*Put)(nil),           // 6: gearsfs.Put
+	(*Take)(nil),          // 7: gearsfs.Take
+	(*Receipt)(nil),       // 8: gearsfs.Receipt
+	(*Settle)(nil),        // 9: gearsfs.Settle
+	(*Update)(nil),        // 10: gearsfs.Update
+	(*Condition)(nil),     // 11: gearsfs.Condition
+	(*Look)(nil),          // 12: gearsfs.Look
+	(*Transact)(nil),      // 13: gearsfs.Transact
+	(*Step)(nil),          // 14: gearsfs.Step
+	(*Tick)(nil),          // 15: gearsfs.Tick
+	(*Move)(nil),          // 16: gearsfs.Move
+	(*CopyFile)(nil),      // 17: gearsfs.CopyFile
+	(*Configure)(nil),     // 18: gearsfs.Configure
+	(*Settings)(nil),      // 19: gearsfs.Settings
+	(*Write)(nil),         // 20: gearsfs.Write
+	(*Rewrite)(nil),       // 21: gearsfs.Rewrite
+	(*CopyRange)(nil),     // 22: gearsfs.CopyRange
+	(*Make)(nil),          // 23: gearsfs.Make
+	(*Link)(nil),          // 24: gearsfs.Link
+	(*Unlink)(nil),        // 25: gearsfs.Unlink
+	(*Rename)(nil),        // 26: gearsfs.Rename
+	(*SetAttr)(nil),       // 27: gearsfs.SetAttr
+	(*Allocate)(nil),      // 28: gearsfs.Allocate
+	(*SetXattr)(nil),      // 29: gearsfs.SetXattr
+	(*Release)(nil),       // 30: gearsfs.Release
+	(*EndSession)(nil),    // 31: gearsfs.EndSession
+	(*SetRemote)(nil),     // 32: gearsfs.SetRemote
+	(*Init)(nil),          // 33: gearsfs.Init
+	(*Confirm)(nil),       // 34: gearsfs.Confirm
+	(*Answer)(nil),        // 35: gearsfs.Answer
+	(*FragmentedRow)(nil), // 36: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 37: gearsfs.TakenRecord
+	(*Attr)(nil),          // 38: gearsfs.Attr
+	(*Member)(nil),        // 39: gearsfs.Member
+	(*SetMember)(nil),     // 40: gearsfs.SetMember
+	(*MemberChange)(nil),  // 41: gearsfs.MemberChange
+	(*Verify)(nil),        // 42: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
-	5,  // 1: gearsfs.Command.put:type_name -> gearsfs.Put
-	6,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
-	8,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
-	17, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
-	19, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
-	20, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
-	21, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
-	22, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
-	23, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
-	24, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	25, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	26, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	27, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	28, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	29, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	30, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	31, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	36, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	38, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
-	9,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
-	12, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
-	14, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
-	15, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
-	16, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
-	2,  // 25: gearsfs.Put.target:type_name -> gearsfs.Target
-	4,  // 26: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 27: gearsfs.Take.target:type_name -> gearsfs.Target
-	7,  // 28: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 29: gearsfs.Update.target:type_name -> gearsfs.Target
-	4,  // 30: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 31: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 32: gearsfs.Look.target:type_name -> gearsfs.Target
-	13, // 33: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	10, // 34: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	6,  // 35: gearsfs.Step.take:type_name -> gearsfs.Take
-	11, // 36: gearsfs.Step.look:type_name -> gearsfs.Look
-	8,  // 37: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	9,  // 38: gearsfs.Step.update:type_name -> gearsfs.Update
-	5,  // 39: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 40: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 41: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 42: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 43: gearsfs.Configure.target:type_name -> gearsfs.Target
-	18, // 44: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	34, // 45: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	33, // 46: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	32, // 47: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	35, // 48: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	35, // 49: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	6,  // 1: gearsfs.Command.put:type_name -> gearsfs.Put
+	7,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
+	9,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
+	18, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
+	20, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
+	23, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
+	24, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
+	25, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
+	26, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
+	27, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
+	28, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	29, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	30, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	31, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	32, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	33, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	34, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	40, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	42, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
+	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
+	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
+	16, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
+	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
+	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
+	22, // 26: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
+	4,  // 27: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 28: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 29: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 30: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 31: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 32: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 33: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 34: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 35: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 36: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 37: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 38: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 39: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 40: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 41: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 42: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 43: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 44: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 45: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 46: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 47: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	4,  // 48: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 49: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 50: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	38, // 51: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	37, // 52: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	35, // 53: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	36, // 54: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	4,  // 55: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 56: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	39, // 57: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	39, // 58: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	59, // [59:59] is the sub-list for method output_type
+	59, // [59:59] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3864,10 +4323,12 @@ func file_command_proto_init() {
 		(*Command_Tick)(nil),
 		(*Command_Move)(nil),
 		(*Command_CopyFile)(nil),
+		(*Command_Rewrite)(nil),
+		(*Command_CopyRange)(nil),
 	}
-	file_command_proto_msgTypes[9].OneofWrappers = []any{}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
-	file_command_proto_msgTypes[13].OneofWrappers = []any{
+	file_command_proto_msgTypes[11].OneofWrappers = []any{}
+	file_command_proto_msgTypes[14].OneofWrappers = []any{
 		(*Step_Condition)(nil),
 		(*Step_Take)(nil),
 		(*Step_Look)(nil),
@@ -3875,17 +4336,17 @@ func file_command_proto_init() {
 		(*Step_Update)(nil),
 		(*Step_Put)(nil),
 	}
-	file_command_proto_msgTypes[17].OneofWrappers = []any{}
 	file_command_proto_msgTypes[18].OneofWrappers = []any{}
-	file_command_proto_msgTypes[20].OneofWrappers = []any{}
-	file_command_proto_msgTypes[24].OneofWrappers = []any{}
+	file_command_proto_msgTypes[19].OneofWrappers = []any{}
+	file_command_proto_msgTypes[23].OneofWrappers = []any{}
+	file_command_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -261,6 +261,7 @@ type Request struct {
 	//	*Request_Peer
 	//	*Request_Node
 	//	*Request_Fetch
+	//	*Request_Blocks
 	Kind          isRequest_Kind `protobuf_oneof:"kind"`
 	Remote        string         `protobuf:"bytes,16,opt,name=remote,proto3" json:"remote,omitempty"`                                      // pass this on to the named remote, as it is
 	SessionMinted uint64         `protobuf:"fixed64,17,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"` // whose request it is; not in a hello
@@ -369,6 +370,15 @@ func (x *Request) GetFetch() *Fetch {
 	return nil
 }
 
+func (x *Request) GetBlocks() *Blocks {
+	if x != nil {
+		if x, ok := x.Kind.(*Request_Blocks); ok {
+			return x.Blocks
+		}
+	}
+	return nil
+}
+
 func (x *Request) GetRemote() string {
 	if x != nil {
 		return x.Remote
@@ -422,6 +432,10 @@ type Request_Fetch struct {
 	Fetch *Fetch `protobuf:"bytes,7,opt,name=fetch,proto3,oneof"` // on a peer's bulk connection
 }
 
+type Request_Blocks struct {
+	Blocks *Blocks `protobuf:"bytes,8,opt,name=blocks,proto3,oneof"` // likewise
+}
+
 func (*Request_Hello) isRequest_Kind() {}
 
 func (*Request_Change) isRequest_Kind() {}
@@ -435,6 +449,8 @@ func (*Request_Peer) isRequest_Kind() {}
 func (*Request_Node) isRequest_Kind() {}
 
 func (*Request_Fetch) isRequest_Kind() {}
+
+func (*Request_Blocks) isRequest_Kind() {}
 
 // Change asks for a command to be applied, waiting as the options say.
 type Change struct {
@@ -1126,6 +1142,75 @@ func (x *Fetch) GetLength() uint32 {
 	return 0
 }
 
+// Blocks is about the bytes of extents in the segments of any member.
+type Blocks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         []*Extent              `protobuf:"bytes,1,rep,name=store,proto3" json:"store,omitempty"` // their stored bytes are in data, one behind the other: answered when on disk
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Lend          *Extent                `protobuf:"bytes,3,opt,name=lend,proto3" json:"lend,omitempty"` // its stored bytes are wanted, in the answer's data
+	Drop          []*Extent              `protobuf:"bytes,4,rep,name=drop,proto3" json:"drop,omitempty"` // no row will ever refer to them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blocks) Reset() {
+	*x = Blocks{}
+	mi := &file_request_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blocks) ProtoMessage() {}
+
+func (x *Blocks) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
+func (*Blocks) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Blocks) GetStore() []*Extent {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *Blocks) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Blocks) GetLend() *Extent {
+	if x != nil {
+		return x.Lend
+	}
+	return nil
+}
+
+func (x *Blocks) GetDrop() []*Extent {
+	if x != nil {
+		return x.Drop
+	}
+	return nil
+}
+
 // NodeOp asks the node, or where it says so the leader, about the cluster.
 type NodeOp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1139,6 +1224,7 @@ type NodeOp struct {
 	//	*NodeOp_Verify
 	//	*NodeOp_StateHash
 	//	*NodeOp_Verdict
+	//	*NodeOp_Whole
 	Op            isNodeOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1146,7 +1232,7 @@ type NodeOp struct {
 
 func (x *NodeOp) Reset() {
 	*x = NodeOp{}
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1244,7 @@ func (x *NodeOp) String() string {
 func (*NodeOp) ProtoMessage() {}
 
 func (x *NodeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[11]
+	mi := &file_request_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1257,7 @@ func (x *NodeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeOp.ProtoReflect.Descriptor instead.
 func (*NodeOp) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{11}
+	return file_request_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeOp) GetOp() isNodeOp_Op {
@@ -1253,6 +1339,15 @@ func (x *NodeOp) GetVerdict() *Verdict {
 	return nil
 }
 
+func (x *NodeOp) GetWhole() bool {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Whole); ok {
+			return x.Whole
+		}
+	}
+	return false
+}
+
 type isNodeOp_Op interface {
 	isNodeOp_Op()
 }
@@ -1289,6 +1384,10 @@ type NodeOp_Verdict struct {
 	Verdict *Verdict `protobuf:"bytes,8,opt,name=verdict,proto3,oneof"` // what the leader found when it compared
 }
 
+type NodeOp_Whole struct {
+	Whole bool `protobuf:"varint,9,opt,name=whole,proto3,oneof"` // waits until this node has the bytes of all extents that its state refers to
+}
+
 func (*NodeOp_Status) isNodeOp_Op() {}
 
 func (*NodeOp_Nodes) isNodeOp_Op() {}
@@ -1305,6 +1404,8 @@ func (*NodeOp_StateHash) isNodeOp_Op() {}
 
 func (*NodeOp_Verdict) isNodeOp_Op() {}
 
+func (*NodeOp_Whole) isNodeOp_Op() {}
+
 // Verdict says whether a node's state, as of an index, is that of the others.
 type Verdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1316,7 +1417,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1429,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[12]
+	mi := &file_request_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1442,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{12}
+	return file_request_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Verdict) GetIndex() uint64 {
@@ -1370,7 +1471,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1483,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1496,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{13}
+	return file_request_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Join) GetSelf() *Member {
@@ -1434,7 +1535,7 @@ type Joined struct {
 
 func (x *Joined) Reset() {
 	*x = Joined{}
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1547,7 @@ func (x *Joined) String() string {
 func (*Joined) ProtoMessage() {}
 
 func (x *Joined) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1560,7 @@ func (x *Joined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Joined.ProtoReflect.Descriptor instead.
 func (*Joined) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{14}
+	return file_request_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Joined) GetVolumeId() []byte {
@@ -1532,7 +1633,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1645,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1658,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{15}
+	return file_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeInfo) GetMember() *Member {
@@ -1685,7 +1786,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1798,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1811,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{16}
+	return file_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Query) GetOp() isQuery_Op {
@@ -2057,7 +2158,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2170,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2183,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{17}
+	return file_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Watch) GetId() uint64 {
@@ -2102,7 +2203,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2215,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2228,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{18}
+	return file_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Lookup) GetDir() uint64 {
@@ -2154,7 +2255,7 @@ type Resolve struct {
 
 func (x *Resolve) Reset() {
 	*x = Resolve{}
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2267,7 @@ func (x *Resolve) String() string {
 func (*Resolve) ProtoMessage() {}
 
 func (x *Resolve) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2280,7 @@ func (x *Resolve) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
 func (*Resolve) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{19}
+	return file_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Resolve) GetPath() string {
@@ -2207,7 +2308,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2320,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,7 +2333,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{20}
+	return file_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReadDir) GetDir() uint64 {
@@ -2266,7 +2367,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2379,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2392,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{21}
+	return file_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -2319,7 +2420,7 @@ type Read struct {
 
 func (x *Read) Reset() {
 	*x = Read{}
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2432,7 @@ func (x *Read) String() string {
 func (*Read) ProtoMessage() {}
 
 func (x *Read) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2445,7 @@ func (x *Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Read.ProtoReflect.Descriptor instead.
 func (*Read) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{22}
+	return file_request_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Read) GetIno() uint64 {
@@ -2379,7 +2480,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2492,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2505,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{23}
+	return file_request_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Seek) GetIno() uint64 {
@@ -2445,7 +2546,7 @@ type Peek struct {
 
 func (x *Peek) Reset() {
 	*x = Peek{}
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2558,7 @@ func (x *Peek) String() string {
 func (*Peek) ProtoMessage() {}
 
 func (x *Peek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2571,7 @@ func (x *Peek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peek.ProtoReflect.Descriptor instead.
 func (*Peek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{24}
+	return file_request_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Peek) GetTarget() *Target {
@@ -2548,7 +2649,7 @@ type Near struct {
 
 func (x *Near) Reset() {
 	*x = Near{}
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2661,7 @@ func (x *Near) String() string {
 func (*Near) ProtoMessage() {}
 
 func (x *Near) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2674,7 @@ func (x *Near) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Near.ProtoReflect.Descriptor instead.
 func (*Near) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{25}
+	return file_request_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Near) GetTarget() *Target {
@@ -2610,7 +2711,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2723,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2736,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{26}
+	return file_request_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -2683,7 +2784,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2796,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2809,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{27}
+	return file_request_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -2751,7 +2852,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2864,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2877,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{28}
+	return file_request_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Stream) GetKey() string {
@@ -2916,7 +3017,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3029,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3042,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{29}
+	return file_request_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -2994,7 +3095,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3107,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3120,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{30}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -3187,7 +3288,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3300,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3313,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{31}
+	return file_request_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3295,7 +3396,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3408,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3421,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{32}
+	return file_request_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Remote) GetName() string {
@@ -3348,7 +3449,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3461,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3474,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{33}
+	return file_request_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3426,7 +3527,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x14\n" +
-	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\x90\x03\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\xbb\x03\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
@@ -3434,7 +3535,8 @@ const file_request_proto_rawDesc = "" +
 	"\agoodbye\x18\x04 \x01(\v2\x10.gearsfs.GoodbyeH\x00R\agoodbye\x12#\n" +
 	"\x04peer\x18\x05 \x01(\v2\r.gearsfs.PeerH\x00R\x04peer\x12%\n" +
 	"\x04node\x18\x06 \x01(\v2\x0f.gearsfs.NodeOpH\x00R\x04node\x12&\n" +
-	"\x05fetch\x18\a \x01(\v2\x0e.gearsfs.FetchH\x00R\x05fetch\x12\x16\n" +
+	"\x05fetch\x18\a \x01(\v2\x0e.gearsfs.FetchH\x00R\x05fetch\x12)\n" +
+	"\x06blocks\x18\b \x01(\v2\x0f.gearsfs.BlocksH\x00R\x06blocks\x12\x16\n" +
 	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
 	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
@@ -3498,7 +3600,12 @@ const file_request_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04file\x18\x02 \x01(\tR\x04file\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\rR\x06length\"\x86\x02\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\"\x8d\x01\n" +
+	"\x06Blocks\x12%\n" +
+	"\x05store\x18\x01 \x03(\v2\x0f.gearsfs.ExtentR\x05store\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12#\n" +
+	"\x04lend\x18\x03 \x01(\v2\x0f.gearsfs.ExtentR\x04lend\x12#\n" +
+	"\x04drop\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\x04drop\"\x9e\x02\n" +
 	"\x06NodeOp\x12\x18\n" +
 	"\x06status\x18\x01 \x01(\bH\x00R\x06status\x12\x16\n" +
 	"\x05nodes\x18\x02 \x01(\bH\x00R\x05nodes\x12#\n" +
@@ -3508,7 +3615,8 @@ const file_request_proto_rawDesc = "" +
 	"\x06verify\x18\x06 \x01(\bH\x00R\x06verify\x12\x1f\n" +
 	"\n" +
 	"state_hash\x18\a \x01(\x04H\x00R\tstateHash\x12,\n" +
-	"\averdict\x18\b \x01(\v2\x10.gearsfs.VerdictH\x00R\averdictB\x04\n" +
+	"\averdict\x18\b \x01(\v2\x10.gearsfs.VerdictH\x00R\averdict\x12\x16\n" +
+	"\x05whole\x18\t \x01(\bH\x00R\x05wholeB\x04\n" +
 	"\x02op\"9\n" +
 	"\aVerdict\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
@@ -3699,7 +3807,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -3712,87 +3820,93 @@ var file_request_proto_goTypes = []any{
 	(*Snapshot)(nil),     // 8: gearsfs.Snapshot
 	(*SnapshotFile)(nil), // 9: gearsfs.SnapshotFile
 	(*Fetch)(nil),        // 10: gearsfs.Fetch
-	(*NodeOp)(nil),       // 11: gearsfs.NodeOp
-	(*Verdict)(nil),      // 12: gearsfs.Verdict
-	(*Join)(nil),         // 13: gearsfs.Join
-	(*Joined)(nil),       // 14: gearsfs.Joined
-	(*NodeInfo)(nil),     // 15: gearsfs.NodeInfo
-	(*Query)(nil),        // 16: gearsfs.Query
-	(*Watch)(nil),        // 17: gearsfs.Watch
-	(*Lookup)(nil),       // 18: gearsfs.Lookup
-	(*Resolve)(nil),      // 19: gearsfs.Resolve
-	(*ReadDir)(nil),      // 20: gearsfs.ReadDir
-	(*GetXattr)(nil),     // 21: gearsfs.GetXattr
-	(*Read)(nil),         // 22: gearsfs.Read
-	(*Seek)(nil),         // 23: gearsfs.Seek
-	(*Peek)(nil),         // 24: gearsfs.Peek
-	(*Near)(nil),         // 25: gearsfs.Near
-	(*ListStreams)(nil),  // 26: gearsfs.ListStreams
-	(*NamedAttr)(nil),    // 27: gearsfs.NamedAttr
-	(*Stream)(nil),       // 28: gearsfs.Stream
-	(*Usage)(nil),        // 29: gearsfs.Usage
-	(*NodeStatus)(nil),   // 30: gearsfs.NodeStatus
-	(*Wait)(nil),         // 31: gearsfs.Wait
-	(*Remote)(nil),       // 32: gearsfs.Remote
-	(*Changed)(nil),      // 33: gearsfs.Changed
-	(*Command)(nil),      // 34: gearsfs.Command
-	(*Answer)(nil),       // 35: gearsfs.Answer
-	(*Member)(nil),       // 36: gearsfs.Member
-	(*Target)(nil),       // 37: gearsfs.Target
-	(*Attr)(nil),         // 38: gearsfs.Attr
-	(*Settings)(nil),     // 39: gearsfs.Settings
-	(*LostRun)(nil),      // 40: gearsfs.LostRun
+	(*Blocks)(nil),       // 11: gearsfs.Blocks
+	(*NodeOp)(nil),       // 12: gearsfs.NodeOp
+	(*Verdict)(nil),      // 13: gearsfs.Verdict
+	(*Join)(nil),         // 14: gearsfs.Join
+	(*Joined)(nil),       // 15: gearsfs.Joined
+	(*NodeInfo)(nil),     // 16: gearsfs.NodeInfo
+	(*Query)(nil),        // 17: gearsfs.Query
+	(*Watch)(nil),        // 18: gearsfs.Watch
+	(*Lookup)(nil),       // 19: gearsfs.Lookup
+	(*Resolve)(nil),      // 20: gearsfs.Resolve
+	(*ReadDir)(nil),      // 21: gearsfs.ReadDir
+	(*GetXattr)(nil),     // 22: gearsfs.GetXattr
+	(*Read)(nil),         // 23: gearsfs.Read
+	(*Seek)(nil),         // 24: gearsfs.Seek
+	(*Peek)(nil),         // 25: gearsfs.Peek
+	(*Near)(nil),         // 26: gearsfs.Near
+	(*ListStreams)(nil),  // 27: gearsfs.ListStreams
+	(*NamedAttr)(nil),    // 28: gearsfs.NamedAttr
+	(*Stream)(nil),       // 29: gearsfs.Stream
+	(*Usage)(nil),        // 30: gearsfs.Usage
+	(*NodeStatus)(nil),   // 31: gearsfs.NodeStatus
+	(*Wait)(nil),         // 32: gearsfs.Wait
+	(*Remote)(nil),       // 33: gearsfs.Remote
+	(*Changed)(nil),      // 34: gearsfs.Changed
+	(*Command)(nil),      // 35: gearsfs.Command
+	(*Answer)(nil),       // 36: gearsfs.Answer
+	(*Member)(nil),       // 37: gearsfs.Member
+	(*Extent)(nil),       // 38: gearsfs.Extent
+	(*Target)(nil),       // 39: gearsfs.Target
+	(*Attr)(nil),         // 40: gearsfs.Attr
+	(*Settings)(nil),     // 41: gearsfs.Settings
+	(*LostRun)(nil),      // 42: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
 	3,  // 1: gearsfs.Request.change:type_name -> gearsfs.Change
-	16, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
+	17, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
 	4,  // 3: gearsfs.Request.goodbye:type_name -> gearsfs.Goodbye
 	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
-	11, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
+	12, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
-	34, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
-	35, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
-	1,  // 9: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	27, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	28, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	29, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	30, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	31, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	32, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	33, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
-	15, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
-	14, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	36, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
-	8,  // 20: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
-	9,  // 21: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	13, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	12, // 23: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	36, // 24: gearsfs.Join.self:type_name -> gearsfs.Member
-	36, // 25: gearsfs.Joined.members:type_name -> gearsfs.Member
-	36, // 26: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	18, // 27: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	19, // 28: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	20, // 29: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	21, // 30: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	22, // 31: gearsfs.Query.read:type_name -> gearsfs.Read
-	23, // 32: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	24, // 33: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	26, // 34: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	17, // 35: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	25, // 36: gearsfs.Query.near:type_name -> gearsfs.Near
-	37, // 37: gearsfs.Peek.target:type_name -> gearsfs.Target
-	37, // 38: gearsfs.Near.target:type_name -> gearsfs.Target
-	37, // 39: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	38, // 40: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	39, // 41: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	40, // 42: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
-	29, // 43: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	11, // 7: gearsfs.Request.blocks:type_name -> gearsfs.Blocks
+	35, // 8: gearsfs.Change.command:type_name -> gearsfs.Command
+	36, // 9: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	1,  // 10: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
+	28, // 11: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	29, // 12: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	30, // 13: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	31, // 14: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	32, // 15: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	33, // 16: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	34, // 17: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	16, // 18: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
+	15, // 19: gearsfs.Response.joined:type_name -> gearsfs.Joined
+	37, // 20: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 21: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 22: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	38, // 23: gearsfs.Blocks.store:type_name -> gearsfs.Extent
+	38, // 24: gearsfs.Blocks.lend:type_name -> gearsfs.Extent
+	38, // 25: gearsfs.Blocks.drop:type_name -> gearsfs.Extent
+	14, // 26: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	13, // 27: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	37, // 28: gearsfs.Join.self:type_name -> gearsfs.Member
+	37, // 29: gearsfs.Joined.members:type_name -> gearsfs.Member
+	37, // 30: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	19, // 31: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	20, // 32: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	21, // 33: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	22, // 34: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	23, // 35: gearsfs.Query.read:type_name -> gearsfs.Read
+	24, // 36: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	25, // 37: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	27, // 38: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	18, // 39: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	26, // 40: gearsfs.Query.near:type_name -> gearsfs.Near
+	39, // 41: gearsfs.Peek.target:type_name -> gearsfs.Target
+	39, // 42: gearsfs.Near.target:type_name -> gearsfs.Target
+	39, // 43: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	40, // 44: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	41, // 45: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	42, // 46: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	30, // 47: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3810,8 +3924,9 @@ func file_request_proto_init() {
 		(*Request_Peer)(nil),
 		(*Request_Node)(nil),
 		(*Request_Fetch)(nil),
+		(*Request_Blocks)(nil),
 	}
-	file_request_proto_msgTypes[11].OneofWrappers = []any{
+	file_request_proto_msgTypes[12].OneofWrappers = []any{
 		(*NodeOp_Status)(nil),
 		(*NodeOp_Nodes)(nil),
 		(*NodeOp_Join)(nil),
@@ -3820,8 +3935,9 @@ func file_request_proto_init() {
 		(*NodeOp_Verify)(nil),
 		(*NodeOp_StateHash)(nil),
 		(*NodeOp_Verdict)(nil),
+		(*NodeOp_Whole)(nil),
 	}
-	file_request_proto_msgTypes[16].OneofWrappers = []any{
+	file_request_proto_msgTypes[17].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_Resolve)(nil),
 		(*Query_GetAttr)(nil),
@@ -3850,7 +3966,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,7 @@ type VolumeRow struct {
 	NextFence     uint64                 `protobuf:"varint,10,opt,name=next_fence,json=nextFence,proto3" json:"next_fence,omitempty"`
 	ConfState     []byte                 `protobuf:"bytes,11,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"` // raft's, as of applied_index
 	Jumps         []*Jump                `protobuf:"bytes,12,rep,name=jumps,proto3" json:"jumps,omitempty"`                          // of log time, in order
+	Shared        uint64                 `protobuf:"varint,20,opt,name=shared,proto3" json:"shared,omitempty"`                       // rows of the table of shared ranges
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -154,6 +155,13 @@ func (x *VolumeRow) GetJumps() []*Jump {
 		return x.Jumps
 	}
 	return nil
+}
+
+func (x *VolumeRow) GetShared() uint64 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
 }
 
 // Jump is a jump of log time at the begin of a tenure: what lies before it is
@@ -457,6 +465,7 @@ type StreamRow struct {
 	Lost          []*LostRun             `protobuf:"bytes,32,rep,name=lost,proto3" json:"lost,omitempty"`                                // records that went without an acknowledgement, the last ones
 	IdsDue        uint64                 `protobuf:"fixed64,34,opt,name=ids_due,json=idsDue,proto3" json:"ids_due,omitempty"`            // log time of the timer of the stream's ids; 0 is none
 	LostBefore    uint64                 `protobuf:"varint,33,opt,name=lost_before,json=lostBefore,proto3" json:"lost_before,omitempty"` // of those up to this seq nobody knows but for what is in lost
+	Extents       uint64                 `protobuf:"varint,40,opt,name=extents,proto3" json:"extents,omitempty"`                         // rows of records, gone ones too, that have extents
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -729,7 +738,15 @@ func (x *StreamRow) GetLostBefore() uint64 {
 	return 0
 }
 
-// RecordRow is a record's payload: inline, or extents in the block store.
+func (x *StreamRow) GetExtents() uint64 {
+	if x != nil {
+		return x.Extents
+	}
+	return 0
+}
+
+// RecordRow is a record's payload: inline, or extents, of which some may be
+// inline, too.
 type RecordRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -806,32 +823,29 @@ func (x *RecordRow) GetExtents() []*Extent {
 	return nil
 }
 
-// Extent is a piece of a record that is kept in the block store.
-type Extent struct {
+// SharedRow is a range of a segment whose pages several rows refer to.
+type SharedRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	BlockNode     uint64                 `protobuf:"fixed64,1,opt,name=block_node,json=blockNode,proto3" json:"block_node,omitempty"`
-	Block         uint64                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"`
-	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
-	Length        uint64                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
-	Crc32C        uint32                 `protobuf:"fixed32,5,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
+	Size          uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"` // bytes, whole pages
+	Refs          uint64                 `protobuf:"varint,2,opt,name=refs,proto3" json:"refs,omitempty"` // rows that refer to each of them, at least 2
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Extent) Reset() {
-	*x = Extent{}
+func (x *SharedRow) Reset() {
+	*x = SharedRow{}
 	mi := &file_row_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Extent) String() string {
+func (x *SharedRow) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Extent) ProtoMessage() {}
+func (*SharedRow) ProtoMessage() {}
 
-func (x *Extent) ProtoReflect() protoreflect.Message {
+func (x *SharedRow) ProtoReflect() protoreflect.Message {
 	mi := &file_row_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -843,42 +857,21 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Extent.ProtoReflect.Descriptor instead.
-func (*Extent) Descriptor() ([]byte, []int) {
+// Deprecated: Use SharedRow.ProtoReflect.Descriptor instead.
+func (*SharedRow) Descriptor() ([]byte, []int) {
 	return file_row_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *Extent) GetBlockNode() uint64 {
+func (x *SharedRow) GetSize() uint64 {
 	if x != nil {
-		return x.BlockNode
+		return x.Size
 	}
 	return 0
 }
 
-func (x *Extent) GetBlock() uint64 {
+func (x *SharedRow) GetRefs() uint64 {
 	if x != nil {
-		return x.Block
-	}
-	return 0
-}
-
-func (x *Extent) GetOffset() uint64 {
-	if x != nil {
-		return x.Offset
-	}
-	return 0
-}
-
-func (x *Extent) GetLength() uint64 {
-	if x != nil {
-		return x.Length
-	}
-	return 0
-}
-
-func (x *Extent) GetCrc32C() uint32 {
-	if x != nil {
-		return x.Crc32C
+		return x.Refs
 	}
 	return 0
 }
@@ -1625,7 +1618,7 @@ var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
 	"\n" +
-	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xd6\x02\n" +
+	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xee\x02\n" +
 	"\tVolumeRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -1641,7 +1634,8 @@ const file_row_proto_rawDesc = "" +
 	" \x01(\x04R\tnextFence\x12\x1d\n" +
 	"\n" +
 	"conf_state\x18\v \x01(\fR\tconfState\x12#\n" +
-	"\x05jumps\x18\f \x03(\v2\r.gearsfs.JumpR\x05jumps\"&\n" +
+	"\x05jumps\x18\f \x03(\v2\r.gearsfs.JumpR\x05jumps\x12\x16\n" +
+	"\x06shared\x18\x14 \x01(\x04R\x06shared\"&\n" +
 	"\x04Jump\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x06R\x02at\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\x04R\x02by\"\xd8\x02\n" +
@@ -1664,7 +1658,7 @@ const file_row_proto_rawDesc = "" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xa2\a\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\xbc\a\n" +
 	"\tStreamRow\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12\x19\n" +
 	"\bhead_pos\x18\x02 \x01(\x04R\aheadPos\x12\x19\n" +
@@ -1707,20 +1701,17 @@ const file_row_proto_rawDesc = "" +
 	"\x04lost\x18  \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x17\n" +
 	"\aids_due\x18\" \x01(\x06R\x06idsDue\x12\x1f\n" +
 	"\vlost_before\x18! \x01(\x04R\n" +
-	"lostBefore\"\x88\x01\n" +
+	"lostBefore\x12\x18\n" +
+	"\aextents\x18( \x01(\x04R\aextents\"\x88\x01\n" +
 	"\tRecordRow\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
 	"\x04time\x18\x03 \x01(\x06R\x04time\x12\x14\n" +
 	"\x05block\x18\x04 \x01(\bR\x05block\x12)\n" +
-	"\aextents\x18\x05 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\x85\x01\n" +
-	"\x06Extent\x12\x1d\n" +
-	"\n" +
-	"block_node\x18\x01 \x01(\x06R\tblockNode\x12\x14\n" +
-	"\x05block\x18\x02 \x01(\x04R\x05block\x12\x16\n" +
-	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06crc32c\x18\x05 \x01(\aR\x06crc32c\"\x80\x02\n" +
+	"\aextents\x18\x05 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"3\n" +
+	"\tSharedRow\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04refs\x18\x02 \x01(\x04R\x04refs\"\x80\x02\n" +
 	"\x06OutRow\x12\x16\n" +
 	"\x06leased\x18\x01 \x01(\bR\x06leased\x12%\n" +
 	"\x0esession_minted\x18\x02 \x01(\x06R\rsessionMinted\x12!\n" +
@@ -1805,7 +1796,7 @@ var file_row_proto_goTypes = []any{
 	(*DirentRow)(nil),    // 3: gearsfs.DirentRow
 	(*StreamRow)(nil),    // 4: gearsfs.StreamRow
 	(*RecordRow)(nil),    // 5: gearsfs.RecordRow
-	(*Extent)(nil),       // 6: gearsfs.Extent
+	(*SharedRow)(nil),    // 6: gearsfs.SharedRow
 	(*OutRow)(nil),       // 7: gearsfs.OutRow
 	(*IdRow)(nil),        // 8: gearsfs.IdRow
 	(*SessionRow)(nil),   // 9: gearsfs.SessionRow
@@ -1817,11 +1808,12 @@ var file_row_proto_goTypes = []any{
 	(*RemoteRow)(nil),    // 15: gearsfs.RemoteRow
 	(*MemberRow)(nil),    // 16: gearsfs.MemberRow
 	(*LostRun)(nil),      // 17: gearsfs.LostRun
+	(*Extent)(nil),       // 18: gearsfs.Extent
 }
 var file_row_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.VolumeRow.jumps:type_name -> gearsfs.Jump
 	17, // 1: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
-	6,  // 2: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
+	18, // 2: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
 	13, // 3: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
 	10, // 4: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
 	11, // 5: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
