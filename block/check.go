@@ -43,7 +43,10 @@ type CheckOptions struct {
 	// before it reports one: it may have been freed since Live named it. nil
 	// is always.
 	StillLive func(gearsfs.Extent) bool
-	Progress  func(Progress) // called now and then, on Check's goroutine; may be nil
+	// Found is told of each fault that is reported, with the extent that has
+	// it, on Check's goroutine; may be nil. The Report has it in any case.
+	Found    func(e gearsfs.Extent, absent bool, f Fault)
+	Progress func(Progress) // called now and then, on Check's goroutine; may be nil
 }
 
 // Report is what Check found.
@@ -247,6 +250,9 @@ func (c *checker) judged(e gearsfs.Extent) error {
 		to.Bytes += f.fault.Bytes
 		if len(to.First) < c.opts.FaultsMax {
 			to.First = append(to.First, f.fault)
+		}
+		if c.opts.Found != nil {
+			c.opts.Found(e, f.absent, f.fault)
 		}
 	}
 	return nil

@@ -14,6 +14,9 @@ type SweepOptions struct {
 	Rate     int64          // bytes freed in a second; 0 is no bound
 	Age      time.Duration  // how long nothing was written to segments that are swept; 0 is SettledAge, less than 0 none
 	Progress func(Progress) // called after each segment, on Sweep's goroutine; may be nil
+	// Skip says which segments are left alone; nil is none. It is asked after live
+	// has returned, so live can find it out.
+	Skip func(origin gearsfs.MemberID, segment uint64) bool
 }
 
 // SweepReport is what Sweep did.
@@ -69,6 +72,10 @@ func (s *Store) Sweep(ctx context.Context, live Live, opts SweepOptions) (SweepR
 	}
 	w := &sweeper{store: s, ctx: ctx, pace: newPace(opts.Rate), age: opts.Age, report: &report}
 	for _, f := range settled {
+		if opts.Skip != nil && opts.Skip(f.id.origin, f.id.number) {
+			report.Busy++
+			continue
+		}
 		if err := w.segment(f, covered[f.id]); err != nil {
 			return report, err
 		}

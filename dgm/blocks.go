@@ -54,6 +54,9 @@ type blocks struct {
 	store *block.Store
 	heal  healer
 
+	pending pending
+	upkeep  upkeep
+
 	damaged atomic.Uint64 // reads that found damage which nobody could mend
 
 	mu      sync.Mutex // not held over I/O
@@ -74,6 +77,8 @@ func (b *blocks) open(v *Volume) error {
 	b.vol = v
 	b.ways = make(map[gearsfs.MemberID]*blockWay)
 	b.heal.init(b)
+	b.pending.init()
+	b.upkeep.init(b)
 	store, err := block.Open(v.cfg.Data.Blocks(), block.Options{Self: v.member, FS: v.cfg.BlockFS, Now: v.cfg.Clock})
 	if err != nil {
 		return fmt.Errorf("open the block store: %w", err)
@@ -146,6 +151,7 @@ func (b *blocks) yieldLocked() {
 // drop gives back, here and at the other members, what an upload stored and no
 // entry will ever refer to.
 func (b *blocks) drop(extents []gearsfs.Extent) {
+	b.pending.end(extents)
 	b.mu.Lock()
 	b.ready = append(b.ready, extents...)
 	b.freeLocked()
@@ -226,6 +232,7 @@ func (b *blocks) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, err
 		}
 		return nil, err
 	}
+	b.pending.begin(extents)
 	if b.vol.alone() {
 		return extents, nil
 	}
@@ -371,11 +378,12 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 	return all, nil
 }
 
-// unused says that what was uploaded for a command came to nothing, because of
-// err. Where the command may have happened all the same, or may yet, the pages
-// stay: the next start of the node finds out.
+// unused takes the final answer of the command that extents were uploaded for:
+// where that is an error they came to nothing. Where the command may have happened all the same, or may yet, the pages
+// stay: they are swept where nothing comes to refer to them.
 func (b *blocks) unused(extents []gearsfs.Extent, err error) {
 	if len(extents) == 0 || err == nil {
+		b.pending.end(extents)
 		return
 	}
 	for _, open := range []error{
@@ -383,6 +391,7 @@ func (b *blocks) unused(extents []gearsfs.Extent, err error) {
 		gearsfs.ErrCancelled, context.Canceled, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, open) {
+			b.pending.end(extents)
 			return
 		}
 	}
@@ -463,7 +472,7 @@ func (b *blocks) warnings() (w []string) {
 	if n := b.heal.lacking(); n > 0 {
 		w = append(w, fmt.Sprintf("%d pieces of large payloads are missing here, and no node that was reached has them", n))
 	}
-	return w
+	return append(w, b.upkeep.warnings()...)
 }
 
 // recordsOf visits the records of an answer whose bytes are in the block store.

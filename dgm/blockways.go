@@ -259,6 +259,12 @@ func (b *blocks) serve(op *wire.Blocks, done func(*wire.Response)) {
 // serveOp has done called, now or later, unless it returns an error.
 func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
 	switch {
+	case op.Pending:
+		segments, err := b.pending.list()
+		if err == nil {
+			done(&wire.Response{Segments: segments})
+		}
+		return err
 	case op.Lend != nil:
 		e, err := extentFromWire(op.Lend)
 		if err != nil {

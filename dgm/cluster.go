@@ -149,6 +149,41 @@ func (n *NodeClient) Status(ctx context.Context) (gearsfs.NodeStatus, error) {
 	return statusFromWire(resp.Status), nil
 }
 
+// Fsck has the node check its data, and with repair mend them as far as other
+// nodes have what is damaged or missing, and free what nothing refers to. It ends
+// with ctx. progress, where it is not nil, is told now and then how far it is, on
+// another goroutine. Errors: gearsfs.ErrBusy while somebody else's check is under
+// way, gearsfs.ErrPermission; what is wrong with the data is in the report.
+func (n *NodeClient) Fsck(ctx context.Context, repair bool, progress func(gearsfs.FsckReport)) (gearsfs.FsckReport, error) {
+	var watching sync.WaitGroup
+	watched, stop := context.WithCancel(ctx)
+	defer watching.Wait()
+	defer stop()
+	if progress != nil {
+		watching.Go(func() { // ends with watched
+			for {
+				select {
+				case <-time.After(fsckLook):
+				case <-watched.Done():
+					return
+				}
+				resp, err := n.node(watched, &wire.NodeOp{Op: &wire.NodeOp_Fsck{Fsck: &wire.Fsck{Progress: true}}})
+				if err == nil {
+					progress(fsckFromWire(resp.Fsck))
+				}
+			}
+		})
+	}
+	resp, err := n.node(ctx, &wire.NodeOp{Op: &wire.NodeOp_Fsck{Fsck: &wire.Fsck{Repair: repair}}})
+	if err != nil {
+		return gearsfs.FsckReport{}, err
+	}
+	return fsckFromWire(resp.Fsck), nil
+}
+
+// fsckLook is how often who waits for a check asks how far it is.
+const fsckLook = 500 * time.Millisecond
+
 // Close ends the connection. What is asked meanwhile ends with gearsfs.ErrClosed.
 func (n *NodeClient) Close() error {
 	n.stop()
@@ -165,6 +200,9 @@ func (n *NodeClient) Close() error {
 
 // call implements caller.
 func (n *NodeClient) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
+	if req.GetNode().GetFsck() != nil { // takes as long as it takes, and is of this node
+		return n.ask(ctx, req)
+	}
 	return insist(ctx, n.opts.GiveUp, req, func(ctx context.Context) (*wire.Response, error) {
 		resp, err := n.ask(ctx, req)
 		if errors.Is(err, gearsfs.ErrNotLeader) && resp.GetLeader() != "" {

@@ -3,6 +3,7 @@ package dgm
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -126,4 +127,30 @@ func (r *Remote) WriteExtents(ctx context.Context, ino gearsfs.Ino) error {
 		{Origin: 1, Segment: 1, Size: 4096, Length: 4096, Sums: make([]byte, 4)},
 	}}}})
 	return err
+}
+
+// SweepAll has sweeps look at segments that were written to just now.
+func (v *Volume) SweepAll() { v.blocks.upkeep.settled = -1 }
+
+// Sweep sweeps, and says how much was freed, or why nothing was.
+func (v *Volume) Sweep(ctx context.Context) (freed uint64, why string) {
+	return v.blocks.upkeep.sweepNow(ctx)
+}
+
+// Scrub reads all large payloads once.
+func (v *Volume) Scrub(ctx context.Context) { v.blocks.upkeep.scrubNow(ctx) }
+
+// Pass lets time go by for what is known of uploads.
+func (v *Volume) Pass(d time.Duration) {
+	p := &v.blocks.pending
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.now
+	p.now = func() time.Time { return was().Add(d) }
+}
+
+// Upload stores what a command will refer to, whose final answer the result tells.
+func (v *Volume) Upload(ctx context.Context, data []byte) (answered func(error), err error) {
+	extents, err := v.blocks.put(ctx, data)
+	return func(err error) { v.blocks.unused(extents, err) }, err
 }

@@ -81,6 +81,10 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 		return &wire.Response{}, v.removeNode(ctx, kind.Remove)
 	case *wire.NodeOp_Transfer:
 		return &wire.Response{}, v.transferLead(ctx, kind.Transfer)
+	case *wire.NodeOp_Fsck:
+		if kind.Fsck.Progress {
+			return &wire.Response{Fsck: fsckToWire(v.blocks.upkeep.progress())}, nil
+		}
 	case *wire.NodeOp_Verify:
 		if v.tenure.Load() == nil {
 			return nil, errNotLeader

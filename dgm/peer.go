@@ -51,6 +51,9 @@ func (p *peer) serve(req *wire.Request, done func(*wire.Response)) canceller {
 		p.serveNode(req, done)
 		return nil
 	case *wire.Request_Node:
+		if op := kind.Node.GetFsck(); op != nil && !op.Progress {
+			return v.beginFsck(p.trusted(), p.caller(nil), op, done)
+		}
 		v.nodeOp(p.trusted(), p.caller(nil), kind.Node, done)
 		return nil
 	}

@@ -53,6 +53,10 @@ type VolumeConfig struct {
 	// VerifyEvery is how often the leader has the replicas compared; 0 is an
 	// hour, less is never.
 	VerifyEvery time.Duration
+	// ScrubBytesPerSecond bounds what this node reads in the background to find
+	// out whether large payloads are still as they were written; 0 is 8 MiB, less
+	// has it not done.
+	ScrubBytesPerSecond int64
 	// Fatal is told that the volume can't go on (a failed write or fsync); the
 	// process should end. It is called once at most, on any goroutine.
 	Fatal func(error)
@@ -65,6 +69,7 @@ const (
 	reserveBytesDefault           = 64 << 20
 	snapshotBytesPerSecondDefault = 128 << 20
 	verifyEveryDefault            = time.Hour
+	scrubBytesPerSecondDefault    = 8 << 20
 )
 
 // founder is the member that made the volume.
@@ -165,6 +170,9 @@ func (cfg *VolumeConfig) setDefaults() {
 	if cfg.VerifyEvery == 0 {
 		cfg.VerifyEvery = verifyEveryDefault
 	}
+	if cfg.ScrubBytesPerSecond == 0 {
+		cfg.ScrubBytesPerSecond = scrubBytesPerSecondDefault
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -197,6 +205,7 @@ func (v *Volume) open(ctx context.Context) error {
 	}
 	v.mesh.begin(v.group)
 	v.owned.Go(v.blocks.heal.run) // ends when the volume begins to close
+	v.blocks.upkeep.begin()
 	return nil
 }
 

@@ -126,8 +126,13 @@ func Live(r Reader, yield func(gearsfs.Extent) error) error {
 	if err != nil {
 		return err
 	}
+	return liveKept(r, yield)
+}
+
+// liveKept is Live of the rows that answers keep.
+func liveKept(r Reader, yield func(gearsfs.Extent) error) error {
 	var failed error
-	err = scanSessions(r, func(_ gearsfs.SessionID, row *wire.SessionRow) {
+	err := scanSessions(r, func(_ gearsfs.SessionID, row *wire.SessionRow) {
 		for _, a := range row.Answers {
 			for _, ref := range references(a) {
 				for _, kept := range ref.Kept {

@@ -604,6 +604,8 @@ type Response struct {
 	Leader        string                 `protobuf:"bytes,15,opt,name=leader,proto3" json:"leader,omitempty"` // with not-leader: the addresses of the one that leads, where it is known
 	Nodes         []*NodeInfo            `protobuf:"bytes,16,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Joined        *Joined                `protobuf:"bytes,17,opt,name=joined,proto3" json:"joined,omitempty"`
+	Fsck          *FsckReport            `protobuf:"bytes,18,opt,name=fsck,proto3" json:"fsck,omitempty"`
+	Segments      []uint64               `protobuf:"varint,19,rep,packed,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -753,6 +755,20 @@ func (x *Response) GetNodes() []*NodeInfo {
 func (x *Response) GetJoined() *Joined {
 	if x != nil {
 		return x.Joined
+	}
+	return nil
+}
+
+func (x *Response) GetFsck() *FsckReport {
+	if x != nil {
+		return x.Fsck
+	}
+	return nil
+}
+
+func (x *Response) GetSegments() []uint64 {
+	if x != nil {
+		return x.Segments
 	}
 	return nil
 }
@@ -1147,8 +1163,9 @@ type Blocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Store         []*Extent              `protobuf:"bytes,1,rep,name=store,proto3" json:"store,omitempty"` // their stored bytes are in data, one behind the other: answered when on disk
 	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	Lend          *Extent                `protobuf:"bytes,3,opt,name=lend,proto3" json:"lend,omitempty"` // its stored bytes are wanted, in the answer's data
-	Drop          []*Extent              `protobuf:"bytes,4,rep,name=drop,proto3" json:"drop,omitempty"` // no row will ever refer to them
+	Lend          *Extent                `protobuf:"bytes,3,opt,name=lend,proto3" json:"lend,omitempty"`        // its stored bytes are wanted, in the answer's data
+	Drop          []*Extent              `protobuf:"bytes,4,rep,name=drop,proto3" json:"drop,omitempty"`        // no row will ever refer to them
+	Pending       bool                   `protobuf:"varint,5,opt,name=pending,proto3" json:"pending,omitempty"` // which of its own segments entries to come may refer to: in the answer's segments
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1211,6 +1228,13 @@ func (x *Blocks) GetDrop() []*Extent {
 	return nil
 }
 
+func (x *Blocks) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
 // NodeOp asks the node, or where it says so the leader, about the cluster.
 type NodeOp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1225,6 +1249,7 @@ type NodeOp struct {
 	//	*NodeOp_StateHash
 	//	*NodeOp_Verdict
 	//	*NodeOp_Whole
+	//	*NodeOp_Fsck
 	Op            isNodeOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1348,6 +1373,15 @@ func (x *NodeOp) GetWhole() bool {
 	return false
 }
 
+func (x *NodeOp) GetFsck() *Fsck {
+	if x != nil {
+		if x, ok := x.Op.(*NodeOp_Fsck); ok {
+			return x.Fsck
+		}
+	}
+	return nil
+}
+
 type isNodeOp_Op interface {
 	isNodeOp_Op()
 }
@@ -1388,6 +1422,10 @@ type NodeOp_Whole struct {
 	Whole bool `protobuf:"varint,9,opt,name=whole,proto3,oneof"` // waits until this node has the bytes of all extents that its state refers to
 }
 
+type NodeOp_Fsck struct {
+	Fsck *Fsck `protobuf:"bytes,10,opt,name=fsck,proto3,oneof"` // checks this node's data, which takes long; ends with the call
+}
+
 func (*NodeOp_Status) isNodeOp_Op() {}
 
 func (*NodeOp_Nodes) isNodeOp_Op() {}
@@ -1406,6 +1444,303 @@ func (*NodeOp_Verdict) isNodeOp_Op() {}
 
 func (*NodeOp_Whole) isNodeOp_Op() {}
 
+func (*NodeOp_Fsck) isNodeOp_Op() {}
+
+// Fsck asks a node to check its data.
+type Fsck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`     // fetch from other nodes what is damaged or missing, and free what nothing refers to
+	Progress      bool                   `protobuf:"varint,2,opt,name=progress,proto3" json:"progress,omitempty"` // instead: how far is the check that is under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fsck) Reset() {
+	*x = Fsck{}
+	mi := &file_request_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fsck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fsck) ProtoMessage() {}
+
+func (x *Fsck) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fsck.ProtoReflect.Descriptor instead.
+func (*Fsck) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Fsck) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *Fsck) GetProgress() bool {
+	if x != nil {
+		return x.Progress
+	}
+	return false
+}
+
+// FsckReport is what a node has found in its data, so far.
+type FsckReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Faults        []*Fault               `protobuf:"bytes,1,rep,name=faults,proto3" json:"faults,omitempty"`
+	Extents       uint64                 `protobuf:"varint,2,opt,name=extents,proto3" json:"extents,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Segments      uint64                 `protobuf:"varint,4,opt,name=segments,proto3" json:"segments,omitempty"`
+	Allocated     uint64                 `protobuf:"varint,5,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Unreferenced  uint64                 `protobuf:"varint,6,opt,name=unreferenced,proto3" json:"unreferenced,omitempty"`
+	Recent        uint64                 `protobuf:"varint,7,opt,name=recent,proto3" json:"recent,omitempty"`
+	Freed         uint64                 `protobuf:"varint,8,opt,name=freed,proto3" json:"freed,omitempty"`
+	Unswept       string                 `protobuf:"bytes,9,opt,name=unswept,proto3" json:"unswept,omitempty"` // why nothing was freed
+	Found         uint64                 `protobuf:"varint,10,opt,name=found,proto3" json:"found,omitempty"`   // faults, also those that are not listed
+	Mended        uint64                 `protobuf:"varint,11,opt,name=mended,proto3" json:"mended,omitempty"` // of these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckReport) Reset() {
+	*x = FsckReport{}
+	mi := &file_request_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckReport) ProtoMessage() {}
+
+func (x *FsckReport) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckReport.ProtoReflect.Descriptor instead.
+func (*FsckReport) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FsckReport) GetFaults() []*Fault {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *FsckReport) GetExtents() uint64 {
+	if x != nil {
+		return x.Extents
+	}
+	return 0
+}
+
+func (x *FsckReport) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FsckReport) GetSegments() uint64 {
+	if x != nil {
+		return x.Segments
+	}
+	return 0
+}
+
+func (x *FsckReport) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+func (x *FsckReport) GetUnreferenced() uint64 {
+	if x != nil {
+		return x.Unreferenced
+	}
+	return 0
+}
+
+func (x *FsckReport) GetRecent() uint64 {
+	if x != nil {
+		return x.Recent
+	}
+	return 0
+}
+
+func (x *FsckReport) GetFreed() uint64 {
+	if x != nil {
+		return x.Freed
+	}
+	return 0
+}
+
+func (x *FsckReport) GetUnswept() string {
+	if x != nil {
+		return x.Unswept
+	}
+	return ""
+}
+
+func (x *FsckReport) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+func (x *FsckReport) GetMended() uint64 {
+	if x != nil {
+		return x.Mended
+	}
+	return 0
+}
+
+// Fault is something that is not as it should be.
+type Fault struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // one of gearsfs.Fault's kinds
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Pos           uint64                 `protobuf:"varint,5,opt,name=pos,proto3" json:"pos,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Segment       string                 `protobuf:"bytes,7,opt,name=segment,proto3" json:"segment,omitempty"` // its file
+	At            uint64                 `protobuf:"varint,8,opt,name=at,proto3" json:"at,omitempty"`
+	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Mended        bool                   `protobuf:"varint,10,opt,name=mended,proto3" json:"mended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fault) Reset() {
+	*x = Fault{}
+	mi := &file_request_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fault) ProtoMessage() {}
+
+func (x *Fault) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fault.ProtoReflect.Descriptor instead.
+func (*Fault) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Fault) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Fault) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Fault) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Fault) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Fault) GetPos() uint64 {
+	if x != nil {
+		return x.Pos
+	}
+	return 0
+}
+
+func (x *Fault) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Fault) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *Fault) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Fault) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Fault) GetMended() bool {
+	if x != nil {
+		return x.Mended
+	}
+	return false
+}
+
 // Verdict says whether a node's state, as of an index, is that of the others.
 type Verdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1417,7 +1752,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1764,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[13]
+	mi := &file_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1777,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{13}
+	return file_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Verdict) GetIndex() uint64 {
@@ -1471,7 +1806,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1818,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[14]
+	mi := &file_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1831,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{14}
+	return file_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Join) GetSelf() *Member {
@@ -1535,7 +1870,7 @@ type Joined struct {
 
 func (x *Joined) Reset() {
 	*x = Joined{}
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1882,7 @@ func (x *Joined) String() string {
 func (*Joined) ProtoMessage() {}
 
 func (x *Joined) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[15]
+	mi := &file_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1895,7 @@ func (x *Joined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Joined.ProtoReflect.Descriptor instead.
 func (*Joined) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{15}
+	return file_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Joined) GetVolumeId() []byte {
@@ -1633,7 +1968,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1980,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[16]
+	mi := &file_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1993,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{16}
+	return file_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeInfo) GetMember() *Member {
@@ -1786,7 +2121,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2133,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[17]
+	mi := &file_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2146,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{17}
+	return file_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Query) GetOp() isQuery_Op {
@@ -2158,7 +2493,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2505,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[18]
+	mi := &file_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2518,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{18}
+	return file_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Watch) GetId() uint64 {
@@ -2203,7 +2538,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2550,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[19]
+	mi := &file_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2563,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{19}
+	return file_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Lookup) GetDir() uint64 {
@@ -2255,7 +2590,7 @@ type Resolve struct {
 
 func (x *Resolve) Reset() {
 	*x = Resolve{}
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2602,7 @@ func (x *Resolve) String() string {
 func (*Resolve) ProtoMessage() {}
 
 func (x *Resolve) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[20]
+	mi := &file_request_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2615,7 @@ func (x *Resolve) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolve.ProtoReflect.Descriptor instead.
 func (*Resolve) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{20}
+	return file_request_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Resolve) GetPath() string {
@@ -2308,7 +2643,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2655,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[21]
+	mi := &file_request_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2668,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{21}
+	return file_request_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReadDir) GetDir() uint64 {
@@ -2367,7 +2702,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2714,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[22]
+	mi := &file_request_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2727,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{22}
+	return file_request_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -2420,7 +2755,7 @@ type Read struct {
 
 func (x *Read) Reset() {
 	*x = Read{}
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2767,7 @@ func (x *Read) String() string {
 func (*Read) ProtoMessage() {}
 
 func (x *Read) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[23]
+	mi := &file_request_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2780,7 @@ func (x *Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Read.ProtoReflect.Descriptor instead.
 func (*Read) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{23}
+	return file_request_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Read) GetIno() uint64 {
@@ -2480,7 +2815,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2827,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[24]
+	mi := &file_request_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2840,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{24}
+	return file_request_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Seek) GetIno() uint64 {
@@ -2546,7 +2881,7 @@ type Peek struct {
 
 func (x *Peek) Reset() {
 	*x = Peek{}
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2893,7 @@ func (x *Peek) String() string {
 func (*Peek) ProtoMessage() {}
 
 func (x *Peek) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[25]
+	mi := &file_request_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2906,7 @@ func (x *Peek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peek.ProtoReflect.Descriptor instead.
 func (*Peek) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{25}
+	return file_request_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Peek) GetTarget() *Target {
@@ -2649,7 +2984,7 @@ type Near struct {
 
 func (x *Near) Reset() {
 	*x = Near{}
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2996,7 @@ func (x *Near) String() string {
 func (*Near) ProtoMessage() {}
 
 func (x *Near) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[26]
+	mi := &file_request_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +3009,7 @@ func (x *Near) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Near.ProtoReflect.Descriptor instead.
 func (*Near) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{26}
+	return file_request_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Near) GetTarget() *Target {
@@ -2711,7 +3046,7 @@ type ListStreams struct {
 
 func (x *ListStreams) Reset() {
 	*x = ListStreams{}
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +3058,7 @@ func (x *ListStreams) String() string {
 func (*ListStreams) ProtoMessage() {}
 
 func (x *ListStreams) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[27]
+	mi := &file_request_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +3071,7 @@ func (x *ListStreams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStreams.ProtoReflect.Descriptor instead.
 func (*ListStreams) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{27}
+	return file_request_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListStreams) GetTarget() *Target {
@@ -2784,7 +3119,7 @@ type NamedAttr struct {
 
 func (x *NamedAttr) Reset() {
 	*x = NamedAttr{}
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3131,7 @@ func (x *NamedAttr) String() string {
 func (*NamedAttr) ProtoMessage() {}
 
 func (x *NamedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[28]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3144,7 @@ func (x *NamedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedAttr.ProtoReflect.Descriptor instead.
 func (*NamedAttr) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{28}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NamedAttr) GetName() string {
@@ -2852,7 +3187,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +3199,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[29]
+	mi := &file_request_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +3212,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{29}
+	return file_request_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Stream) GetKey() string {
@@ -3017,7 +3352,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3364,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3377,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{30}
+	return file_request_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Usage) GetBytesTotal() uint64 {
@@ -3095,7 +3430,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3442,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3455,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{31}
+	return file_request_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -3288,7 +3623,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3635,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3648,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{32}
+	return file_request_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3396,7 +3731,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3743,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3756,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{33}
+	return file_request_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Remote) GetName() string {
@@ -3449,7 +3784,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[34]
+	mi := &file_request_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +3796,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[34]
+	mi := &file_request_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +3809,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{34}
+	return file_request_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3549,7 +3884,7 @@ const file_request_proto_rawDesc = "" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
 	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x04\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xa2\x05\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -3568,7 +3903,9 @@ const file_request_proto_rawDesc = "" +
 	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
 	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
-	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\"\xbe\x01\n" +
+	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\x12'\n" +
+	"\x04fsck\x18\x12 \x01(\v2\x13.gearsfs.FsckReportR\x04fsck\x12\x1a\n" +
+	"\bsegments\x18\x13 \x03(\x04R\bsegments\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
@@ -3600,12 +3937,13 @@ const file_request_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04file\x18\x02 \x01(\tR\x04file\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\rR\x06length\"\x8d\x01\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\"\xa7\x01\n" +
 	"\x06Blocks\x12%\n" +
 	"\x05store\x18\x01 \x03(\v2\x0f.gearsfs.ExtentR\x05store\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12#\n" +
 	"\x04lend\x18\x03 \x01(\v2\x0f.gearsfs.ExtentR\x04lend\x12#\n" +
-	"\x04drop\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\x04drop\"\x9e\x02\n" +
+	"\x04drop\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\x04drop\x12\x18\n" +
+	"\apending\x18\x05 \x01(\bR\apending\"\xc3\x02\n" +
 	"\x06NodeOp\x12\x18\n" +
 	"\x06status\x18\x01 \x01(\bH\x00R\x06status\x12\x16\n" +
 	"\x05nodes\x18\x02 \x01(\bH\x00R\x05nodes\x12#\n" +
@@ -3616,8 +3954,39 @@ const file_request_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\a \x01(\x04H\x00R\tstateHash\x12,\n" +
 	"\averdict\x18\b \x01(\v2\x10.gearsfs.VerdictH\x00R\averdict\x12\x16\n" +
-	"\x05whole\x18\t \x01(\bH\x00R\x05wholeB\x04\n" +
-	"\x02op\"9\n" +
+	"\x05whole\x18\t \x01(\bH\x00R\x05whole\x12#\n" +
+	"\x04fsck\x18\n" +
+	" \x01(\v2\r.gearsfs.FsckH\x00R\x04fsckB\x04\n" +
+	"\x02op\":\n" +
+	"\x04Fsck\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x1a\n" +
+	"\bprogress\x18\x02 \x01(\bR\bprogress\"\xb8\x02\n" +
+	"\n" +
+	"FsckReport\x12&\n" +
+	"\x06faults\x18\x01 \x03(\v2\x0e.gearsfs.FaultR\x06faults\x12\x18\n" +
+	"\aextents\x18\x02 \x01(\x04R\aextents\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1a\n" +
+	"\bsegments\x18\x04 \x01(\x04R\bsegments\x12\x1c\n" +
+	"\tallocated\x18\x05 \x01(\x04R\tallocated\x12\"\n" +
+	"\funreferenced\x18\x06 \x01(\x04R\funreferenced\x12\x16\n" +
+	"\x06recent\x18\a \x01(\x04R\x06recent\x12\x14\n" +
+	"\x05freed\x18\b \x01(\x04R\x05freed\x12\x18\n" +
+	"\aunswept\x18\t \x01(\tR\aunswept\x12\x14\n" +
+	"\x05found\x18\n" +
+	" \x01(\x04R\x05found\x12\x16\n" +
+	"\x06mended\x18\v \x01(\x04R\x06mended\"\xd5\x01\n" +
+	"\x05Fault\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x10\n" +
+	"\x03pos\x18\x05 \x01(\x04R\x03pos\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\asegment\x18\a \x01(\tR\asegment\x12\x0e\n" +
+	"\x02at\x18\b \x01(\x04R\x02at\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x16\n" +
+	"\x06mended\x18\n" +
+	" \x01(\bR\x06mended\"9\n" +
 	"\aVerdict\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\atrouble\x18\x02 \x01(\tR\atrouble\"`\n" +
@@ -3807,7 +4176,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -3822,91 +4191,97 @@ var file_request_proto_goTypes = []any{
 	(*Fetch)(nil),        // 10: gearsfs.Fetch
 	(*Blocks)(nil),       // 11: gearsfs.Blocks
 	(*NodeOp)(nil),       // 12: gearsfs.NodeOp
-	(*Verdict)(nil),      // 13: gearsfs.Verdict
-	(*Join)(nil),         // 14: gearsfs.Join
-	(*Joined)(nil),       // 15: gearsfs.Joined
-	(*NodeInfo)(nil),     // 16: gearsfs.NodeInfo
-	(*Query)(nil),        // 17: gearsfs.Query
-	(*Watch)(nil),        // 18: gearsfs.Watch
-	(*Lookup)(nil),       // 19: gearsfs.Lookup
-	(*Resolve)(nil),      // 20: gearsfs.Resolve
-	(*ReadDir)(nil),      // 21: gearsfs.ReadDir
-	(*GetXattr)(nil),     // 22: gearsfs.GetXattr
-	(*Read)(nil),         // 23: gearsfs.Read
-	(*Seek)(nil),         // 24: gearsfs.Seek
-	(*Peek)(nil),         // 25: gearsfs.Peek
-	(*Near)(nil),         // 26: gearsfs.Near
-	(*ListStreams)(nil),  // 27: gearsfs.ListStreams
-	(*NamedAttr)(nil),    // 28: gearsfs.NamedAttr
-	(*Stream)(nil),       // 29: gearsfs.Stream
-	(*Usage)(nil),        // 30: gearsfs.Usage
-	(*NodeStatus)(nil),   // 31: gearsfs.NodeStatus
-	(*Wait)(nil),         // 32: gearsfs.Wait
-	(*Remote)(nil),       // 33: gearsfs.Remote
-	(*Changed)(nil),      // 34: gearsfs.Changed
-	(*Command)(nil),      // 35: gearsfs.Command
-	(*Answer)(nil),       // 36: gearsfs.Answer
-	(*Member)(nil),       // 37: gearsfs.Member
-	(*Extent)(nil),       // 38: gearsfs.Extent
-	(*Target)(nil),       // 39: gearsfs.Target
-	(*Attr)(nil),         // 40: gearsfs.Attr
-	(*Settings)(nil),     // 41: gearsfs.Settings
-	(*LostRun)(nil),      // 42: gearsfs.LostRun
+	(*Fsck)(nil),         // 13: gearsfs.Fsck
+	(*FsckReport)(nil),   // 14: gearsfs.FsckReport
+	(*Fault)(nil),        // 15: gearsfs.Fault
+	(*Verdict)(nil),      // 16: gearsfs.Verdict
+	(*Join)(nil),         // 17: gearsfs.Join
+	(*Joined)(nil),       // 18: gearsfs.Joined
+	(*NodeInfo)(nil),     // 19: gearsfs.NodeInfo
+	(*Query)(nil),        // 20: gearsfs.Query
+	(*Watch)(nil),        // 21: gearsfs.Watch
+	(*Lookup)(nil),       // 22: gearsfs.Lookup
+	(*Resolve)(nil),      // 23: gearsfs.Resolve
+	(*ReadDir)(nil),      // 24: gearsfs.ReadDir
+	(*GetXattr)(nil),     // 25: gearsfs.GetXattr
+	(*Read)(nil),         // 26: gearsfs.Read
+	(*Seek)(nil),         // 27: gearsfs.Seek
+	(*Peek)(nil),         // 28: gearsfs.Peek
+	(*Near)(nil),         // 29: gearsfs.Near
+	(*ListStreams)(nil),  // 30: gearsfs.ListStreams
+	(*NamedAttr)(nil),    // 31: gearsfs.NamedAttr
+	(*Stream)(nil),       // 32: gearsfs.Stream
+	(*Usage)(nil),        // 33: gearsfs.Usage
+	(*NodeStatus)(nil),   // 34: gearsfs.NodeStatus
+	(*Wait)(nil),         // 35: gearsfs.Wait
+	(*Remote)(nil),       // 36: gearsfs.Remote
+	(*Changed)(nil),      // 37: gearsfs.Changed
+	(*Command)(nil),      // 38: gearsfs.Command
+	(*Answer)(nil),       // 39: gearsfs.Answer
+	(*Member)(nil),       // 40: gearsfs.Member
+	(*Extent)(nil),       // 41: gearsfs.Extent
+	(*Target)(nil),       // 42: gearsfs.Target
+	(*Attr)(nil),         // 43: gearsfs.Attr
+	(*Settings)(nil),     // 44: gearsfs.Settings
+	(*LostRun)(nil),      // 45: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
 	3,  // 1: gearsfs.Request.change:type_name -> gearsfs.Change
-	17, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
+	20, // 2: gearsfs.Request.query:type_name -> gearsfs.Query
 	4,  // 3: gearsfs.Request.goodbye:type_name -> gearsfs.Goodbye
 	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
 	12, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
 	11, // 7: gearsfs.Request.blocks:type_name -> gearsfs.Blocks
-	35, // 8: gearsfs.Change.command:type_name -> gearsfs.Command
-	36, // 9: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	38, // 8: gearsfs.Change.command:type_name -> gearsfs.Command
+	39, // 9: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 10: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
-	28, // 11: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
-	29, // 12: gearsfs.Response.streams:type_name -> gearsfs.Stream
-	30, // 13: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	31, // 14: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	32, // 15: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	33, // 16: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	34, // 17: gearsfs.Response.changed:type_name -> gearsfs.Changed
-	16, // 18: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
-	15, // 19: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	37, // 20: gearsfs.Peer.self:type_name -> gearsfs.Member
-	8,  // 21: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
-	9,  // 22: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	38, // 23: gearsfs.Blocks.store:type_name -> gearsfs.Extent
-	38, // 24: gearsfs.Blocks.lend:type_name -> gearsfs.Extent
-	38, // 25: gearsfs.Blocks.drop:type_name -> gearsfs.Extent
-	14, // 26: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	13, // 27: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	37, // 28: gearsfs.Join.self:type_name -> gearsfs.Member
-	37, // 29: gearsfs.Joined.members:type_name -> gearsfs.Member
-	37, // 30: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	19, // 31: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	20, // 32: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	21, // 33: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	22, // 34: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	23, // 35: gearsfs.Query.read:type_name -> gearsfs.Read
-	24, // 36: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	25, // 37: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	27, // 38: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	18, // 39: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	26, // 40: gearsfs.Query.near:type_name -> gearsfs.Near
-	39, // 41: gearsfs.Peek.target:type_name -> gearsfs.Target
-	39, // 42: gearsfs.Near.target:type_name -> gearsfs.Target
-	39, // 43: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	40, // 44: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	41, // 45: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	42, // 46: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
-	30, // 47: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	31, // 11: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
+	32, // 12: gearsfs.Response.streams:type_name -> gearsfs.Stream
+	33, // 13: gearsfs.Response.usage:type_name -> gearsfs.Usage
+	34, // 14: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	35, // 15: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	36, // 16: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	37, // 17: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	19, // 18: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
+	18, // 19: gearsfs.Response.joined:type_name -> gearsfs.Joined
+	14, // 20: gearsfs.Response.fsck:type_name -> gearsfs.FsckReport
+	40, // 21: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 22: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 23: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	41, // 24: gearsfs.Blocks.store:type_name -> gearsfs.Extent
+	41, // 25: gearsfs.Blocks.lend:type_name -> gearsfs.Extent
+	41, // 26: gearsfs.Blocks.drop:type_name -> gearsfs.Extent
+	17, // 27: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	16, // 28: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	13, // 29: gearsfs.NodeOp.fsck:type_name -> gearsfs.Fsck
+	15, // 30: gearsfs.FsckReport.faults:type_name -> gearsfs.Fault
+	40, // 31: gearsfs.Join.self:type_name -> gearsfs.Member
+	40, // 32: gearsfs.Joined.members:type_name -> gearsfs.Member
+	40, // 33: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	22, // 34: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	23, // 35: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	24, // 36: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	25, // 37: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	26, // 38: gearsfs.Query.read:type_name -> gearsfs.Read
+	27, // 39: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	28, // 40: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	30, // 41: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	21, // 42: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	29, // 43: gearsfs.Query.near:type_name -> gearsfs.Near
+	42, // 44: gearsfs.Peek.target:type_name -> gearsfs.Target
+	42, // 45: gearsfs.Near.target:type_name -> gearsfs.Target
+	42, // 46: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	43, // 47: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	44, // 48: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	45, // 49: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	33, // 50: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3936,8 +4311,9 @@ func file_request_proto_init() {
 		(*NodeOp_StateHash)(nil),
 		(*NodeOp_Verdict)(nil),
 		(*NodeOp_Whole)(nil),
+		(*NodeOp_Fsck)(nil),
 	}
-	file_request_proto_msgTypes[17].OneofWrappers = []any{
+	file_request_proto_msgTypes[20].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_Resolve)(nil),
 		(*Query_GetAttr)(nil),
@@ -3966,7 +4342,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

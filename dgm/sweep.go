@@ -1,0 +1,175 @@
+package dgm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+const (
+	sweepFirst      = 20 * time.Minute // after the volume was opened
+	sweepEvery      = time.Hour
+	sweepBytes      = 64 << 20        // freed in a second
+	sweepPatience   = 5 * time.Second // for what other nodes know of their uploads
+	sweepDisk       = 10 * time.Second
+	removedPatience = 24 * time.Hour // after which nobody has commands of a removed member
+)
+
+// sweep gives back the pages of this node's segments, and of its copies of
+// others', that no row refers to and no entry to come will: what crashed, refused
+// and unanswered uploads have left.
+//
+//	survey    segments to which nothing was written for 20 minutes
+//	pending   each origin says which of its segments have uploads under way
+//	barrier   all that was committed before is in the state here
+//	live      pages that rows refer to
+//	disk      what these rows became has come to this node's disk
+//	free      the others
+//
+// In this order: an upload that ends in between is in the answer to pending, or
+// its entry was committed before the barrier and its row is live. One that begins
+// later writes to a segment that then has changed since the survey. What a crash
+// could bring back is a row of before an entry that is not on the disk: so that
+// comes in front of free.
+//
+// It needs a majority: what is unknown here can't be told from what is not needed.
+func (b *blocks) sweep(ctx context.Context) (block.SweepReport, error) {
+	s := &sweepRun{blocks: b, pending: make(map[gearsfs.MemberID]map[uint64]bool)}
+	return b.store.Sweep(ctx,
+		func(yield func(gearsfs.Extent) error) error { return s.live(ctx, yield) },
+		block.SweepOptions{Rate: sweepBytes, Age: b.upkeep.settled, Skip: s.skip})
+}
+
+type sweepRun struct {
+	blocks  *blocks
+	pending map[gearsfs.MemberID]map[uint64]bool // of the origins that have said it
+}
+
+// live is a block.Live, and finds out what skip is to say.
+func (s *sweepRun) live(ctx context.Context, yield func(gearsfs.Extent) error) error {
+	b := s.blocks
+	if err := s.askAll(ctx); err != nil {
+		return err
+	}
+	l, err := b.vol.Local(Client{Caller: gearsfs.Root, Process: "sweep"})
+	if err != nil {
+		return err
+	}
+	defer l.Close() //nolint:errcheck // nothing is left that matters
+	barrier := func() error {
+		_, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true)
+		return err
+	}
+	if err := barrier(); err != nil {
+		return err
+	}
+	if err := b.vol.machine.Live(yield); err != nil {
+		return err
+	}
+	index, _ := b.vol.machine.Applied()
+	if err := barrier(); err != nil {
+		return err
+	}
+	return b.awaitDisk(ctx, index)
+}
+
+// awaitDisk returns when this node's log is on its disk up to an index.
+func (b *blocks) awaitDisk(ctx context.Context, index uint64) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, sweepDisk, gearsfs.ErrBusy.Because("the log was not on disk within %v", sweepDisk))
+	defer cancel()
+	for uint64(b.vol.group.Status().Durable) < index {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// askAll asks all members for their uploads. Segments of those that don't answer
+// are left alone.
+func (s *sweepRun) askAll(ctx context.Context) error {
+	b := s.blocks
+	if b.vol.alone() { // with an earlier life its Locals and its queues ended
+		s.note(b.vol.member, b.pending.known())
+		return nil
+	}
+	own, err := b.pending.list()
+	if err != nil {
+		return err
+	}
+	s.note(b.vol.member, own)
+	body, err := blocksRequest(&wire.Blocks{Pending: true})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
+	defer cancel()
+	var asking sync.WaitGroup
+	var mu sync.Mutex
+	for _, id := range b.vol.mesh.others() {
+		asking.Go(func() { // ends with ctx
+			if resp, err := b.wayTo(id).ask(ctx, body); err == nil {
+				mu.Lock()
+				s.note(id, resp.Segments)
+				mu.Unlock()
+			}
+		})
+	}
+	asking.Wait()
+	return nil
+}
+
+func (s *sweepRun) note(origin gearsfs.MemberID, segments []uint64) {
+	set := make(map[uint64]bool, len(segments))
+	for _, n := range segments {
+		set[n] = true
+	}
+	s.pending[origin] = set
+}
+
+// skip says which segments are not to be swept.
+func (s *sweepRun) skip(origin gearsfs.MemberID, segment uint64) bool {
+	if set, ok := s.pending[origin]; ok {
+		return set[segment]
+	}
+	row, ok := s.blocks.vol.machine.MemberRow(origin)
+	return !ok || !row.Removed || !s.blocks.upkeep.longGone(origin)
+}
+
+// longGone reports whether a removed member was known as such long ago.
+func (u *upkeep) longGone(id gearsfs.MemberID) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := u.blocks.pending.now()
+	since, ok := u.removed[id]
+	if !ok {
+		u.removed[id] = now
+		return false
+	}
+	return now.Sub(since) >= removedPatience
+}
+
+// sweepNow is sweep, and says why nothing was freed where that is so.
+func (u *upkeep) sweepNow(ctx context.Context) (freed uint64, why string) {
+	report, err := u.blocks.sweep(ctx)
+	v := u.blocks.vol
+	switch {
+	case err == nil:
+	case ctx.Err() != nil, errors.Is(err, gearsfs.ErrClosed):
+		return uint64(report.Freed), ""
+	default:
+		why = fmt.Sprintf("what nothing refers to was not swept: %v", err)
+	}
+	if report.Freed > 0 {
+		v.log.Info("freed what uploads have left in the block store", "bytes", report.Freed, "segments", report.Segments)
+	}
+	return uint64(report.Freed), why
+}
