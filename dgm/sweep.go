@@ -101,6 +101,9 @@ func (s *sweepRun) askAll(ctx context.Context) error {
 		s.note(b.vol.member, b.pending.known())
 		return nil
 	}
+	if b.vol.cfg.Offline {
+		return gearsfs.ErrNoNode.Because("uploads of the other nodes are not known while this one does not run")
+	}
 	own, err := b.pending.list()
 	if err != nil {
 		return err

@@ -57,6 +57,9 @@ type VolumeConfig struct {
 	// out whether large payloads are still as they were written; 0 is 8 MiB, less
 	// has it not done.
 	ScrubBytesPerSecond int64
+	// Offline has this node neither look for the other nodes of the volume nor
+	// look after its data: for who only checks these.
+	Offline bool
 	// Fatal is told that the volume can't go on (a failed write or fsync); the
 	// process should end. It is called once at most, on any goroutine.
 	Fatal func(error)
@@ -202,6 +205,9 @@ func (v *Volume) open(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("open volume: %w", err)
+	}
+	if v.cfg.Offline {
+		return nil
 	}
 	v.mesh.begin(v.group)
 	v.owned.Go(v.blocks.heal.run) // ends when the volume begins to close

@@ -19,6 +19,7 @@ import (
 type nodeClient interface {
 	Status(ctx context.Context) (gearsfs.NodeStatus, error)
 	dgm.Cluster
+	Fsck(ctx context.Context, repair bool, progress func(gearsfs.FsckReport)) (gearsfs.FsckReport, error)
 	io.Closer
 }
 

@@ -309,6 +309,8 @@ func TestNodes(t *testing.T) {
 		{line: "nodes tranfser n", status: 2, errs: "transfer?"},
 		{line: "nodes verify n", status: 2, errs: "too many"},
 		{line: "nodes --node unix:/none/sock", status: 1, errs: "unreachable"},
+		{line: "fsck --node x:1 --data d", status: 2, errs: "exclude"},
+		{line: "fsck --data /none", status: 1, errs: "no GearsFS data"},
 	})
 }
 

@@ -61,6 +61,7 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), ou
 	n, err := node.Start(ctx, node.Config{
 		Data: s.data, Name: s.name, Listen: s.listen, Insecure: s.insecure, TLS: tlsConfig, Log: log,
 		Join: s.join, Advertise: s.advertise, CatchUpBytesPerSecond: int64(min(s.catchUp.Value, math.MaxInt64)), VerifyEvery: s.verifyEvery(),
+		ScrubBytesPerSecond: s.scrubRate(),
 	})
 	if err != nil {
 		return wrong(told(ctx, err))

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ type settings struct {
 	advertise []string
 	catchUp   units.Size
 	verify    units.Duration
+	scrub     units.Size
 	mount     string
 	insecure  bool
 	tls       node.TLSFiles
@@ -52,6 +54,7 @@ func flagSet(s *settings) *pflag.FlagSet {
 	f.StringVar(&s.tls.CA, "tls-ca", "", "let in clients with a certificate that an authority in `FILE` has signed")
 	f.Var(&s.catchUp, "catchup-rate", "bring a node that is far behind up to date with at most `SIZE` a second (default 128M)")
 	f.Var(&s.verify, "verify-every", "compare the replicas every `DURATION` while this node leads; 0 is never (default 1h)")
+	f.Var(&s.scrub, "scrub-rate", "read at most `SIZE` a second, once a week, to find large payloads that the disk has damaged; 0 is never (default 8M)")
 	f.StringVar(&s.config, "config", "", "read `FILE`, with lines like: data = /var/lib/gearsfs")
 	f.BoolVar(&s.version, "version", false, "print the version")
 	return f
@@ -63,6 +66,14 @@ func (s *settings) verifyEvery() time.Duration {
 		return -1
 	}
 	return s.verify.Value
+}
+
+// scrubRate is --scrub-rate as a node takes it.
+func (s *settings) scrubRate() int64 {
+	if s.scrub.Given && s.scrub.Value == 0 {
+		return -1
+	}
+	return int64(min(s.scrub.Value, math.MaxInt64))
 }
 
 func usage() string {

@@ -59,6 +59,13 @@ func TestSettingsOfACluster(t *testing.T) {
 	s, err = readSettings([]string{"--data", "/d"}, environment(nil))
 	require.NoError(t, err)
 	assert.Zero(t, s.verifyEvery(), "as often as a node does by itself")
+	assert.Zero(t, s.scrubRate(), "as fast as a node does by itself")
+	s, err = readSettings([]string{"--data", "/d", "--scrub-rate", "0"}, environment(nil))
+	require.NoError(t, err)
+	assert.Negative(t, s.scrubRate(), "never")
+	s, err = readSettings([]string{"--data", "/d"}, environment(map[string]string{"GEARSFSD_SCRUB_RATE": "2M"}))
+	require.NoError(t, err)
+	assert.EqualValues(t, 2<<20, s.scrubRate())
 }
 
 func TestListenDefaultsToASocket(t *testing.T) {

@@ -45,6 +45,12 @@ type Config struct {
 	// VerifyEvery is how often the replicas are compared while this node leads;
 	// 0 is a default, less is never.
 	VerifyEvery time.Duration
+	// ScrubBytesPerSecond limits what the node reads in the background to check
+	// large payloads; 0 is a default, less is never.
+	ScrubBytesPerSecond int64
+	// Offline opens data that are there, gearsfs.ErrNotFound where they are not,
+	// and does not look for the other nodes of its volume.
+	Offline bool
 }
 
 // memorySoftLimit is where the garbage collector begins to work harder: below
@@ -127,7 +133,7 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 			return nil, fmt.Errorf("the host's name: %w", err)
 		}
 	}
-	data, err := persist.Open(cfg.Data, persist.Options{Create: true, Name: cfg.Name, Fatal: fatal})
+	data, err := persist.Open(cfg.Data, persist.Options{Create: !cfg.Offline, Name: cfg.Name, Fatal: fatal})
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +147,7 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 	return dgm.OpenVolume(ctx, dgm.VolumeConfig{
 		Data: data, Root: Caller(), Clock: clock(), Version: Version(), Insecure: cfg.Insecure, TLS: cfg.TLS, Fatal: fatal, Log: cfg.Log,
 		Addrs: addrs, SnapshotBytesPerSecond: cfg.CatchUpBytesPerSecond, VerifyEvery: cfg.VerifyEvery,
+		ScrubBytesPerSecond: cfg.ScrubBytesPerSecond, Offline: cfg.Offline,
 	})
 }
 
