@@ -177,4 +177,11 @@ func TestFsckRepairs(t *testing.T) {
 	again := d.gearsfs("fsck")
 	require.Zero(t, again.status, again.stdout+again.stderr)
 	requirePages(t, filepath.Join(d.mount, "f"), want, func(int) bool { return false })
+
+	d.stop()
+	alone := d.gearsfs("fsck", "--data", d.data, "--repair")
+	require.Zero(t, alone.status, alone.stdout+alone.stderr)
+	require.Contains(t, alone.stdout, "uploads of the other nodes are not known")
+	d.start()
+	c.verify()
 }
