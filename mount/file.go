@@ -3,6 +3,7 @@ package mount
 import (
 	"crypto/rand"
 	"errors"
+	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -13,9 +14,11 @@ import (
 
 // file is an open regular file.
 type file struct {
-	ino    gearsfs.Ino
-	base   gearsfs.Pos // offset 0: where the data stream began when it was opened
-	direct bool        // past the kernel's cache
+	ino  gearsfs.Ino
+	base gearsfs.Pos // offset 0: where the data stream began when it was opened
+
+	mu     sync.Mutex
+	direct bool // past the kernel's cache, and no page of it was mapped
 }
 
 var _ handle = (*file)(nil)
@@ -74,7 +77,25 @@ func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.R
 	return fuse.ReadResultData(data), fuse.OK
 }
 
+// maps takes note of a READ that fills a page: the kernel names the lock owner
+// in all that a program reads past the cache, and in no other. It reports
+// whether the file's pages may be those of this handle.
+func (f *file) maps(s *server, in *fuse.ReadIn) bool {
+	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.direct {
+		f.direct = !s.inodes.mapped(f.ino, f.base)
+	}
+	return !f.direct
+}
+
 func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+	if !f.maps(s, in) {
+		return nil, fuse.EIO
+	}
 	data, err := s.m.Read(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), int(in.Size))
 	return data, gone(err)
 }
@@ -97,7 +118,13 @@ func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data [
 		attr, err = s.m.Append(ctx, f.ino, data)
 		stop()
 	} else {
-		attr, err = s.m.Write(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), data)
+		base := f.base
+		if in.WriteFlags&fuse.WRITE_CACHE != 0 { // a page: the handle is any of those that are mapped
+			if shared := s.inodes.baseOf(f.ino); shared != nil {
+				base = *shared
+			}
+		}
+		attr, err = s.m.Write(s.ctx, f.ino, base+gearsfs.Pos(in.Offset), data)
 	}
 	if err != nil {
 		return 0, gone(err)
@@ -180,7 +207,10 @@ func (s *server) release(fh uint64) {
 }
 
 func (f *file) release(s *server) {
-	s.inodes.close(f.ino, f.direct)
+	f.mu.Lock()
+	direct := f.direct
+	f.mu.Unlock()
+	s.inodes.close(f.ino, direct)
 	s.unopen(f.ino)
 }
 

@@ -138,7 +138,8 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		// only this mount writes keeps its pages.
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
-		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO,
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO |
+			fuse.CAP_DIRECT_IO_ALLOW_MMAP, // appending handles are past the cache, and mapped all the same
 		Debug:                    s.o.Debug,
 		Logger:                   slog.NewLogLogger(s.log.Handler(), level),
 		PanicHandler: func(reason any) fuse.Status {
