@@ -7,13 +7,17 @@
 // how long an answer holds:
 //
 //  1. Names and attributes hold long while Manager.Watch tells what others
-//     change, and a second while it doesn't.
+//     change, and a second while it doesn't. That a name is missing never
+//     holds: nobody would ask when others have made the file and closed it.
+//     An OPEN through a name that others have changed is answered with ESTALE,
+//     and the kernel looks again (dentries.go, retry.go).
 //  2. A file's pages are those of one version of its data stream. OPEN always
 //     asks the Manager and keeps the pages only where the version is the one
 //     that they are known to show; an answer that shows another version of an
 //     open file drops the pages first (inodes.go).
 //  3. A handle counts offsets from where the data stream began when it was
-//     opened. A stream that records were taken from is not cached.
+//     opened. A stream that records were taken from is not cached, until it is
+//     mapped.
 //
 // Rules for handlers, each broken at the price of a hung machine:
 //

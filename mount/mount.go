@@ -113,7 +113,7 @@ func (mt *Mount) serve(kernel *fuse.Server) {
 	s := mt.server
 	s.believe.epochs = s.believe.notifyEpoch()
 	var workers sync.WaitGroup
-	workers.Go(func() { s.believe.names.run(s.ctx, s.believe.notifyName, s.changedAll) })
+	workers.Go(func() { s.believe.names.run(s.ctx, s.notifyName, s.changedAll) })
 	workers.Go(func() { s.believe.pages.run(s.ctx, s.believe.notifyInode, s.changedAll) })
 	workers.Go(func() { s.watch(s.ctx) })
 	kernel.Serve()
@@ -140,8 +140,8 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO |
 			fuse.CAP_DIRECT_IO_ALLOW_MMAP, // appending handles are past the cache, and mapped all the same
-		Debug:                    s.o.Debug,
-		Logger:                   slog.NewLogLogger(s.log.Handler(), level),
+		Debug:  s.o.Debug,
+		Logger: slog.NewLogLogger(s.log.Handler(), level),
 		PanicHandler: func(reason any) fuse.Status {
 			s.log.Error("a request's handler panicked", "reason", reason, "stack", string(debug.Stack()))
 			return fuse.EIO

@@ -31,7 +31,7 @@ type server struct {
 	inodes   inodes
 	control  nodes
 	dirs     names
-	files    names
+	files    dentries
 	retries  retries
 	handles  handles
 	believe  believe
@@ -47,7 +47,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		writeMax: writeMax,
 		inodes:   inodes{table: map[gearsfs.Ino]*inode{}},
 		control:  newNodes(),
-		dirs:     newNames(), files: newNames(),
+		dirs:     newNames(), files: newDentries(),
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},

@@ -78,8 +78,8 @@ func (b *believe) changed(changes []gearsfs.Change) {
 func (b *believe) changedHere(c gearsfs.Change) { b.changed([]gearsfs.Change{c}) }
 
 // notifyName tells of a name. It takes the directory's lock in the kernel.
-func (b *believe) notifyName(c gearsfs.Change) {
-	b.kernel.EntryNotify(uint64(c.Ino), c.Name)
+func (s *server) notifyName(c gearsfs.Change) {
+	s.files.told(name{c.Ino, c.Name}, func() { s.believe.kernel.EntryNotify(uint64(c.Ino), c.Name) })
 }
 
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
