@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -21,7 +22,7 @@ func setTime(t *time.Time) *uint64 {
 	if !t.IsZero() {
 		n = nanos(*t)
 		if n == 0 {
-			n = 1 // the epoch itself: 0 is taken
+			n = file.EpochTime
 		}
 	}
 	return &n

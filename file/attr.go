@@ -157,6 +157,10 @@ func (m *Machine) checkSetAttr(c *context, n *node, op *wire.SetAttr) error {
 	return m.access(c, n, mayWrite)
 }
 
+// EpochTime stands in wire.SetAttr for the Unix epoch, since 0 stands for log time.
+// (As nanoseconds it would be in the year 1677.)
+const EpochTime = 1 << 63
+
 // setAttr sets everything but the size.
 func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 	row := &n.row
@@ -180,9 +184,13 @@ func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 		if t == nil {
 			return
 		}
-		*field = *t
-		if *t == 0 {
+		switch *t {
+		case 0:
 			*field = c.now
+		case EpochTime:
+			*field = 0
+		default:
+			*field = *t
 		}
 	}
 	set(&row.Atime, op.Atime)

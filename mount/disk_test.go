@@ -488,7 +488,7 @@ func testCopyRange(t *testing.T, p place) {
 func testTimes(t *testing.T, p place) {
 	p.write(t, "f", "x")
 	for _, at := range []time.Time{
-		time.Unix(1234567890, 123456789), time.Unix(0, 1), time.Unix(-1, 999999999), time.Unix(5e9, 7),
+		time.Unix(1234567890, 123456789), time.Unix(0, 0), time.Unix(0, 1), time.Unix(-1, 999999999), time.Unix(5e9, 7),
 	} {
 		ts := []unix.Timespec{{Sec: at.Unix(), Nsec: int64(at.Nanosecond())}, {Sec: at.Unix() + 1, Nsec: int64(at.Nanosecond())}}
 		require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, p.path("f"), ts, 0))

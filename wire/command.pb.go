@@ -2327,7 +2327,7 @@ type SetAttr struct {
 	Gid           *uint32                `protobuf:"varint,4,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	Size          *uint64                `protobuf:"varint,5,opt,name=size,proto3,oneof" json:"size,omitempty"`
 	Base          *uint64                `protobuf:"varint,6,opt,name=base,proto3,oneof" json:"base,omitempty"`
-	Atime         *uint64                `protobuf:"fixed64,7,opt,name=atime,proto3,oneof" json:"atime,omitempty"` // 0 is log time
+	Atime         *uint64                `protobuf:"fixed64,7,opt,name=atime,proto3,oneof" json:"atime,omitempty"` // 0 is log time, 1<<63 the epoch
 	Mtime         *uint64                `protobuf:"fixed64,8,opt,name=mtime,proto3,oneof" json:"mtime,omitempty"`
 	Ctime         *uint64                `protobuf:"fixed64,9,opt,name=ctime,proto3,oneof" json:"ctime,omitempty"`
 	unknownFields protoimpl.UnknownFields
