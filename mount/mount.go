@@ -97,6 +97,9 @@ func (mt *Mount) start(o Options) error {
 	}
 	if on, err := mountedOn(mt.dir); err == nil && on != nil {
 		mt.device = on.device
+		if err := readAhead(on.device); err != nil {
+			s.log.Debug("the kernel reads ahead as by default", "err", err)
+		}
 	}
 	go mt.serve(kernel)
 	if err := probe(mt.dir); err != nil {

@@ -240,6 +240,21 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+func TestReadAhead(t *testing.T) {
+	f := newFixture(t)
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(f.dir, &st))
+	text, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	require.NoError(t, err)
+	want := "256\n"
+	var sys unix.Statfs_t
+	require.NoError(t, unix.Statfs("/sys", &sys))
+	if sys.Flags&unix.ST_RDONLY != 0 { // as in some containers
+		want = "128\n"
+	}
+	require.Equal(t, want, string(text))
+}
+
 func TestLocate(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, os.MkdirAll(f.path("a", "b"), 0o755))
