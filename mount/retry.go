@@ -27,6 +27,7 @@ type retry struct {
 
 	weak bool        // it was a GETATTR, which need not be of an open(2): nothing is kept open
 	seen gearsfs.Ino // then what was looked up since; 0 for none
+	at   name        // by this name; another is no part of the retry
 
 	link   gearsfs.Ino // a symbolic link that was looked up since; 0 for none
 	target string
@@ -69,7 +70,7 @@ func (s *server) unkeep(r retry) {
 
 // lookupAgain looks a name up for a thread that was told ESTALE and keeps what
 // it finds; ok is false where the thread was not told.
-func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr gearsfs.Attr, ok bool, err error) {
+func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, in string) (attr gearsfs.Attr, ok bool, err error) {
 	t := &s.retries
 	t.mu.Lock()
 	old, ok := t.table[thread]
@@ -77,8 +78,12 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr 
 	if !ok {
 		return attr, false, nil
 	}
+	if old.seen != 0 && old.at != (name{dir, in}) {
+		t.take(thread)
+		return attr, false, nil
+	}
 	for {
-		if attr, err = s.m.Lookup(s.ctx, dir, name); err != nil {
+		if attr, err = s.m.Lookup(s.ctx, dir, in); err != nil {
 			s.unkeep(t.take(thread)) // the path leads nowhere
 			return attr, true, err
 		}
@@ -87,8 +92,8 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr 
 		case unix.S_IFREG:
 			now.told = 0
 			if old.weak {
-				now.seen = attr.Ino
-				attr, err = s.lookupCertain(attr.Ino, dir, name)
+				now.seen, now.at = attr.Ino, name{dir, in}
+				attr, err = s.lookupCertain(attr.Ino, dir, in)
 				break
 			}
 			now.kept = attr.Ino
