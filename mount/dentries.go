@@ -11,6 +11,7 @@ import (
 // dentries remembers which names the kernel may believe to lead to which file,
 // until it is told otherwise: an OPEN says an inode, and not by which name the
 // kernel found it. A name leads to one inode, an inode may have several names.
+// (A FORGET is no sign that it has none: one lookup of many may be given back.)
 type dentries struct {
 	mu    sync.Mutex
 	count uint64
@@ -31,8 +32,8 @@ type lead struct {
 const underway = time.Second
 
 // dentriesMax is how many names are remembered, but for those that the kernel
-// is just being told to forget.
-const dentriesMax = 1 << 15
+// was told to forget just now.
+const dentriesMax = 1 << 16
 
 func newDentries() dentries {
 	return dentries{leads: map[name]lead{}, names: map[gearsfs.Ino][]name{}}
@@ -44,14 +45,27 @@ func (d *dentries) learn(ino gearsfs.Ino, n name) (old name, full bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.learnLocked(ino, n)
-	if len(d.leads) > dentriesMax {
-		for old = range d.leads { // in no order: it will be looked up once more
-			if old != n {
-				return old, true
-			}
+	tries := 16
+	for old := range d.leads { // in no order: it will be looked up once more
+		if tries--; tries < 0 || len(d.leads) <= dentriesMax {
+			break
+		}
+		switch {
+		case old == n:
+		case d.overLocked(old):
+			d.dropLocked(old)
+		case d.leads[old].since.IsZero():
+			return old, true
 		}
 	}
-	return old, false
+	return name{}, false
+}
+
+// overLocked says whether the kernel was told to forget a name so long ago that no
+// OPEN by it comes any more.
+func (d *dentries) overLocked(n name) bool {
+	since := d.leads[n].since
+	return !since.IsZero() && time.Since(since) > underway
 }
 
 func (d *dentries) learnLocked(ino gearsfs.Ino, n name) {
@@ -126,8 +140,7 @@ func (d *dentries) of(ino gearsfs.Ino) []name {
 	defer d.mu.Unlock()
 	names := slices.Clone(d.names[ino])
 	return slices.DeleteFunc(names, func(n name) bool {
-		since := d.leads[n].since
-		over := !since.IsZero() && time.Since(since) > underway
+		over := d.overLocked(n)
 		if over {
 			d.dropLocked(n)
 		}
