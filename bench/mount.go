@@ -27,7 +27,9 @@ type mounted interface {
 }
 
 // mounts compares the mount with go-fuse's loopback example on the same disk,
-// and three nodes' with one's.
+// and three nodes' with one's. The bytes of files that the example has open the
+// kernel passes on to the disk's file system by itself (FUSE passthrough), so
+// reads and writes beside it are beside the disk's file system.
 func mounts(ctx context.Context, b *bench) error {
 	if err := b.build(ctx, "github.com/hanwen/go-fuse/v2/example/loopback"); err != nil {
 		return err
