@@ -182,10 +182,21 @@ type Entry struct {
 	Attr Attr
 }
 
-// Usage is what statfs(2) shows.
+// Usage is what statfs(2) shows: of the disk, or of the quota with the least room.
 type Usage struct {
 	BytesTotal, BytesFree uint64
-	Inodes                uint64
+	BytesAvail            uint64 // of those free, what can be had: a quota may be larger than the disk
+	Inodes                uint64 // in use
+	InodesFree            uint64
+}
+
+// Quota bounds a directory with all that is below it.
+type Quota struct {
+	Bytes  uint64 // of the records of all streams of its files; 0 is no limit
+	Inodes uint64 // the directory itself included; 0 is no limit
+
+	BytesUsed, InodesUsed uint64
+	Counting              bool // what was there before the quota is still being counted
 }
 
 // Wait describes one waiting operation.

@@ -137,11 +137,11 @@ func usageFromWire(u *wire.Usage) gearsfs.Usage {
 	if u == nil {
 		return gearsfs.Usage{}
 	}
-	return gearsfs.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
+	return gearsfs.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, BytesAvail: u.BytesAvail, Inodes: u.Inodes, InodesFree: u.InodesFree}
 }
 
 func usageToWire(u gearsfs.Usage) *wire.Usage {
-	return &wire.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
+	return &wire.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, BytesAvail: u.BytesAvail, Inodes: u.Inodes, InodesFree: u.InodesFree}
 }
 
 func statusFromWire(s *wire.NodeStatus) gearsfs.NodeStatus {

@@ -228,7 +228,7 @@ func TestFailovers(t *testing.T) {
 		}
 	}
 	require.Eventually(t, func() bool {
-		usage, err := local(t, c.leader().vol).StatFS(t.Context())
+		usage, err := local(t, c.leader().vol).StatFS(t.Context(), gearsfs.RootIno)
 		return err == nil && usage.Inodes == 2 // the root and q
 	}, 30*time.Second, 10*time.Millisecond)
 }

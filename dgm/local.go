@@ -133,7 +133,7 @@ func beginsList(q *wire.Query) bool {
 func nearby(q *wire.Query) bool {
 	switch q.GetOp().(type) {
 	case *wire.Query_Lookup, *wire.Query_Resolve, *wire.Query_GetAttr, *wire.Query_ReadDir, *wire.Query_Readlink,
-		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_Read,
+		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt, *wire.Query_Read,
 		*wire.Query_Seek, *wire.Query_Status, *wire.Query_Remotes:
 		return true
 	}

@@ -272,7 +272,30 @@ type Names interface {
 	SetXattr(ctx context.Context, ino gearsfs.Ino, name string, value []byte, flags uint32) error
 	ListXattr(ctx context.Context, ino gearsfs.Ino) ([]string, error)
 	RemoveXattr(ctx context.Context, ino gearsfs.Ino, name string) error
-	StatFS(ctx context.Context) (gearsfs.Usage, error)
+	// StatFS shows the space of an inode's volume, or of the quota with the least
+	// room that it counts under.
+	StatFS(ctx context.Context, at gearsfs.Ino) (gearsfs.Usage, error)
+
+	// SetQuota bounds what a directory and all below it may hold: what would make
+	// it more gets gearsfs.ErrQuota; takes, removals, truncation and writes in
+	// place go on, also where more is in use already. What is there is counted: at
+	// once where that is little, else after SetQuota has returned, and the quota is
+	// enforced as far as it is counted. Moving a directory that is not empty, or one
+	// of a file's several names, from under one quota to another, and making a
+	// second name there, is gearsfs.ErrCross. Errors: gearsfs.ErrBusy while another
+	// quota is being counted, ErrNotDir, ErrStale, ErrPermission for who is not the
+	// owner of the volume's root directory, ErrNotFound (Remove: none is set).
+	SetQuota(ctx context.Context, dir gearsfs.Ino, set SetQuota) error
+	// Quota returns the quota that is set on a directory: gearsfs.ErrNotFound
+	// where none is.
+	Quota(ctx context.Context, dir gearsfs.Ino) (gearsfs.Quota, error)
+}
+
+// SetQuota is the argument of Names.SetQuota; nil leaves a limit as it is, which
+// is none where the quota is new. 0 is no limit: what is in use is counted.
+type SetQuota struct {
+	Bytes, Inodes *uint64
+	Remove        bool // take the quota away
 }
 
 // SetAttr is the argument of Names.SetAttr; nil leaves a value as it is.

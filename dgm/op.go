@@ -409,6 +409,15 @@ func (t *tenure) launch(o *op) canceller {
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
+	case *wire.Command_SetQuota:
+		o.then = func(answer *wire.Answer, err error) {
+			if err == nil && answer.Count != 0 {
+				t.countQuotas()
+			}
+			o.then = nil
+			o.answered(answer, err)
+		}
+		t.submit(o)
 	case *wire.Command_Write, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)

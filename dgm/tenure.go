@@ -142,6 +142,7 @@ func (t *tenure) begin(last *tenure) {
 	} else {
 		t.sweepLater() // what was closed before
 		t.ticks.look()
+		t.countQuotas()
 		v.noteMembers()
 	}
 	close(t.begun)

@@ -324,5 +324,6 @@ func (v *Volume) alone() bool { return v.group.Sole() }
 func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
 	u.BytesFree, u.BytesTotal = v.space.figures()
+	u.BytesAvail, u.InodesFree = u.BytesFree, u.BytesFree/inodeBytes
 	return u
 }

@@ -34,6 +34,7 @@ func statOf(s *stream.State) dataStat {
 
 // attr returns what stat shows of n.
 func (m *Machine) attr(n *node) (*wire.Attr, error) {
+	m.countBytes()
 	if isFile(n.row.Mode) {
 		s, err := m.openData(n)
 		if err != nil {
@@ -75,13 +76,14 @@ func attrOf(ino gearsfs.Ino, row *wire.InodeRow, data *dataStat) *wire.Attr {
 	return a
 }
 
-// sizeOf returns st_size and st_blocks.
+// sizeOf returns st_size and st_blocks: all streams count in blocks, as they do
+// for quotas.
 func sizeOf(row *wire.InodeRow, data *dataStat) (size, blocks uint64) {
 	switch row.Mode & modeType {
 	case modeFile:
-		return data.tail - data.head, (data.bytes + 511) / 512
+		return data.tail - data.head, (row.Bytes + 511) / 512
 	case modeDir:
-		return dirBytes, dirBytes / 512
+		return dirBytes, 0
 	}
 	return uint64(len(row.Target)), 0
 }

@@ -115,7 +115,11 @@ func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, dat
 		if gapBefore(pieces, pos, min(end, s.queue.State().Cursor.Pos)) {
 			return gearsfs.ErrIO.Because("these bytes were taken")
 		}
-	} else {
+	}
+	if err := m.roomToWrite(n, stateOrNew(s), pieces, pos, end); err != nil {
+		return err
+	}
+	if s == nil {
 		s = m.makeStream(n, gearsfs.DataKey)
 	}
 	was := *s.queue.State()

@@ -31,6 +31,8 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrStale.Code:       syscall.ESTALE,
 	gearsfs.ErrUnsupported.Code: syscall.EOPNOTSUPP,
 	gearsfs.ErrBusy.Code:        syscall.EBUSY,
+	gearsfs.ErrQuota.Code:       syscall.EDQUOT,
+	gearsfs.ErrCross.Code:       syscall.EXDEV,
 
 	gearsfs.ErrKey.Code:     syscall.EINVAL,
 	gearsfs.ErrEmpty.Code:   syscall.EAGAIN,

@@ -140,17 +140,20 @@ func (s *server) Forget(node, lookups uint64) {
 	s.told.forget(gearsfs.Ino(node))
 }
 
-func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	u, err := s.m.StatFS(s.ctx)
+func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	ino := gearsfs.Ino(in.NodeId)
+	if isControl(in.NodeId) {
+		ino = gearsfs.RootIno
+	}
+	u, err := s.m.StatFS(s.ctx, ino)
 	if err != nil {
-		return status(err)
+		return gone(err)
 	}
 	const block = 4096
 	*out = fuse.StatfsOut{
 		Bsize: block, Frsize: block, NameLen: gearsfs.NameBytesMax,
-		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesFree / block,
-		// An inode takes some hundred bytes of the same space.
-		Files: u.Inodes + u.BytesFree/1024, Ffree: u.BytesFree / 1024,
+		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesAvail / block,
+		Files: u.Inodes + u.InodesFree, Ffree: u.InodesFree,
 	}
 	return fuse.OK
 }

@@ -28,6 +28,8 @@ const (
 	TableID      Table = 'k'
 	TableIDOrder Table = 'j'
 	TableTimer   Table = 't'
+	TableQuota   Table = 'q'
+	TableCount   Table = 'w'
 )
 
 const (
@@ -104,6 +106,14 @@ func AppendSessionKey(dst []byte, id gearsfs.SessionID) []byte {
 func OrphanKey(ino gearsfs.Ino) []byte { return AppendOrphanKey(make([]byte, 0, inoBytes), ino) }
 
 func AppendOrphanKey(dst []byte, ino gearsfs.Ino) []byte { return appendIno(dst, TableOrphan, ino) }
+
+func QuotaKey(dir gearsfs.Ino) []byte {
+	return appendIno(make([]byte, 0, inoBytes), TableQuota, dir)
+}
+
+func CountKey(dir gearsfs.Ino) []byte {
+	return appendIno(make([]byte, 0, inoBytes), TableCount, dir)
+}
 
 func RemoteKey(name string) []byte {
 	return AppendRemoteKey(make([]byte, 0, 1+len(name)), name)
@@ -229,6 +239,10 @@ func OutRange(ino gearsfs.Ino, key gearsfs.Key, from, to gearsfs.Place) (lo, hi 
 func ParseInodeKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableInode) }
 
 func ParseOrphanKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableOrphan) }
+
+func ParseQuotaKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableQuota) }
+
+func ParseCountKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableCount) }
 
 func ParseDirentKey(k []byte) (dir gearsfs.Ino, name string, err error) {
 	return parseNamed(k, TableDirent)

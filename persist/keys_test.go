@@ -52,6 +52,10 @@ func (r row) bytes() []byte {
 		return OrphanKey(ino)
 	case TableMember:
 		return MemberKey(gearsfs.MemberID(r.a))
+	case TableQuota:
+		return QuotaKey(ino)
+	case TableCount:
+		return CountKey(ino)
 	default:
 		return RemoteKey(r.name)
 	}
@@ -96,6 +100,10 @@ func parseRow(k []byte) (r row, err error) {
 		return row{table: r.table, a: timer.Due, b: uint64(timer.Ino), name: string(timer.Key), place: timer.Place}, err
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
+	case TableQuota:
+		ino, err = ParseQuotaKey(k)
+	case TableCount:
+		ino, err = ParseCountKey(k)
 	case TableRemote:
 		r.name, err = ParseRemoteKey(k)
 	case TableMember:

@@ -125,6 +125,8 @@ type Command struct {
 	//	*Command_Tick
 	//	*Command_Move
 	//	*Command_CopyFile
+	//	*Command_SetQuota
+	//	*Command_CountQuota
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +448,24 @@ func (x *Command) GetCopyFile() *CopyFile {
 	return nil
 }
 
+func (x *Command) GetSetQuota() *SetQuota {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetQuota); ok {
+			return x.SetQuota
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCountQuota() *CountQuota {
+	if x != nil {
+		if x, ok := x.Op.(*Command_CountQuota); ok {
+			return x.CountQuota
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -546,6 +566,14 @@ type Command_CopyFile struct {
 	CopyFile *CopyFile `protobuf:"bytes,39,opt,name=copy_file,json=copyFile,proto3,oneof"`
 }
 
+type Command_SetQuota struct {
+	SetQuota *SetQuota `protobuf:"bytes,40,opt,name=set_quota,json=setQuota,proto3,oneof"`
+}
+
+type Command_CountQuota struct {
+	CountQuota *CountQuota `protobuf:"bytes,41,opt,name=count_quota,json=countQuota,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -593,6 +621,10 @@ func (*Command_Tick) isCommand_Op() {}
 func (*Command_Move) isCommand_Op() {}
 
 func (*Command_CopyFile) isCommand_Op() {}
+
+func (*Command_SetQuota) isCommand_Op() {}
+
+func (*Command_CountQuota) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -2730,6 +2762,114 @@ func (x *SetRemote) GetAddrs() string {
 	return ""
 }
 
+// SetQuota bounds what a directory and all below it may hold; what is absent
+// stays as it is.
+type SetQuota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           uint64                 `protobuf:"varint,1,opt,name=dir,proto3" json:"dir,omitempty"`
+	Bytes         *uint64                `protobuf:"varint,2,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"` // 0 is no limit
+	Inodes        *uint64                `protobuf:"varint,3,opt,name=inodes,proto3,oneof" json:"inodes,omitempty"`
+	Remove        bool                   `protobuf:"varint,4,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetQuota) Reset() {
+	*x = SetQuota{}
+	mi := &file_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetQuota) ProtoMessage() {}
+
+func (x *SetQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetQuota.ProtoReflect.Descriptor instead.
+func (*SetQuota) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SetQuota) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *SetQuota) GetBytes() uint64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *SetQuota) GetInodes() uint64 {
+	if x != nil && x.Inodes != nil {
+		return *x.Inodes
+	}
+	return 0
+}
+
+func (x *SetQuota) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+// CountQuota goes on counting what a quota is set on or taken from; the answer's
+// count is 0 when that is done.
+type CountQuota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountQuota) Reset() {
+	*x = CountQuota{}
+	mi := &file_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountQuota) ProtoMessage() {}
+
+func (x *CountQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
+func (*CountQuota) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{31}
+}
+
 // Init makes an empty volume.
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2743,7 +2883,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2895,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2908,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Init) GetId() []byte {
@@ -2808,7 +2948,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +2960,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +2973,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 // Answer is what applying a command yields.
@@ -2855,7 +2995,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +3007,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3020,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -2971,7 +3111,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3123,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3136,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3091,7 +3231,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3243,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3256,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3230,7 +3370,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +3382,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3395,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3296,7 +3436,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3448,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3461,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -3342,7 +3482,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3494,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3507,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -3393,7 +3533,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3545,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3558,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -3429,8 +3569,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xa7\n" +
-	"\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x91\v\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -3467,7 +3606,10 @@ const file_command_proto_rawDesc = "" +
 	"\btransact\x18$ \x01(\v2\x11.gearsfs.TransactH\x00R\btransact\x12#\n" +
 	"\x04tick\x18% \x01(\v2\r.gearsfs.TickH\x00R\x04tick\x12#\n" +
 	"\x04move\x18& \x01(\v2\r.gearsfs.MoveH\x00R\x04move\x120\n" +
-	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFileB\x04\n" +
+	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x120\n" +
+	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
+	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
+	"countQuotaB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -3660,7 +3802,16 @@ const file_command_proto_rawDesc = "" +
 	"\x06forget\x18\x03 \x01(\bR\x06forget\"5\n" +
 	"\tSetRemote\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05addrs\x18\x02 \x01(\tR\x05addrs\"N\n" +
+	"\x05addrs\x18\x02 \x01(\tR\x05addrs\"\x81\x01\n" +
+	"\bSetQuota\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x19\n" +
+	"\x05bytes\x18\x02 \x01(\x04H\x00R\x05bytes\x88\x01\x01\x12\x1b\n" +
+	"\x06inodes\x18\x03 \x01(\x04H\x01R\x06inodes\x88\x01\x01\x12\x16\n" +
+	"\x06remove\x18\x04 \x01(\bR\x06removeB\b\n" +
+	"\x06_bytesB\t\n" +
+	"\a_inodes\"\f\n" +
+	"\n" +
+	"CountQuota\"N\n" +
 	"\x04Init\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -3734,7 +3885,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),        // 0: gearsfs.Entry
 	(*Command)(nil),      // 1: gearsfs.Command
@@ -3766,15 +3917,17 @@ var file_command_proto_goTypes = []any{
 	(*Release)(nil),      // 27: gearsfs.Release
 	(*EndSession)(nil),   // 28: gearsfs.EndSession
 	(*SetRemote)(nil),    // 29: gearsfs.SetRemote
-	(*Init)(nil),         // 30: gearsfs.Init
-	(*Confirm)(nil),      // 31: gearsfs.Confirm
-	(*Answer)(nil),       // 32: gearsfs.Answer
-	(*TakenRecord)(nil),  // 33: gearsfs.TakenRecord
-	(*Attr)(nil),         // 34: gearsfs.Attr
-	(*Member)(nil),       // 35: gearsfs.Member
-	(*SetMember)(nil),    // 36: gearsfs.SetMember
-	(*MemberChange)(nil), // 37: gearsfs.MemberChange
-	(*Verify)(nil),       // 38: gearsfs.Verify
+	(*SetQuota)(nil),     // 30: gearsfs.SetQuota
+	(*CountQuota)(nil),   // 31: gearsfs.CountQuota
+	(*Init)(nil),         // 32: gearsfs.Init
+	(*Confirm)(nil),      // 33: gearsfs.Confirm
+	(*Answer)(nil),       // 34: gearsfs.Answer
+	(*TakenRecord)(nil),  // 35: gearsfs.TakenRecord
+	(*Attr)(nil),         // 36: gearsfs.Attr
+	(*Member)(nil),       // 37: gearsfs.Member
+	(*SetMember)(nil),    // 38: gearsfs.SetMember
+	(*MemberChange)(nil), // 39: gearsfs.MemberChange
+	(*Verify)(nil),       // 40: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -3793,45 +3946,47 @@ var file_command_proto_depIdxs = []int32{
 	27, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
 	28, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
 	29, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	30, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	31, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	36, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	38, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	32, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	33, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	38, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	40, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	9,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	12, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	14, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
 	15, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
 	16, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
-	2,  // 25: gearsfs.Put.target:type_name -> gearsfs.Target
-	4,  // 26: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 27: gearsfs.Take.target:type_name -> gearsfs.Target
-	7,  // 28: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 29: gearsfs.Update.target:type_name -> gearsfs.Target
-	4,  // 30: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 31: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 32: gearsfs.Look.target:type_name -> gearsfs.Target
-	13, // 33: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	10, // 34: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	6,  // 35: gearsfs.Step.take:type_name -> gearsfs.Take
-	11, // 36: gearsfs.Step.look:type_name -> gearsfs.Look
-	8,  // 37: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	9,  // 38: gearsfs.Step.update:type_name -> gearsfs.Update
-	5,  // 39: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 40: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 41: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 42: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 43: gearsfs.Configure.target:type_name -> gearsfs.Target
-	18, // 44: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	34, // 45: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	33, // 46: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	32, // 47: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	35, // 48: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	35, // 49: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	30, // 25: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	31, // 26: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	2,  // 27: gearsfs.Put.target:type_name -> gearsfs.Target
+	4,  // 28: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 29: gearsfs.Take.target:type_name -> gearsfs.Target
+	7,  // 30: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 31: gearsfs.Update.target:type_name -> gearsfs.Target
+	4,  // 32: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 33: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 34: gearsfs.Look.target:type_name -> gearsfs.Target
+	13, // 35: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	10, // 36: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	6,  // 37: gearsfs.Step.take:type_name -> gearsfs.Take
+	11, // 38: gearsfs.Step.look:type_name -> gearsfs.Look
+	8,  // 39: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	9,  // 40: gearsfs.Step.update:type_name -> gearsfs.Update
+	5,  // 41: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 42: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 43: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 44: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 45: gearsfs.Configure.target:type_name -> gearsfs.Target
+	18, // 46: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	36, // 47: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	35, // 48: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	34, // 49: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	37, // 50: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	37, // 51: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3864,6 +4019,8 @@ func file_command_proto_init() {
 		(*Command_Tick)(nil),
 		(*Command_Move)(nil),
 		(*Command_CopyFile)(nil),
+		(*Command_SetQuota)(nil),
+		(*Command_CountQuota)(nil),
 	}
 	file_command_proto_msgTypes[9].OneofWrappers = []any{}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
@@ -3879,13 +4036,14 @@ func file_command_proto_init() {
 	file_command_proto_msgTypes[18].OneofWrappers = []any{}
 	file_command_proto_msgTypes[20].OneofWrappers = []any{}
 	file_command_proto_msgTypes[24].OneofWrappers = []any{}
+	file_command_proto_msgTypes[30].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

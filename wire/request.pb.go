@@ -588,6 +588,7 @@ type Response struct {
 	Leader        string                 `protobuf:"bytes,15,opt,name=leader,proto3" json:"leader,omitempty"` // with not-leader: the addresses of the one that leads, where it is known
 	Nodes         []*NodeInfo            `protobuf:"bytes,16,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Joined        *Joined                `protobuf:"bytes,17,opt,name=joined,proto3" json:"joined,omitempty"`
+	Quota         *Quota                 `protobuf:"bytes,18,opt,name=quota,proto3" json:"quota,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +738,13 @@ func (x *Response) GetNodes() []*NodeInfo {
 func (x *Response) GetJoined() *Joined {
 	if x != nil {
 		return x.Joined
+	}
+	return nil
+}
+
+func (x *Response) GetQuota() *Quota {
+	if x != nil {
+		return x.Quota
 	}
 	return nil
 }
@@ -1677,6 +1685,8 @@ type Query struct {
 	//	*Query_Remotes
 	//	*Query_Watch
 	//	*Query_Near
+	//	*Query_StatFsAt
+	//	*Query_Quota
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	Fast          bool       `protobuf:"varint,32,opt,name=fast,proto3" json:"fast,omitempty"` // may show what is not on disk yet (mounts)
 	unknownFields protoimpl.UnknownFields
@@ -1909,6 +1919,24 @@ func (x *Query) GetNear() *Near {
 	return nil
 }
 
+func (x *Query) GetStatFsAt() uint64 {
+	if x != nil {
+		if x, ok := x.Op.(*Query_StatFsAt); ok {
+			return x.StatFsAt
+		}
+	}
+	return 0
+}
+
+func (x *Query) GetQuota() uint64 {
+	if x != nil {
+		if x, ok := x.Op.(*Query_Quota); ok {
+			return x.Quota
+		}
+	}
+	return 0
+}
+
 func (x *Query) GetFast() bool {
 	if x != nil {
 		return x.Fast
@@ -2004,6 +2032,14 @@ type Query_Near struct {
 	Near *Near `protobuf:"bytes,21,opt,name=near,proto3,oneof"`
 }
 
+type Query_StatFsAt struct {
+	StatFsAt uint64 `protobuf:"varint,22,opt,name=stat_fs_at,json=statFsAt,proto3,oneof"`
+}
+
+type Query_Quota struct {
+	Quota uint64 `protobuf:"varint,23,opt,name=quota,proto3,oneof"`
+}
+
 func (*Query_Lookup) isQuery_Op() {}
 
 func (*Query_Resolve) isQuery_Op() {}
@@ -2045,6 +2081,10 @@ func (*Query_Remotes) isQuery_Op() {}
 func (*Query_Watch) isQuery_Op() {}
 
 func (*Query_Near) isQuery_Op() {}
+
+func (*Query_StatFsAt) isQuery_Op() {}
+
+func (*Query_Quota) isQuery_Op() {}
 
 // Watch with id 0 begins a watch and answers with its id in number; with that
 // id it waits until others have changed something and answers with what.
@@ -2910,6 +2950,8 @@ type Usage struct {
 	BytesTotal    uint64                 `protobuf:"varint,1,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
 	BytesFree     uint64                 `protobuf:"varint,2,opt,name=bytes_free,json=bytesFree,proto3" json:"bytes_free,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,3,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	BytesAvail    uint64                 `protobuf:"varint,4,opt,name=bytes_avail,json=bytesAvail,proto3" json:"bytes_avail,omitempty"`
+	InodesFree    uint64                 `protobuf:"varint,5,opt,name=inodes_free,json=inodesFree,proto3" json:"inodes_free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2965,6 +3007,96 @@ func (x *Usage) GetInodes() uint64 {
 	return 0
 }
 
+func (x *Usage) GetBytesAvail() uint64 {
+	if x != nil {
+		return x.BytesAvail
+	}
+	return 0
+}
+
+func (x *Usage) GetInodesFree() uint64 {
+	if x != nil {
+		return x.InodesFree
+	}
+	return 0
+}
+
+type Quota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LimitBytes    uint64                 `protobuf:"varint,1,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	LimitInodes   uint64                 `protobuf:"varint,2,opt,name=limit_inodes,json=limitInodes,proto3" json:"limit_inodes,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Counting      bool                   `protobuf:"varint,5,opt,name=counting,proto3" json:"counting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_request_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Quota) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *Quota) GetLimitInodes() uint64 {
+	if x != nil {
+		return x.LimitInodes
+	}
+	return 0
+}
+
+func (x *Quota) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Quota) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *Quota) GetCounting() bool {
+	if x != nil {
+		return x.Counting
+	}
+	return false
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2994,7 +3126,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3138,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[30]
+	mi := &file_request_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3151,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{30}
+	return file_request_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -3187,7 +3319,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3331,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[31]
+	mi := &file_request_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3344,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{31}
+	return file_request_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3295,7 +3427,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3439,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[32]
+	mi := &file_request_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3452,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{32}
+	return file_request_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Remote) GetName() string {
@@ -3348,7 +3480,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3492,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[33]
+	mi := &file_request_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3505,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{33}
+	return file_request_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3447,7 +3579,7 @@ const file_request_proto_rawDesc = "" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
 	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xdd\x04\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\x83\x05\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -3466,7 +3598,8 @@ const file_request_proto_rawDesc = "" +
 	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
 	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
-	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\"\xbe\x01\n" +
+	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\x12$\n" +
+	"\x05quota\x18\x12 \x01(\v2\x0e.gearsfs.QuotaR\x05quota\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
@@ -3541,7 +3674,7 @@ const file_request_proto_rawDesc = "" +
 	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
 	"\vstate_bytes\x18\f \x01(\x04R\n" +
 	"stateBytes\x12\x18\n" +
-	"\atrouble\x18\r \x01(\tR\atrouble\"\xf9\x05\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xb1\x06\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -3565,7 +3698,10 @@ const file_request_proto_rawDesc = "" +
 	"\x05waits\x18\x12 \x01(\bH\x00R\x05waits\x12\x1a\n" +
 	"\aremotes\x18\x13 \x01(\bH\x00R\aremotes\x12&\n" +
 	"\x05watch\x18\x14 \x01(\v2\x0e.gearsfs.WatchH\x00R\x05watch\x12#\n" +
-	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x12\n" +
+	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x1e\n" +
+	"\n" +
+	"stat_fs_at\x18\x16 \x01(\x04H\x00R\bstatFsAt\x12\x16\n" +
+	"\x05quota\x18\x17 \x01(\x04H\x00R\x05quota\x12\x12\n" +
 	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
 	"\x02op\"\x17\n" +
 	"\x05Watch\x12\x0e\n" +
@@ -3635,13 +3771,24 @@ const file_request_proto_rawDesc = "" +
 	"\bsettings\x18\x10 \x01(\v2\x11.gearsfs.SettingsR\bsettings\x12$\n" +
 	"\x04lost\x18\x11 \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x1f\n" +
 	"\vlost_before\x18\x12 \x01(\x04R\n" +
-	"lostBefore\"_\n" +
+	"lostBefore\"\xa1\x01\n" +
 	"\x05Usage\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +
 	"\n" +
 	"bytes_free\x18\x02 \x01(\x04R\tbytesFree\x12\x16\n" +
-	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\"\xad\x04\n" +
+	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\x12\x1f\n" +
+	"\vbytes_avail\x18\x04 \x01(\x04R\n" +
+	"bytesAvail\x12\x1f\n" +
+	"\vinodes_free\x18\x05 \x01(\x04R\n" +
+	"inodesFree\"\x95\x01\n" +
+	"\x05Quota\x12\x1f\n" +
+	"\vlimit_bytes\x18\x01 \x01(\x04R\n" +
+	"limitBytes\x12!\n" +
+	"\flimit_inodes\x18\x02 \x01(\x04R\vlimitInodes\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x04 \x01(\x04R\x06inodes\x12\x1a\n" +
+	"\bcounting\x18\x05 \x01(\bR\bcounting\"\xad\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -3699,7 +3846,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -3731,17 +3878,18 @@ var file_request_proto_goTypes = []any{
 	(*NamedAttr)(nil),    // 27: gearsfs.NamedAttr
 	(*Stream)(nil),       // 28: gearsfs.Stream
 	(*Usage)(nil),        // 29: gearsfs.Usage
-	(*NodeStatus)(nil),   // 30: gearsfs.NodeStatus
-	(*Wait)(nil),         // 31: gearsfs.Wait
-	(*Remote)(nil),       // 32: gearsfs.Remote
-	(*Changed)(nil),      // 33: gearsfs.Changed
-	(*Command)(nil),      // 34: gearsfs.Command
-	(*Answer)(nil),       // 35: gearsfs.Answer
-	(*Member)(nil),       // 36: gearsfs.Member
-	(*Target)(nil),       // 37: gearsfs.Target
-	(*Attr)(nil),         // 38: gearsfs.Attr
-	(*Settings)(nil),     // 39: gearsfs.Settings
-	(*LostRun)(nil),      // 40: gearsfs.LostRun
+	(*Quota)(nil),        // 30: gearsfs.Quota
+	(*NodeStatus)(nil),   // 31: gearsfs.NodeStatus
+	(*Wait)(nil),         // 32: gearsfs.Wait
+	(*Remote)(nil),       // 33: gearsfs.Remote
+	(*Changed)(nil),      // 34: gearsfs.Changed
+	(*Command)(nil),      // 35: gearsfs.Command
+	(*Answer)(nil),       // 36: gearsfs.Answer
+	(*Member)(nil),       // 37: gearsfs.Member
+	(*Target)(nil),       // 38: gearsfs.Target
+	(*Attr)(nil),         // 39: gearsfs.Attr
+	(*Settings)(nil),     // 40: gearsfs.Settings
+	(*LostRun)(nil),      // 41: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
@@ -3751,48 +3899,49 @@ var file_request_proto_depIdxs = []int32{
 	6,  // 4: gearsfs.Request.peer:type_name -> gearsfs.Peer
 	11, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
-	34, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
-	35, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	35, // 7: gearsfs.Change.command:type_name -> gearsfs.Command
+	36, // 8: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 9: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
 	27, // 10: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
 	28, // 11: gearsfs.Response.streams:type_name -> gearsfs.Stream
 	29, // 12: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	30, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	31, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	32, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	33, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	31, // 13: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	32, // 14: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	33, // 15: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	34, // 16: gearsfs.Response.changed:type_name -> gearsfs.Changed
 	15, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
 	14, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	36, // 19: gearsfs.Peer.self:type_name -> gearsfs.Member
-	8,  // 20: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
-	9,  // 21: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	13, // 22: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	12, // 23: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	36, // 24: gearsfs.Join.self:type_name -> gearsfs.Member
-	36, // 25: gearsfs.Joined.members:type_name -> gearsfs.Member
-	36, // 26: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	18, // 27: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	19, // 28: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	20, // 29: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	21, // 30: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	22, // 31: gearsfs.Query.read:type_name -> gearsfs.Read
-	23, // 32: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	24, // 33: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	26, // 34: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	17, // 35: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	25, // 36: gearsfs.Query.near:type_name -> gearsfs.Near
-	37, // 37: gearsfs.Peek.target:type_name -> gearsfs.Target
-	37, // 38: gearsfs.Near.target:type_name -> gearsfs.Target
-	37, // 39: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	38, // 40: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	39, // 41: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	40, // 42: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
-	29, // 43: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	30, // 19: gearsfs.Response.quota:type_name -> gearsfs.Quota
+	37, // 20: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 21: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 22: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	13, // 23: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	12, // 24: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	37, // 25: gearsfs.Join.self:type_name -> gearsfs.Member
+	37, // 26: gearsfs.Joined.members:type_name -> gearsfs.Member
+	37, // 27: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	18, // 28: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	19, // 29: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	20, // 30: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	21, // 31: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	22, // 32: gearsfs.Query.read:type_name -> gearsfs.Read
+	23, // 33: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	24, // 34: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	26, // 35: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	17, // 36: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	25, // 37: gearsfs.Query.near:type_name -> gearsfs.Near
+	38, // 38: gearsfs.Peek.target:type_name -> gearsfs.Target
+	38, // 39: gearsfs.Near.target:type_name -> gearsfs.Target
+	38, // 40: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	39, // 41: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	40, // 42: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	41, // 43: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	29, // 44: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3843,6 +3992,8 @@ func file_request_proto_init() {
 		(*Query_Remotes)(nil),
 		(*Query_Watch)(nil),
 		(*Query_Near)(nil),
+		(*Query_StatFsAt)(nil),
+		(*Query_Quota)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3850,7 +4001,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -128,6 +128,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"OpenWithoutName", openWithoutName},
 		{"Xattrs", xattrs},
 		{"ReadDirPages", readDirPages},
+		{"Quotas", quotas},
+		{"QuotaIsCounted", quotaIsCounted},
 		{"Watch", watch},
 		{"Waits", waits},
 		{"Remotes", remotes},
