@@ -190,6 +190,21 @@ type Usage struct {
 	InodesFree            uint64
 }
 
+// FileLock is a lock on a range of a file: of flock(2), then on all of it, or
+// of fcntl(2). The two do not mind each other.
+type FileLock struct {
+	Owner uint64 // within its session: locks of one owner do not mind each other
+	Flock bool
+	Write bool // nobody else may have a lock; else others may have such as it
+	// Start and End are the first and the last byte, at most LockEnd.
+	Start, End uint64
+	PID        uint32 // who is said to have it
+	Mine       bool   // of one that was found: it is of the same session
+}
+
+// LockEnd is the last byte that can be locked.
+const LockEnd = 1<<63 - 1
+
 // Quota bounds a directory with all that is below it.
 type Quota struct {
 	Bytes  uint64 // of the records of all streams of its files; 0 is no limit

@@ -26,6 +26,7 @@ type Manager interface {
 	Streams
 	Names
 	Content
+	Locks
 	Node
 	Cluster
 
@@ -354,6 +355,25 @@ type Content interface {
 	Seek(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, hole bool) (gearsfs.Pos, error)
 	// Sync returns when all that this volume answered before is on disk.
 	Sync(ctx context.Context) error
+}
+
+// Locks are locks on files over all that use the volume, as those of flock(2) and
+// fcntl(2). A session has them for owners of its own: locks of different owners,
+// or sessions, exclude each other. They end with the session, and with the
+// file. They are fair: who has no lock waits behind those who came before. They are
+// in the state, so they survive a change of leader; but they are not waited for
+// to be on disk, and no read or write minds them.
+type Locks interface {
+	// Lock lets an owner have a lock, in the place of what it has in that range. It
+	// waits while another's is in the way, holding what it had; with noWait it
+	// returns gearsfs.ErrLocked. Errors: gearsfs.ErrDeadlock where those in the way
+	// wait for the owner (of fcntl locks), ErrLocks, ErrAccess, ErrStale, ErrInvalid.
+	Lock(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock, noWait bool) error
+	// Unlock gives up what an owner has in a range.
+	Unlock(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock) error
+	// LockInTheWay returns a lock of another owner that keeps this from being
+	// had, nil where there is none.
+	LockInTheWay(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock) (*gearsfs.FileLock, error)
 }
 
 // Node are the operations on the node itself.

@@ -100,6 +100,15 @@ func (o *op) byPath() bool {
 	return false
 }
 
+// lock is the lock that the operation is to have or give up, nil where it is
+// about none.
+func (o *op) lock() *wire.Lock {
+	if o.change == nil {
+		return nil
+	}
+	return o.change.Command.GetLock()
+}
+
 func (o *op) isPut() bool { return o.change != nil && o.change.Command.GetPut() != nil }
 
 // transaction is what the operation is to do, nil where it is none.
@@ -118,6 +127,8 @@ func (o *op) kind() string {
 		return "take"
 	case o.isPut():
 		return "put"
+	case o.lock() != nil:
+		return "lock"
 	}
 	return "transaction"
 }
@@ -200,6 +211,11 @@ func (o *op) answered(answer *wire.Answer, err error) {
 			return
 		}
 		o.failInVain(answer)
+	case code == gearsfs.ErrLocked.Code && o.lock() != nil:
+		if o.ten.park(o) {
+			return
+		}
+		o.lockFailed(answer)
 	case code == gearsfs.ErrUnsupported.Code && o.misplaced():
 		o.relaunch()
 	case o.mayPass(answer):
@@ -214,6 +230,9 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		}
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
+		if o.lock() != nil && !o.went {
+			o.ten.wakeLocks(o.ino) // who waited behind it
+		}
 	}
 }
 
@@ -312,7 +331,7 @@ func (o *op) endedBy() error {
 
 // cancel ends the operation with why where it waits. One that was proposed is
 // finished first: it then ends with its true outcome, or with why where it
-// changed nothing. Those who waited behind a put that leaves may fit.
+// changed nothing. Those who waited behind a put or lock that leaves may go.
 func (o *op) cancel(why error) {
 	t := o.ten
 	t.mu.Lock()
@@ -333,6 +352,9 @@ func (o *op) cancel(why error) {
 	o.fail(why) // its request goes with the answer
 	if o.isPut() {
 		t.passPut(o)
+	}
+	if o.lock() != nil {
+		t.wakeLocks(o.ino)
 	}
 }
 
@@ -409,6 +431,8 @@ func (t *tenure) launch(o *op) canceller {
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
+	case *wire.Command_Lock:
+		return t.startLock(o, c.Lock)
 	case *wire.Command_SetQuota:
 		o.then = func(answer *wire.Answer, err error) {
 			if err == nil && answer.Count != 0 {

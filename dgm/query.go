@@ -48,6 +48,9 @@ func (t *tenure) read(s *session, q *wire.Query) (*wire.Response, error) {
 		return t.listWaits()
 	case *wire.Query_Near:
 		return t.near(s, op.Near)
+	case *wire.Query_Lock:
+		lock, mine := t.vol.machine.LockInTheWay(s.id, op.Lock)
+		return &wire.Response{Lock: lock, Mine: mine}, nil
 	}
 	return t.vol.look(s.caller, q)
 }

@@ -24,7 +24,7 @@ func (m *Machine) Check() []error {
 		quotaOf: make(map[uint64]*checkedQuota),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readQuotas, c.readStreams, c.readOuts, c.readTimers, c.readRecords, c.readIDs, c.readIDOrder, c.readMembers} {
+		c.readOrphans, c.readLocks, c.readQuotas, c.readStreams, c.readOuts, c.readTimers, c.readRecords, c.readIDs, c.readIDOrder, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}

@@ -40,6 +40,7 @@ type Touched struct {
 	Appended bool
 	Sealed   bool
 	Ended    bool // a lease did
+	Unlocked bool // a lock on the file ended, or is for less; Key is ""
 	Gone     bool // the file lost its last name, or the stream was dropped
 }
 
@@ -85,6 +86,7 @@ type Machine struct {
 	sessions     sessions
 	timers       timers
 	quotas       quotas
+	locks        locks
 	uncounted    []*openStream // whose bytes may differ from what is counted
 	buried       uint64        // bytes that this entry has moved to dead streams
 	windows      *stream.Pool  // the memory of all open streams' windows
@@ -131,6 +133,9 @@ func (m *Machine) load() error {
 	}
 	if err := m.loadQuotas(); err != nil {
 		return fmt.Errorf("open quotas: %w", err)
+	}
+	if err := m.loadLocks(); err != nil {
+		return fmt.Errorf("open locks: %w", err)
 	}
 	return nil
 }
@@ -315,6 +320,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applySetQuota(c, op.SetQuota)
 	case *wire.Command_CountQuota:
 		return m.applyCountQuota()
+	case *wire.Command_Lock:
+		return m.applyLock(c, op.Lock)
 	case *wire.Command_Verify:
 		m.verify = true
 		return &wire.Answer{}
@@ -375,5 +382,6 @@ func (m *Machine) flush() {
 	clear(m.dirtyNodes)
 	m.dirtyNodes = m.dirtyNodes[:0]
 	m.flushQuotas()
+	m.flushLocks()
 	m.flushVolume()
 }

@@ -152,6 +152,7 @@ func (m *Machine) deleteNode(n *node) error {
 	if n.row.Orphan {
 		m.store.Delete(persist.OrphanKey(n.ino))
 	}
+	m.dropLocks(n.ino)
 	m.charge(n.row.Quota, -n.row.Bytes, ^uint64(0))
 	m.store.Delete(persist.InodeKey(n.ino))
 	m.nodes.drop(n.ino)

@@ -134,6 +134,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_SetMember{SetMember: op}
 	case *wire.Verify:
 		c.Op = &wire.Command_Verify{Verify: op}
+	case *wire.Lock:
+		c.Op = &wire.Command_Lock{Lock: op}
 	case *wire.SetQuota:
 		c.Op = &wire.Command_SetQuota{SetQuota: op}
 	case *wire.CountQuota:

@@ -249,7 +249,10 @@ func (g *traffic) configure(key string) any {
 func (g *traffic) nameOp(s *trafficSession) any {
 	dir, name := pick(g.rng, g.dirs), pick(g.rng, g.names)
 	size, zero := uint64(g.rng.IntN(9000)), uint64(0)
-	switch g.rng.IntN(20) {
+	switch g.rng.IntN(22) {
+	case 20, 21:
+		start := g.rng.Uint64N(20)
+		return &wire.Lock{Ino: g.file(), Owner: g.rng.Uint64N(3), Flock: g.rng.IntN(3) == 0, Kind: g.rng.Uint32N(3), Start: start, End: start + g.rng.Uint64N(10)}
 	case 18:
 		return &wire.CountQuota{}
 	case 19:
@@ -332,7 +335,7 @@ func (g *traffic) counts() string {
 func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
-		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{}, &wire.SetQuota{}, &wire.CountQuota{},
+		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{}, &wire.SetQuota{}, &wire.CountQuota{}, &wire.Lock{},
 		&wire.Confirm{}, &wire.Tick{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}

@@ -33,6 +33,9 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrBusy.Code:        syscall.EBUSY,
 	gearsfs.ErrQuota.Code:       syscall.EDQUOT,
 	gearsfs.ErrCross.Code:       syscall.EXDEV,
+	gearsfs.ErrLocked.Code:      syscall.EAGAIN,
+	gearsfs.ErrDeadlock.Code:    syscall.EDEADLK,
+	gearsfs.ErrLocks.Code:       syscall.ENOLCK,
 
 	gearsfs.ErrKey.Code:     syscall.EINVAL,
 	gearsfs.ErrEmpty.Code:   syscall.EAGAIN,

@@ -50,8 +50,9 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	f := &file{ino: ino, base: attr.Head}
 	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
 	f.direct = direct
-	// close(2) has nothing to do for the bytes: they went with each write.
-	out.OpenFlags = fuse.FOPEN_NOFLUSH
+	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(ino) {
+		out.OpenFlags = fuse.FOPEN_NOFLUSH
+	}
 	switch {
 	case direct:
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
@@ -169,12 +170,20 @@ func (s *server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return fuse.EBADF
 }
 
-func (f *file) flush(*server, *fuse.FlushIn) fuse.Status { return fuse.OK }
+// flush has nothing to do for the bytes: they went with each write.
+func (f *file) flush(s *server, in *fuse.FlushIn) fuse.Status {
+	s.closed(f.ino, in.LockOwner)
+	return fuse.OK
+}
 
 func (s *server) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }
 
 func (s *server) release(fh uint64) {
-	if h := s.handles.remove(fh); h != nil {
+	h := s.handles.remove(fh)
+	if f, ok := h.(*file); ok {
+		s.unlockHandle(f.ino, fh)
+	}
+	if h != nil {
 		h.release(s)
 	}
 }

@@ -138,6 +138,7 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		// only this mount writes keeps its pages.
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
+		EnableLocks:              true,
 		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO,
 		Debug:                    s.o.Debug,
 		Logger:                   slog.NewLogLogger(s.log.Handler(), level),

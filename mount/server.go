@@ -36,6 +36,7 @@ type server struct {
 	handles  handles
 	believe  believe
 	told     told
+	locks    locks
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
@@ -52,6 +53,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
 		told:    newTold(),
+		locks:   locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s

@@ -30,6 +30,7 @@ const (
 	TableTimer   Table = 't'
 	TableQuota   Table = 'q'
 	TableCount   Table = 'w'
+	TableLock    Table = 'l'
 )
 
 const (
@@ -110,6 +111,8 @@ func AppendOrphanKey(dst []byte, ino gearsfs.Ino) []byte { return appendIno(dst,
 func QuotaKey(dir gearsfs.Ino) []byte {
 	return appendIno(make([]byte, 0, inoBytes), TableQuota, dir)
 }
+
+func LockKey(ino gearsfs.Ino) []byte { return appendIno(make([]byte, 0, inoBytes), TableLock, ino) }
 
 func CountKey(dir gearsfs.Ino) []byte {
 	return appendIno(make([]byte, 0, inoBytes), TableCount, dir)
@@ -241,6 +244,8 @@ func ParseInodeKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableInod
 func ParseOrphanKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableOrphan) }
 
 func ParseQuotaKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableQuota) }
+
+func ParseLockKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableLock) }
 
 func ParseCountKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableCount) }
 

@@ -56,6 +56,8 @@ func (r row) bytes() []byte {
 		return QuotaKey(ino)
 	case TableCount:
 		return CountKey(ino)
+	case TableLock:
+		return LockKey(ino)
 	default:
 		return RemoteKey(r.name)
 	}
@@ -104,6 +106,8 @@ func parseRow(k []byte) (r row, err error) {
 		ino, err = ParseQuotaKey(k)
 	case TableCount:
 		ino, err = ParseCountKey(k)
+	case TableLock:
+		ino, err = ParseLockKey(k)
 	case TableRemote:
 		r.name, err = ParseRemoteKey(k)
 	case TableMember:

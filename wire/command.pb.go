@@ -127,6 +127,7 @@ type Command struct {
 	//	*Command_CopyFile
 	//	*Command_SetQuota
 	//	*Command_CountQuota
+	//	*Command_Lock
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -466,6 +467,15 @@ func (x *Command) GetCountQuota() *CountQuota {
 	return nil
 }
 
+func (x *Command) GetLock() *Lock {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Lock); ok {
+			return x.Lock
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -574,6 +584,10 @@ type Command_CountQuota struct {
 	CountQuota *CountQuota `protobuf:"bytes,41,opt,name=count_quota,json=countQuota,proto3,oneof"`
 }
 
+type Command_Lock struct {
+	Lock *Lock `protobuf:"bytes,42,opt,name=lock,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -625,6 +639,8 @@ func (*Command_CopyFile) isCommand_Op() {}
 func (*Command_SetQuota) isCommand_Op() {}
 
 func (*Command_CountQuota) isCommand_Op() {}
+
+func (*Command_Lock) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -2870,6 +2886,100 @@ func (*CountQuota) Descriptor() ([]byte, []int) {
 	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
+// Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
+// takes, has, or gives up for one of its owners.
+type Lock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Owner         uint64                 `protobuf:"varint,2,opt,name=owner,proto3" json:"owner,omitempty"` // the session's to choose
+	Flock         bool                   `protobuf:"varint,3,opt,name=flock,proto3" json:"flock,omitempty"` // locks of flock and of fcntl do not mind each other
+	Kind          uint32                 `protobuf:"varint,4,opt,name=kind,proto3" json:"kind,omitempty"`   // 0: none, 1: others may have read locks, 2: nobody else may have one
+	Start         uint64                 `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"` // the last byte
+	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Lock) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Lock) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *Lock) GetFlock() bool {
+	if x != nil {
+		return x.Flock
+	}
+	return false
+}
+
+func (x *Lock) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Lock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Lock) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Lock) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 // Init makes an empty volume.
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2883,7 +2993,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3005,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3018,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Init) GetId() []byte {
@@ -2948,7 +3058,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3070,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3083,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 // Answer is what applying a command yields.
@@ -2995,7 +3105,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3117,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3130,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3111,7 +3221,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3233,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3246,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3231,7 +3341,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3353,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3366,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3370,7 +3480,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3492,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3505,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3436,7 +3546,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3558,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3571,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -3482,7 +3592,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3604,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3617,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -3533,7 +3643,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3655,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3668,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -3569,7 +3679,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x91\v\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xb6\v\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -3609,7 +3719,8 @@ const file_command_proto_rawDesc = "" +
 	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x120\n" +
 	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
 	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
-	"countQuotaB\x04\n" +
+	"countQuota\x12#\n" +
+	"\x04lock\x18* \x01(\v2\r.gearsfs.LockH\x00R\x04lockB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -3811,7 +3922,15 @@ const file_command_proto_rawDesc = "" +
 	"\x06_bytesB\t\n" +
 	"\a_inodes\"\f\n" +
 	"\n" +
-	"CountQuota\"N\n" +
+	"CountQuota\"\x92\x01\n" +
+	"\x04Lock\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\x04R\x05owner\x12\x14\n" +
+	"\x05flock\x18\x03 \x01(\bR\x05flock\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05start\x18\x05 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\x04R\x03end\x12\x10\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\"N\n" +
 	"\x04Init\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -3885,7 +4004,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),        // 0: gearsfs.Entry
 	(*Command)(nil),      // 1: gearsfs.Command
@@ -3919,15 +4038,16 @@ var file_command_proto_goTypes = []any{
 	(*SetRemote)(nil),    // 29: gearsfs.SetRemote
 	(*SetQuota)(nil),     // 30: gearsfs.SetQuota
 	(*CountQuota)(nil),   // 31: gearsfs.CountQuota
-	(*Init)(nil),         // 32: gearsfs.Init
-	(*Confirm)(nil),      // 33: gearsfs.Confirm
-	(*Answer)(nil),       // 34: gearsfs.Answer
-	(*TakenRecord)(nil),  // 35: gearsfs.TakenRecord
-	(*Attr)(nil),         // 36: gearsfs.Attr
-	(*Member)(nil),       // 37: gearsfs.Member
-	(*SetMember)(nil),    // 38: gearsfs.SetMember
-	(*MemberChange)(nil), // 39: gearsfs.MemberChange
-	(*Verify)(nil),       // 40: gearsfs.Verify
+	(*Lock)(nil),         // 32: gearsfs.Lock
+	(*Init)(nil),         // 33: gearsfs.Init
+	(*Confirm)(nil),      // 34: gearsfs.Confirm
+	(*Answer)(nil),       // 35: gearsfs.Answer
+	(*TakenRecord)(nil),  // 36: gearsfs.TakenRecord
+	(*Attr)(nil),         // 37: gearsfs.Attr
+	(*Member)(nil),       // 38: gearsfs.Member
+	(*SetMember)(nil),    // 39: gearsfs.SetMember
+	(*MemberChange)(nil), // 40: gearsfs.MemberChange
+	(*Verify)(nil),       // 41: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -3946,10 +4066,10 @@ var file_command_proto_depIdxs = []int32{
 	27, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
 	28, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
 	29, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	32, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	33, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	38, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	40, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	33, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	34, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	39, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	41, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	9,  // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	12, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	14, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
@@ -3957,36 +4077,37 @@ var file_command_proto_depIdxs = []int32{
 	16, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	30, // 25: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
 	31, // 26: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
-	2,  // 27: gearsfs.Put.target:type_name -> gearsfs.Target
-	4,  // 28: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 29: gearsfs.Take.target:type_name -> gearsfs.Target
-	7,  // 30: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 31: gearsfs.Update.target:type_name -> gearsfs.Target
-	4,  // 32: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 33: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 34: gearsfs.Look.target:type_name -> gearsfs.Target
-	13, // 35: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	10, // 36: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	6,  // 37: gearsfs.Step.take:type_name -> gearsfs.Take
-	11, // 38: gearsfs.Step.look:type_name -> gearsfs.Look
-	8,  // 39: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	9,  // 40: gearsfs.Step.update:type_name -> gearsfs.Update
-	5,  // 41: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 42: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 43: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 44: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 45: gearsfs.Configure.target:type_name -> gearsfs.Target
-	18, // 46: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	36, // 47: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	35, // 48: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	34, // 49: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	37, // 50: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	37, // 51: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	32, // 27: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	2,  // 28: gearsfs.Put.target:type_name -> gearsfs.Target
+	4,  // 29: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 30: gearsfs.Take.target:type_name -> gearsfs.Target
+	7,  // 31: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 32: gearsfs.Update.target:type_name -> gearsfs.Target
+	4,  // 33: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 34: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 35: gearsfs.Look.target:type_name -> gearsfs.Target
+	13, // 36: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	10, // 37: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	6,  // 38: gearsfs.Step.take:type_name -> gearsfs.Take
+	11, // 39: gearsfs.Step.look:type_name -> gearsfs.Look
+	8,  // 40: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	9,  // 41: gearsfs.Step.update:type_name -> gearsfs.Update
+	5,  // 42: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 43: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 44: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 45: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 46: gearsfs.Configure.target:type_name -> gearsfs.Target
+	18, // 47: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	37, // 48: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	36, // 49: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	35, // 50: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	38, // 51: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	38, // 52: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4021,6 +4142,7 @@ func file_command_proto_init() {
 		(*Command_CopyFile)(nil),
 		(*Command_SetQuota)(nil),
 		(*Command_CountQuota)(nil),
+		(*Command_Lock)(nil),
 	}
 	file_command_proto_msgTypes[9].OneofWrappers = []any{}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
@@ -4043,7 +4165,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -589,6 +589,8 @@ type Response struct {
 	Nodes         []*NodeInfo            `protobuf:"bytes,16,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Joined        *Joined                `protobuf:"bytes,17,opt,name=joined,proto3" json:"joined,omitempty"`
 	Quota         *Quota                 `protobuf:"bytes,18,opt,name=quota,proto3" json:"quota,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,19,opt,name=lock,proto3" json:"lock,omitempty"`  // absent: nobody
+	Mine          bool                   `protobuf:"varint,20,opt,name=mine,proto3" json:"mine,omitempty"` // it is of the same session
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,6 +749,20 @@ func (x *Response) GetQuota() *Quota {
 		return x.Quota
 	}
 	return nil
+}
+
+func (x *Response) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *Response) GetMine() bool {
+	if x != nil {
+		return x.Mine
+	}
+	return false
 }
 
 // Peer opens a connection between two nodes of a volume: what one says of itself
@@ -1687,6 +1703,7 @@ type Query struct {
 	//	*Query_Near
 	//	*Query_StatFsAt
 	//	*Query_Quota
+	//	*Query_Lock
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	Fast          bool       `protobuf:"varint,32,opt,name=fast,proto3" json:"fast,omitempty"` // may show what is not on disk yet (mounts)
 	unknownFields protoimpl.UnknownFields
@@ -1937,6 +1954,15 @@ func (x *Query) GetQuota() uint64 {
 	return 0
 }
 
+func (x *Query) GetLock() *Lock {
+	if x != nil {
+		if x, ok := x.Op.(*Query_Lock); ok {
+			return x.Lock
+		}
+	}
+	return nil
+}
+
 func (x *Query) GetFast() bool {
 	if x != nil {
 		return x.Fast
@@ -2040,6 +2066,10 @@ type Query_Quota struct {
 	Quota uint64 `protobuf:"varint,23,opt,name=quota,proto3,oneof"`
 }
 
+type Query_Lock struct {
+	Lock *Lock `protobuf:"bytes,24,opt,name=lock,proto3,oneof"` // who keeps it from being had
+}
+
 func (*Query_Lookup) isQuery_Op() {}
 
 func (*Query_Resolve) isQuery_Op() {}
@@ -2085,6 +2115,8 @@ func (*Query_Near) isQuery_Op() {}
 func (*Query_StatFsAt) isQuery_Op() {}
 
 func (*Query_Quota) isQuery_Op() {}
+
+func (*Query_Lock) isQuery_Op() {}
 
 // Watch with id 0 begins a watch and answers with its id in number; with that
 // id it waits until others have changed something and answers with what.
@@ -3579,7 +3611,7 @@ const file_request_proto_rawDesc = "" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
 	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\x83\x05\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xba\x05\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -3599,7 +3631,9 @@ const file_request_proto_rawDesc = "" +
 	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
 	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
 	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\x12$\n" +
-	"\x05quota\x18\x12 \x01(\v2\x0e.gearsfs.QuotaR\x05quota\"\xbe\x01\n" +
+	"\x05quota\x18\x12 \x01(\v2\x0e.gearsfs.QuotaR\x05quota\x12!\n" +
+	"\x04lock\x18\x13 \x01(\v2\r.gearsfs.LockR\x04lock\x12\x12\n" +
+	"\x04mine\x18\x14 \x01(\bR\x04mine\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
@@ -3674,7 +3708,7 @@ const file_request_proto_rawDesc = "" +
 	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
 	"\vstate_bytes\x18\f \x01(\x04R\n" +
 	"stateBytes\x12\x18\n" +
-	"\atrouble\x18\r \x01(\tR\atrouble\"\xb1\x06\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xd6\x06\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -3701,7 +3735,8 @@ const file_request_proto_rawDesc = "" +
 	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x1e\n" +
 	"\n" +
 	"stat_fs_at\x18\x16 \x01(\x04H\x00R\bstatFsAt\x12\x16\n" +
-	"\x05quota\x18\x17 \x01(\x04H\x00R\x05quota\x12\x12\n" +
+	"\x05quota\x18\x17 \x01(\x04H\x00R\x05quota\x12#\n" +
+	"\x04lock\x18\x18 \x01(\v2\r.gearsfs.LockH\x00R\x04lock\x12\x12\n" +
 	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
 	"\x02op\"\x17\n" +
 	"\x05Watch\x12\x0e\n" +
@@ -3885,11 +3920,12 @@ var file_request_proto_goTypes = []any{
 	(*Changed)(nil),      // 34: gearsfs.Changed
 	(*Command)(nil),      // 35: gearsfs.Command
 	(*Answer)(nil),       // 36: gearsfs.Answer
-	(*Member)(nil),       // 37: gearsfs.Member
-	(*Target)(nil),       // 38: gearsfs.Target
-	(*Attr)(nil),         // 39: gearsfs.Attr
-	(*Settings)(nil),     // 40: gearsfs.Settings
-	(*LostRun)(nil),      // 41: gearsfs.LostRun
+	(*Lock)(nil),         // 37: gearsfs.Lock
+	(*Member)(nil),       // 38: gearsfs.Member
+	(*Target)(nil),       // 39: gearsfs.Target
+	(*Attr)(nil),         // 40: gearsfs.Attr
+	(*Settings)(nil),     // 41: gearsfs.Settings
+	(*LostRun)(nil),      // 42: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
@@ -3912,36 +3948,38 @@ var file_request_proto_depIdxs = []int32{
 	15, // 17: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
 	14, // 18: gearsfs.Response.joined:type_name -> gearsfs.Joined
 	30, // 19: gearsfs.Response.quota:type_name -> gearsfs.Quota
-	37, // 20: gearsfs.Peer.self:type_name -> gearsfs.Member
-	8,  // 21: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
-	9,  // 22: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	13, // 23: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	12, // 24: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	37, // 25: gearsfs.Join.self:type_name -> gearsfs.Member
-	37, // 26: gearsfs.Joined.members:type_name -> gearsfs.Member
-	37, // 27: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	18, // 28: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	19, // 29: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	20, // 30: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	21, // 31: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	22, // 32: gearsfs.Query.read:type_name -> gearsfs.Read
-	23, // 33: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	24, // 34: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	26, // 35: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	17, // 36: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	25, // 37: gearsfs.Query.near:type_name -> gearsfs.Near
-	38, // 38: gearsfs.Peek.target:type_name -> gearsfs.Target
-	38, // 39: gearsfs.Near.target:type_name -> gearsfs.Target
-	38, // 40: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	39, // 41: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	40, // 42: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	41, // 43: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
-	29, // 44: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	37, // 20: gearsfs.Response.lock:type_name -> gearsfs.Lock
+	38, // 21: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 22: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 23: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	13, // 24: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	12, // 25: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	38, // 26: gearsfs.Join.self:type_name -> gearsfs.Member
+	38, // 27: gearsfs.Joined.members:type_name -> gearsfs.Member
+	38, // 28: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	18, // 29: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	19, // 30: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	20, // 31: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	21, // 32: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	22, // 33: gearsfs.Query.read:type_name -> gearsfs.Read
+	23, // 34: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	24, // 35: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	26, // 36: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	17, // 37: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	25, // 38: gearsfs.Query.near:type_name -> gearsfs.Near
+	37, // 39: gearsfs.Query.lock:type_name -> gearsfs.Lock
+	39, // 40: gearsfs.Peek.target:type_name -> gearsfs.Target
+	39, // 41: gearsfs.Near.target:type_name -> gearsfs.Target
+	39, // 42: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	40, // 43: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	41, // 44: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	42, // 45: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	29, // 46: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -3994,6 +4032,7 @@ func file_request_proto_init() {
 		(*Query_Near)(nil),
 		(*Query_StatFsAt)(nil),
 		(*Query_Quota)(nil),
+		(*Query_Lock)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -484,6 +484,111 @@ func (x *QuotaRow) GetRemoved() bool {
 	return false
 }
 
+// LockRow are the locks on a file, by where they begin.
+type LockRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Locks         []*HeldLock            `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockRow) Reset() {
+	*x = LockRow{}
+	mi := &file_row_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockRow) ProtoMessage() {}
+
+func (x *LockRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockRow.ProtoReflect.Descriptor instead.
+func (*LockRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LockRow) GetLocks() []*HeldLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+type HeldLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionMinted uint64                 `protobuf:"fixed64,1,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
+	SessionSalt   uint64                 `protobuf:"fixed64,2,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"` // its ino is 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldLock) Reset() {
+	*x = HeldLock{}
+	mi := &file_row_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldLock) ProtoMessage() {}
+
+func (x *HeldLock) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldLock.ProtoReflect.Descriptor instead.
+func (*HeldLock) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeldLock) GetSessionMinted() uint64 {
+	if x != nil {
+		return x.SessionMinted
+	}
+	return 0
+}
+
+func (x *HeldLock) GetSessionSalt() uint64 {
+	if x != nil {
+		return x.SessionSalt
+	}
+	return 0
+}
+
+func (x *HeldLock) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
 // CountRow is a directory whose names the count of a quota has to visit.
 type CountRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -494,7 +599,7 @@ type CountRow struct {
 
 func (x *CountRow) Reset() {
 	*x = CountRow{}
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +611,7 @@ func (x *CountRow) String() string {
 func (*CountRow) ProtoMessage() {}
 
 func (x *CountRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +624,7 @@ func (x *CountRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountRow.ProtoReflect.Descriptor instead.
 func (*CountRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{4}
+	return file_row_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CountRow) GetAfter() string {
@@ -539,7 +644,7 @@ type DirentRow struct {
 
 func (x *DirentRow) Reset() {
 	*x = DirentRow{}
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +656,7 @@ func (x *DirentRow) String() string {
 func (*DirentRow) ProtoMessage() {}
 
 func (x *DirentRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +669,7 @@ func (x *DirentRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirentRow.ProtoReflect.Descriptor instead.
 func (*DirentRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{5}
+	return file_row_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirentRow) GetIno() uint64 {
@@ -626,7 +731,7 @@ type StreamRow struct {
 
 func (x *StreamRow) Reset() {
 	*x = StreamRow{}
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +743,7 @@ func (x *StreamRow) String() string {
 func (*StreamRow) ProtoMessage() {}
 
 func (x *StreamRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +756,7 @@ func (x *StreamRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRow.ProtoReflect.Descriptor instead.
 func (*StreamRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{6}
+	return file_row_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StreamRow) GetNextSeq() uint64 {
@@ -906,7 +1011,7 @@ type RecordRow struct {
 
 func (x *RecordRow) Reset() {
 	*x = RecordRow{}
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1023,7 @@ func (x *RecordRow) String() string {
 func (*RecordRow) ProtoMessage() {}
 
 func (x *RecordRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1036,7 @@ func (x *RecordRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRow.ProtoReflect.Descriptor instead.
 func (*RecordRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{7}
+	return file_row_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RecordRow) GetData() []byte {
@@ -983,7 +1088,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1100,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1113,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{8}
+	return file_row_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Extent) GetBlockNode() uint64 {
@@ -1065,7 +1170,7 @@ type OutRow struct {
 
 func (x *OutRow) Reset() {
 	*x = OutRow{}
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1182,7 @@ func (x *OutRow) String() string {
 func (*OutRow) ProtoMessage() {}
 
 func (x *OutRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1195,7 @@ func (x *OutRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutRow.ProtoReflect.Descriptor instead.
 func (*OutRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{9}
+	return file_row_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OutRow) GetLeased() bool {
@@ -1168,7 +1273,7 @@ type IdRow struct {
 
 func (x *IdRow) Reset() {
 	*x = IdRow{}
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1285,7 @@ func (x *IdRow) String() string {
 func (*IdRow) ProtoMessage() {}
 
 func (x *IdRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1298,7 @@ func (x *IdRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdRow.ProtoReflect.Descriptor instead.
 func (*IdRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{10}
+	return file_row_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IdRow) GetSeq() uint64 {
@@ -1230,7 +1335,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1347,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1360,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{11}
+	return file_row_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionRow) GetConfirmed() uint64 {
@@ -1310,7 +1415,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1427,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1440,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{12}
+	return file_row_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StoredAnswer) GetSeq() uint64 {
@@ -1407,7 +1512,7 @@ type Reference struct {
 
 func (x *Reference) Reset() {
 	*x = Reference{}
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1524,7 @@ func (x *Reference) String() string {
 func (*Reference) ProtoMessage() {}
 
 func (x *Reference) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1537,7 @@ func (x *Reference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reference.ProtoReflect.Descriptor instead.
 func (*Reference) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{13}
+	return file_row_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Reference) GetIno() uint64 {
@@ -1509,7 +1614,7 @@ type KeptRecord struct {
 
 func (x *KeptRecord) Reset() {
 	*x = KeptRecord{}
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1626,7 @@ func (x *KeptRecord) String() string {
 func (*KeptRecord) ProtoMessage() {}
 
 func (x *KeptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1639,7 @@ func (x *KeptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptRecord.ProtoReflect.Descriptor instead.
 func (*KeptRecord) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{14}
+	return file_row_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KeptRecord) GetPos() uint64 {
@@ -1570,7 +1675,7 @@ type BlockedPut struct {
 
 func (x *BlockedPut) Reset() {
 	*x = BlockedPut{}
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1687,7 @@ func (x *BlockedPut) String() string {
 func (*BlockedPut) ProtoMessage() {}
 
 func (x *BlockedPut) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1700,7 @@ func (x *BlockedPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedPut.ProtoReflect.Descriptor instead.
 func (*BlockedPut) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{15}
+	return file_row_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BlockedPut) GetIno() uint64 {
@@ -1628,7 +1733,7 @@ type OrphanRow struct {
 
 func (x *OrphanRow) Reset() {
 	*x = OrphanRow{}
-	mi := &file_row_proto_msgTypes[16]
+	mi := &file_row_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1745,7 @@ func (x *OrphanRow) String() string {
 func (*OrphanRow) ProtoMessage() {}
 
 func (x *OrphanRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[16]
+	mi := &file_row_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1758,7 @@ func (x *OrphanRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanRow.ProtoReflect.Descriptor instead.
 func (*OrphanRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{16}
+	return file_row_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OrphanRow) GetHolders() []uint64 {
@@ -1672,7 +1777,7 @@ type RemoteRow struct {
 
 func (x *RemoteRow) Reset() {
 	*x = RemoteRow{}
-	mi := &file_row_proto_msgTypes[17]
+	mi := &file_row_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1789,7 @@ func (x *RemoteRow) String() string {
 func (*RemoteRow) ProtoMessage() {}
 
 func (x *RemoteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[17]
+	mi := &file_row_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1802,7 @@ func (x *RemoteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteRow.ProtoReflect.Descriptor instead.
 func (*RemoteRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{17}
+	return file_row_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoteRow) GetAddrs() string {
@@ -1721,7 +1826,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_row_proto_msgTypes[18]
+	mi := &file_row_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1838,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[18]
+	mi := &file_row_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1851,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{18}
+	return file_row_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MemberRow) GetName() string {
@@ -1836,7 +1941,13 @@ const file_row_proto_rawDesc = "" +
 	"\flimit_inodes\x18\x03 \x01(\x04R\vlimitInodes\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06inodes\x18\x05 \x01(\x04R\x06inodes\x12\x18\n" +
-	"\aremoved\x18\x06 \x01(\bR\aremoved\" \n" +
+	"\aremoved\x18\x06 \x01(\bR\aremoved\"2\n" +
+	"\aLockRow\x12'\n" +
+	"\x05locks\x18\x01 \x03(\v2\x11.gearsfs.HeldLockR\x05locks\"w\n" +
+	"\bHeldLock\x12%\n" +
+	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
+	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12!\n" +
+	"\x04lock\x18\x03 \x01(\v2\r.gearsfs.LockR\x04lock\" \n" +
 	"\bCountRow\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\tR\x05after\"1\n" +
 	"\tDirentRow\x12\x10\n" +
@@ -1974,44 +2085,49 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
 	(*Jump)(nil),         // 1: gearsfs.Jump
 	(*InodeRow)(nil),     // 2: gearsfs.InodeRow
 	(*QuotaRow)(nil),     // 3: gearsfs.QuotaRow
-	(*CountRow)(nil),     // 4: gearsfs.CountRow
-	(*DirentRow)(nil),    // 5: gearsfs.DirentRow
-	(*StreamRow)(nil),    // 6: gearsfs.StreamRow
-	(*RecordRow)(nil),    // 7: gearsfs.RecordRow
-	(*Extent)(nil),       // 8: gearsfs.Extent
-	(*OutRow)(nil),       // 9: gearsfs.OutRow
-	(*IdRow)(nil),        // 10: gearsfs.IdRow
-	(*SessionRow)(nil),   // 11: gearsfs.SessionRow
-	(*StoredAnswer)(nil), // 12: gearsfs.StoredAnswer
-	(*Reference)(nil),    // 13: gearsfs.Reference
-	(*KeptRecord)(nil),   // 14: gearsfs.KeptRecord
-	(*BlockedPut)(nil),   // 15: gearsfs.BlockedPut
-	(*OrphanRow)(nil),    // 16: gearsfs.OrphanRow
-	(*RemoteRow)(nil),    // 17: gearsfs.RemoteRow
-	(*MemberRow)(nil),    // 18: gearsfs.MemberRow
-	(*LostRun)(nil),      // 19: gearsfs.LostRun
+	(*LockRow)(nil),      // 4: gearsfs.LockRow
+	(*HeldLock)(nil),     // 5: gearsfs.HeldLock
+	(*CountRow)(nil),     // 6: gearsfs.CountRow
+	(*DirentRow)(nil),    // 7: gearsfs.DirentRow
+	(*StreamRow)(nil),    // 8: gearsfs.StreamRow
+	(*RecordRow)(nil),    // 9: gearsfs.RecordRow
+	(*Extent)(nil),       // 10: gearsfs.Extent
+	(*OutRow)(nil),       // 11: gearsfs.OutRow
+	(*IdRow)(nil),        // 12: gearsfs.IdRow
+	(*SessionRow)(nil),   // 13: gearsfs.SessionRow
+	(*StoredAnswer)(nil), // 14: gearsfs.StoredAnswer
+	(*Reference)(nil),    // 15: gearsfs.Reference
+	(*KeptRecord)(nil),   // 16: gearsfs.KeptRecord
+	(*BlockedPut)(nil),   // 17: gearsfs.BlockedPut
+	(*OrphanRow)(nil),    // 18: gearsfs.OrphanRow
+	(*RemoteRow)(nil),    // 19: gearsfs.RemoteRow
+	(*MemberRow)(nil),    // 20: gearsfs.MemberRow
+	(*Lock)(nil),         // 21: gearsfs.Lock
+	(*LostRun)(nil),      // 22: gearsfs.LostRun
 }
 var file_row_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.VolumeRow.jumps:type_name -> gearsfs.Jump
-	19, // 1: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
-	8,  // 2: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	15, // 3: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
-	12, // 4: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
-	13, // 5: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	12, // 6: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
-	14, // 7: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	7,  // 8: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 1: gearsfs.LockRow.locks:type_name -> gearsfs.HeldLock
+	21, // 2: gearsfs.HeldLock.lock:type_name -> gearsfs.Lock
+	22, // 3: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
+	10, // 4: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
+	17, // 5: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	14, // 6: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
+	15, // 7: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
+	14, // 8: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	16, // 9: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	9,  // 10: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -2026,7 +2142,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
