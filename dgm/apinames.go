@@ -53,6 +53,7 @@ func (a api) Make(ctx context.Context, dir gearsfs.Ino, name string, m Make) (ge
 	}
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
 		Dir: uint64(dir), Name: name, Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Open: m.Open, Uid: m.UID, Gid: m.GID,
+		Umask: m.Umask,
 	}}})
 }
 

@@ -315,7 +315,8 @@ type SetAttr struct {
 
 // Make is the argument of Names.Make.
 type Make struct {
-	Mode   uint32 // type and permissions, after the umask
+	Mode   uint32 // type and permissions
+	Umask  uint32 // to take off them, unless the directory has a default access control list
 	Rdev   uint32
 	Target string // of a symbolic link
 	Open   bool   // an existing regular file will do

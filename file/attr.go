@@ -174,6 +174,9 @@ func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 	}
 	if op.Mode != nil {
 		row.Mode = row.Mode&modeType | *op.Mode&modePerm
+		if n.acls.access != nil {
+			m.setACL(n, aclAccess, n.acls.access.withMode(row.Mode))
+		}
 		if !c.belongs(row.Gid) {
 			row.Mode &^= modeSetGID
 		}
@@ -221,11 +224,14 @@ func (m *Machine) applySetXattr(c *context, op *wire.SetXattr) *wire.Answer {
 }
 
 func (m *Machine) setXattr(c *context, n *node, op *wire.SetXattr) error {
-	if err := checkXattr(c.caller, guardOf(&n.row), op.Name, mayWrite); err != nil {
+	if err := checkXattr(c.caller, n.guard(), op.Name, mayWrite); err != nil {
 		return err
 	}
 	if op.Flags&^(xattrCreate|xattrReplace) != 0 || op.Flags == xattrCreate|xattrReplace {
 		return gearsfs.ErrInvalid
+	}
+	if isACL(op.Name) {
+		return m.changeACL(c, n, op.Name, op.Value, op.Remove)
 	}
 	key := persist.XattrKey(n.ino, op.Name)
 	_, exists, err := m.get(key)

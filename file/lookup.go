@@ -18,14 +18,15 @@ type inode struct {
 	parent gearsfs.Ino
 	xattrs uint64
 	quota  uint64
+	access acl
 }
 
-func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID} }
+func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID, n.access} }
 
 func inodeOf(n *node) inode {
 	return inode{
 		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gearsfs.Ino(n.row.Parent),
-		xattrs: n.row.Xattrs, quota: n.row.Quota,
+		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access,
 	}
 }
 
@@ -125,6 +126,9 @@ func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 	n := &node{ino: ino, stat: dataStat{known: true}}
 	if err := n.row.UnmarshalVT(value); err != nil {
 		return nil, damaged("inode", err)
+	}
+	if err := n.loadACLs(r.view); err != nil {
+		return nil, err
 	}
 	if !isFile(n.row.Mode) || n.row.Streams == 0 {
 		return n, nil

@@ -115,7 +115,7 @@ func (m *Machine) makeFile(c *context, t *wire.Target, mode uint32) (*node, erro
 		return nil, err
 	}
 	row := wire.InodeRow{Mode: modeFile | mode&modePerm, Uid: c.caller.UID, Gid: c.gid()}
-	return m.make(c, dir, t.Name, &row), nil
+	return m.make(c, dir, t.Name, &row, 0), nil
 }
 
 func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
@@ -136,7 +136,7 @@ func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
 	if err != nil {
 		return m.refuse(err)
 	}
-	return m.answerAttr(m.make(c, at.dir, op.Name, row))
+	return m.answerAttr(m.make(c, at.dir, op.Name, row, op.Umask))
 }
 
 // checkMake checks whether the caller may make what op says in dir, and returns
@@ -184,8 +184,9 @@ func (m *Machine) checkMake(c *context, dir *node, op *wire.Make) (*wire.InodeRo
 }
 
 // make makes an inode and names it.
-func (m *Machine) make(c *context, dir *node, name string, row *wire.InodeRow) *node {
+func (m *Machine) make(c *context, dir *node, name string, row *wire.InodeRow, umask uint32) *node {
 	n := m.newNode(c, dir, row)
+	m.inherit(dir, n, umask)
 	m.attach(c, dir, name, n)
 	return n
 }

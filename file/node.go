@@ -20,8 +20,9 @@ type node struct {
 	row     wire.InodeRow
 	stat    dataStat                                     // as of the last flush, where known
 	streams *redblacktree.Tree[gearsfs.Key, *openStream] // nil: none in use
-	dirty   bool                                         // in Machine.dirtyNodes
-	gone    bool                                         // its rows are deleted
+	acls    acls
+	dirty   bool // in Machine.dirtyNodes
+	gone    bool // its rows are deleted
 }
 
 // openStream is a stream in use. Its queue is the truth while it is open; its
@@ -123,6 +124,9 @@ func (m *Machine) node(ino gearsfs.Ino) (*node, error) {
 		return nil, damaged("inode", err)
 	}
 	if err := n.countStreams(m.store); err != nil {
+		return nil, err
+	}
+	if err := n.loadACLs(m.store); err != nil {
 		return nil, err
 	}
 	m.nodes.put(ino, n)

@@ -249,7 +249,12 @@ func (g *traffic) configure(key string) any {
 func (g *traffic) nameOp(s *trafficSession) any {
 	dir, name := pick(g.rng, g.dirs), pick(g.rng, g.names)
 	size, zero := uint64(g.rng.IntN(9000)), uint64(0)
-	switch g.rng.IntN(22) {
+	switch g.rng.IntN(24) {
+	case 22:
+		perm := uint16(g.rng.Uint32N(8))
+		return &wire.SetXattr{Ino: g.file(), Name: aclAccess, Value: aclOf(6, perm, 4, aclEntry{aclUser, perm, 7}, mask(perm)).bytes(), Remove: g.rng.IntN(3) == 0}
+	case 23:
+		return &wire.SetXattr{Ino: dir, Name: aclDefault, Value: aclOf(7, 5, uint16(g.rng.Uint32N(8))).bytes(), Remove: g.rng.IntN(3) == 0}
 	case 20, 21:
 		start := g.rng.Uint64N(20)
 		return &wire.Lock{Ino: g.file(), Owner: g.rng.Uint64N(3), Flock: g.rng.IntN(3) == 0, Kind: g.rng.Uint32N(3), Start: start, End: start + g.rng.Uint64N(10)}

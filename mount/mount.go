@@ -139,7 +139,8 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
 		EnableLocks:              true,
-		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO,
+		EnableAcl:                true,
+		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK,
 		Debug:                    s.o.Debug,
 		Logger:                   slog.NewLogLogger(s.log.Handler(), level),
 		PanicHandler: func(reason any) fuse.Status {

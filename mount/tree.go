@@ -139,13 +139,13 @@ func (s *server) made(attr gearsfs.Attr, st fuse.Status, dir uint64, name string
 
 func (s *server) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: in.Mode, Rdev: in.Rdev})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: in.Mode, Rdev: in.Rdev, Umask: in.Umask})
 	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
 func (s *server) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFDIR | in.Mode&0o7777})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFDIR | in.Mode&0o7777, Umask: in.Umask})
 	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
@@ -205,7 +205,7 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 // the kernel look it up and check the permissions of what it finds.
 func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	switch {
 	case st == fuse.Status(syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
 		return fuse.Status(syscall.ESTALE)
@@ -224,7 +224,7 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
 	name := ".gears-tmpfile-" + randomName()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	if st != fuse.OK {
 		return st
 	}

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"strings"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -30,8 +29,6 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 	switch {
 	case strings.HasPrefix(name, xattrPrefix):
 		value, err = s.ownXattr(ino, name)
-	case strings.HasPrefix(name, "system."):
-		return 0, fuse.Status(syscall.EOPNOTSUPP) // no ACLs are kept or enforced
 	default:
 		value, err = s.m.GetXattr(s.ctx, ino, name)
 	}
@@ -136,8 +133,6 @@ func mayChangeXattr(node uint64, name string) fuse.Status {
 	switch {
 	case isControl(node), strings.HasPrefix(name, xattrPrefix):
 		return fuse.EPERM
-	case strings.HasPrefix(name, "system."):
-		return fuse.Status(syscall.EOPNOTSUPP)
 	}
 	return fuse.OK
 }

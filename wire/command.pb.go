@@ -2048,6 +2048,7 @@ type Make struct {
 	Open          bool                   `protobuf:"varint,6,opt,name=open,proto3" json:"open,omitempty"`
 	Uid           *uint32                `protobuf:"varint,7,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	Gid           *uint32                `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	Umask         uint32                 `protobuf:"varint,9,opt,name=umask,proto3" json:"umask,omitempty"` // of no effect where the directory has a default access control list
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2134,6 +2135,13 @@ func (x *Make) GetUid() uint32 {
 func (x *Make) GetGid() uint32 {
 	if x != nil && x.Gid != nil {
 		return *x.Gid
+	}
+	return 0
+}
+
+func (x *Make) GetUmask() uint32 {
+	if x != nil {
+		return x.Umask
 	}
 	return 0
 }
@@ -3845,7 +3853,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Write\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xbe\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\xd4\x01\n" +
 	"\x04Make\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3854,7 +3862,8 @@ const file_command_proto_rawDesc = "" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x12\n" +
 	"\x04open\x18\x06 \x01(\bR\x04open\x12\x15\n" +
 	"\x03uid\x18\a \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
-	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01B\x06\n" +
+	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12\x14\n" +
+	"\x05umask\x18\t \x01(\rR\x05umaskB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gid\">\n" +
 	"\x04Link\x12\x10\n" +

@@ -2088,6 +2088,11 @@ func (m *Make) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Umask != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Umask))
+		i--
+		dAtA[i] = 0x48
+	}
 	if m.Gid != nil {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.Gid))
 		i--
@@ -4372,6 +4377,9 @@ func (m *Make) SizeVT() (n int) {
 	}
 	if m.Gid != nil {
 		n += 1 + protohelpers.SizeOfVarint(uint64(*m.Gid))
+	}
+	if m.Umask != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Umask))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -9745,6 +9753,25 @@ func (m *Make) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Gid = &v
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Umask", wireType)
+			}
+			m.Umask = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Umask |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -17828,6 +17855,25 @@ func (m *Make) UnmarshalVTUnsafe(dAtA []byte) error {
 				}
 			}
 			m.Gid = &v
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Umask", wireType)
+			}
+			m.Umask = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Umask |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
