@@ -18,14 +18,14 @@
 // Rules for handlers, each broken at the price of a hung machine:
 //
 //  4. Only a request that waits (a take, a peek, a put or an append into a
-//     full stream) looks at its cancel channel. What was proposed is finished
+//     full stream, a lock) looks at its cancel channel. What was proposed is finished
 //     and its true outcome reported.
 //  5. LOOKUP, CREATE and OPEN never wait for a record or for room; FLUSH waits
 //     only for a commit.
 //  6. Names are invalidated from the watch's goroutine alone, never from a
 //     handler: the kernel may hold the directory's lock while it waits for
-//     the handler. Pages may be invalidated from LOOKUP, GETATTR and
-//     READDIRPLUS, which hold no page, and never from READ, WRITE or SETATTR.
+//     the handler. Pages may be invalidated from LOOKUP, GETATTR, READDIRPLUS
+//     and SETLK, which hold no page, and never from READ, WRITE or SETATTR.
 //  7. The process never calls into its own mount, but for the one probe in
 //     Mount that shows that it serves.
 package mount

@@ -153,23 +153,44 @@ func (s *server) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.
 	}
 	converts := l.Flock && s.locks.has(ino, by)
 	s.locks.note(ino, by, in.Fh)
+	err := s.lock(cancel, ino, l, wait, converts)
+	if err == nil {
+		s.refresh(ino)
+	}
+	return gone(err)
+}
+
+// lock asks for a lock; converts says that its owner may have one already.
+func (s *server) lock(cancel <-chan struct{}, ino gearsfs.Ino, l gearsfs.FileLock, wait, converts bool) error {
 	if !wait || converts {
 		err := s.m.Lock(s.ctx, ino, l, true)
 		if !errors.Is(err, gearsfs.ErrLocked) || !wait && !l.Flock {
-			return gone(err)
+			return err
 		}
 	}
 	ctx, stop := s.waiting(cancel)
 	defer stop()
 	if !wait {
-		return gone(s.lockSoon(ctx, ino, l))
+		return s.lockSoon(ctx, ino, l)
 	}
 	if converts { // flock(2) gives up what it has, so that two who convert theirs do not wait for each other
 		if err := s.m.Unlock(s.ctx, ino, l); err != nil {
-			return gone(err)
+			return err
 		}
 	}
-	return gone(s.m.Lock(ctx, ino, l, false))
+	return s.m.Lock(ctx, ino, l, false)
+}
+
+// refresh is for a file that was locked: who has the lock sees all that was written
+// before the last one gave it up, as by an open.
+func (s *server) refresh(ino gearsfs.Ino) {
+	attr, err := s.m.GetAttr(s.ctx, ino)
+	if err != nil || s.told.older(&attr) {
+		s.believe.dropAttr(ino)
+	}
+	if err != nil || s.inodes.observe(&attr) {
+		s.believe.dropPages(ino)
+	}
 }
 
 // releaseTime is for a RELEASE to come that the kernel has sent, but not waited for.

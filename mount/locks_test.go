@@ -270,6 +270,34 @@ func TestFlockConverted(t *testing.T) {
 	require.Equal(t, "ok", a.answer())
 }
 
+// TestLocksShowWhatWasWritten: who gets a lock sees what was written under it by
+// the other mount, in a file that both have open and in their caches.
+func TestLocksShowWhatWasWritten(t *testing.T) {
+	_, here, there := twoMounts(t)
+	var files []*os.File
+	for _, path := range []string{here, there} {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		require.NoError(t, err)
+		defer f.Close()
+		files = append(files, f)
+	}
+	for i := range 200 {
+		f := files[i%2]
+		require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
+		require.NoError(t, err)
+		if i > 0 {
+			require.Equal(t, strings.Repeat("x", i), string(data))
+		}
+		_, err = f.WriteAt([]byte(strings.Repeat("x", i+1)), 0)
+		require.NoError(t, err)
+		if i == 0 {
+			require.NoError(t, f.Truncate(1))
+		}
+		require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))
+	}
+}
+
 // TestLockEndsWithMount ends the session of one mount while a process there has a
 // lock.
 func TestLockEndsWithMount(t *testing.T) {
