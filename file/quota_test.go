@@ -153,6 +153,10 @@ func TestQuotasWithinQuotas(t *testing.T) {
 	room, err = r.m.QuotaRoom(f)
 	require.NoError(t, err)
 	require.Zero(t, room)
+	r.limit(a, 0, 0)
+	r.limit(1, 0, 0) // around a, which stays around b
+	require.Equal(t, []uint64{900, 5}, r.used(1))
+	require.EqualValues(t, a, r.m.quotas.all[b].row.Outer)
 }
 
 func TestNamesAcrossQuotas(t *testing.T) {
@@ -286,6 +290,26 @@ func TestQuotaIsCountedInSteps(t *testing.T) {
 	r.m.countMax = 2
 	r.unlimit(top)
 	require.NotContains(t, string(r.dump()), `"q`)
+}
+
+// TestQuotaLosesTheMoved moves a directory away that was found and not visited.
+func TestQuotaLosesTheMoved(t *testing.T) {
+	r := newRig(t)
+	r.m.countMax = 1
+	top := r.mkdir(1, "top", 0o755)
+	for i := range 4 {
+		r.mkdir(top, fmt.Sprint("d", i), 0o755)
+	}
+	last := r.mkdir(top, "last", 0o755)
+	r.do(&wire.SetQuota{Dir: uint64(top)})
+	for r.m.quotas.all[top].row.Inodes < 6 {
+		r.do(&wire.CountQuota{})
+	}
+	require.True(t, r.m.Counting())
+	r.do(r.rename(top, "last", 1, "last", 0))
+	r.mkdir(last, "in", 0o755)
+	r.counted(r.do(&wire.CountQuota{}))
+	require.Equal(t, []uint64{0, 5}, r.used(top))
 }
 
 // TestOldFilesAreCounted reads a file whose row does not say its bytes.

@@ -322,3 +322,18 @@ func TestFlockAgainAndAgain(t *testing.T) {
 	_, err := f.other.Lookup(t.Context(), gearsfs.RootIno, "f")
 	require.NoError(t, err)
 }
+
+// TestSQLiteOverMounts has processes of two mounts write to one database.
+func TestSQLiteOverMounts(t *testing.T) {
+	f, here, there := twoMounts(t)
+	out := f.mustShell(t, fmt.Sprintf(`
+cd %s && sqlite3 db 'create table t(a integer primary key, b text)'
+for dir in %[1]s %[2]s; do
+	for i in $(seq 25); do
+		sqlite3 -cmd '.timeout 50000' $dir/db "insert into t(b) values('$i'); update t set b = b || 'x' where a %% 3 = 0"
+	done &
+done
+wait
+sqlite3 %[2]s/db 'select count(*) from t; pragma integrity_check'`, filepath.Dir(here), filepath.Dir(there)))
+	require.Equal(t, "50\nok\n", out)
+}
