@@ -32,14 +32,19 @@ const homeTimeout = time.Second
 // Local opens a session for a client in this process. It does not wait for a
 // leader: calls do, for up to gearsfs.SessionTTL. Until one is known the session
 // has no id.
-func (v *Volume) Local(c Client) (*Local, error) {
+func (v *Volume) Local(c Client) (*Local, error) { return v.LocalWith(RemoteOptions{Client: c}) }
+
+// LocalWith is Local, with GiveUp and Lasting of a Remote's options besides its
+// Client.
+func (v *Volume) LocalWith(o RemoteOptions) (*Local, error) {
 	if v.isClosed() {
 		return nil, gearsfs.ErrClosed
 	}
 	member, volume, _ := v.asMember()
+	c := o.Client
 	l := &Local{vol: v, as: c.Caller}
 	l.api = api{cluster{l}}
-	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true}, homeRoute{v, c.Caller})
+	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true, GiveUp: o.GiveUp, Lasting: o.Lasting}, homeRoute{v, c.Caller})
 	l.remote.callsMax = localCallsMax
 	l.remote.introduce = func(h *wire.Hello) {
 		h.Member, h.VolumeId, h.ClaimChecked = uint64(member), volume, c.Caller.Checked

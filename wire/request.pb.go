@@ -41,6 +41,7 @@ type Hello struct {
 	VolumeId      []byte `protobuf:"bytes,11,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	ClaimChecked  bool   `protobuf:"varint,12,opt,name=claim_checked,json=claimChecked,proto3" json:"claim_checked,omitempty"`
 	Attempt       uint64 `protobuf:"varint,13,opt,name=attempt,proto3" json:"attempt,omitempty"` // counts the client's hellos: void behind a later one
+	Lasting       bool   `protobuf:"varint,15,opt,name=lasting,proto3" json:"lasting,omitempty"` // a process that takes over will go on with the session, should this one die
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *Hello) GetAttempt() uint64 {
 		return x.Attempt
 	}
 	return 0
+}
+
+func (x *Hello) GetLasting() bool {
+	if x != nil {
+		return x.Lasting
+	}
+	return false
 }
 
 type Welcome struct {
@@ -3401,7 +3409,7 @@ var File_request_proto protoreflect.FileDescriptor
 
 const file_request_proto_rawDesc = "" +
 	"\n" +
-	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x80\x03\n" +
+	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x9a\x03\n" +
 	"\x05Hello\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -3417,7 +3425,8 @@ const file_request_proto_rawDesc = "" +
 	" \x01(\x06R\x06member\x12\x1b\n" +
 	"\tvolume_id\x18\v \x01(\fR\bvolumeId\x12#\n" +
 	"\rclaim_checked\x18\f \x01(\bR\fclaimChecked\x12\x18\n" +
-	"\aattempt\x18\r \x01(\x04R\aattemptB\f\n" +
+	"\aattempt\x18\r \x01(\x04R\aattempt\x12\x18\n" +
+	"\alasting\x18\x0f \x01(\bR\alastingB\f\n" +
 	"\n" +
 	"_claim_uid\"\xb8\x01\n" +
 	"\aWelcome\x12%\n" +
