@@ -18,14 +18,19 @@
 // Rules for handlers, each broken at the price of a hung machine:
 //
 //  4. Only a request that waits (a take, a peek, a put or an append into a
-//     full stream) looks at its cancel channel. What was proposed is finished
-//     and its true outcome reported.
+//     full stream) looks at its cancel channel; for the others calls.watch
+//     does, once their node does not answer. What was proposed is finished and
+//     its true outcome reported, or EIO where it can't be known.
 //  5. LOOKUP, CREATE and OPEN never wait for a record or for room; FLUSH waits
 //     only for a commit.
 //  6. Names are invalidated from the watch's goroutine alone, never from a
 //     handler: the kernel may hold the directory's lock while it waits for
 //     the handler. Pages may be invalidated from LOOKUP, GETATTR and
 //     READDIRPLUS, which hold no page, and never from READ, WRITE or SETATTR.
+//     And never from this process where another is to take over (believe.notify).
 //  7. The process never calls into its own mount, but for the one probe in
 //     Mount that shows that it serves.
+//  8. A handler that changes something, in the volume or in what the mount
+//     keeps, comes in through entrance.beginOnce and says so by effects: so that
+//     the next process can go on when this one dies (keep.go).
 package mount

@@ -43,7 +43,7 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrUnmet.Code:   syscall.EAGAIN,
 	gearsfs.ErrType.Code:    syscall.EINVAL,
 
-	gearsfs.ErrNoNode.Code:    syscall.EHOSTUNREACH,
+	gearsfs.ErrNoNode.Code:    syscall.ETIMEDOUT,
 	gearsfs.ErrClosed.Code:    syscall.ENOTCONN,
 	gearsfs.ErrOverload.Code:  syscall.EBUSY,
 	gearsfs.ErrUnknownOp.Code: syscall.EOPNOTSUPP, // ENOSYS would turn the operation off for good

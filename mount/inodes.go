@@ -58,6 +58,21 @@ func (t *inodes) open(attr *gearsfs.Attr, appending bool) (direct, keep bool) {
 	return false, keep
 }
 
+// restore counts a handle that a process before has opened. Which version the
+// kernel's pages show is not known.
+func (t *inodes) restore(ino gearsfs.Ino, base gearsfs.Pos, direct bool) {
+	e := t.table[ino]
+	if e == nil {
+		e = new(inode)
+		t.table[ino] = e
+	}
+	e.opens++
+	if !direct {
+		e.cached++
+		e.base = base
+	}
+}
+
 // close is the end of a handle.
 func (t *inodes) close(ino gearsfs.Ino, direct bool) {
 	t.mu.Lock()

@@ -230,11 +230,11 @@ func TestMountAsUser(t *testing.T) {
 
 // TestParseOptions: each known option is taken, others are named.
 func TestParseOptions(t *testing.T) {
-	o, err := mount.ParseOptions("ro,allow_other,nonempty,debug,fsname=x,attr_timeout=1.5,entry_timeout=2m,noexec,defaults,,_netdev")
+	o, err := mount.ParseOptions("ro,allow_other,nonempty,debug,fsname=x,attr_timeout=1.5,entry_timeout=2m,timeout=10,noexec,defaults,,_netdev")
 	require.NoError(t, err)
 	require.Equal(t, mount.Options{Name: "x", ReadOnly: true, AllowOther: true, NonEmpty: true, Debug: true,
-		AttrTimeout: 1500 * time.Millisecond, EntryTimeout: 2 * time.Minute, Kernel: []string{"noexec"}}, o)
-	for _, bad := range []string{"color", "ro=1", "fsname=", "attr_timeout", "attr_timeout=-1", "attr_timeout=x", "user_id=0"} {
+		AttrTimeout: 1500 * time.Millisecond, EntryTimeout: 2 * time.Minute, Timeout: 10 * time.Second, Kernel: []string{"noexec"}}, o)
+	for _, bad := range []string{"color", "ro=1", "fsname=", "attr_timeout", "attr_timeout=-1", "attr_timeout=x", "timeout=0.5", "timeout=x", "user_id=0"} {
 		_, err := mount.ParseOptions("rw," + bad)
 		require.ErrorContains(t, err, bad)
 	}

@@ -13,18 +13,29 @@ import (
 	"github.com/gearsfs/gearsfs/dgm"
 )
 
-// server answers the kernel's requests for one mount. go-fuse calls each
-// method on a goroutine of its own, so all of them are safe for concurrent use
-// and may wait.
+// server answers the kernel's requests for one mount, or one of them (see
+// call). go-fuse calls each method on a goroutine of its own, so all of them are
+// safe for concurrent use and may wait.
 type server struct {
+	*shared
+	call *call // whose handler this is; nil outside of requests
+
+	// ctx is the call, or the life of the mount. Requests that do not wait run
+	// under it, not under their cancel channel, because a process that gets a
+	// signal must not see a change half done.
+	ctx context.Context
+}
+
+// shared is what all requests of a mount have in common.
+type shared struct {
 	fuse.RawFileSystem // ENOSYS for what is not defined here
 	m                  dgm.Manager
 	o                  Options
 	log                *slog.Logger
+	keeper             *keeper // nil where nothing takes the mount over
+	calls              calls
 
-	// ctx is the life of the mount: requests that do not wait run under it,
-	// because a process that gets a signal must not see a change half done.
-	ctx    context.Context
+	life   context.Context // of the mount
 	cancel context.CancelFunc
 
 	writeMax int // bytes that one WRITE request carries at most
@@ -41,7 +52,7 @@ type server struct {
 var _ fuse.RawFileSystem = (*server)(nil)
 
 func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) *server {
-	s := &server{
+	s := &shared{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		m:             m, o: o, log: log,
 		writeMax: writeMax,
@@ -53,8 +64,12 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		believe: believe{names: newQueue(), pages: newQueue()},
 		told:    newTold(),
 	}
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	return s
+	if o.Succession != nil {
+		s.keeper = o.Succession.keeper
+		s.keeper.log = log
+	}
+	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return &server{shared: s, ctx: s.life}
 }
 
 func (s *server) String() string { return subtype }

@@ -223,7 +223,7 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 // Tmpfile makes a file without a name (O_TMPFILE): it has one until it is open.
 func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
-	name := ".gears-tmpfile-" + randomName()
+	name := ".gears-tmpfile-" + s.uniqueName()
 	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777})
 	if st != fuse.OK {
 		return st

@@ -1,6 +1,8 @@
 package mount
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"syscall"
 
@@ -17,6 +19,7 @@ const (
 	xattrNode    = xattrPrefix + "node"    // the address of a node that serves the volume
 	xattrVolume  = xattrPrefix + "volume"  // the volume's name
 	xattrPath    = xattrPrefix + "path"    // a directory's path in the volume
+	xattrMount   = xattrPrefix + "mount"   // the processes of the mount: who keeps it, and who serves it
 	xattrStreams = xattrPrefix + "streams" // a file's keys, one per line
 )
 
@@ -48,6 +51,8 @@ func (s *server) ownXattr(ino gearsfs.Ino, name string) ([]byte, error) {
 	switch name {
 	case xattrNode:
 		return []byte(s.o.Node), nil
+	case xattrMount:
+		return fmt.Appendf(nil, "%d %d", s.o.Supervisor, os.Getpid()), nil
 	case xattrVolume:
 		return []byte(s.o.Volume), nil
 	case xattrPath:
