@@ -464,7 +464,10 @@ func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 		case <-time.After(cancelPatience):
 		}
 		r.mu.Lock()
-		if c.lent == 0 {
+		// Where a process has just taken over, or its node, the answer is worth
+		// more than the hurry of who may only have got some signal.
+		soon := r.opts.Lasting != nil && r.link == nil && time.Since(r.lostAt) < lastingPatience
+		if c.lent == 0 && !soon {
 			r.finishLocked(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
 		}
 		r.mu.Unlock()

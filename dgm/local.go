@@ -78,6 +78,11 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if l.succeeds() {
+		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.catchUp(ctx); err != nil {
 		return nil, err
 	}
@@ -91,6 +96,12 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		return l.ask(ctx, certain(&wire.Query{Op: q.Op}), true)
 	}
 	return resp, err
+}
+
+// succeeds says that the session goes on after the death of a process that may
+// have shown more than the own replica has read from its log again.
+func (l *Local) succeeds() bool {
+	return l.remote.opts.Lasting != nil && l.remote.newest.Load() == 0
 }
 
 // follows says that another node leads, so that its clients may have been told

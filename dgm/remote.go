@@ -17,11 +17,12 @@ import (
 
 // Times that bound what a Remote waits for.
 const (
-	cancelPatience = 3 * time.Second        // for the true outcome of a cancelled change
-	goodbyeTimeout = 500 * time.Millisecond // for the node to hear of the end
-	giveUpInterval = 500 * time.Millisecond // between looks for calls that have waited for too long
-	drainPatience  = 200 * time.Millisecond // for answers on a link whose session the node does not know
-	settledAfter   = time.Second            // a link that lasts so long was of use
+	cancelPatience  = 3 * time.Second        // for the true outcome of a cancelled change
+	goodbyeTimeout  = 500 * time.Millisecond // for the node to hear of the end
+	lastingPatience = 10 * time.Second       // for the same in a lasting session, since the node was lost
+	giveUpInterval  = 500 * time.Millisecond // between looks for calls that have waited for too long
+	drainPatience   = 200 * time.Millisecond // for answers on a link whose session the node does not know
+	settledAfter    = time.Second            // a link that lasts so long was of use
 )
 
 // remoteCallsMax and remoteBytesMax bound what a Remote has in flight; further
