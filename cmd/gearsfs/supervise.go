@@ -349,8 +349,8 @@ func (s *supervisor) conclude(ctx context.Context, e ending) error {
 	switch {
 	case e.err != nil:
 		return errors.Join(e.err, left)
-	case status > 0:
-		return errors.Join(&toldError{status: status}, left)
+	case status > 0 && left == nil:
+		return &toldError{status: status}
 	case status < 0 && !e.stopped:
 		return fmt.Errorf("the mount's process has died (%v), and nobody can take over", e.state)
 	}
