@@ -56,7 +56,7 @@ check:
 	$(GO) vet ./...
 
 # What the tests run besides Go.
-TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfattr:attr mkfs.ext4:e2fsprogs ip:iproute2
+TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfattr:attr mkfs.ext4:e2fsprogs ip:iproute2 fio:fio
 
 test: check
 	@$(call install-missing,$(TESTTOOLS))

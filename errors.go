@@ -52,6 +52,11 @@ var (
 	ErrStale       = &Error{17, "the file is gone"}
 	ErrUnsupported = &Error{18, "not supported"}
 	ErrBusy        = &Error{19, "busy"}
+	ErrQuota       = &Error{20, "the quota is used up: puts are refused until some of it is free, takes still work"}
+	ErrCross       = &Error{21, "under another quota: copy it there instead"} // EXDEV
+	ErrLocked      = &Error{22, "locked by another"}
+	ErrDeadlock    = &Error{23, "waiting for the lock would never end"}
+	ErrLocks       = &Error{24, "too many locks"} // ENOLCK
 
 	ErrKey     = &Error{32, "bad key"}
 	ErrEmpty   = &Error{33, "the stream is empty"}            // take or peek that does not wait

@@ -182,10 +182,36 @@ type Entry struct {
 	Attr Attr
 }
 
-// Usage is what statfs(2) shows.
+// Usage is what statfs(2) shows: of the disk, or of the quota with the least room.
 type Usage struct {
 	BytesTotal, BytesFree uint64
-	Inodes                uint64
+	BytesAvail            uint64 // of those free, what can be had: a quota may be larger than the disk
+	Inodes                uint64 // in use
+	InodesFree            uint64
+}
+
+// FileLock is a lock on a range of a file: of flock(2), then on all of it, or
+// of fcntl(2). The two do not mind each other.
+type FileLock struct {
+	Owner uint64 // within its session: locks of one owner do not mind each other
+	Flock bool
+	Write bool // nobody else may have a lock; else others may have such as it
+	// Start and End are the first and the last byte, at most LockEnd.
+	Start, End uint64
+	PID        uint32 // who is said to have it
+	Mine       bool   // of one that was found: it is of the same session
+}
+
+// LockEnd is the last byte that can be locked.
+const LockEnd = 1<<63 - 1
+
+// Quota bounds a directory with all that is below it.
+type Quota struct {
+	Bytes  uint64 // of the records of all streams of its files; 0 is no limit
+	Inodes uint64 // the directory itself included; 0 is no limit
+
+	BytesUsed, InodesUsed uint64
+	Counting              bool // what was there before the quota is still being counted
 }
 
 // Wait describes one waiting operation.

@@ -56,9 +56,11 @@ func idle(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// residentBytes is proc(5)'s VmRSS.
-func (p *process) residentBytes() (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid()))
+func (p *process) residentBytes() (int, error) { return residentBytesOf(p.pid()) }
+
+// residentBytesOf is proc(5)'s VmRSS.
+func residentBytesOf(pid int) (int, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}

@@ -4,186 +4,306 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
 
-// mounts compares the mount with go-fuse's loopback example.
+// mounted is a file system that is mounted where it can be worked on.
+type mounted interface {
+	String() string
+	// start makes an empty file system and mounts it.
+	start(ctx context.Context) error
+	// again mounts it anew: whoever serves it remembers nothing.
+	again(ctx context.Context) error
+	dir() string
+	// pids are of the processes that serve it.
+	pids() []int
+	stop() error
+}
+
+// mounts compares the mount with go-fuse's loopback example on the same disk,
+// and three nodes' with one's. The bytes of files that the example has open the
+// kernel passes on to the disk's file system by itself (FUSE passthrough), so
+// reads and writes beside it are beside the disk's file system.
 func mounts(ctx context.Context, b *bench) error {
 	if err := b.build(ctx, "github.com/hanwen/go-fuse/v2/example/loopback"); err != nil {
 		return err
 	}
-	tar, err := b.smallFiles(ctx)
+	tree, err := b.smallFiles(ctx)
 	if err != nil {
 		return err
 	}
-	type work struct {
-		name string
-		unit string
-		run  func(dir string) (float64, error)
+	sides := []mounted{
+		&gearsMount{b: b}, &loopbackMount{b: b},
+		&clusterMount{gears: gears{members: members{b: b}, size: clusterNodes, network: "tcp"}},
 	}
-	works := []work{
-		{"untar 5,000 files", "files/s", func(dir string) (float64, error) { return untar(ctx, tar, dir) }},
-		{"sequential write 1 MiB, fsync", "MB/s", sequentialWrite},
-		{"sequential read 1 MiB", "MB/s", sequentialRead},
-		{"random write 4 KiB", "op/s", randomWrite},
+	figures := make([]map[string][]float64, len(sides))
+	for i := range figures {
+		figures[i] = make(map[string][]float64)
 	}
-	ours, theirs := make([][]float64, len(works)), make([][]float64, len(works))
+	works := mountWorks(tree)
 	for range b.rounds {
-		for _, side := range []struct {
-			figures [][]float64
-			with    func(ctx context.Context, f func(dir string) error) error
-		}{{ours, b.withGears}, {theirs, b.withLoopback}} {
-			err := side.with(ctx, func(dir string) error {
-				for i, w := range works {
-					figure, err := w.run(dir)
-					if err != nil {
-						return fmt.Errorf("%s: %w", w.name, err)
-					}
-					side.figures[i] = append(side.figures[i], figure)
-				}
-				return nil
-			})
-			if err != nil {
-				return err
+		for i, s := range sides {
+			_, many := s.(*clusterMount)
+			if err := b.measureMount(ctx, s, works, many, figures[i]); err != nil {
+				return fmt.Errorf("%s: %w", s, err)
 			}
 		}
 	}
-	fmt.Println("the mount, and go-fuse's loopback example on the same disk")
-	for i, w := range works {
-		row(w.name, w.unit, ours[i], theirs[i])
+	fmt.Println("the mount, and go-fuse's loopback example on the same disk; medians, and of the rounds' ratios the median, least and largest")
+	printMounts(works, figures[0], figures[1], func(w mountWork) string { return w.aim })
+	fmt.Println("\nthree nodes on this machine, through the mount of the first of them, and one node")
+	printMounts(works, figures[2], figures[0], func(w mountWork) string { return w.many })
+	return nil
+}
+
+// memoryRow is the memory of the serving process at the end of the works, or
+// before it was mounted anew for the next, whatever is more.
+const memoryRow = "memory after all that"
+
+// measureMount does all the works, or those that several nodes are measured by,
+// in an empty file system.
+func (b *bench) measureMount(ctx context.Context, s mounted, works []mountWork, many bool, figures map[string][]float64) (err error) {
+	if err := s.start(ctx); err != nil {
+		return errors.Join(err, s.stop())
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	memory := 0.0
+	for _, w := range works {
+		if many && w.many == "" || w.run == nil {
+			continue
+		}
+		if w.caches != warm {
+			memory = max(memory, residentMiB(s))
+		}
+		switch w.caches {
+		case coldMount:
+			err = s.again(ctx)
+		case cold:
+			err = errors.Join(s.again(ctx), dropCaches())
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		figure, err := w.run(ctx, s.dir())
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		figures[w.name] = append(figures[w.name], figure)
+	}
+	figures[memoryRow] = append(figures[memoryRow], max(memory, residentMiB(s)))
+	return ctx.Err()
+}
+
+// residentMiB is the memory of who serves a mount; a process that has ended has
+// none.
+func residentMiB(s mounted) (all float64) {
+	for _, pid := range s.pids() {
+		if rss, err := residentBytesOf(pid); err == nil {
+			all += float64(rss) / (1 << 20)
+		}
+	}
+	return all
+}
+
+// printMounts prints the rows that both have, and what each ratio should be.
+func printMounts(works []mountWork, ours, theirs map[string][]float64, aim func(mountWork) string) {
+	for _, w := range works {
+		our, their := ours[w.name], theirs[w.name]
+		if len(our) == 0 || len(their) == 0 {
+			continue
+		}
+		ratios := make([]float64, len(our))
+		for i := range our {
+			ratios[i] = our[i] / their[i]
+		}
+		fmt.Printf("%-34s %10.4g %10.4g %-8s ratio %5.2f (%.2f to %.2f)   aim %s\n", w.name, median(our), median(their), w.unit,
+			median(ratios), slices.Min(ratios), slices.Max(ratios), aim(w))
+	}
+}
+
+// dropCaches makes the kernel forget what it has of any file.
+func dropCaches() error {
+	syscall.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// mountDirs makes a directory with others in it.
+func (b *bench) mountDirs(pattern string, names ...string) (paths []string, err error) {
+	work, err := os.MkdirTemp(b.dir, pattern)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		path := filepath.Join(work, name)
+		paths = append(paths, path)
+		err = errors.Join(err, os.Mkdir(path, 0o755))
+	}
+	return paths, err
+}
+
+// gearsMount is a mount with a node of its own.
+type gearsMount struct {
+	b       *bench
+	at      string
+	data    string
+	process *process
+}
+
+var _ mounted = (*gearsMount)(nil)
+
+func (g *gearsMount) String() string { return "gearsfs" }
+
+func (g *gearsMount) start(ctx context.Context) error {
+	dirs, err := g.b.mountDirs("mount-", "mnt", "data")
+	if err != nil {
+		return err
+	}
+	g.at, g.data = dirs[0], dirs[1]
+	return g.mount(ctx)
+}
+
+func (g *gearsMount) mount(ctx context.Context) (err error) {
+	g.process, err = g.b.startProcess(ctx, "mounted on", "gearsfs", "mount", "--data", g.data, g.at)
+	return err
+}
+
+func (g *gearsMount) again(ctx context.Context) error {
+	if err := g.process.stop(); err != nil {
+		return err
+	}
+	return g.mount(ctx)
+}
+
+func (g *gearsMount) dir() string { return g.at }
+
+func (g *gearsMount) pids() []int { return familyOf(g.process.pid()) }
+
+func (g *gearsMount) stop() error {
+	if g.process == nil {
+		return nil
+	}
+	return errors.Join(g.process.stop(), os.RemoveAll(filepath.Dir(g.at)))
+}
+
+// loopbackMount is go-fuse's example, which passes everything on to a directory.
+type loopbackMount struct {
+	b         *bench
+	at, below string
+	cmd       *exec.Cmd
+}
+
+var _ mounted = (*loopbackMount)(nil)
+
+func (l *loopbackMount) String() string { return "loopback" }
+
+func (l *loopbackMount) start(ctx context.Context) error {
+	dirs, err := l.b.mountDirs("loopback-", "mnt", "below")
+	if err != nil {
+		return err
+	}
+	l.at, l.below = dirs[0], dirs[1]
+	return l.mount(ctx)
+}
+
+func (l *loopbackMount) mount(ctx context.Context) error {
+	l.cmd = exec.Command(filepath.Join(l.b.bin, "loopback"), "-q", "-allow-other", l.at, l.below)
+	if err := l.cmd.Start(); err != nil {
+		return err
+	}
+	for !isMounted(l.at) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
 	}
 	return nil
 }
 
-func (b *bench) withGears(ctx context.Context, f func(dir string) error) error {
-	work, err := os.MkdirTemp(b.dir, "mount-")
-	if err != nil {
+func (l *loopbackMount) again(ctx context.Context) error {
+	if err := errors.Join(syscall.Unmount(l.at, 0), l.cmd.Wait()); err != nil {
 		return err
 	}
-	dir := filepath.Join(work, "mnt")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	p, err := b.startProcess(ctx, "mounted on", "gearsfs", "mount", "--data", filepath.Join(work, "data"), dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f(dir), p.stop())
+	return l.mount(ctx)
 }
 
-func (b *bench) withLoopback(_ context.Context, f func(dir string) error) error {
-	work, err := os.MkdirTemp(b.dir, "loopback-")
-	if err != nil {
-		return err
+func (l *loopbackMount) dir() string { return l.at }
+
+func (l *loopbackMount) pids() []int { return []int{l.cmd.Process.Pid} }
+
+func (l *loopbackMount) stop() error {
+	if l.cmd == nil {
+		return nil
 	}
-	dir, below := filepath.Join(work, "mnt"), filepath.Join(work, "below")
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(below, 0o755)); err != nil {
-		return err
-	}
-	cmd := exec.Command(filepath.Join(b.bin, "loopback"), "-allow-other", dir, below)
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	for !mounted(dir) {
-		time.Sleep(time.Millisecond)
-	}
-	err = f(dir)
-	return errors.Join(err, syscall.Unmount(dir, 0), cmd.Wait())
+	return errors.Join(syscall.Unmount(l.at, 0), l.cmd.Wait(), os.RemoveAll(filepath.Dir(l.at)))
 }
 
-// mounted says whether a file system of its own is at dir.
-func mounted(dir string) bool {
+// clusterMount is the mount of the first of some nodes on this machine.
+type clusterMount struct{ gears }
+
+var _ mounted = (*clusterMount)(nil)
+
+func (c *clusterMount) String() string { return "gearsfs, three nodes" }
+
+func (c *clusterMount) start(ctx context.Context) (err error) {
+	if err := c.gears.start(ctx); err != nil {
+		return err
+	}
+	if err := os.Mkdir(c.dir(), 0o755); err != nil {
+		return err
+	}
+	first := c.all[0]
+	if err := first.stop(); err != nil {
+		return err
+	}
+	first.args = append(first.args, "--mount", c.dir())
+	return c.launch(ctx, first)
+}
+
+func (c *clusterMount) again(ctx context.Context) error {
+	if err := c.all[0].stop(); err != nil {
+		return err
+	}
+	return c.launch(ctx, c.all[0])
+}
+
+func (c *clusterMount) dir() string { return filepath.Join(c.gears.dir, "mnt") }
+
+func (c *clusterMount) pids() []int { return []int{c.all[0].pid()} }
+
+func (c *clusterMount) stop() error {
+	if len(c.all) > 0 && c.all[0].process != nil {
+		if err := c.all[0].stop(); err != nil { // it unmounts
+			return errors.Join(err, c.gears.stop())
+		}
+	}
+	return c.gears.stop()
+}
+
+// isMounted says whether a file system of its own is at dir.
+func isMounted(dir string) bool {
 	var here, above syscall.Stat_t
 	return syscall.Stat(dir, &here) == nil && syscall.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
 }
 
-// smallFiles makes a tar of 5,000 files of 0 to 8 KiB in 100 directories.
-func (b *bench) smallFiles(ctx context.Context) (string, error) {
-	root := filepath.Join(b.dir, "tree")
-	rnd := rand.New(rand.NewPCG(1, 2))
-	data := make([]byte, 8<<10)
-	for i := range 5000 {
-		dir := filepath.Join(root, fmt.Sprintf("d%02d", i%100))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return "", err
-		}
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%04d", i)), data[:rnd.IntN(len(data))], 0o644); err != nil {
-			return "", err
-		}
-	}
-	tar := root + ".tar"
-	return tar, exec.CommandContext(ctx, "tar", "-cf", tar, "-C", b.dir, "tree").Run()
-}
-
-func untar(ctx context.Context, tar, dir string) (float64, error) {
-	begin := time.Now()
-	err := exec.CommandContext(ctx, "tar", "-xf", tar, "-C", dir).Run()
-	return 5000 / time.Since(begin).Seconds(), err
-}
-
-const fileBytes = 256 << 20
-
-func sequentialWrite(dir string) (rate float64, err error) {
-	f, err := os.Create(filepath.Join(dir, "big"))
+// familyOf returns a process and those that it has begun.
+func familyOf(pid int) []int {
+	all := []int{pid}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
-		return 0, err
+		return all
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	buf := make([]byte, 1<<20)
-	for i := range buf {
-		buf[i] = byte(rand.Uint32())
-	}
-	begin := time.Now()
-	for range fileBytes / len(buf) {
-		if _, err := f.Write(buf); err != nil {
-			return 0, err
+	for _, field := range strings.Fields(string(text)) {
+		var child int
+		if _, err := fmt.Sscan(field, &child); err == nil {
+			all = append(all, familyOf(child)...)
 		}
 	}
-	if err := f.Sync(); err != nil {
-		return 0, err
-	}
-	return fileBytes / 1e6 / time.Since(begin).Seconds(), nil
-}
-
-// sequentialRead reads what the kernel of the mount has forgotten.
-func sequentialRead(dir string) (rate float64, err error) {
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-		return 0, err
-	}
-	f, err := os.Open(filepath.Join(dir, "big"))
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	buf := make([]byte, 1<<20)
-	begin := time.Now()
-	for range fileBytes / len(buf) {
-		if _, err := f.Read(buf); err != nil {
-			return 0, err
-		}
-	}
-	return fileBytes / 1e6 / time.Since(begin).Seconds(), nil
-}
-
-func randomWrite(dir string) (rate float64, err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "big"), os.O_WRONLY, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	const writes = 5000
-	buf := make([]byte, 4<<10)
-	rnd := rand.New(rand.NewPCG(3, 4))
-	begin := time.Now()
-	for range writes {
-		if _, err := f.WriteAt(buf, rnd.Int64N(fileBytes/4096)*4096); err != nil {
-			return 0, err
-		}
-	}
-	return writes / time.Since(begin).Seconds(), nil
+	return all
 }

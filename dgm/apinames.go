@@ -53,6 +53,7 @@ func (a api) Make(ctx context.Context, dir gearsfs.Ino, name string, m Make) (ge
 	}
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
 		Dir: uint64(dir), Name: name, Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Open: m.Open, Uid: m.UID, Gid: m.GID,
+		Umask: m.Umask,
 	}}})
 }
 
@@ -162,12 +163,32 @@ func (a api) RemoveXattr(ctx context.Context, ino gearsfs.Ino, name string) erro
 }
 
 // StatFS implements Names.
-func (a api) StatFS(ctx context.Context) (gearsfs.Usage, error) {
-	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_StatFs{StatFs: true}})
+func (a api) StatFS(ctx context.Context, at gearsfs.Ino) (gearsfs.Usage, error) {
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_StatFsAt{StatFsAt: uint64(at)}})
 	if err != nil {
 		return gearsfs.Usage{}, err
 	}
 	return usageFromWire(resp.Usage), nil
+}
+
+// SetQuota implements Names.
+func (a api) SetQuota(ctx context.Context, dir gearsfs.Ino, set SetQuota) error {
+	_, err := a.change(ctx, &wire.Change{Command: &wire.Command{Op: &wire.Command_SetQuota{SetQuota: &wire.SetQuota{
+		Dir: uint64(dir), Bytes: set.Bytes, Inodes: set.Inodes, Remove: set.Remove,
+	}}}})
+	return err
+}
+
+// Quota implements Names.
+func (a api) Quota(ctx context.Context, dir gearsfs.Ino) (gearsfs.Quota, error) {
+	resp, err := a.query(ctx, &wire.Query{Op: &wire.Query_Quota{Quota: uint64(dir)}})
+	if err != nil {
+		return gearsfs.Quota{}, err
+	}
+	q := resp.GetQuota()
+	return gearsfs.Quota{
+		Bytes: q.GetLimitBytes(), Inodes: q.GetLimitInodes(), BytesUsed: q.GetBytes(), InodesUsed: q.GetInodes(), Counting: q.GetCounting(),
+	}, nil
 }
 
 // Open implements Content.

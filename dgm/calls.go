@@ -3,6 +3,7 @@ package dgm
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +48,7 @@ type remoteOutcome struct {
 type inflight struct {
 	changes callList // by rising seq
 	queries callList
+	held    []uint64 // seqs, rising, whose answers may be wanted again by a process that takes over
 	count   int
 	bytes   int
 	nextSeq uint64
@@ -57,11 +59,15 @@ type inflight struct {
 // the newest before the later ones are confirmed around it.
 const confirmLag = 512
 
+// add counts a call. A change that has no seq yet, as one that is made again
+// has, gets the next.
 func (f *inflight) add(c *remoteCall) {
 	if c.req.GetChange() != nil {
-		c.seq = f.nextSeq
-		f.nextSeq++
-		f.changes.push(c)
+		if c.seq == 0 {
+			c.seq = f.nextSeq
+			f.nextSeq++
+		}
+		f.changes.insert(c)
 	} else {
 		f.queries.push(c)
 	}
@@ -90,20 +96,28 @@ func (f *inflight) all() []*remoteCall {
 	return out
 }
 
-// confirm returns the seq below which every answer has arrived. Where a call
-// that waits for long holds that back, it is now and then a later one, and
-// unconfirmed are those below it that have no answer.
+// confirm returns the seq below which every answer has arrived and is not
+// wanted again. Where a call that waits for long holds that back, it is now and
+// then a later one, and unconfirmed are those below it that are wanted.
 func (f *inflight) confirm() (confirmed uint64, unconfirmed []uint64) {
-	if f.changes.first == nil {
-		return f.nextSeq, nil
+	oldest := f.nextSeq
+	if f.changes.first != nil {
+		oldest = f.changes.first.seq
 	}
-	oldest := f.changes.first.seq
+	if len(f.held) > 0 {
+		oldest = min(oldest, f.held[0])
+	}
 	if f.nextSeq-max(oldest, f.told) < confirmLag {
 		return oldest, nil
 	}
 	f.told = f.nextSeq
 	for c := f.changes.first; c != nil; c = c.next {
 		unconfirmed = append(unconfirmed, c.seq)
+	}
+	if len(f.held) > 0 {
+		unconfirmed = append(unconfirmed, f.held...)
+		slices.Sort(unconfirmed)
+		unconfirmed = slices.Compact(unconfirmed)
 	}
 	return f.told, unconfirmed
 }
@@ -119,6 +133,26 @@ func (l *callList) push(c *remoteCall) {
 		l.first = c
 	}
 	l.last = c
+}
+
+// insert keeps the list in the order of seqs.
+func (l *callList) insert(c *remoteCall) {
+	after := l.last
+	for after != nil && after.seq > c.seq {
+		after = after.prev
+	}
+	if after == l.last {
+		l.push(c)
+		return
+	}
+	c.prev, c.next = after, l.first
+	if after != nil {
+		c.next = after.next
+		after.next = c
+	} else {
+		l.first = c
+	}
+	c.next.prev = c
 }
 
 func (l *callList) remove(c *remoteCall) {
@@ -153,6 +187,9 @@ func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, e
 	if errors.Is(err, gearsfs.ErrCancelled) && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	if err == nil {
+		made(ctx, req)
+	}
 	return resp, err
 }
 
@@ -176,6 +213,10 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
 		if err == nil {
 			err = gearsfs.ErrClosed
 		}
+		return err
+	}
+	if err := r.numberLocked(ctx, c); err != nil {
+		r.mu.Unlock()
 		return err
 	}
 	r.calls.add(c)
@@ -423,7 +464,10 @@ func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 		case <-time.After(cancelPatience):
 		}
 		r.mu.Lock()
-		if c.lent == 0 {
+		// Where a process has just taken over, or its node, the answer is worth
+		// more than the hurry of who may only have got some signal.
+		soon := r.opts.Lasting != nil && r.link == nil && time.Since(r.lostAt) < lastingPatience
+		if c.lent == 0 && !soon {
 			r.finishLocked(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
 		}
 		r.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -21,7 +22,7 @@ func setTime(t *time.Time) *uint64 {
 	if !t.IsZero() {
 		n = nanos(*t)
 		if n == 0 {
-			n = 1 // the epoch itself: 0 is taken
+			n = file.EpochTime
 		}
 	}
 	return &n
@@ -137,11 +138,11 @@ func usageFromWire(u *wire.Usage) gearsfs.Usage {
 	if u == nil {
 		return gearsfs.Usage{}
 	}
-	return gearsfs.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
+	return gearsfs.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, BytesAvail: u.BytesAvail, Inodes: u.Inodes, InodesFree: u.InodesFree}
 }
 
 func usageToWire(u gearsfs.Usage) *wire.Usage {
-	return &wire.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, Inodes: u.Inodes}
+	return &wire.Usage{BytesTotal: u.BytesTotal, BytesFree: u.BytesFree, BytesAvail: u.BytesAvail, Inodes: u.Inodes, InodesFree: u.InodesFree}
 }
 
 func statusFromWire(s *wire.NodeStatus) gearsfs.NodeStatus {

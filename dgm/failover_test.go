@@ -54,10 +54,10 @@ func TestFailover(t *testing.T) {
 			require.NoError(t, other.Configure(t.Context(), gearsfs.At("/q"), "full", dgm.StreamChange{Limits: &gearsfs.Limits{Records: 1}}))
 			held := make(map[string]*holding)
 			for name, m := range clients {
-				held[name] = hold(t, name, m)
+				held[name] = hold(t, name, m, other)
 			}
 			waits := local(t, leads.vol)
-			untilWaits(t, waits, 2*len(clients))
+			untilWaits(t, waits, 3*len(clients))
 			require.NoError(t, waits.Close())
 			seen := watchNames(t, other)
 
@@ -96,11 +96,20 @@ type holding struct {
 	ino   gearsfs.Ino // open, without a name
 	take  <-chan taken
 	put   chan error
+	file  gearsfs.Ino // locked
+	lock  chan error  // of another who waits for that
 }
 
-func hold(t *testing.T, name string, m dgm.Manager) *holding {
+var wholeFile = gearsfs.FileLock{Owner: 1, Write: true, End: gearsfs.LockEnd}
+
+func hold(t *testing.T, name string, m, other dgm.Manager) *holding {
 	t.Helper()
-	h := &holding{put: make(chan error, 1)}
+	h := &holding{put: make(chan error, 1), lock: make(chan error, 1)}
+	file, err := m.Make(t.Context(), gearsfs.RootIno, "locked-"+name, dgm.Make{Mode: 0o100644})
+	require.NoError(t, err)
+	h.file = file.Ino
+	require.NoError(t, m.Lock(t.Context(), h.file, wholeFile, true))
+	go func() { h.lock <- other.Lock(t.Context(), h.file, wholeFile, false) }()
 	key := gearsfs.Key(name)
 	put(t, m, key+"-lease", "leased")
 	rs, err := m.Take(t.Context(), dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{key + "-lease"}, Lease: true})
@@ -127,6 +136,14 @@ func (h *holding) check(t *testing.T, name string, m, other dgm.Manager) {
 	require.NoError(t, got.err, name)
 	require.Equal(t, "for "+name, string(got.records[0].Data))
 	require.NoError(t, m.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{h.lease}}), name)
+	require.ErrorIs(t, other.Lock(t.Context(), h.file, wholeFile, true), gearsfs.ErrLocked, name)
+	select {
+	case err := <-h.lock:
+		require.Fail(t, "a lock did not survive", "%s: %v", name, err)
+	default:
+	}
+	require.NoError(t, m.Unlock(t.Context(), h.file, wholeFile), name)
+	require.NoError(t, <-h.lock, name)
 	_, err := m.GetAttr(t.Context(), h.ino)
 	require.NoError(t, err, name)
 	require.NoError(t, m.Release(t.Context(), h.ino))
@@ -228,7 +245,7 @@ func TestFailovers(t *testing.T) {
 		}
 	}
 	require.Eventually(t, func() bool {
-		usage, err := local(t, c.leader().vol).StatFS(t.Context())
+		usage, err := local(t, c.leader().vol).StatFS(t.Context(), gearsfs.RootIno)
 		return err == nil && usage.Inodes == 2 // the root and q
 	}, 30*time.Second, 10*time.Millisecond)
 }

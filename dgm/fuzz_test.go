@@ -150,7 +150,9 @@ func askAll(ctx context.Context, a api) {
 	a.Parent(ctx, 2)
 	a.GetXattr(ctx, 2, "user.a")
 	a.ListXattr(ctx, 2)
-	a.StatFS(ctx)
+	a.StatFS(ctx, 1)
+	a.SetQuota(ctx, 1, SetQuota{})
+	a.Quota(ctx, 1)
 
 	a.Open(ctx, 2)
 	a.Read(ctx, 2, 0, 9)

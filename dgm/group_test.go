@@ -18,15 +18,20 @@ import (
 
 // empty removes all that is in a volume.
 func empty(t *testing.T, m dgm.Manager, dir gearsfs.Ino) {
-	entries, err := m.ReadDir(t.Context(), dir, "", 1000)
-	require.NoError(t, err)
-	for _, e := range entries {
-		if e.Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR {
-			require.NoError(t, m.Unlink(t.Context(), dir, e.Name))
-			continue
+	for {
+		entries, err := m.ReadDir(t.Context(), dir, "", 1000)
+		require.NoError(t, err)
+		for _, e := range entries {
+			if e.Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+				require.NoError(t, m.Unlink(t.Context(), dir, e.Name))
+				continue
+			}
+			empty(t, m, e.Attr.Ino)
+			require.NoError(t, m.Rmdir(t.Context(), dir, e.Name))
 		}
-		empty(t, m, e.Attr.Ino)
-		require.NoError(t, m.Rmdir(t.Context(), dir, e.Name))
+		if len(entries) == 0 {
+			return
+		}
 	}
 }
 

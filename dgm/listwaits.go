@@ -31,7 +31,7 @@ func (t *tenure) listWaits() (*wire.Response, error) {
 	resp := &wire.Response{}
 	nearOf := make(map[string][]gearsfs.Key) // many wait for the same
 	for _, w := range waits {
-		if w.Op != "put" {
+		if w.Op != "put" && w.Op != "lock" {
 			place := fmt.Sprint(w.Ino, w.Keys)
 			near, known := nearOf[place]
 			if !known {

@@ -32,14 +32,19 @@ const homeTimeout = time.Second
 // Local opens a session for a client in this process. It does not wait for a
 // leader: calls do, for up to gearsfs.SessionTTL. Until one is known the session
 // has no id.
-func (v *Volume) Local(c Client) (*Local, error) {
+func (v *Volume) Local(c Client) (*Local, error) { return v.LocalWith(RemoteOptions{Client: c}) }
+
+// LocalWith is Local, with GiveUp and Lasting of a Remote's options besides its
+// Client.
+func (v *Volume) LocalWith(o RemoteOptions) (*Local, error) {
 	if v.isClosed() {
 		return nil, gearsfs.ErrClosed
 	}
 	member, volume, _ := v.asMember()
+	c := o.Client
 	l := &Local{vol: v, as: c.Caller}
 	l.api = api{cluster{l}}
-	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true}, homeRoute{v, c.Caller})
+	l.remote = makeRemote(RemoteOptions{Client: c, ClaimCaller: true, GiveUp: o.GiveUp, Lasting: o.Lasting}, homeRoute{v, c.Caller})
 	l.remote.callsMax = localCallsMax
 	l.remote.introduce = func(h *wire.Hello) {
 		h.Member, h.VolumeId, h.ClaimChecked = uint64(member), volume, c.Caller.Checked
@@ -76,6 +81,11 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if l.succeeds() {
+		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.catchUp(ctx); err != nil {
 		return nil, err
 	}
@@ -108,6 +118,12 @@ func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Respons
 	resp, err := l.ask(ctx, req, false)
 	b.unused(extents, err)
 	return resp, err
+}
+
+// succeeds says that the session goes on after the death of a process that may
+// have shown more than the own replica has read from its log again.
+func (l *Local) succeeds() bool {
+	return l.remote.opts.Lasting != nil && l.remote.newest.Load() == 0
 }
 
 // follows says that another node leads, so that its clients may have been told
@@ -155,7 +171,7 @@ func beginsList(q *wire.Query) bool {
 func nearby(q *wire.Query) bool {
 	switch q.GetOp().(type) {
 	case *wire.Query_Lookup, *wire.Query_Resolve, *wire.Query_GetAttr, *wire.Query_ReadDir, *wire.Query_Readlink,
-		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_Read,
+		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt, *wire.Query_Read,
 		*wire.Query_Seek, *wire.Query_Status, *wire.Query_Remotes:
 		return true
 	}

@@ -26,6 +26,7 @@ type Manager interface {
 	Streams
 	Names
 	Content
+	Locks
 	Node
 	Cluster
 
@@ -272,7 +273,30 @@ type Names interface {
 	SetXattr(ctx context.Context, ino gearsfs.Ino, name string, value []byte, flags uint32) error
 	ListXattr(ctx context.Context, ino gearsfs.Ino) ([]string, error)
 	RemoveXattr(ctx context.Context, ino gearsfs.Ino, name string) error
-	StatFS(ctx context.Context) (gearsfs.Usage, error)
+	// StatFS shows the space of an inode's volume, or of the quota with the least
+	// room that it counts under.
+	StatFS(ctx context.Context, at gearsfs.Ino) (gearsfs.Usage, error)
+
+	// SetQuota bounds what a directory and all below it may hold: what would make
+	// it more gets gearsfs.ErrQuota; takes, removals, truncation and writes in
+	// place go on, also where more is in use already. What is there is counted: at
+	// once where that is little, else after SetQuota has returned, and the quota is
+	// enforced as far as it is counted. Moving a directory that is not empty, or one
+	// of a file's several names, from under one quota to another, and making a
+	// second name there, is gearsfs.ErrCross. Errors: gearsfs.ErrBusy while another
+	// quota is being counted, ErrNotDir, ErrStale, ErrPermission for who is not the
+	// owner of the volume's root directory, ErrNotFound (Remove: none is set).
+	SetQuota(ctx context.Context, dir gearsfs.Ino, set SetQuota) error
+	// Quota returns the quota that is set on a directory: gearsfs.ErrNotFound
+	// where none is.
+	Quota(ctx context.Context, dir gearsfs.Ino) (gearsfs.Quota, error)
+}
+
+// SetQuota is the argument of Names.SetQuota; nil leaves a limit as it is, which
+// is none where the quota is new. 0 is no limit: what is in use is counted.
+type SetQuota struct {
+	Bytes, Inodes *uint64
+	Remove        bool // take the quota away
 }
 
 // SetAttr is the argument of Names.SetAttr; nil leaves a value as it is.
@@ -291,7 +315,8 @@ type SetAttr struct {
 
 // Make is the argument of Names.Make.
 type Make struct {
-	Mode   uint32 // type and permissions, after the umask
+	Mode   uint32 // type and permissions
+	Umask  uint32 // to take off them, unless the directory has a default access control list
 	Rdev   uint32
 	Target string // of a symbolic link
 	Open   bool   // an existing regular file will do
@@ -345,6 +370,25 @@ type CopyRange struct {
 	To      gearsfs.Ino
 	ToPos   gearsfs.Pos
 	Length  uint64
+}
+
+// Locks are locks on files over all that use the volume, as those of flock(2) and
+// fcntl(2). A session has them for owners of its own: locks of different owners,
+// or sessions, exclude each other. They end with the session, and with the
+// file. They are fair: who has no lock waits behind those who came before. They are
+// in the state, so they survive a change of leader; but they are not waited for
+// to be on disk, and no read or write minds them.
+type Locks interface {
+	// Lock lets an owner have a lock, in the place of what it has in that range. It
+	// waits while another's is in the way, holding what it had; with noWait it
+	// returns gearsfs.ErrLocked. Errors: gearsfs.ErrDeadlock where those in the way
+	// wait for the owner (of fcntl locks), ErrLocks, ErrAccess, ErrStale, ErrInvalid.
+	Lock(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock, noWait bool) error
+	// Unlock gives up what an owner has in a range.
+	Unlock(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock) error
+	// LockInTheWay returns a lock of another owner that keeps this from being
+	// had, nil where there is none.
+	LockInTheWay(ctx context.Context, ino gearsfs.Ino, lock gearsfs.FileLock) (*gearsfs.FileLock, error)
 }
 
 // Node are the operations on the node itself.

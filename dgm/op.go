@@ -101,6 +101,15 @@ func (o *op) byPath() bool {
 	return false
 }
 
+// lock is the lock that the operation is to have or give up, nil where it is
+// about none.
+func (o *op) lock() *wire.Lock {
+	if o.change == nil {
+		return nil
+	}
+	return o.change.Command.GetLock()
+}
+
 func (o *op) isPut() bool { return o.change != nil && o.change.Command.GetPut() != nil }
 
 // transaction is what the operation is to do, nil where it is none.
@@ -119,6 +128,8 @@ func (o *op) kind() string {
 		return "take"
 	case o.isPut():
 		return "put"
+	case o.lock() != nil:
+		return "lock"
 	}
 	return "transaction"
 }
@@ -203,6 +214,11 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		o.failInVain(answer)
 	case code == gearsfs.ErrFragmented.Code && answer.Fragmented != nil && o.rewrites < rewritesMax:
 		o.rewrite(answer.Fragmented)
+	case code == gearsfs.ErrLocked.Code && o.lock() != nil:
+		if o.ten.park(o) {
+			return
+		}
+		o.lockFailed(answer)
 	case code == gearsfs.ErrUnsupported.Code && o.misplaced():
 		o.relaunch()
 	case o.mayPass(answer):
@@ -217,6 +233,9 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		}
 		o.settled()
 		o.done(&wire.Response{Answer: answer})
+		if o.lock() != nil && !o.went {
+			o.ten.wakeLocks(o.ino) // who waited behind it
+		}
 	}
 }
 
@@ -315,7 +334,7 @@ func (o *op) endedBy() error {
 
 // cancel ends the operation with why where it waits. One that was proposed is
 // finished first: it then ends with its true outcome, or with why where it
-// changed nothing. Those who waited behind a put that leaves may fit.
+// changed nothing. Those who waited behind a put or lock that leaves may go.
 func (o *op) cancel(why error) {
 	t := o.ten
 	t.mu.Lock()
@@ -336,6 +355,9 @@ func (o *op) cancel(why error) {
 	o.fail(why) // its request goes with the answer
 	if o.isPut() {
 		t.passPut(o)
+	}
+	if o.lock() != nil {
+		t.wakeLocks(o.ino)
 	}
 }
 
@@ -385,7 +407,7 @@ func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		o.refuse(err)
 		return nil
 	}
-	if near := s.local || s.afar.Load(); !near {
+	if !s.near.Load() {
 		if t.vol.blocks.refers(cmd) {
 			o.fail(gearsfs.ErrInvalid.Because("only nodes of the volume name extents"))
 			return nil
@@ -421,6 +443,17 @@ func (t *tenure) launch(o *op) canceller {
 		t.proposeUnlink(o, c.Unlink.Dir, c.Unlink.Name, &c.Unlink.OpenIno, &c.Unlink.Holders)
 	case *wire.Command_Rename:
 		t.proposeUnlink(o, c.Rename.NewDir, c.Rename.NewName, &c.Rename.OpenIno, &c.Rename.Holders)
+	case *wire.Command_Lock:
+		return t.startLock(o, c.Lock)
+	case *wire.Command_SetQuota:
+		o.then = func(answer *wire.Answer, err error) {
+			if err == nil && answer.Count != 0 {
+				t.countQuotas()
+			}
+			o.then = nil
+			o.answered(answer, err)
+		}
+		t.submit(o)
 	case *wire.Command_Write, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)

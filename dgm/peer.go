@@ -197,7 +197,7 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 	}
 	client := Client{Caller: p.caller(h), Host: clip(h.Host), PID: int(h.Pid), Process: clip(h.Process)}
 	s, back, err := t.attach(greeting{
-		id: sessionID(h.SessionMinted, h.SessionSalt), client: client, attempt: h.Attempt, opens: h.Opens,
+		id: sessionID(h.SessionMinted, h.SessionSalt), client: client, attempt: h.Attempt, opens: h.Opens, lasting: h.Lasting,
 	}, p, func() { p.hello(h, done) })
 	switch {
 	case err == errEnding:

@@ -48,6 +48,9 @@ func (t *tenure) read(s *session, q *wire.Query) (*wire.Response, error) {
 		return t.listWaits()
 	case *wire.Query_Near:
 		return t.near(s, op.Near)
+	case *wire.Query_Lock:
+		lock, mine := t.vol.machine.LockInTheWay(s.id, op.Lock)
+		return &wire.Response{Lock: lock, Mine: mine}, nil
 	}
 	return t.vol.look(s.caller, q)
 }
@@ -128,6 +131,11 @@ func (v *Volume) look(who gearsfs.Caller, q *wire.Query) (*wire.Response, error)
 		return &wire.Response{Names: names}, err
 	case *wire.Query_StatFs:
 		return &wire.Response{Usage: usageToWire(v.usage())}, nil
+	case *wire.Query_StatFsAt:
+		u, err := v.usageAt(gearsfs.Ino(op.StatFsAt))
+		return &wire.Response{Usage: usageToWire(u)}, err
+	case *wire.Query_Quota:
+		return v.quota(gearsfs.Ino(op.Quota))
 	case *wire.Query_Read:
 		r := op.Read
 		if r.Length > contentBytesMax {

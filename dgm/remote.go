@@ -17,11 +17,12 @@ import (
 
 // Times that bound what a Remote waits for.
 const (
-	cancelPatience = 3 * time.Second        // for the true outcome of a cancelled change
-	goodbyeTimeout = 500 * time.Millisecond // for the node to hear of the end
-	giveUpInterval = 500 * time.Millisecond // between looks for calls that have waited for too long
-	drainPatience  = 200 * time.Millisecond // for answers on a link whose session the node does not know
-	settledAfter   = time.Second            // a link that lasts so long was of use
+	cancelPatience  = 3 * time.Second        // for the true outcome of a cancelled change
+	goodbyeTimeout  = 500 * time.Millisecond // for the node to hear of the end
+	lastingPatience = 10 * time.Second       // for the same in a lasting session, since the node was lost
+	giveUpInterval  = 500 * time.Millisecond // between looks for calls that have waited for too long
+	drainPatience   = 200 * time.Millisecond // for answers on a link whose session the node does not know
+	settledAfter    = time.Second            // a link that lasts so long was of use
 )
 
 // remoteCallsMax and remoteBytesMax bound what a Remote has in flight; further
@@ -45,6 +46,9 @@ type RemoteOptions struct {
 	// OnRetry, where not nil, is told when the connection is lost and each time
 	// that one of the addresses has failed since. It must not block.
 	OnRetry func(error)
+	// Lasting, where not nil, makes the session one that another process can go
+	// on with should this one die.
+	Lasting *Lasting
 
 	// Offer, where not nil, serves requests for the remote OfferName that the
 	// node receives, over this connection; they count as OfferAs.
@@ -93,6 +97,8 @@ type Remote struct {
 	session          gearsfs.SessionID
 	spent            gearsfs.SessionID // not to be used again: the volume refuses it
 	rowed            bool              // the volume's state knows the session
+	noted            gearsfs.SessionID // what Lasting was told last
+	reserved         uint64            // seqs below it are noted to be in use
 	link             link              // nil while the node is lost
 	linked           chan struct{}     // closed when link is set; a new one when it is lost
 	drained          bool              // link gets no more calls
@@ -110,7 +116,8 @@ var _ Manager = (*Remote)(nil)
 // Dial connects to a volume: addrs are the addresses of one of its nodes, or of
 // several, separated by commas. It finds the one that leads by itself and waits
 // at most 5 s. Errors: gearsfs.ErrNoNode, ErrVersion, ErrProtocol, ErrAccess and
-// ErrInvalid for an address that is none.
+// ErrInvalid for an address that is none. To go on with a Lasting session it
+// waits for nothing: calls do.
 func Dial(ctx context.Context, addrs string, opts RemoteOptions) (*Remote, error) {
 	route, err := newDialRoute(addrs, opts)
 	if err != nil {
@@ -127,6 +134,10 @@ func Dial(ctx context.Context, addrs string, opts RemoteOptions) (*Remote, error
 // newRemote makes a Remote that is linked.
 func newRemote(ctx context.Context, opts RemoteOptions, route route) (*Remote, error) {
 	r := makeRemote(opts, route)
+	if !r.session.IsZero() { // it has been there, and is waited for as if it were lost
+		go r.run(nil)
+		return r, nil
+	}
 	first, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	l, err := r.connect(first, &search{tries: dialTries})
@@ -158,6 +169,9 @@ func makeRemote(opts RemoteOptions, route route) *Remote {
 	}
 	r.outs.New = func() any { return make(chan remoteOutcome, 1) }
 	r.calls.nextSeq = 1
+	if opts.Lasting != nil {
+		r.inherit(opts.Lasting)
+	}
 	r.room.L = &r.mu
 	r.api = api{cluster{r}}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -182,6 +196,7 @@ func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
 	r.noteIndex(l, resp)
 	r.mu.Lock()
 	r.session = sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)
+	r.noteSessionLocked()
 	r.mu.Unlock()
 	return l, nil
 }
@@ -249,7 +264,7 @@ func (r *Remote) helloAs(id gearsfs.SessionID) *wire.Request {
 	h := &wire.Hello{
 		SessionMinted: uint64(id.Minted), SessionSalt: id.Salt,
 		Host: r.opts.Client.Host, Pid: uint32(r.opts.Client.PID), Process: r.opts.Client.Process,
-		Offer: r.opts.OfferName, Attempt: r.hellos.Add(1),
+		Offer: r.opts.OfferName, Attempt: r.hellos.Add(1), Lasting: r.opts.Lasting != nil,
 	}
 	if r.opts.ClaimCaller {
 		h.ClaimUid, h.ClaimGids = &r.opts.Client.Caller.UID, r.opts.Client.Caller.GIDs

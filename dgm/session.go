@@ -25,7 +25,7 @@ import (
 // the end. One who comes back before SessionTTL begins anew under the same id,
 // with the answers and without the leases. Over a unix socket and in this
 // process there is no network to break, so there a lost connection is a dead
-// client, who has no grace.
+// client, who has no grace, unless the session is a lasting one.
 //
 // Invariants:
 //
@@ -44,6 +44,7 @@ type session struct {
 	uploads uploads       // changes that wait for their payloads to be stored
 	door    door          // its commands are inside while they are in the log
 	afar    atomic.Bool   // its client is a Local of another node, and reads there
+	near    atomic.Bool   // its client is a Local of any node, which stores payloads itself
 	epoch   atomic.Uint32 // raised when the client says hello again: it has given up what it asked before
 
 	// Guarded by tenure.mu.
@@ -91,6 +92,7 @@ type greeting struct {
 	client  Client
 	attempt uint64   // one that comes behind a later one of the session is void
 	opens   []uint64 // what it has open: an inode and how often, in turn
+	lasting bool     // of a new session: it survives the death of its process
 }
 
 // attach finds or makes the session of a client that says hello on a
@@ -101,7 +103,7 @@ func (t *tenure) attach(g greeting, p *peer, again func()) (s *session, back boo
 	id := g.id
 	back = !id.IsZero()
 	if !back {
-		if id, err = t.vol.mint(p.conn == nil); err != nil {
+		if id, err = t.vol.mint(p.conn == nil, g.lasting); err != nil {
 			return nil, false, err
 		}
 	}
@@ -165,6 +167,7 @@ func (t *tenure) attachLocked(s *session, g greeting, p *peer) (*session, error)
 	}
 	s.at = p
 	s.afar.Store(p.courier)
+	s.near.Store(p.courier || p.conn == nil)
 	p.sessions[id] = s
 	return s, nil
 }
@@ -174,8 +177,11 @@ func sameCaller(a, b gearsfs.Caller) bool {
 }
 
 // detach takes its connection from a session, which ends after grace unless
-// its client comes back.
+// its client comes back; a lasting one has a grace of its own.
 func (t *tenure) detach(s *session, p *peer, grace time.Duration) {
+	if isLasting(s.id) {
+		grace = graceLasting
+	}
 	t.mu.Lock()
 	if s.at != p || s.ended || t.over != nil {
 		t.mu.Unlock()

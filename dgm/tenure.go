@@ -74,6 +74,9 @@ type tenure struct {
 const (
 	graceAlone   = 2 * time.Second
 	graceSeveral = 10 * time.Second
+	// graceLasting is that of a session whose process is started again: it may
+	// have to open its volume first.
+	graceLasting = 30 * time.Second
 )
 
 func (v *Volume) newTenure(term uint64) *tenure {
@@ -130,7 +133,8 @@ func (t *tenure) begin(last *tenure) {
 			t.initTicks()
 			v.tenure.Store(t)
 			v.leaderChangedLocked()
-			time.AfterFunc(v.grace(), t.disown)
+			time.AfterFunc(v.grace(), func() { t.disown(false) })
+			time.AfterFunc(graceLasting, func() { t.disown(true) })
 		}
 		t.mu.Unlock()
 		v.mu.Unlock()
@@ -142,6 +146,7 @@ func (t *tenure) begin(last *tenure) {
 	} else {
 		t.sweepLater() // what was closed before
 		t.ticks.look()
+		t.countQuotas()
 		v.noteMembers()
 	}
 	close(t.begun)
@@ -217,8 +222,9 @@ func compareSessions(a, b gearsfs.SessionID) int {
 	return 0
 }
 
-// disown ends the adopted sessions that have not come back.
-func (t *tenure) disown() {
+// disown ends the adopted sessions that have not come back: first those that
+// are not lasting, later those that are.
+func (t *tenure) disown(lasting bool) {
 	t.mu.Lock()
 	absent := slices.SortedFunc(maps.Values(t.absent), func(a, b *session) int { return compareSessions(a.id, b.id) })
 	t.mu.Unlock()
@@ -226,7 +232,7 @@ func (t *tenure) disown() {
 		t.mu.Lock()
 		gone := t.absent[s.id] == s
 		t.mu.Unlock()
-		if gone {
+		if gone && isLasting(s.id) == lasting {
 			t.endSession(s, false, func(error) {})
 		}
 	}

@@ -350,7 +350,7 @@ func TestTenuresComeAndGo(t *testing.T) {
 	}
 	m := local(t, vol)
 	require.Eventually(t, func() bool {
-		usage, err := m.StatFS(t.Context())
+		usage, err := m.StatFS(t.Context(), gearsfs.RootIno)
 		return err == nil && usage.Inodes == 2 // the root and q
 	}, 20*time.Second, time.Millisecond)
 	settled(t, vol.Tenure())

@@ -362,13 +362,16 @@ func (v *Volume) isClosed() bool {
 func (v *Volume) ID() []byte { return v.machine.VolumeID() }
 
 // mint makes a session id of this volume's log time.
-func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
+func (v *Volume) mint(local, lasting bool) (gearsfs.SessionID, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return gearsfs.SessionID{}, fmt.Errorf("mint a session: %w", err)
 	}
-	salt := binary.BigEndian.Uint64(b[:]) &^ localSession
-	if local {
+	salt := binary.BigEndian.Uint64(b[:]) &^ (localSession | lastingSession)
+	switch {
+	case lasting:
+		salt |= lastingSession
+	case local:
 		salt |= localSession
 	}
 	return gearsfs.SessionID{Minted: int64(v.group.Time()), Salt: salt}, nil
@@ -379,11 +382,18 @@ func (v *Volume) mint(local bool) (gearsfs.SessionID, error) {
 // it starts.
 const localSession = 1 << 63
 
+// lastingSession marks the ids of sessions that a next process goes on with
+// when one dies, also one in which a node has run.
+const lastingSession = 1 << 62
+
+func isLasting(id gearsfs.SessionID) bool { return id.Salt&lastingSession != 0 }
+
 // alone says whether this node is the only member of its group.
 func (v *Volume) alone() bool { return v.group.Sole() }
 
 func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
 	u.BytesFree, u.BytesTotal = v.space.figures()
+	u.BytesAvail, u.InodesFree = u.BytesFree, u.BytesFree/inodeBytes
 	return u
 }

@@ -6,13 +6,14 @@ import (
 )
 
 // waits holds what waits in a tenure: takes and peeks for records, puts for
-// room, and opens for an unlink. It is guarded by tenure.mu.
+// room, locks for others, and opens for an unlink. It is guarded by tenure.mu.
 //
 // Invariants:
 //
 //  1. An op is in lines exactly while its state is opWaiting: in that of each
 //     of its keys where its file exists, else in that of the file's name. The
-//     keys of a transaction are those of one step that it lacks something for.
+//     keys of a transaction are those of one step that it lacks something for. A
+//     lock is in that of its file.
 //  2. A line is kept only while an op is in it or records are promised to it.
 //  3. Each line is in the order in which its ops first waited, that of puts in the
 //     order in which they came; one that comes back, or moves from its file's
@@ -24,6 +25,7 @@ type waits struct {
 	count     int
 	files     map[gearsfs.Ino]map[gearsfs.Key]*spot
 	names     map[nameKey]*line
+	locks     map[gearsfs.Ino]*line // locks that wait
 	unlinking map[gearsfs.Ino]*unlinking
 	ids       map[idAt][]*op  // puts that wait, by an id that their stream does not know
 	leases    map[place][]*op // transactions that wait, by the streams whose leases they settle
@@ -63,6 +65,7 @@ func (l *line) idle() bool { return l.Len() == 0 && l.promised == 0 }
 func (w *waits) init() {
 	w.files = make(map[gearsfs.Ino]map[gearsfs.Key]*spot)
 	w.names = make(map[nameKey]*line)
+	w.locks = make(map[gearsfs.Ino]*line)
 	w.unlinking = make(map[gearsfs.Ino]*unlinking)
 }
 
@@ -115,6 +118,16 @@ func (w *waits) join(o *op) {
 	w.count++
 	o.sess.waits++
 	w.listLeases(o)
+	if o.lock() != nil {
+		l := w.locks[o.ino]
+		if l == nil {
+			made := w.newLine()
+			l = &made
+			w.locks[o.ino] = l
+		}
+		o.enter(l, 0)
+		return
+	}
 	if o.ino == 0 {
 		l := w.names[o.name]
 		if l == nil {
@@ -151,6 +164,12 @@ func (w *waits) leave(o *op) {
 	for _, waiter := range o.waiters {
 		waiter.Cancel()
 	}
+	if o.lock() != nil {
+		if w.locks[o.ino].Len() == 0 {
+			delete(w.locks, o.ino)
+		}
+		return
+	}
 	if o.ino == 0 {
 		if w.names[o.name].Len() == 0 {
 			delete(w.names, o.name)
@@ -165,6 +184,9 @@ func (w *waits) leave(o *op) {
 // each calls f with every waiting op, an op of several keys once for each.
 func (w *waits) each(f func(*op)) {
 	for _, l := range w.names {
+		l.each(f)
+	}
+	for _, l := range w.locks {
 		l.each(f)
 	}
 	for _, file := range w.files {
@@ -199,7 +221,8 @@ func (w *waits) of(s *session) []*op {
 	return w.some(func(o *op) bool { return o.sess == s })
 }
 
-// at returns the ops that wait at a file, or for a name in a directory.
+// at returns the ops that wait at a file, or for a name in a directory, but for
+// locks: they last as long as the file is open.
 func (w *waits) at(ino gearsfs.Ino) []*op {
 	var out []*op
 	for key, s := range w.files[ino] {

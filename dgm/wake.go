@@ -160,6 +160,10 @@ func (t *tenure) mayWaitLocked(o *op) bool {
 // lookAgain is for an operation that has just begun to wait: what came between
 // the attempt and now told nobody of it.
 func (t *tenure) lookAgain(o *op) {
+	if o.lock() != nil {
+		t.wakeLocks(o.ino)
+		return
+	}
 	t.mu.Lock()
 	ino, name := o.ino, o.name
 	t.mu.Unlock()
@@ -391,8 +395,13 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 		if at.Gone {
 			t.vol.memory.drop(place{at.Ino, at.Key})
 		}
-		if at.Gone && at.Key == "" {
-			t.gone(at.Ino)
+		if at.Unlocked {
+			t.wakeLocks(at.Ino)
+		}
+		if at.Key == "" {
+			if at.Gone {
+				t.gone(at.Ino)
+			}
 			continue
 		}
 		t.wake(at.Ino, at.Key)

@@ -36,6 +36,7 @@ func statOf(s *stream.State, extents uint64) dataStat {
 
 // attr returns what stat shows of n.
 func (m *Machine) attr(n *node) (*wire.Attr, error) {
+	m.countBytes()
 	if isFile(n.row.Mode) {
 		s, err := m.openData(n)
 		if err != nil {
@@ -77,13 +78,14 @@ func attrOf(ino gearsfs.Ino, row *wire.InodeRow, data *dataStat) *wire.Attr {
 	return a
 }
 
-// sizeOf returns st_size and st_blocks.
+// sizeOf returns st_size and st_blocks: all streams count in blocks, as they do
+// for quotas.
 func sizeOf(row *wire.InodeRow, data *dataStat) (size, blocks uint64) {
 	switch row.Mode & modeType {
 	case modeFile:
-		return data.tail - data.head, (data.bytes + 511) / 512
+		return data.tail - data.head, (row.Bytes + 511) / 512
 	case modeDir:
-		return dirBytes, dirBytes / 512
+		return dirBytes, 0
 	}
 	return uint64(len(row.Target)), 0
 }
@@ -159,6 +161,10 @@ func (m *Machine) checkSetAttr(c *context, n *node, op *wire.SetAttr) error {
 	return m.access(c, n, mayWrite)
 }
 
+// EpochTime stands in wire.SetAttr for the Unix epoch, since 0 stands for log time.
+// (As nanoseconds it would be in the year 1677.)
+const EpochTime = 1 << 63
+
 // setAttr sets everything but the size.
 func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 	row := &n.row
@@ -174,6 +180,9 @@ func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 	}
 	if op.Mode != nil {
 		row.Mode = row.Mode&modeType | *op.Mode&modePerm
+		if n.acls.access != nil {
+			m.setACL(n, aclAccess, n.acls.access.withMode(row.Mode))
+		}
 		if !c.belongs(row.Gid) {
 			row.Mode &^= modeSetGID
 		}
@@ -182,9 +191,13 @@ func (m *Machine) setAttr(c *context, n *node, op *wire.SetAttr) {
 		if t == nil {
 			return
 		}
-		*field = *t
-		if *t == 0 {
+		switch *t {
+		case 0:
 			*field = c.now
+		case EpochTime:
+			*field = 0
+		default:
+			*field = *t
 		}
 	}
 	set(&row.Atime, op.Atime)
@@ -221,11 +234,14 @@ func (m *Machine) applySetXattr(c *context, op *wire.SetXattr) *wire.Answer {
 }
 
 func (m *Machine) setXattr(c *context, n *node, op *wire.SetXattr) error {
-	if err := checkXattr(c.caller, guardOf(&n.row), op.Name, mayWrite); err != nil {
+	if err := checkXattr(c.caller, n.guard(), op.Name, mayWrite); err != nil {
 		return err
 	}
 	if op.Flags&^(xattrCreate|xattrReplace) != 0 || op.Flags == xattrCreate|xattrReplace {
 		return gearsfs.ErrInvalid
+	}
+	if isACL(op.Name) {
+		return m.changeACL(c, n, op.Name, op.Value, op.Remove)
 	}
 	key := persist.XattrKey(n.ino, op.Name)
 	_, exists, err := m.get(key)

@@ -121,7 +121,11 @@ func (m *Machine) write(c *context, n *node, s *openStream, pos gearsfs.Pos, pay
 		if err := m.splice(s, pieces, pos, pay); err != nil {
 			return err
 		}
-	} else {
+	}
+	if err := m.roomToWrite(n, stateOrNew(s), pieces, pos, end); err != nil {
+		return err
+	}
+	if s == nil {
 		s = m.makeStream(n, gearsfs.DataKey)
 	}
 	was := *s.queue.State()

@@ -21,9 +21,10 @@ func (m *Machine) Check() []error {
 		view:    view,
 		inodes:  make(map[gearsfs.Ino]*checkedInode),
 		streams: make(map[streamKey]*checkedStream),
+		quotaOf: make(map[uint64]*checkedQuota),
 	}
 	for _, step := range []func() error{c.readVolume, c.readInodes, c.readDirents, c.readXattrs,
-		c.readOrphans, c.readStreams, c.readOuts, c.readTimers, c.readShared, c.readRecords, c.readKept, c.readIDs, c.readIDOrder, c.readMembers} {
+		c.readOrphans, c.readLocks, c.readQuotas, c.readStreams, c.readOuts, c.readTimers, c.readShared, c.readRecords, c.readKept, c.readIDs, c.readIDOrder, c.readMembers} {
 		if err := step(); err != nil {
 			return append(c.found, err)
 		}
@@ -31,6 +32,7 @@ func (m *Machine) Check() []error {
 	c.compareStreams()
 	c.compareInodes()
 	c.compareShared()
+	c.compareQuotas()
 	return c.found
 }
 
@@ -45,6 +47,8 @@ type check struct {
 	streams map[streamKey]*checkedStream
 	keys    []streamKey // of streams
 	pages   pageCheck
+	quotas  []*checkedQuota
+	quotaOf map[uint64]*checkedQuota
 }
 
 // checkedInode is an inode's row beside what other tables say about it.
@@ -56,6 +60,7 @@ type checkedInode struct {
 	entries uint64
 	xattrs  uint64
 	streams uint64
+	bytes   uint64 // of them
 	orphan  bool
 }
 
@@ -344,6 +349,7 @@ func (c *check) compareStreams() {
 	for _, id := range c.keys {
 		s := c.streams[id]
 		bytes += s.bytes
+		c.inodes[id.ino].bytes += s.bytes
 		st := &s.state
 		if got, want := fmt.Sprint(st.Ready, st.Leased, st.Returned, st.Delayed, st.DelayedAhead, st.Bytes),
 			fmt.Sprint(s.fresh+s.returned, s.leased, s.returned, s.delayed, s.ahead, s.bytes); got != want {
@@ -393,6 +399,9 @@ func (c *check) compareInodes() {
 		}
 		if row.Nlink != links || row.Orphan != n.orphan || n.orphan != (links == 0) {
 			c.bad("inode %d: link count %d, names make it %d; orphan %v, in its table %v", ino, row.Nlink, links, row.Orphan, n.orphan)
+		}
+		if row.Counted && row.Bytes != n.bytes {
+			c.bad("inode %d counts %d bytes, found %d", ino, row.Bytes, n.bytes)
 		}
 		if row.Entries != n.entries || row.Xattrs != n.xattrs || row.Streams != n.streams {
 			c.bad("inode %d: counts of entries, attributes and streams are %d, %d, %d, found %d, %d, %d",

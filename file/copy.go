@@ -45,6 +45,9 @@ func (m *Machine) applyCopyFile(c *context, op *wire.CopyFile) *wire.Answer {
 	default:
 		old, err = m.replaceable(to)
 	}
+	if err == nil {
+		err = m.roomToCopy(op.To, to, streams, old)
+	}
 	if err == nil && to == nil {
 		to, err = m.makeFile(c, op.To, from.row.Mode&0o777)
 	}

@@ -17,14 +17,16 @@ type inode struct {
 	target string
 	parent gearsfs.Ino
 	xattrs uint64
+	quota  uint64
+	access acl
 }
 
-func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID} }
+func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID, n.access} }
 
 func inodeOf(n *node) inode {
 	return inode{
 		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gearsfs.Ino(n.row.Parent),
-		xattrs: n.row.Xattrs,
+		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access,
 	}
 }
 
@@ -125,8 +127,14 @@ func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 	if err := n.row.UnmarshalVT(value); err != nil {
 		return nil, damaged("inode", err)
 	}
+	if err := n.loadACLs(r.view); err != nil {
+		return nil, err
+	}
 	if !isFile(n.row.Mode) || n.row.Streams == 0 {
 		return n, nil
+	}
+	if err := n.countStreams(r.view); err != nil {
+		return nil, err
 	}
 	value, ok, err = r.view.Get(persist.AppendStreamKey(key[:0], ino, gearsfs.DataKey), r.buf[:0])
 	if err != nil || !ok {
@@ -267,7 +275,7 @@ func (m *Machine) ReadDir(dir gearsfs.Ino, after string, count int, caller gears
 	if _, err := r.directory(dir, caller, mayRead); err != nil {
 		return nil, err
 	}
-	names, inos, err := r.dirents(dir, after, count)
+	names, inos, err := dirents(r.view, dir, after, count)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +291,7 @@ func (m *Machine) ReadDir(dir gearsfs.Ino, after string, count int, caller gears
 }
 
 // dirents returns up to count names of a directory and where they lead.
-func (r *reading) dirents(dir gearsfs.Ino, after string, count int) (names []string, inos []gearsfs.Ino, err error) {
+func dirents(r Reader, dir gearsfs.Ino, after string, count int) (names []string, inos []gearsfs.Ino, err error) {
 	lo, hi := persist.FileRange(persist.TableDirent, dir)
 	if after != "" {
 		lo = append(persist.DirentKey(dir, after), 0) // right behind it
@@ -291,7 +299,7 @@ func (r *reading) dirents(dir gearsfs.Ino, after string, count int) (names []str
 	if count <= 0 {
 		return nil, nil, nil
 	}
-	err = scan(r.view, lo, hi, func(key, value []byte) error {
+	err = scan(r, lo, hi, func(key, value []byte) error {
 		_, name, err := persist.ParseDirentKey(key)
 		if err != nil {
 			return err

@@ -51,6 +51,7 @@ type Touched struct {
 	Appended bool
 	Sealed   bool
 	Ended    bool // a lease did
+	Unlocked bool // a lock on the file ended, or is for less; Key is ""
 	Gone     bool // the file lost its last name, or the stream was dropped
 }
 
@@ -96,9 +97,13 @@ type Machine struct {
 	verify       bool             // this entry asks for a verification
 	sessions     sessions
 	timers       timers
-	buried       uint64       // bytes that this entry has moved to dead streams
-	windows      *stream.Pool // the memory of all open streams' windows
-	idsMax       uint64       // gearsfs.IDsMax but in tests
+	quotas       quotas
+	locks        locks
+	uncounted    []*openStream // whose bytes may differ from what is counted
+	buried       uint64        // bytes that this entry has moved to dead streams
+	windows      *stream.Pool  // the memory of all open streams' windows
+	idsMax       uint64        // gearsfs.IDsMax but in tests
+	countMax     int           // countMax but in tests
 	scratch      scratch
 
 	freed atomic.Uint64 // bytes that streams have got smaller by
@@ -112,7 +117,7 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax}
+	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax, countMax: countMax}
 	if err := m.load(); err != nil {
 		return nil, err
 	}
@@ -125,7 +130,7 @@ func (m *Machine) load() error {
 	m.nodes.init(nodesMax)
 	m.dentries.init(dentriesMax)
 	m.streams.init(streamsMax)
-	m.dirtyNodes, m.dirtyStreams = nil, nil
+	m.dirtyNodes, m.dirtyStreams, m.uncounted = nil, nil, nil
 	m.sessions = sessions{}
 	m.timers = timers{}
 	m.windows = stream.NewPool(windowBytesMax)
@@ -137,6 +142,12 @@ func (m *Machine) load() error {
 	}
 	if err := m.loadTimers(); err != nil {
 		return fmt.Errorf("open timers: %w", err)
+	}
+	if err := m.loadQuotas(); err != nil {
+		return fmt.Errorf("open quotas: %w", err)
+	}
+	if err := m.loadLocks(); err != nil {
+		return fmt.Errorf("open locks: %w", err)
 	}
 	return nil
 }
@@ -226,12 +237,14 @@ func (m *Machine) applyLocked(index, term uint64, e *wire.Entry) ([]*wire.Answer
 	m.members, m.verify = false, false
 	m.passTime(e)
 	m.runTimers(index)
+	m.countBytes()
 	if m.broken != nil {
 		return nil, m.broken
 	}
 	answers := make([]*wire.Answer, len(e.Commands))
 	for i, cmd := range e.Commands {
 		answers[i] = m.applyCommand(index, cmd)
+		m.countBytes()
 		if m.broken != nil {
 			return nil, m.broken
 		}
@@ -322,6 +335,12 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applySetRemote(c, op.SetRemote)
 	case *wire.Command_SetMember:
 		return m.applySetMember(c, op.SetMember)
+	case *wire.Command_SetQuota:
+		return m.applySetQuota(c, op.SetQuota)
+	case *wire.Command_CountQuota:
+		return m.applyCountQuota()
+	case *wire.Command_Lock:
+		return m.applyLock(c, op.Lock)
 	case *wire.Command_Verify:
 		m.verify = true
 		return &wire.Answer{}
@@ -385,5 +404,7 @@ func (m *Machine) flush() {
 	}
 	clear(m.dirtyNodes)
 	m.dirtyNodes = m.dirtyNodes[:0]
+	m.flushQuotas()
+	m.flushLocks()
 	m.flushVolume()
 }

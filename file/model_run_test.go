@@ -43,6 +43,9 @@ func (p *player) step() {
 	if _, isTake := o.op.(*wire.Take); isTake && a.Code == uint32(gearsfs.ErrEmpty.Code) {
 		return
 	}
+	if o.want == nil && err != nil && p.refused != nil && p.refused(err, o.op) {
+		return
+	}
 	if o.want != nil {
 		require.ErrorIs(p.t, err, o.want)
 		return

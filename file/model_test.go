@@ -142,6 +142,9 @@ type player struct {
 	answers  []*wire.Answer  // of waiting
 	log      []string
 	rewrites int
+
+	more    []func() op                      // kinds of operations beside the usual ones
+	refused func(err error, a any) (ok bool) // whether an operation may be refused beside what the model says
 }
 
 // op is an operation, the error that it must give, and what it does to the
@@ -579,5 +582,5 @@ func (p *player) next() op {
 	ops := []func() op{p.make, p.make, p.make, p.link, p.unlinkName, p.unlinkName, p.renameName, p.renameName, p.setAttr,
 		p.setXattr, p.writeBytes, p.writeBytes, p.writeBytes, p.writeBytes, p.appendRecord, p.appendRecord, p.truncate,
 		p.allocate, p.takeRecords, p.settle, p.release, p.copyFile, p.copyRange, p.copyRange}
-	return pick(p.rng, ops)()
+	return pick(p.rng, append(ops, p.more...))()
 }

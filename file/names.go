@@ -101,7 +101,10 @@ func (m *Machine) mayMakeFile(c *context, t *wire.Target) error {
 	if err != nil {
 		return err
 	}
-	return m.access(c, dir, mayWrite|mayExec)
+	if err := m.access(c, dir, mayWrite|mayExec); err != nil {
+		return err
+	}
+	return m.room(dir.row.Quota, 0, 1)
 }
 
 // makeFile makes the regular file t.Dir/t.Name, which must not exist and for
@@ -112,7 +115,7 @@ func (m *Machine) makeFile(c *context, t *wire.Target, mode uint32) (*node, erro
 		return nil, err
 	}
 	row := wire.InodeRow{Mode: modeFile | mode&modePerm, Uid: c.caller.UID, Gid: c.gid()}
-	return m.make(c, dir, t.Name, &row), nil
+	return m.make(c, dir, t.Name, &row, 0), nil
 }
 
 func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
@@ -133,7 +136,7 @@ func (m *Machine) applyMake(c *context, op *wire.Make) *wire.Answer {
 	if err != nil {
 		return m.refuse(err)
 	}
-	return m.answerAttr(m.make(c, at.dir, op.Name, row))
+	return m.answerAttr(m.make(c, at.dir, op.Name, row, op.Umask))
 }
 
 // checkMake checks whether the caller may make what op says in dir, and returns
@@ -177,12 +180,13 @@ func (m *Machine) checkMake(c *context, dir *node, op *wire.Make) (*wire.InodeRo
 	if op.Gid != nil {
 		row.Gid = *op.Gid
 	}
-	return row, nil
+	return row, m.room(dir.row.Quota, 0, 1)
 }
 
 // make makes an inode and names it.
-func (m *Machine) make(c *context, dir *node, name string, row *wire.InodeRow) *node {
+func (m *Machine) make(c *context, dir *node, name string, row *wire.InodeRow, umask uint32) *node {
 	n := m.newNode(c, dir, row)
+	m.inherit(dir, n, umask)
 	m.attach(c, dir, name, n)
 	return n
 }
@@ -195,8 +199,9 @@ func (m *Machine) newNode(c *context, dir *node, row *wire.InodeRow) *node {
 	m.volume.Inodes++
 	n.row = wire.InodeRow{
 		Mode: row.Mode, Uid: row.Uid, Gid: row.Gid, Rdev: row.Rdev, Target: row.Target,
-		Atime: c.now, Mtime: c.now, Ctime: c.now,
+		Atime: c.now, Mtime: c.now, Ctime: c.now, Quota: dir.row.Quota,
 	}
+	m.charge(n.row.Quota, 0, 1)
 	if isDir(row.Mode) {
 		n.row.Nlink = 2 // its "." and the name that it will get
 	}
@@ -235,9 +240,13 @@ func (m *Machine) applyLink(c *context, op *wire.Link) *wire.Answer {
 	default:
 		err = m.access(c, at.dir, mayWrite|mayExec)
 	}
+	if err == nil {
+		err = m.mayLink(n, at.dir)
+	}
 	if err != nil {
 		return m.refuse(err)
 	}
+	m.recharge(n, at.dir.row.Quota)
 	if n.row.Orphan { // as linkat(2) does for a file made with O_TMPFILE
 		m.clearOrphan(n)
 	}
@@ -336,6 +345,7 @@ func (m *Machine) unlinked(c *context, n *node, holders []gearsfs.SessionID) err
 	n.row.Ctime = c.now
 	if isDir(n.row.Mode) {
 		n.row.Nlink = 0
+		m.dropQuota(n)
 	} else {
 		n.row.Nlink--
 	}

@@ -20,8 +20,9 @@ type node struct {
 	row     wire.InodeRow
 	stat    dataStat                                     // as of the last flush, where known
 	streams *redblacktree.Tree[gearsfs.Key, *openStream] // nil: none in use
-	dirty   bool                                         // in Machine.dirtyNodes
-	gone    bool                                         // its rows are deleted
+	acls    acls
+	dirty   bool // in Machine.dirtyNodes
+	gone    bool // its rows are deleted
 }
 
 // openStream is a stream in use. Its queue is the truth while it is open; its
@@ -30,7 +31,8 @@ type openStream struct {
 	node    *node
 	key     gearsfs.Key
 	queue   *stream.Queue
-	counted uint64 // bytes of it that are in the volume's sum
+	counted uint64 // bytes of it that are in the sums
+	pending bool   // in Machine.uncounted
 	extents uint64 // rows with extents, also of records that are gone
 	oldest  idMark // the first id to be forgotten, as of the last look
 	dirty   bool   // in Machine.dirtyStreams
@@ -124,8 +126,32 @@ func (m *Machine) node(ino gearsfs.Ino) (*node, error) {
 	if err := n.row.UnmarshalVT(value); err != nil {
 		return nil, damaged("inode", err)
 	}
+	if err := n.countStreams(m.store); err != nil {
+		return nil, err
+	}
+	if err := n.loadACLs(m.store); err != nil {
+		return nil, err
+	}
 	m.nodes.put(ino, n)
 	return n, nil
+}
+
+// countStreams counts the bytes of a file whose row is older than that count.
+func (n *node) countStreams(r Reader) error {
+	if n.row.Counted || n.row.Streams == 0 {
+		return nil
+	}
+	lo, hi := persist.FileRange(persist.TableStream, n.ino)
+	err := scan(r, lo, hi, func(_, value []byte) error {
+		var row wire.StreamRow
+		if err := row.UnmarshalVT(value); err != nil {
+			return damaged("stream", err)
+		}
+		n.row.Bytes += row.Bytes
+		return nil
+	})
+	n.row.Counted = true
+	return err
 }
 
 // dirtyNode marks n's attributes as changed.
@@ -185,6 +211,7 @@ func (m *Machine) makeStream(n *node, key gearsfs.Key) *openStream {
 	m.open(s)
 	m.dirtyStream(s)
 	n.row.Streams++
+	n.row.Counted = true
 	m.dirtyNode(n)
 	return s
 }
@@ -208,19 +235,43 @@ func (m *Machine) close(s *openStream) {
 }
 
 func (m *Machine) dirtyStream(s *openStream) {
+	if !s.pending {
+		s.pending = true
+		m.uncounted = append(m.uncounted, s)
+	}
 	if !s.dirty {
 		s.dirty = true
 		m.dirtyStreams = append(m.dirtyStreams, s)
 	}
 }
 
-// count keeps the sum of the bytes of all streams.
+// count keeps the sums of the bytes of streams: the volume's, the file's and
+// those of the quotas that it counts under.
 func (m *Machine) count(s *openStream, bytes uint64) {
+	if bytes == s.counted {
+		return
+	}
 	if bytes < s.counted {
 		m.freed.Add(s.counted - bytes)
 	}
-	m.volume.Bytes += bytes - s.counted
+	more := bytes - s.counted // or less: sums wrap around
 	s.counted = bytes
+	m.volume.Bytes += more
+	s.node.row.Bytes += more
+	m.dirtyNode(s.node)
+	m.charge(s.node.row.Quota, more, 0)
+}
+
+// countBytes counts what commands have changed, so that the next one sees it.
+func (m *Machine) countBytes() {
+	for i, s := range m.uncounted {
+		m.uncounted[i] = nil
+		s.pending = false
+		if !s.gone {
+			m.count(s, s.queue.State().Bytes)
+		}
+	}
+	m.uncounted = m.uncounted[:0]
 }
 
 func (m *Machine) flushStream(s *openStream) {

@@ -152,6 +152,8 @@ func (m *Machine) deleteNode(n *node) error {
 	if n.row.Orphan {
 		m.store.Delete(persist.OrphanKey(n.ino))
 	}
+	m.dropLocks(n.ino)
+	m.charge(n.row.Quota, 0, ^uint64(0)) // its bytes went with its streams
 	m.store.Delete(persist.InodeKey(n.ino))
 	m.nodes.drop(n.ino)
 	n.gone = true

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/wire"
 )
 
 // The bits of a mode, as in inode(7), whatever system this runs on.
@@ -37,9 +36,12 @@ const (
 const linksMax = 1<<31 - 1
 
 // guard is what permissions depend on.
-type guard struct{ mode, uid, gid uint32 }
+type guard struct {
+	mode, uid, gid uint32
+	access         acl
+}
 
-func guardOf(row *wire.InodeRow) guard { return guard{row.Mode, row.Uid, row.Gid} }
+func (n *node) guard() guard { return guard{n.row.Mode, n.row.Uid, n.row.Gid, n.acls.access} }
 
 // permits says whether a caller may do what want says, a sum of mayRead,
 // mayWrite and mayExec: POSIX file access permissions, with uid 0 privileged.
@@ -55,6 +57,8 @@ func (g guard) permits(caller gearsfs.Caller, want uint32) bool {
 	switch {
 	case caller.UID == g.uid:
 		granted >>= 6
+	case g.access != nil:
+		return g.access.permits(caller, g.gid, want)
 	case slices.Contains(caller.GIDs, g.gid):
 		granted >>= 3
 	}
@@ -63,7 +67,7 @@ func (g guard) permits(caller gearsfs.Caller, want uint32) bool {
 
 // access returns gearsfs.ErrAccess where the caller may not use n as want says.
 func (m *Machine) access(c *context, n *node, want uint32) error {
-	if !guardOf(&n.row).permits(c.caller, want) {
+	if !n.guard().permits(c.caller, want) {
 		return gearsfs.ErrAccess
 	}
 	return nil
@@ -163,6 +167,14 @@ func checkXattr(caller gearsfs.Caller, g guard, name string, want uint32) error 
 			return gearsfs.ErrNoAttr
 		}
 		return gearsfs.ErrPermission
+	case "system":
+		switch {
+		case !isACL(name) || g.mode&modeType == modeLink:
+		case want == mayRead || privileged || caller.UID == g.uid:
+			return nil
+		default:
+			return gearsfs.ErrPermission
+		}
 	case "security":
 		if want == mayRead || privileged {
 			return nil

@@ -80,6 +80,9 @@ func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.An
 		err = m.admit(c, cmd, op, n, s, fresh)
 	}
 	if err == nil {
+		err = m.roomToPut(op.Target, n, s, fresh)
+	}
+	if err == nil {
 		n, s, err = m.openToPut(c, op.Target, op.Key, op.Mode, n, s)
 	}
 	if err != nil {

@@ -20,7 +20,10 @@ func (m *Machine) applyRename(c *context, op *wire.Rename) *wire.Answer {
 	if err != nil {
 		return m.refuse(err)
 	}
-	if err := m.checkRename(c, from, to, op); err != nil {
+	if err = m.checkRename(c, from, to, op); err == nil && from.n != to.n {
+		err = m.mayCross(from.n, from.dir, to.dir, op.Flags)
+	}
+	if err != nil {
 		return m.refuse(err)
 	}
 	switch {
@@ -127,6 +130,7 @@ func (m *Machine) move(c *context, from, to named, holders []gearsfs.SessionID) 
 		from.n.row.Nlink-- // attach counts the new name
 	}
 	m.attach(c, to.dir, to.name, from.n)
+	m.cross(from.n, from.dir, to.dir)
 	return nil
 }
 

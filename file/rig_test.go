@@ -142,6 +142,12 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_SetMember{SetMember: op}
 	case *wire.Verify:
 		c.Op = &wire.Command_Verify{Verify: op}
+	case *wire.Lock:
+		c.Op = &wire.Command_Lock{Lock: op}
+	case *wire.SetQuota:
+		c.Op = &wire.Command_SetQuota{SetQuota: op}
+	case *wire.CountQuota:
+		c.Op = &wire.Command_CountQuota{CountQuota: op}
 	case *wire.SetRemote:
 		c.Op = &wire.Command_SetRemote{SetRemote: op}
 	default:

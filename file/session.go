@@ -243,7 +243,7 @@ func (m *Machine) endCommand(c *context, cmd *wire.Command, answer *wire.Answer)
 	}
 }
 
-// closeSession returns what the session has leased and begins the time after
+// closeSession returns what the session has leased, ends its locks and begins the time after
 // which its answers are forgotten.
 func (m *Machine) closeSession(c *context, s *session) error {
 	s.row.Closed = c.now
@@ -253,6 +253,7 @@ func (m *Machine) closeSession(c *context, s *session) error {
 	if !found {
 		m.sessions.closed = slices.Insert(m.sessions.closed, at, due)
 	}
+	m.releaseLocks(s.id)
 	return m.returnLeases(c, s.id)
 }
 
@@ -312,7 +313,7 @@ func (m *Machine) flushSessions() {
 	m.sessions.rows.shrink(nil)
 }
 
-// applyEndSession returns a session's leases and releases its orphans. With
+// applyEndSession returns a session's leases, ends its locks and releases its orphans. With
 // forget its answers go at once, else SessionTTL later unless it comes back.
 func (m *Machine) applyEndSession(c *context, op *wire.EndSession) *wire.Answer {
 	id := gearsfs.SessionID{Minted: int64(op.SessionMinted), Salt: op.SessionSalt}
@@ -326,6 +327,7 @@ func (m *Machine) applyEndSession(c *context, op *wire.EndSession) *wire.Answer 
 			err = m.forget(s)
 		}
 		if err == nil {
+			m.releaseLocks(id)
 			err = m.returnLeases(c, id)
 		}
 	}

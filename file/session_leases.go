@@ -109,11 +109,14 @@ func (m *Machine) Answered(id gearsfs.SessionID, seq uint64) (bool, error) {
 }
 
 // Sessions returns the sessions that the volume remembers and that are not
-// closed, and those that hold a lease or an inode without a name.
+// closed, and those that hold a lease, a lock or an inode without a name.
 func (m *Machine) Sessions() (map[gearsfs.SessionID]struct{}, error) {
 	m.mu.RLock()
 	found := make(map[gearsfs.SessionID]struct{}, len(m.sessions.leases))
 	for id := range m.sessions.leases {
+		found[id] = struct{}{}
+	}
+	for id := range m.locks.of {
 		found[id] = struct{}{}
 	}
 	view := m.store.View()

@@ -273,7 +273,20 @@ func (g *traffic) configure(key string) any {
 func (g *traffic) nameOp(s *trafficSession) any {
 	dir, name := pick(g.rng, g.dirs), pick(g.rng, g.names)
 	size, zero := uint64(g.rng.IntN(9000)), uint64(0)
-	switch g.rng.IntN(18) {
+	switch g.rng.IntN(24) {
+	case 22:
+		perm := uint16(g.rng.Uint32N(8))
+		return &wire.SetXattr{Ino: g.file(), Name: aclAccess, Value: aclOf(6, perm, 4, aclEntry{aclUser, perm, 7}, mask(perm)).bytes(), Remove: g.rng.IntN(3) == 0}
+	case 23:
+		return &wire.SetXattr{Ino: dir, Name: aclDefault, Value: aclOf(7, 5, uint16(g.rng.Uint32N(8))).bytes(), Remove: g.rng.IntN(3) == 0}
+	case 20, 21:
+		start := g.rng.Uint64N(20)
+		return &wire.Lock{Ino: g.file(), Owner: g.rng.Uint64N(3), Flock: g.rng.IntN(3) == 0, Kind: g.rng.Uint32N(3), Start: start, End: start + g.rng.Uint64N(10)}
+	case 18:
+		return &wire.CountQuota{}
+	case 19:
+		bytes, inodes := 1000*g.rng.Uint64N(9), g.rng.Uint64N(40)
+		return &wire.SetQuota{Dir: dir, Bytes: &bytes, Inodes: &inodes, Remove: g.rng.IntN(3) == 0}
 	case 0, 1, 2:
 		return &wire.Make{Dir: dir, Name: name, Mode: pick(g.rng, []uint32{modeFile, modeFile, modeDir}) | 0o644, Open: g.rng.IntN(4) == 0}
 	case 3:
@@ -351,7 +364,7 @@ func (g *traffic) counts() string {
 func (g *traffic) requireVariety(t *testing.T) {
 	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
-		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{},
+		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{}, &wire.SetQuota{}, &wire.CountQuota{}, &wire.Lock{},
 		&wire.Confirm{}, &wire.Tick{}, &wire.SetMember{}, &wire.Verify{}} {
 		require.Positive(t, g.made[fmt.Sprintf("%T 0", as(gearsfs.Root, op).Op)], "%T", op)
 	}

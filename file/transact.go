@@ -130,6 +130,9 @@ func (t *transaction) check(steps []*wire.Step) (failed int, err error) {
 			}
 		}
 	}
+	if err == nil {
+		return t.room(steps)
+	}
 	return failed, err
 }
 

@@ -26,6 +26,9 @@ func (m *Machine) applyUpdate(c *context, op *wire.Update) *wire.Answer {
 		fresh, known, err = m.checkUpdate(c, s, stateOrNew(s), op, nil)
 	}
 	if err == nil {
+		err = m.roomToUpdate(op.Target, n, s, fresh)
+	}
+	if err == nil {
 		n, s, err = m.openToPut(c, op.Target, op.Key, op.Mode, n, s)
 	}
 	if err != nil {

@@ -89,6 +89,62 @@ func (m *Machine) Remotes() (map[string]string, error) {
 	return remotes, err
 }
 
+// QuotaRoom is what the quotas that an inode counts under leave: of those with a
+// limit the one with the least room, for bytes and for inodes.
+type QuotaRoom struct {
+	Bytes, BytesUsed   uint64 // the limit, and what is in use; 0 is no limit
+	Inodes, InodesUsed uint64
+}
+
+// QuotaRoom returns what room an inode has to grow. Errors: gearsfs.ErrStale.
+func (m *Machine) QuotaRoom(ino gearsfs.Ino) (room QuotaRoom, err error) {
+	n, err := m.inode(ino)
+	if err != nil {
+		return room, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for q := m.quotas.all[gearsfs.Ino(n.quota)]; q != nil; q = m.quotas.all[gearsfs.Ino(q.row.Outer)] {
+		row := &q.row
+		if row.LimitBytes != 0 && (room.Bytes == 0 || left(row.LimitBytes, row.Bytes) < left(room.Bytes, room.BytesUsed)) {
+			room.Bytes, room.BytesUsed = row.LimitBytes, row.Bytes
+		}
+		if row.LimitInodes != 0 && (room.Inodes == 0 || left(row.LimitInodes, row.Inodes) < left(room.Inodes, room.InodesUsed)) {
+			room.Inodes, room.InodesUsed = row.LimitInodes, row.Inodes
+		}
+	}
+	return room, nil
+}
+
+// Quota returns the quota that is set on a directory. Errors:
+// gearsfs.ErrNotFound where none is, ErrStale, ErrNotDir.
+func (m *Machine) Quota(dir gearsfs.Ino) (gearsfs.Quota, error) {
+	n, err := m.inode(dir)
+	if err == nil && !isDir(n.attr.Mode) {
+		err = gearsfs.ErrNotDir
+	}
+	if err != nil {
+		return gearsfs.Quota{}, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	q := m.quotas.all[dir]
+	if q == nil || q.row.Removed {
+		return gearsfs.Quota{}, gearsfs.ErrNotFound.Because("no quota is set on the directory")
+	}
+	return gearsfs.Quota{
+		Bytes: q.row.LimitBytes, Inodes: q.row.LimitInodes, BytesUsed: q.row.Bytes, InodesUsed: q.row.Inodes,
+		Counting: m.volume.Counting == uint64(dir),
+	}, nil
+}
+
+// Counting reports whether CountQuota has something to do.
+func (m *Machine) Counting() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.volume.Counting != 0
+}
+
 // Usage returns how many inodes there are; the bytes are the disk's to tell.
 func (m *Machine) Usage() gearsfs.Usage {
 	m.mu.RLock()

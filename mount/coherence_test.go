@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -207,8 +209,119 @@ func TestOffsetsDoNotMove(t *testing.T) {
 	n, err = young.ReadAt(buf, 0)
 	require.Equal(t, io.EOF, err)
 	require.Equal(t, "Bbbb", string(buf[:n]))
-	_, err = unix.Mmap(int(young.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
-	require.ErrorIs(t, err, unix.ENODEV, "a stream that was taken from can't be mapped shared")
+}
+
+// counting is a Manager that counts what the kernel did not know itself.
+type counting struct {
+	dgm.Manager
+	asked atomic.Int64
+}
+
+func (c *counting) Lookup(ctx context.Context, dir gearsfs.Ino, name string) (gearsfs.Attr, error) {
+	c.asked.Add(1)
+	return c.Manager.Lookup(ctx, dir, name)
+}
+
+func (c *counting) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
+	c.asked.Add(1)
+	return c.Manager.GetAttr(ctx, ino)
+}
+
+func (c *counting) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error) {
+	c.asked.Add(1)
+	return c.Manager.Read(ctx, ino, pos, n)
+}
+
+// TestCachesStayWarm: what others change of one file does not cost the kernel what
+// it knows of another.
+func TestCachesStayWarm(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	counts := &counting{Manager: session(t, vol)}
+	mountOn(t, counts, f.dir, "")
+	require.NoError(t, os.MkdirAll(f.path("d/e"), 0o755))
+	require.NoError(t, os.WriteFile(f.path("d/e/warm"), bytes.Repeat([]byte("w"), 300_000), 0o644))
+	require.NoError(t, os.Mkdir(f.path("busy"), 0o755))
+	require.NoError(t, os.WriteFile(f.path("busy/f"), []byte("b"), 0o644))
+	busy, err := f.other.Resolve(t.Context(), "/busy", true)
+	require.NoError(t, err)
+	file, err := os.Open(f.path("d/e/warm"))
+	require.NoError(t, err)
+	defer file.Close()
+	use := func() {
+		info, err := os.Stat(f.path("d/e/warm"))
+		require.NoError(t, err)
+		require.EqualValues(t, 300_000, info.Size())
+		buf := make([]byte, 300_000)
+		_, err = file.ReadAt(buf, 0)
+		require.NoError(t, err)
+		require.Equal(t, byte('w'), buf[299_999])
+	}
+	// An answer that a change crosses is not to be kept: a few rounds until all is.
+	require.Eventually(t, func() bool {
+		before := counts.asked.Load()
+		use()
+		return counts.asked.Load() == before
+	}, 10*time.Second, time.Millisecond, "the kernel keeps what it was told")
+	warm := counts.asked.Load()
+	for i := range 200 {
+		f.write(t, "/busy/f", fmt.Sprint("text ", i))
+		_, err := f.other.Make(t.Context(), busy.Ino, fmt.Sprint("new", i), dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		use()
+	}
+	require.Equal(t, warm, counts.asked.Load(), "nobody has changed what was used")
+
+	// And its next open keeps the pages, where nobody has written.
+	require.NoError(t, file.Close())
+	file, err = os.Open(f.path("d/e/warm"))
+	require.NoError(t, err)
+	defer file.Close()
+	_, err = file.Stat()
+	require.NoError(t, err)
+	reads := counts.asked.Load()
+	buf := make([]byte, 300_000)
+	_, err = file.ReadAt(buf, 0)
+	require.NoError(t, err)
+	require.Equal(t, reads, counts.asked.Load())
+	f.write(t, "/d/e/warm", "cold")
+	requireContent(t, "cold", f.path("d/e/warm"))
+}
+
+// deaf is a Manager that tells of no change.
+type deaf struct{ dgm.Manager }
+
+func (d deaf) Watch(ctx context.Context, ready func(), _ func([]gearsfs.Change)) error {
+	return d.Manager.Watch(ctx, ready, func([]gearsfs.Change) {})
+}
+
+// TestOpenByNameThatOthersRenamed: the kernel believes in two names of a file, of
+// which another session's rename has taken one. An OPEN does not say by which of
+// them it came.
+func TestOpenByNameThatOthersRenamed(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	mountOn(t, deaf{session(t, vol)}, f.dir, "")
+	rename := func(from, to string) {
+		require.NoError(t, f.other.Rename(t.Context(), dgm.Rename{Dir: gearsfs.RootIno, Name: from, NewDir: gearsfs.RootIno, NewName: to}))
+	}
+	for i := range 20 {
+		old, now := fmt.Sprint("old", i), fmt.Sprint("now", i)
+		require.NoError(t, os.WriteFile(f.path(old), []byte("x"), 0o644))
+		rename(old, now)
+		requireContent(t, "x", f.path(now))
+		_, err := os.Open(f.path(old))
+		require.ErrorIs(t, err, unix.ENOENT)
+		file, err := os.OpenFile(f.path(old), os.O_RDWR|os.O_CREATE, 0o644)
+		require.NoError(t, err)
+		info, err := file.Stat()
+		require.NoError(t, err)
+		require.Zero(t, info.Size(), "a new file, not the one that was renamed")
+		require.NoError(t, file.Close())
+		requireContent(t, "x", f.path(now))
+	}
 }
 
 // behind is a Manager whose Lookup answers as of before the last changes, as a

@@ -91,6 +91,13 @@ func (t *nodes) look(p place) uint64 {
 	return n.id
 }
 
+// restore knows again what a process before has told the kernel. It is not known
+// how often, so it stays.
+func (t *nodes) restore(id uint64, p place) {
+	n := &node{place: p, id: id, lookups: 1 << 62}
+	t.byID[id], t.known[p] = n, n
+}
+
 func (t *nodes) get(id uint64) (place, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -275,17 +282,19 @@ func (s *server) openControlDir(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status 
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	d := &directory{ino: gearsfs.Ino(in.NodeId), parent: gearsfs.Ino(in.NodeId)}
+	out.Fh = s.handles.add(&directory{ino: gearsfs.Ino(in.NodeId), parent: gearsfs.Ino(in.NodeId), list: s.placeLister(p)})
+	return fuse.OK
+}
+
+// placeLister lists a directory of the control tree.
+func (s *server) placeLister(p place) lister {
 	switch p.kind {
 	case kindTree:
-		d.list = s.treeLister(p.ino)
+		return s.treeLister(p.ino)
 	case kindStreams:
-		d.list = s.keyLister(p)
-	default:
-		d.list = fixedLister(listedNames[p.kind], p.kind)
+		return s.keyLister(p)
 	}
-	out.Fh = s.handles.add(d)
-	return fuse.OK
+	return fixedLister(listedNames[p.kind], p.kind)
 }
 
 // treeLister lists what of a directory shows below streams.
@@ -385,7 +394,7 @@ func (s *server) openControl(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	case kindAll:
 		h = newReplay(p)
 	default:
-		h = &text{render: s.renderer(p)}
+		h = &text{at: p, render: s.renderer(p)}
 	}
 	if slices.Contains([]kind{kindPut, kindTake, kindPeek, kindAll}, p.kind) {
 		out.OpenFlags |= fuse.FOPEN_STREAM

@@ -50,11 +50,20 @@ func (s *server) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if err != nil {
 		return gone(err)
 	}
-	out.Fh = s.handles.add(&directory{ino: ino, parent: parent,
-		list: func(ctx context.Context, after string, max int) ([]gearsfs.Entry, error) {
-			return s.m.ReadDir(ctx, ino, after, max)
-		}})
+	out.Fh = s.handles.add(&directory{ino: ino, parent: parent, list: s.listerOf(ino)})
 	return fuse.OK
+}
+
+// listerOf lists any directory.
+func (s *server) listerOf(dir gearsfs.Ino) lister {
+	if isControl(uint64(dir)) {
+		p, _ := s.control.get(uint64(dir))
+		return s.placeLister(p)
+	}
+	m := s.m
+	return func(ctx context.Context, after string, max int) ([]gearsfs.Entry, error) {
+		return m.ReadDir(ctx, dir, after, max)
+	}
 }
 
 func (s *server) ReleaseDir(in *fuse.ReleaseIn) { s.release(in.Fh) }
@@ -91,6 +100,15 @@ func (s *server) readDir(in *fuse.ReadIn, entryBytes int, add func(gearsfs.Entry
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	before := len(d.shown)
+	if in.Offset == 0 {
+		before = 0
+	}
+	defer func() {
+		if len(d.shown) > before || in.Offset == 0 {
+			s.effect(shownEffect(in.Fh, before, d.shown[before:]))
+		}
+	}()
 	at := s.believe.now()
 	off := in.Offset
 	for ; off < 2; off++ {

@@ -31,6 +31,11 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrStale.Code:       syscall.ESTALE,
 	gearsfs.ErrUnsupported.Code: syscall.EOPNOTSUPP,
 	gearsfs.ErrBusy.Code:        syscall.EBUSY,
+	gearsfs.ErrQuota.Code:       syscall.EDQUOT,
+	gearsfs.ErrCross.Code:       syscall.EXDEV,
+	gearsfs.ErrLocked.Code:      syscall.EAGAIN,
+	gearsfs.ErrDeadlock.Code:    syscall.EDEADLK,
+	gearsfs.ErrLocks.Code:       syscall.ENOLCK,
 
 	gearsfs.ErrKey.Code:     syscall.EINVAL,
 	gearsfs.ErrEmpty.Code:   syscall.EAGAIN,
@@ -43,7 +48,7 @@ var errnos = map[gearsfs.Code]syscall.Errno{
 	gearsfs.ErrUnmet.Code:   syscall.EAGAIN,
 	gearsfs.ErrType.Code:    syscall.EINVAL,
 
-	gearsfs.ErrNoNode.Code:    syscall.EHOSTUNREACH,
+	gearsfs.ErrNoNode.Code:    syscall.ETIMEDOUT,
 	gearsfs.ErrClosed.Code:    syscall.ENOTCONN,
 	gearsfs.ErrOverload.Code:  syscall.EBUSY,
 	gearsfs.ErrUnknownOp.Code: syscall.EOPNOTSUPP, // ENOSYS would turn the operation off for good

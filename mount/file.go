@@ -3,6 +3,7 @@ package mount
 import (
 	"crypto/rand"
 	"errors"
+	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -13,9 +14,11 @@ import (
 
 // file is an open regular file.
 type file struct {
-	ino    gearsfs.Ino
-	base   gearsfs.Pos // offset 0: where the data stream began when it was opened
-	direct bool        // past the kernel's cache
+	ino  gearsfs.Ino
+	base gearsfs.Pos // offset 0: where the data stream began when it was opened
+
+	mu     sync.Mutex
+	direct bool // past the kernel's cache, and no page of it was mapped
 }
 
 var _ handle = (*file)(nil)
@@ -50,8 +53,9 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	f := &file{ino: ino, base: attr.Head}
 	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
 	f.direct = direct
-	// close(2) has nothing to do for the bytes: they went with each write.
-	out.OpenFlags = fuse.FOPEN_NOFLUSH
+	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(ino) {
+		out.OpenFlags = fuse.FOPEN_NOFLUSH
+	}
 	switch {
 	case direct:
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
@@ -74,7 +78,25 @@ func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.R
 	return fuse.ReadResultData(data), fuse.OK
 }
 
+// maps takes note of a READ that fills a page: the kernel names the lock owner
+// in all that a program reads past the cache, and in no other. It reports
+// whether the file's pages may be those of this handle.
+func (f *file) maps(s *server, in *fuse.ReadIn) bool {
+	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.direct {
+		f.direct = !s.inodes.mapped(f.ino, f.base)
+	}
+	return !f.direct
+}
+
 func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+	if !f.maps(s, in) {
+		return nil, fuse.EIO
+	}
 	data, err := s.m.Read(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), int(in.Size))
 	return data, gone(err)
 }
@@ -97,7 +119,13 @@ func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data [
 		attr, err = s.m.Append(ctx, f.ino, data)
 		stop()
 	} else {
-		attr, err = s.m.Write(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), data)
+		base := f.base
+		if in.WriteFlags&fuse.WRITE_CACHE != 0 { // a page: the handle is any of those that are mapped
+			if shared := s.inodes.baseOf(f.ino); shared != nil {
+				base = *shared
+			}
+		}
+		attr, err = s.m.Write(s.ctx, f.ino, base+gearsfs.Pos(in.Offset), data)
 	}
 	if err != nil {
 		return 0, gone(err)
@@ -169,18 +197,29 @@ func (s *server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return fuse.EBADF
 }
 
-func (f *file) flush(*server, *fuse.FlushIn) fuse.Status { return fuse.OK }
+// flush has nothing to do for the bytes: they went with each write.
+func (f *file) flush(s *server, in *fuse.FlushIn) fuse.Status {
+	s.closed(f.ino, in.LockOwner)
+	return fuse.OK
+}
 
 func (s *server) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }
 
 func (s *server) release(fh uint64) {
-	if h := s.handles.remove(fh); h != nil {
+	h := s.handles.remove(fh)
+	if f, ok := h.(*file); ok {
+		s.unlockHandle(f.ino, fh)
+	}
+	if h != nil {
 		h.release(s)
 	}
 }
 
 func (f *file) release(s *server) {
-	s.inodes.close(f.ino, f.direct)
+	f.mu.Lock()
+	direct := f.direct
+	f.mu.Unlock()
+	s.inodes.close(f.ino, direct)
 	s.unopen(f.ino)
 }
 

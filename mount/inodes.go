@@ -12,7 +12,8 @@ import (
 //  1. While a file is open through the kernel's cache, no page of it is older
 //     than version; newer ones may be among them.
 //  2. All handles through the cache count offsets from the same base, and the
-//     file's size is told as counted from there while one is open.
+//     file's size is told as counted from there while one is open. A handle
+//     past the cache that is mapped is one of them from its first page on.
 //  3. A file that nobody has open is only remembered so that its next OPEN may
 //     keep the pages; forgetting it costs reading them again.
 type inodes struct {
@@ -22,7 +23,7 @@ type inodes struct {
 
 type inode struct {
 	opens   int         // handles
-	cached  int         // those of them that read and write through the kernel's cache
+	cached  int         // those of them that read and write through the kernel's cache, or are mapped
 	base    gearsfs.Pos // of the cached handles
 	version uint64      // of the data stream that the pages show
 	ahead   []uint64    // versions that this mount's own writes made, above version+1
@@ -58,6 +59,21 @@ func (t *inodes) open(attr *gearsfs.Attr, appending bool) (direct, keep bool) {
 	return false, keep
 }
 
+// restore counts a handle that a process before has opened. Which version the
+// kernel's pages show is not known.
+func (t *inodes) restore(ino gearsfs.Ino, base gearsfs.Pos, direct bool) {
+	e := t.table[ino]
+	if e == nil {
+		e = new(inode)
+		t.table[ino] = e
+	}
+	e.opens++
+	if !direct {
+		e.cached++
+		e.base = base
+	}
+}
+
 // close is the end of a handle.
 func (t *inodes) close(ino gearsfs.Ino, direct bool) {
 	t.mu.Lock()
@@ -67,6 +83,21 @@ func (t *inodes) close(ino gearsfs.Ino, direct bool) {
 	if !direct {
 		e.cached--
 	}
+}
+
+// mapped counts a handle past the cache among those through it, because the
+// kernel maps pages of it. It reports whether it can be: the pages of a file
+// are the same for all.
+func (t *inodes) mapped(ino gearsfs.Ino, base gearsfs.Pos) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[ino]
+	if e.cached > 0 && e.base != base {
+		return false
+	}
+	e.cached++
+	e.base = base
+	return true
 }
 
 // observe takes note of attributes that are about to be told to the kernel and

@@ -47,6 +47,19 @@ func Locate(path string) (Location, error) {
 	return l, nil
 }
 
+// Processes asks a mount which process keeps it, 0 for none, and which serves
+// it. It blocks as long as the mount does.
+func Processes(dir string) (supervisor, worker int, err error) {
+	text, err := getXattr(dir, xattrMount)
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, err := fmt.Sscan(text, &supervisor, &worker); err != nil {
+		return 0, 0, fmt.Errorf("ask the mount of %s for its processes: %q", dir, text)
+	}
+	return supervisor, worker, nil
+}
+
 // linksMax is how many symbolic links a path may lead through, as in
 // path_resolution(7).
 const linksMax = 40

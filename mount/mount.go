@@ -47,25 +47,21 @@ type Mount struct {
 //
 // It fails, and leaves dir as it was, where dir is missing, is no directory,
 // is not empty or is mounted on already; a dead mount is detached first.
+//
+// With a Succession that has a connection it goes on with the mount that is
+// there instead, and dir does not matter; then nothing that a program has asked
+// of the mount is lost.
 func New(ctx context.Context, m dgm.Manager, dir string, o Options) (*Mount, error) {
-	abs, err := prepare(dir, o.NonEmpty)
-	if err != nil {
+	abs, err := "", error(nil)
+	if o.Succession.takesOver() {
+		abs = o.Succession.legacy.birth.dir
+	} else if abs, err = prepare(dir, o.NonEmpty); err != nil {
 		return nil, err
 	}
-	// Nobody should find a mount whose node can't be asked.
-	root, err := m.GetAttr(ctx, gearsfs.RootIno)
-	if err != nil {
-		return nil, fmt.Errorf("mount on %s: read the volume's root: %w", dir, err)
-	}
-	if root.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil, fmt.Errorf("mount on %s: the volume's root is no directory", dir)
-	}
-	if o.Volume == "" {
-		st, err := m.Status(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("mount on %s: read the node's status: %w", dir, err)
-		}
-		o.Volume = st.Volume
+	if o.Succession.takesOver() {
+		o.Volume = o.Succession.legacy.birth.volume // nobody waits for the node here
+	} else if err := askFirst(ctx, m, dir, &o); err != nil {
+		return nil, err
 	}
 	log := slog.Default().With("mount", abs)
 	warnOfTimeout(log)
@@ -76,35 +72,103 @@ func New(ctx context.Context, m dgm.Manager, dir string, o Options) (*Mount, err
 	return mt, nil
 }
 
-// start mounts and serves.
+// askFirst makes sure that nobody finds a mount whose node can't be asked.
+func askFirst(ctx context.Context, m dgm.Manager, dir string, o *Options) error {
+	root, err := m.GetAttr(ctx, gearsfs.RootIno)
+	if err != nil {
+		return fmt.Errorf("mount on %s: read the volume's root: %w", dir, err)
+	}
+	if root.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return fmt.Errorf("mount on %s: the volume's root is no directory", dir)
+	}
+	if o.Volume == "" {
+		st, err := m.Status(ctx)
+		if err != nil {
+			return fmt.Errorf("mount on %s: read the node's status: %w", dir, err)
+		}
+		o.Volume = st.Volume
+	}
+	return nil
+}
+
+// start mounts, or takes over, and serves.
 func (mt *Mount) start(o Options) error {
 	s := mt.server
-	conn, err := attach(mt.dir, o, writeMax)
+	b := birth{dir: mt.dir, writeMax: writeMax, names: randomName(), volume: o.Volume}
+	var conn *os.File
+	var err error
+	if o.Succession.takesOver() {
+		b = o.Succession.legacy.birth
+		conn, err = duplicate(o.Succession.conn)
+	} else {
+		conn, err = attach(mt.dir, o, writeMax)
+	}
 	if err != nil {
 		return err
 	}
-	// go-fuse closes the descriptor that it is given; this one is for notices.
-	fd, err := unix.FcntlInt(conn.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	s.believe.conn, s.believe.send = conn, o.Notify
+	s.writeMax = b.writeMax
+	kernel, err := connect(entrance{s}, conn, &b, s.fuseOptions())
 	if err != nil {
 		conn.Close()
-		return errors.Join(fmt.Errorf("mount on %s: %w", mt.dir, err), detach(mt.dir))
+		err = fmt.Errorf("mount on %s: %w", mt.dir, err)
+		if !o.Succession.takesOver() {
+			err = errors.Join(err, detach(mt.dir))
+		}
+		return err
 	}
-	s.believe.conn = conn
-	kernel, err := fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", fd), s.fuseOptions())
-	if err != nil {
-		conn.Close()
-		return errors.Join(fmt.Errorf("mount on %s: %w", mt.dir, err), detach(mt.dir))
+	if o.Succession.takesOver() {
+		return mt.resume(kernel, o.Succession.legacy)
 	}
 	if on, err := mountedOn(mt.dir); err == nil && on != nil {
-		mt.device = on.device
+		b.device = on.device
+		if err := readAhead(on.device); err != nil {
+			s.log.Debug("the kernel reads ahead as by default", "err", err)
+		}
+	}
+	mt.device = b.device
+	if o.Succession != nil {
+		s.keeper.names = b.names
+		o.Succession.legacy.birth = b
+		s.keeper.add(b.entry())
+	}
+	if o.Attached != nil {
+		err = o.Attached(conn)
 	}
 	go mt.serve(kernel)
-	if err := probe(mt.dir); err != nil {
+	if err == nil {
+		err = probe(mt.dir)
+	}
+	if err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), unmountGrace)
 		defer cancel()
 		return errors.Join(fmt.Errorf("mount on %s: it does not answer: %w", mt.dir, err), mt.Unmount(ctx))
 	}
 	return nil
+}
+
+// resume goes on with what the process before has left.
+func (mt *Mount) resume(kernel *fuse.Server, l *legacy) error {
+	mt.device = l.birth.device
+	mt.server.restore(l)
+	err := mt.server.believe.notifyHere(noticeResend, nil)
+	go mt.serve(kernel)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOTCONN) {
+		return nil // it was unmounted meanwhile, which serve finds out
+	}
+	if err != nil {
+		return fmt.Errorf("take over the mount on %s: %w", mt.dir, err)
+	}
+	mt.server.changedAll()
+	return nil
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("the connection of the mount: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "/dev/fuse"), nil
 }
 
 // serve owns the mount's goroutines; it ends when the kernel has let go of the
@@ -113,18 +177,16 @@ func (mt *Mount) serve(kernel *fuse.Server) {
 	s := mt.server
 	s.believe.epochs = s.believe.notifyEpoch()
 	var workers sync.WaitGroup
-	workers.Go(func() { s.believe.names.run(s.ctx, s.believe.notifyName, s.changedAll) })
-	workers.Go(func() { s.believe.pages.run(s.ctx, s.believe.notifyInode, s.changedAll) })
-	workers.Go(func() { s.watch(s.ctx) })
+	workers.Go(func() { s.believe.names.run(s.life, s.notifyName, s.changedAll) })
+	workers.Go(func() { s.believe.pages.run(s.life, s.believe.notifyInode, s.changedAll) })
+	workers.Go(func() { s.watch(s.life) })
+	workers.Go(func() { s.calls.watch(s.life) })
 	kernel.Serve()
 	s.cancel()
 	workers.Wait()
 	s.believe.conn.Close() // nothing is written that could be lost
 	close(mt.done)
 }
-
-// Init is called by go-fuse when the kernel has said what it can do.
-func (s *server) Init(kernel *fuse.Server) { s.believe.kernel = kernel }
 
 func (s *server) fuseOptions() *fuse.MountOptions {
 	level := slog.LevelDebug
@@ -138,9 +200,12 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		// only this mount writes keeps its pages.
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
-		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO,
-		Debug:                    s.o.Debug,
-		Logger:                   slog.NewLogLogger(s.log.Handler(), level),
+		EnableLocks:              true,
+		EnableAcl:                true,
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK | fuse.CAP_HAS_RESEND |
+			fuse.CAP_DIRECT_IO_ALLOW_MMAP, // appending handles are past the cache, and mapped all the same
+		Debug:  s.o.Debug,
+		Logger: slog.NewLogLogger(s.log.Handler(), level),
 		PanicHandler: func(reason any) fuse.Status {
 			s.log.Error("a request's handler panicked", "reason", reason, "stack", string(debug.Stack()))
 			return fuse.EIO

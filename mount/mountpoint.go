@@ -283,9 +283,38 @@ func helperError(out []byte, err error) string {
 // Detach unmounts the FUSE file system on dir, dead or alive; where it is in
 // use, it is taken out of the tree at once and goes when its last user does.
 func Detach(dir string) error {
+	_, err := Evict(dir, false)
+	return err
+}
+
+// Evict is Detach, and returns who uses the file system where it is in use. With
+// force their calls on it fail from then on, also those that wait, as they do
+// for ever where who serves it is frozen.
+func Evict(dir string, force bool) ([]User, error) {
+	abs, err := findMount(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unmount(abs, 0); err == nil {
+		return nil, nil
+	}
+	users := usersOf(abs)
+	flags := unix.MNT_DETACH
+	if force {
+		flags |= unix.MNT_FORCE
+	}
+	if err := unmount(abs, flags); err != nil {
+		return users, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return users, nil
+}
+
+// findMount returns the path under which the mount table has a GearsFS mount. It
+// does not touch the mount.
+func findMount(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
+		return "", fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	// Not through the last component, which may be dead.
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
@@ -300,19 +329,13 @@ func Detach(dir string) error {
 	}
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case on == nil:
-		return fmt.Errorf("unmount %s: not a mount point", dir)
+		return "", fmt.Errorf("unmount %s: not a mount point", dir)
 	case on.kind != "fuse."+subtype:
-		return fmt.Errorf("unmount %s: %s (%s) is mounted there, not a GearsFS", dir, on.source, on.kind)
+		return "", fmt.Errorf("unmount %s: %s (%s) is mounted there, not a GearsFS", dir, on.source, on.kind)
 	}
-	if err := unmount(abs, 0); err == nil {
-		return nil
-	}
-	if err := detach(abs); err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
-	return nil
+	return abs, nil
 }
 
 // detach takes a mount out of the tree, also where it is in use.

@@ -230,14 +230,29 @@ func TestMountAsUser(t *testing.T) {
 
 // TestParseOptions: each known option is taken, others are named.
 func TestParseOptions(t *testing.T) {
-	o, err := mount.ParseOptions("ro,allow_other,nonempty,debug,fsname=x,attr_timeout=1.5,entry_timeout=2m,noexec,defaults,,_netdev")
+	o, err := mount.ParseOptions("ro,allow_other,nonempty,debug,fsname=x,attr_timeout=1.5,entry_timeout=2m,timeout=10,noexec,defaults,,_netdev")
 	require.NoError(t, err)
 	require.Equal(t, mount.Options{Name: "x", ReadOnly: true, AllowOther: true, NonEmpty: true, Debug: true,
-		AttrTimeout: 1500 * time.Millisecond, EntryTimeout: 2 * time.Minute, Kernel: []string{"noexec"}}, o)
-	for _, bad := range []string{"color", "ro=1", "fsname=", "attr_timeout", "attr_timeout=-1", "attr_timeout=x", "user_id=0"} {
+		AttrTimeout: 1500 * time.Millisecond, EntryTimeout: 2 * time.Minute, Timeout: 10 * time.Second, Kernel: []string{"noexec"}}, o)
+	for _, bad := range []string{"color", "ro=1", "fsname=", "attr_timeout", "attr_timeout=-1", "attr_timeout=x", "timeout=0.5", "timeout=x", "user_id=0"} {
 		_, err := mount.ParseOptions("rw," + bad)
 		require.ErrorContains(t, err, bad)
 	}
+}
+
+func TestReadAhead(t *testing.T) {
+	f := newFixture(t)
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(f.dir, &st))
+	text, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	require.NoError(t, err)
+	want := "256\n"
+	var sys unix.Statfs_t
+	require.NoError(t, unix.Statfs("/sys", &sys))
+	if sys.Flags&unix.ST_RDONLY != 0 { // as in some containers
+		want = "128\n"
+	}
+	require.Equal(t, want, string(text))
 }
 
 func TestLocate(t *testing.T) {

@@ -33,6 +33,24 @@ type Options struct {
 	// attributes and names without asking; 0 leaves it to the mount.
 	AttrTimeout, EntryTimeout time.Duration
 
+	// Timeout is how long calls wait for a node that does not answer, until they
+	// fail: with ETIMEDOUT where they have changed nothing, else with EIO. It is
+	// for who makes the Manager; see GiveUp.
+	Timeout time.Duration
+
+	// Succession is what lets another process take the mount over; may be nil.
+	Succession *Succession
+	// Supervisor is the process that keeps the mount; 0 for none.
+	Supervisor int
+	// Attached, where not nil, is given the connection of a new mount before
+	// anything can wait for it. The file stays the mount's.
+	Attached func(conn *os.File) error
+
+	// Notify, where not nil, sends a notice to the kernel from a process that
+	// stays when this one dies, and waits until it is sent; or it returns
+	// ErrNoSupervisor.
+	Notify func(notice []byte) error
+
 	// Kernel are flags of mount(8) that change what the kernel lets programs
 	// do: exec, suid, dev and their opposites, sync, dirsync, noatime, ...
 	Kernel []string
@@ -49,7 +67,20 @@ var ignoredOptions = []string{"defaults", "auto", "noauto", "user", "nouser", "u
 
 // DefaultOptions returns the options of a mount that says nothing: root's are
 // for all users, as a disk is.
-func DefaultOptions() Options { return Options{AllowOther: os.Geteuid() == 0} }
+func DefaultOptions() Options {
+	return Options{AllowOther: os.Geteuid() == 0, Timeout: timeoutDefault}
+}
+
+const (
+	timeoutDefault = 30 * time.Second
+	// noticed is how long it takes until a node that does not answer counts as
+	// lost, and until that is looked at.
+	noticed = 4 * time.Second
+)
+
+// GiveUp is dgm.RemoteOptions.GiveUp for the Manager of a mount: from a node's
+// last sign of life until calls fail that wait for it Timeout passes.
+func (o *Options) GiveUp() time.Duration { return max(o.Timeout-noticed, o.Timeout/4) }
 
 // ParseOptions reads the argument of -o: names and name=value pairs separated
 // by commas. An option that is not known is an error that names it.
@@ -77,6 +108,10 @@ func (o *Options) set(field string) error {
 		o.AttrTimeout, err = parseTimeout(value)
 	case name == "entry_timeout" && hasValue:
 		o.EntryTimeout, err = parseTimeout(value)
+	case name == "timeout" && hasValue:
+		if o.Timeout, err = parseTimeout(value); err == nil && o.Timeout < time.Second {
+			err = fmt.Errorf("must be at least a second")
+		}
 	case hasValue:
 		err = fmt.Errorf("unknown")
 	case name == "ro":
@@ -99,7 +134,7 @@ func (o *Options) set(field string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("mount option %q: %w; known are ro, rw, allow_other, noallow_other, nonempty, debug, "+
-			"fsname=NAME, attr_timeout=SECONDS, entry_timeout=SECONDS, %s", field, err, strings.Join(kernelFlags, ", "))
+			"fsname=NAME, attr_timeout=SECONDS, entry_timeout=SECONDS, timeout=SECONDS, %s", field, err, strings.Join(kernelFlags, ", "))
 	}
 	return nil
 }

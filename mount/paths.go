@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm"
 )
 
-// names remembers the name that the kernel was told last for each inode. What it
-// says is checked before it is used.
+// names remembers the name that the kernel was told last for each directory.
+// What it says is checked before it is used.
 type names struct {
 	mu    sync.Mutex
 	table map[gearsfs.Ino]name
@@ -22,7 +23,7 @@ type name struct {
 	name string
 }
 
-// namesMax is how many are remembered of directories, and of everything else.
+// namesMax is how many are remembered.
 const namesMax = 1 << 15
 
 func newNames() names { return names{table: map[gearsfs.Ino]name{}} }
@@ -47,12 +48,21 @@ func (t *names) get(ino gearsfs.Ino) (name, bool) {
 }
 
 // learn remembers a name that the kernel is about to be told.
-func (s *server) learn(attr *gearsfs.Attr, dir gearsfs.Ino, name string) {
+func (s *server) learn(attr *gearsfs.Attr, dir gearsfs.Ino, in string) {
 	if attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-		s.dirs.learn(attr.Ino, dir, name)
-	} else {
-		s.files.learn(attr.Ino, dir, name)
+		s.dirs.learn(attr.Ino, dir, in)
+		return
 	}
+	if old, full := s.files.learn(attr.Ino, name{dir, in}); full {
+		s.believe.names.push(gearsfs.Change{Ino: old.dir, Name: old.name})
+	}
+}
+
+// unlinked and renamed follow what the kernel has done to its names itself.
+func (s *server) unlinked(dir gearsfs.Ino, in string) { s.files.drop(name{dir, in}) }
+
+func (s *server) renamed(r dgm.Rename) {
+	s.files.move(name{r.Dir, r.Name}, name{r.NewDir, r.NewName}, r.Flags&unix.RENAME_EXCHANGE != 0)
 }
 
 // pathOf returns a directory's path in the volume, gearsfs.ErrStale where it has

@@ -1,12 +1,17 @@
 package mount_test
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -15,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm"
 )
 
 func TestPosix(t *testing.T) {
@@ -81,23 +87,6 @@ func TestAppendIsOneRecord(t *testing.T) {
 	require.Len(t, data, writers*each*98)
 }
 
-func TestUnlinkedFileStaysWhileOpen(t *testing.T) {
-	f := newFixture(t)
-	file, err := os.Create(f.path("f"))
-	require.NoError(t, err)
-	defer file.Close()
-	_, err = file.WriteString("still here")
-	require.NoError(t, err)
-	require.NoError(t, os.Remove(f.path("f")))
-	buf := make([]byte, 20)
-	n, err := file.ReadAt(buf, 0)
-	require.Equal(t, io.EOF, err)
-	require.Equal(t, "still here", string(buf[:n]))
-	again, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
-	require.NoError(t, err, "a file without a name opens through /proc")
-	require.NoError(t, again.Close())
-}
-
 func TestRenameOverOpenFile(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, os.WriteFile(f.path("f"), []byte("old"), 0o644))
@@ -114,53 +103,107 @@ func TestRenameOverOpenFile(t *testing.T) {
 	require.Equal(t, "new", string(data))
 }
 
-func TestRenameFlags(t *testing.T) {
-	f := newFixture(t)
-	require.NoError(t, os.WriteFile(f.path("a"), []byte("a"), 0o644))
-	require.NoError(t, os.WriteFile(f.path("b"), []byte("b"), 0o644))
-	at := unix.AT_FDCWD
-	require.ErrorIs(t, unix.Renameat2(at, f.path("a"), at, f.path("b"), unix.RENAME_NOREPLACE), unix.EEXIST)
-	require.NoError(t, unix.Renameat2(at, f.path("a"), at, f.path("b"), unix.RENAME_EXCHANGE))
-	data, err := os.ReadFile(f.path("a"))
-	require.NoError(t, err)
-	require.Equal(t, "b", string(data))
-	require.ErrorIs(t, unix.Renameat2(at, f.path("a"), at, f.path("c"), unix.RENAME_WHITEOUT), unix.EINVAL)
-}
-
-// TestReadDirWhileChanging removes each name as it is read, and adds others.
+// TestReadDirWhileChanging reads a large directory through two mounts at once,
+// while names are removed and added behind, at and before the place of reading,
+// here and elsewhere. What is there all the time comes once, in order.
 func TestReadDirWhileChanging(t *testing.T) {
 	f := newFixture(t)
-	const n = 2000
-	for i := range n {
-		require.NoError(t, os.WriteFile(f.path(fmt.Sprintf("f%05d", i)), nil, 0o644))
+	second := t.TempDir()
+	mountOn(t, session(t, f.vol), second, "")
+	const n = 100_000
+	name := func(i int) string { return fmt.Sprintf("f%06d", i) }
+	var makers sync.WaitGroup
+	for w := range 64 {
+		makers.Go(func() {
+			for i := w; i < n; i += 64 {
+				if _, err := f.other.Make(t.Context(), gearsfs.RootIno, name(i), dgm.Make{Mode: unix.S_IFREG | 0o644}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
 	}
+	makers.Wait()
+	var readers sync.WaitGroup
+	for m, dir := range []string{f.dir, second} {
+		readers.Go(func() { readWhileChanging(t, dir, m, n, name) })
+	}
+	readers.Wait()
+	entries, err := os.ReadDir(second)
+	require.NoError(t, err)
+	require.True(t, slices.IsSortedFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) }))
+}
+
+// readWhileChanging reads dir and removes, of all names, those whose number is m
+// modulo 100 as soon as it has read them.
+func readWhileChanging(t *testing.T, dir string, m, n int, name func(int) string) {
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer d.Close()
+	last, next := "", 0
+	for {
+		names, err := d.Readdirnames(1000)
+		for _, now := range names {
+			if now <= last {
+				t.Errorf("%s came after %s", now, last)
+				return
+			}
+			last = now
+			var i int
+			if _, err := fmt.Sscanf(now, "f%06d", &i); err != nil || now != name(i) {
+				continue // one that was added
+			}
+			for ; next < i; next++ {
+				if next%100 > 1 {
+					t.Errorf("%s was missed", name(next))
+					return
+				}
+			}
+			next = i + 1
+			if i%100 != m {
+				continue
+			}
+			if err := os.Remove(filepath.Join(dir, now)); err != nil {
+				t.Error(err)
+			}
+			for _, more := range []string{"a" + now, now + "a", "g" + now} {
+				if err := os.WriteFile(filepath.Join(dir, more), nil, 0o644); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+	}
+	if next < n-100 {
+		t.Errorf("the names from %s on were missed", name(next))
+	}
+}
+
+// TestRewindDir: rewinding reads anew.
+func TestRewindDir(t *testing.T) {
+	f := newFixture(t)
+	require.NoError(t, os.WriteFile(f.path("b"), nil, 0o644))
 	d, err := os.Open(f.dir)
 	require.NoError(t, err)
 	defer d.Close()
-	seen := map[string]bool{}
-	last := ""
-	for {
-		names, err := d.Readdirnames(50)
-		for _, name := range names {
-			require.False(t, seen[name], "%s came twice", name)
-			require.Greater(t, name, last, "sorted")
-			seen[name], last = true, name
-			require.NoError(t, os.Remove(f.path(name)))
-			require.NoError(t, os.WriteFile(f.path("a"+name), nil, 0o644))
-		}
-		if err == io.EOF {
-			break
-		}
-		require.NoError(t, err)
-	}
-	for i := range n {
-		require.True(t, seen[fmt.Sprintf("f%05d", i)], "f%05d was missed", i)
-	}
-	_, err = d.Seek(0, io.SeekStart)
-	require.NoError(t, err)
 	names, err := d.Readdirnames(-1)
 	require.NoError(t, err)
-	require.Len(t, names, n, "rewinding reads anew")
+	require.Equal(t, []string{"b"}, names)
+	require.NoError(t, os.WriteFile(f.path("a"), nil, 0o644))
+	_, err = d.Seek(0, io.SeekStart)
+	require.NoError(t, err)
+	names, err = d.Readdirnames(-1)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, names)
 }
 
 // TestSeekDir goes back to each place of a directory and reads on from there.
@@ -216,7 +259,11 @@ func readDents(t *testing.T, fd int) []dent {
 
 // writeThroughMap changes a file through a shared mapping and syncs it.
 func writeThroughMap(args []string) error {
-	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
+	flags, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(args[0], os.O_RDWR|flags, 0)
 	if err != nil {
 		return err
 	}
@@ -254,15 +301,60 @@ func readThroughMap(args []string) error {
 }
 
 func TestSharedMapping(t *testing.T) {
+	for name, flags := range map[string]int{"plain": 0, "append": os.O_APPEND, "direct": unix.O_DIRECT} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			require.NoError(t, os.WriteFile(f.path("f"), bytes.Repeat([]byte("a"), 64<<10), 0o644))
+			cached, err := os.Open(f.path("f"))
+			require.NoError(t, err)
+			defer cached.Close()
+			_, err = io.ReadAll(cached)
+			require.NoError(t, err)
+			out, err := child("mmap", f.path("f"), strconv.Itoa(flags)).CombinedOutput()
+			require.NoError(t, err, string(out))
+			data := make([]byte, 64<<10+1)
+			n, err := cached.ReadAt(data, 0)
+			require.Equal(t, io.EOF, err)
+			require.Equal(t, 64<<10, n)
+			require.Equal(t, "mappeda", string(data[40000:40007]))
+			require.Equal(t, "not syncedaa", string(data[50000:50012]))
+		})
+	}
+}
+
+// TestMappedQueue maps a queue that is taken from. Two handles that count from
+// different beginnings can't both have the file's pages; the second is told so.
+func TestMappedQueue(t *testing.T) {
 	f := newFixture(t)
-	require.NoError(t, os.WriteFile(f.path("f"), bytes.Repeat([]byte("a"), 64<<10), 0o644))
-	out, err := child("mmap", f.path("f")).CombinedOutput()
-	require.NoError(t, err, string(out))
-	data, err := os.ReadFile(f.path("f"))
+	f.put(t, "/q", gearsfs.DataKey, "aaaa", "bbbb", "cccc", "dddd")
+	require.Equal(t, "aaaa", f.mustShell(t, "cat .gears/streams/q/data/take"))
+	map4 := func() (in io.WriteCloser, lines *bufio.Scanner, wait func() error) {
+		cmd := child("readmap", f.path("q"))
+		in, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		return in, bufio.NewScanner(out), cmd.Wait
+	}
+	in, lines, wait := map4()
+	require.True(t, lines.Scan())
+	require.Equal(t, "bbbb", lines.Text())
+	require.Equal(t, "bbbb", f.mustShell(t, "cat .gears/streams/q/data/take"))
+	_, lines2, wait2 := map4()
+	require.False(t, lines2.Scan())
+	require.ErrorContains(t, wait2(), "exit status", "a page that can't be had is SIGBUS")
+	requireContent(t, "ccccdddd", f.path("q"))
+	_, err := in.Write([]byte("\n"))
 	require.NoError(t, err)
-	require.Equal(t, "mappeda", string(data[40000:40007]))
-	require.Equal(t, "not syncedaa", string(data[50000:50012]))
-	require.Len(t, data, 64<<10)
+	require.True(t, lines.Scan())
+	require.Contains(t, []string{"bbbb", "\x00\x00\x00\x00"}, lines.Text())
+	require.NoError(t, wait())
+	in, lines, wait = map4()
+	require.True(t, lines.Scan())
+	require.Equal(t, "cccc", lines.Text(), "nobody else has it mapped any more")
+	require.NoError(t, in.Close())
+	require.Error(t, wait(), "its input ended")
 }
 
 func TestSQLite(t *testing.T) {
@@ -281,18 +373,6 @@ sqlite3 db 'select count(*) from t; pragma integrity_check'
 `), "60\nok\n")
 		})
 	}
-}
-
-func TestTmpfile(t *testing.T) {
-	f := newFixture(t)
-	fd, err := unix.Open(f.dir, unix.O_TMPFILE|unix.O_RDWR, 0o600)
-	require.NoError(t, err)
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte("x"))
-	require.NoError(t, err)
-	entries, err := os.ReadDir(f.dir)
-	require.NoError(t, err)
-	require.Empty(t, entries)
 }
 
 // TestWriteDropsPrivileges is what the kernel leaves to the file system: a
@@ -339,24 +419,4 @@ func TestStatFS(t *testing.T) {
 	require.NotZero(t, st.Blocks)
 	require.NotZero(t, st.Bavail)
 	require.EqualValues(t, 255, st.Namelen)
-}
-
-func TestSparse(t *testing.T) {
-	f := newFixture(t)
-	file, err := os.Create(f.path("f"))
-	require.NoError(t, err)
-	defer file.Close()
-	const far = 3 << 40
-	_, err = file.WriteAt([]byte("end"), far)
-	require.NoError(t, err)
-	off, err := unix.Seek(int(file.Fd()), 0, unix.SEEK_DATA)
-	require.NoError(t, err)
-	require.Greater(t, off, int64(1<<40))
-	buf := make([]byte, 3)
-	_, err = file.ReadAt(buf, far)
-	require.NoError(t, err)
-	require.Equal(t, "end", string(buf))
-	_, err = file.ReadAt(buf, 1<<40)
-	require.NoError(t, err)
-	require.Equal(t, "\x00\x00\x00", string(buf))
 }

@@ -34,6 +34,7 @@ type putter struct {
 	appendMax int
 
 	mu      sync.Mutex // not held over a call to the Manager
+	round   uint64     // raised when what is in buf is committed or dropped
 	buf     []byte
 	begun   bool // a write came since the last commit
 	refused bool // the record that is being written is too large
@@ -80,9 +81,11 @@ func (p *putter) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data
 	p.begun = true
 	if p.refused || len(p.buf)+len(data) > gearsfs.RecordBytesMax {
 		p.refused, p.buf = true, nil
+		s.effect(putterEffect(in.Fh, p, nil))
 		return 0, fuse.Status(syscall.EMSGSIZE)
 	}
 	p.buf = append(p.buf, data...)
+	s.effect(putterEffect(in.Fh, p, data))
 	return uint32(len(data)), fuse.OK
 }
 
@@ -156,10 +159,12 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 		p.dead = true
 	}
 	if !mine {
+		s.effect(putterEffect(in.Fh, p, nil))
 		p.mu.Unlock()
 		return fuse.OK
 	}
 	data, ready, refused := p.takeLocked()
+	s.effect(putterEffect(in.Fh, p, nil))
 	p.mu.Unlock()
 	switch {
 	case refused:
@@ -174,6 +179,7 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 func (p *putter) takeLocked() (data []byte, ready, refused bool) {
 	data, ready, refused = p.buf, p.begun && !p.refused && !p.dead, p.refused
 	p.buf, p.begun, p.refused = nil, false, false
+	p.round++
 	return data, ready, refused
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/gearsfs/gearsfs"
 )
 
-// retries are the threads whose OPEN or READLINK was answered with ESTALE. The
+// retries are the threads whose OPEN, READLINK or GETATTR was answered with ESTALE. The
 // kernel looks the whole path up again and uses what it finds, but tells the
 // program of a second ESTALE: so what the thread has looked up since is kept
 // for it, even where its name leads elsewhere by then.
@@ -25,6 +25,10 @@ type retry struct {
 	told gearsfs.Ino // was answered with ESTALE; comes again where there is no name to look up
 	kept gearsfs.Ino // a file that was looked up since and is open in the Manager; 0 for none
 
+	weak bool        // it was a GETATTR, which need not be of an open(2): nothing is kept open
+	seen gearsfs.Ino // then what was looked up since; 0 for none
+	at   name        // by this name; another is no part of the retry
+
 	link   gearsfs.Ino // a symbolic link that was looked up since; 0 for none
 	target string
 }
@@ -33,6 +37,15 @@ const retriesMax = 1 << 10
 
 // stale answers a thread's OPEN or READLINK of an inode with ESTALE.
 func (s *server) stale(thread uint32, ino gearsfs.Ino) fuse.Status {
+	return s.staleRetry(thread, retry{told: ino})
+}
+
+// staleAttr answers a thread's GETATTR of an inode with ESTALE.
+func (s *server) staleAttr(thread uint32, ino gearsfs.Ino) fuse.Status {
+	return s.staleRetry(thread, retry{told: ino, weak: true})
+}
+
+func (s *server) staleRetry(thread uint32, r retry) fuse.Status {
 	t := &s.retries
 	t.mu.Lock()
 	dropped := []retry{t.table[thread]}
@@ -40,7 +53,7 @@ func (s *server) stale(thread uint32, ino gearsfs.Ino) fuse.Status {
 		dropped = slices.Collect(maps.Values(t.table))
 		clear(t.table)
 	}
-	t.table[thread] = retry{told: ino}
+	t.table[thread] = r
 	t.mu.Unlock()
 	for _, r := range dropped {
 		s.unkeep(r)
@@ -57,7 +70,7 @@ func (s *server) unkeep(r retry) {
 
 // lookupAgain looks a name up for a thread that was told ESTALE and keeps what
 // it finds; ok is false where the thread was not told.
-func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr gearsfs.Attr, ok bool, err error) {
+func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, in string) (attr gearsfs.Attr, ok bool, err error) {
 	t := &s.retries
 	t.mu.Lock()
 	old, ok := t.table[thread]
@@ -65,13 +78,24 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr 
 	if !ok {
 		return attr, false, nil
 	}
+	if old.seen != 0 && old.at != (name{dir, in}) {
+		t.take(thread)
+		return attr, false, nil
+	}
 	for {
-		if attr, err = s.m.Lookup(s.ctx, dir, name); err != nil {
+		if attr, err = s.m.Lookup(s.ctx, dir, in); err != nil {
+			s.unkeep(t.take(thread)) // the path leads nowhere
 			return attr, true, err
 		}
-		now := retry{told: old.told}
+		now := retry{told: old.told, weak: old.weak}
 		switch attr.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
+			now.told = 0
+			if old.weak {
+				now.seen, now.at = attr.Ino, name{dir, in}
+				attr, err = s.lookupCertain(attr.Ino, dir, in)
+				break
+			}
 			now.kept = attr.Ino
 			attr, err = s.m.Open(s.ctx, attr.Ino)
 		case unix.S_IFLNK:
@@ -93,6 +117,21 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, name string) (attr 
 			return attr, true, err
 		}
 	}
+}
+
+// lookupCertain is for a name that the replica, which may lag, says to lead to
+// ino: gearsfs.ErrStale where it does not any more. What an OPEN was answered
+// makes the replica catch up; a GETATTR does not.
+func (s *server) lookupCertain(ino, dir gearsfs.Ino, name string) (gearsfs.Attr, error) {
+	if _, err := s.m.Open(s.ctx, ino); err != nil {
+		return gearsfs.Attr{}, err
+	}
+	defer s.unopen(ino)
+	attr, err := s.m.Lookup(s.ctx, dir, name)
+	if err == nil && attr.Ino != ino {
+		err = gearsfs.ErrStale
+	}
+	return attr, err
 }
 
 // readlink reads a link for a request of thread.
@@ -134,7 +173,7 @@ func (s *server) openCurrent(ino gearsfs.Ino, thread uint32) (gearsfs.Attr, fuse
 	default:
 		return attr, status(err)
 	}
-	if r.told == ino || r.kept == ino {
+	if r.told == ino || r.kept == ino || r.seen == ino {
 		return attr, fuse.OK
 	}
 	current, err := s.current(&attr)
@@ -150,22 +189,31 @@ func (s *server) openCurrent(ino gearsfs.Ino, thread uint32) (gearsfs.Attr, fuse
 	return attr, fuse.OK
 }
 
-// current reports whether the name under which the kernel knows an inode still
-// leads to it. One that is not remembered is believed.
+// currentNamesMax is how many names of a file an OPEN looks up before it has the
+// kernel look up the one that it means.
+const currentNamesMax = 4
+
+// current reports whether every name under which the kernel may know an inode
+// still leads to it: which of them an OPEN came by is not said. Where none is
+// remembered the kernel has been told of a change since it looked the name up,
+// maybe in a replica that did not have the change yet.
 func (s *server) current(attr *gearsfs.Attr) (bool, error) {
-	if attr.Nlink == 0 {
+	names := s.files.of(attr.Ino)
+	if attr.Nlink == 0 || len(names) == 0 || len(names) > currentNamesMax {
 		return false, nil
 	}
-	n, ok := s.files.get(attr.Ino)
-	if !ok {
-		return true, nil
+	for _, n := range names {
+		now, err := s.m.Lookup(s.ctx, n.dir, n.name)
+		switch errno(err) {
+		case 0:
+			if now.Ino != attr.Ino {
+				return false, nil
+			}
+		case syscall.ENOENT, syscall.ESTALE, syscall.ENOTDIR:
+			return false, nil
+		default:
+			return false, err
+		}
 	}
-	now, err := s.m.Lookup(s.ctx, n.dir, n.name)
-	switch errno(err) {
-	case 0:
-		return now.Ino == attr.Ino, nil
-	case syscall.ENOENT, syscall.ESTALE, syscall.ENOTDIR:
-		return false, nil
-	}
-	return false, err
+	return true, nil
 }

@@ -13,48 +13,65 @@ import (
 	"github.com/gearsfs/gearsfs/dgm"
 )
 
-// server answers the kernel's requests for one mount. go-fuse calls each
-// method on a goroutine of its own, so all of them are safe for concurrent use
-// and may wait.
+// server answers the kernel's requests for one mount, or one of them (see
+// call). go-fuse calls each method on a goroutine of its own, so all of them are
+// safe for concurrent use and may wait.
 type server struct {
+	*shared
+	call *call // whose handler this is; nil outside of requests
+
+	// ctx is the call, or the life of the mount. Requests that do not wait run
+	// under it, not under their cancel channel, because a process that gets a
+	// signal must not see a change half done.
+	ctx context.Context
+}
+
+// shared is what all requests of a mount have in common.
+type shared struct {
 	fuse.RawFileSystem // ENOSYS for what is not defined here
 	m                  dgm.Manager
 	o                  Options
 	log                *slog.Logger
+	keeper             *keeper // nil where nothing takes the mount over
+	calls              calls
 
-	// ctx is the life of the mount: requests that do not wait run under it,
-	// because a process that gets a signal must not see a change half done.
-	ctx    context.Context
+	life   context.Context // of the mount
 	cancel context.CancelFunc
 
 	writeMax int // bytes that one WRITE request carries at most
 	inodes   inodes
 	control  nodes
 	dirs     names
-	files    names
+	files    dentries
 	retries  retries
 	handles  handles
 	believe  believe
 	told     told
+	locks    locks
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
 
 func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) *server {
-	s := &server{
+	s := &shared{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		m:             m, o: o, log: log,
 		writeMax: writeMax,
 		inodes:   inodes{table: map[gearsfs.Ino]*inode{}},
 		control:  newNodes(),
-		dirs:     newNames(), files: newNames(),
+		dirs:     newNames(), files: newDentries(),
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
 		told:    newTold(),
+		locks:   locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}},
 	}
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	return s
+	if o.Succession != nil {
+		s.keeper = o.Succession.keeper
+		s.keeper.log = log
+	}
+	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return &server{shared: s, ctx: s.life}
 }
 
 func (s *server) String() string { return subtype }
@@ -140,17 +157,20 @@ func (s *server) Forget(node, lookups uint64) {
 	s.told.forget(gearsfs.Ino(node))
 }
 
-func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	u, err := s.m.StatFS(s.ctx)
+func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	ino := gearsfs.Ino(in.NodeId)
+	if isControl(in.NodeId) {
+		ino = gearsfs.RootIno
+	}
+	u, err := s.m.StatFS(s.ctx, ino)
 	if err != nil {
-		return status(err)
+		return gone(err)
 	}
 	const block = 4096
 	*out = fuse.StatfsOut{
 		Bsize: block, Frsize: block, NameLen: gearsfs.NameBytesMax,
-		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesFree / block,
-		// An inode takes some hundred bytes of the same space.
-		Files: u.Inodes + u.BytesFree/1024, Ffree: u.BytesFree / 1024,
+		Blocks: u.BytesTotal / block, Bfree: u.BytesFree / block, Bavail: u.BytesAvail / block,
+		Files: u.Inodes + u.InodesFree, Ffree: u.InodesFree,
 	}
 	return fuse.OK
 }

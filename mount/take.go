@@ -67,6 +67,7 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte
 		err := t.fetch(ctx, s, in.Flags&unix.O_NONBLOCK != 0)
 		if errors.Is(err, gearsfs.ErrEnd) {
 			t.ended = true
+			s.effect(takerEffect(in.Fh, t, false))
 		} else if err != nil {
 			return nil, status(err)
 		}
@@ -74,13 +75,17 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte
 	if t.ended {
 		return nil, fuse.OK
 	}
+	first := t.sent == 0
 	data := t.record.Data[t.sent:]
 	data = data[:min(len(data), int(in.Size))]
 	t.sent += len(data)
 	if len(data) > 0 || in.Size == 0 {
+		s.effect(takerEffect(in.Fh, t, first))
 		return data, fuse.OK
 	}
-	return nil, gone(t.settle(s, true))
+	err := t.settle(s, true)
+	s.effect(takerEffect(in.Fh, t, false))
+	return nil, gone(err)
 }
 
 // fetch waits for a record.
@@ -138,6 +143,7 @@ func (t *taker) flush(s *server, in *fuse.FlushIn) fuse.Status {
 	}
 	if t.takes && t.record != nil {
 		t.dying = processOf(in.Pid).dying
+		s.effect(takerEffect(in.Fh, t, false))
 	}
 	return fuse.OK
 }
@@ -161,6 +167,9 @@ type replay struct {
 	begun   bool
 	until   gearsfs.Seq // the seq of the first record that is not shown
 	after   gearsfs.Seq // that of the last one fetched
+	given   gearsfs.Seq // that of the last one read to its end
+	part    int         // bytes that were read of the next one
+	skip    int         // those of them that a process before has read
 	records []gearsfs.Record
 	ended   bool // nothing is left to be fetched
 }
@@ -200,10 +209,13 @@ func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byt
 		data := r.records[0].Data
 		n := min(len(data), cap(out)-len(out))
 		out = append(out, data[:n]...)
+		r.part += n
 		if r.records[0].Data = data[n:]; n == len(data) {
+			r.given, r.part = r.records[0].Place.Seq, 0
 			r.records = r.records[1:]
 		}
 	}
+	s.effect(replayEffect(in.Fh, r))
 	return out, fuse.OK
 }
 
@@ -231,6 +243,10 @@ func (r *replay) fetch(s *server) error {
 			break
 		}
 		r.after = records[i].Place.Seq
+	}
+	if len(records) > 0 && r.skip > 0 {
+		records[0].Data = records[0].Data[min(r.skip, len(records[0].Data)):]
+		r.skip = 0
 	}
 	r.records = records
 	return nil

@@ -18,6 +18,7 @@ import (
 // text is an open file of the control tree that describes something. It is
 // rendered by the first read and by each that begins at its start again.
 type text struct {
+	at     place
 	render func(ctx context.Context) (string, error)
 
 	mu   sync.Mutex

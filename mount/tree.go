@@ -24,13 +24,11 @@ func (s *server) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *
 	if !retried {
 		attr, err = s.m.Lookup(s.ctx, dir, name)
 	}
-	switch errno(err) {
-	case 0:
+	if err == nil {
 		s.entry(out, attr, dir, name, at)
-	case syscall.ENOENT: // an answer to keep: node id 0
-		out.SetEntryTimeout(s.entryValid(at))
-		return fuse.OK
 	}
+	// That a name is missing is not for the kernel to keep: it would not ask
+	// when it opens what others have made and closed meanwhile.
 	return status(err)
 }
 
@@ -40,8 +38,12 @@ func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOu
 	}
 	at := s.believe.now()
 	attr, err := s.m.GetAttr(s.ctx, gearsfs.Ino(in.NodeId))
-	if err != nil {
-		return gone(err)
+	switch errno(err) {
+	case 0:
+	case syscall.ENOENT, syscall.ESTALE:
+		return s.staleAttr(in.Pid, gearsfs.Ino(in.NodeId))
+	default:
+		return status(err)
 	}
 	s.tell(&out.Attr, attr)
 	out.SetTimeout(s.attrValid(at))
@@ -139,13 +141,13 @@ func (s *server) made(attr gearsfs.Attr, st fuse.Status, dir uint64, name string
 
 func (s *server) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: in.Mode, Rdev: in.Rdev})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: in.Mode, Rdev: in.Rdev, Umask: in.Umask})
 	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
 func (s *server) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFDIR | in.Mode&0o7777})
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFDIR | in.Mode&0o7777, Umask: in.Umask})
 	return s.made(attr, st, in.NodeId, name, at, out)
 }
 
@@ -181,7 +183,11 @@ func (s *server) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.
 	if isControl(in.NodeId) || name == reserved {
 		return fuse.EPERM
 	}
-	return status(s.m.Unlink(s.ctx, gearsfs.Ino(in.NodeId), name))
+	err := s.m.Unlink(s.ctx, gearsfs.Ino(in.NodeId), name)
+	if err == nil {
+		s.unlinked(gearsfs.Ino(in.NodeId), name)
+	}
+	return status(err)
 }
 
 func (s *server) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
@@ -195,17 +201,23 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 	if isControl(in.NodeId) || isControl(in.Newdir) || name == reserved || newName == reserved {
 		return fuse.EPERM
 	}
-	return status(s.m.Rename(s.ctx, dgm.Rename{
+	rename := dgm.Rename{
 		Dir: gearsfs.Ino(in.NodeId), Name: name,
 		NewDir: gearsfs.Ino(in.Newdir), NewName: newName, Flags: in.Flags,
-	}))
+	}
+	err := s.m.Rename(s.ctx, rename)
+	if err == nil {
+		s.renamed(rename)
+	}
+	return status(err)
 }
 
 // Create makes a file and opens it. Where the name exists by now, ESTALE makes
 // the kernel look it up and check the permissions of what it finds.
 func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777})
+	s.unkeep(s.retries.take(in.Pid)) // what the thread was told ESTALE about is gone
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	switch {
 	case st == fuse.Status(syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
 		return fuse.Status(syscall.ESTALE)
@@ -223,8 +235,8 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 // Tmpfile makes a file without a name (O_TMPFILE): it has one until it is open.
 func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
-	name := ".gears-tmpfile-" + randomName()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777})
+	name := ".gears-tmpfile-" + s.uniqueName()
+	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	if st != fuse.OK {
 		return st
 	}

@@ -3,13 +3,12 @@ package mount
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -17,9 +16,9 @@ import (
 // believe is what the kernel may believe and how it is told not to: the watch
 // on what other sessions change and the notices that follow from it.
 type believe struct {
-	kernel *fuse.Server
-	conn   *os.File // the FUSE connection, for what go-fuse has no call for
-	epochs bool     // the kernel knows FUSE_NOTIFY_INC_EPOCH
+	conn   *os.File           // the FUSE connection
+	send   func([]byte) error // sends a notice for this process; may be nil
+	epochs bool               // the kernel knows FUSE_NOTIFY_INC_EPOCH
 
 	watched atomic.Bool   // a watch is alive
 	moment  atomic.Uint64 // counts batches of changes and the ends of watches
@@ -53,13 +52,54 @@ func (b *believe) valid(at moment) time.Duration {
 
 // dropPages makes the kernel forget the pages and attributes of a file.
 func (b *believe) dropPages(ino gearsfs.Ino) {
-	b.kernel.InodeNotify(uint64(ino), 0, 0) // ENOENT where it has none is as good
+	b.notify(noticeInode, inodeNotice(ino, 0)) // an error where it has none is as good
 }
 
 // dropAttr makes the kernel ask for the attributes of a file again. It needs no
 // lock in the kernel, so a request on the file may call it.
 func (b *believe) dropAttr(ino gearsfs.Ino) {
-	b.kernel.InodeNotify(uint64(ino), -1, 0)
+	b.notifyHere(noticeInode, inodeNotice(ino, -1))
+}
+
+// Kinds of notices (enum fuse_notify_code in include/uapi/linux/fuse.h).
+const (
+	noticeInode  = 2
+	noticeEntry  = 3
+	noticeResend = 7
+	noticeEpoch  = 8 // Linux 6.16
+)
+
+func inodeNotice(ino gearsfs.Ino, offset int64) []byte {
+	b := binary.NativeEndian.AppendUint64(nil, uint64(ino))
+	b = binary.NativeEndian.AppendUint64(b, uint64(offset))
+	return binary.NativeEndian.AppendUint64(b, 0) // to the end
+}
+
+func notice(kind uint32, body []byte) []byte {
+	const header = 16
+	b := binary.NativeEndian.AppendUint32(nil, uint32(header+len(body)))
+	b = binary.NativeEndian.AppendUint32(b, kind)
+	b = binary.NativeEndian.AppendUint64(b, 0)
+	return append(b, body...)
+}
+
+// notify sends a notice for which the kernel may wait: for a page that is being
+// read, or a directory that is being changed, until the request that does so is
+// answered. A process that is killed meanwhile does not end before that, so
+// where another is to take over and answer, it is the supervisor that waits.
+func (b *believe) notify(kind uint32, body []byte) error {
+	if b.send != nil {
+		if err := b.send(notice(kind, body)); !errors.Is(err, ErrNoSupervisor) {
+			return err
+		}
+	}
+	return b.notifyHere(kind, body)
+}
+
+// notifyHere sends a notice for which the kernel waits for nothing.
+func (b *believe) notifyHere(kind uint32, body []byte) error {
+	_, err := b.conn.Write(notice(kind, body))
+	return err
 }
 
 // changed is called with what others changed, in order.
@@ -78,29 +118,29 @@ func (b *believe) changed(changes []gearsfs.Change) {
 func (b *believe) changedHere(c gearsfs.Change) { b.changed([]gearsfs.Change{c}) }
 
 // notifyName tells of a name. It takes the directory's lock in the kernel.
+func (s *server) notifyName(c gearsfs.Change) {
+	s.files.told(name{c.Ino, c.Name}, func() { s.believe.notifyName(c) })
+}
+
 func (b *believe) notifyName(c gearsfs.Change) {
-	b.kernel.EntryNotify(uint64(c.Ino), c.Name)
+	body := binary.NativeEndian.AppendUint64(nil, uint64(c.Ino))
+	body = binary.NativeEndian.AppendUint32(body, uint32(len(c.Name)))
+	body = binary.NativeEndian.AppendUint32(body, 0)
+	b.notify(noticeEntry, append(append(body, c.Name...), 0))
 }
 
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
 func (b *believe) notifyInode(c gearsfs.Change) {
-	offset := int64(-1) // only the attributes
 	if c.Data && c.Name == "" {
-		offset = 0
+		b.dropPages(c.Ino)
+	} else {
+		b.dropAttr(c.Ino)
 	}
-	b.kernel.InodeNotify(uint64(c.Ino), offset, 0)
 }
 
-// notifyEpoch makes the kernel look up every name again before it is used
-// (include/uapi/linux/fuse.h, Linux 6.16). It reports whether it can.
-func (b *believe) notifyEpoch() bool {
-	const size, incEpoch = 16, 8
-	var header [size]byte
-	binary.NativeEndian.PutUint32(header[0:], size)
-	binary.NativeEndian.PutUint32(header[4:], incEpoch)
-	_, err := b.conn.Write(header[:])
-	return err == nil
-}
+// notifyEpoch makes the kernel look up every name again before it is used. It
+// reports whether it can.
+func (b *believe) notifyEpoch() bool { return b.notifyHere(noticeEpoch, nil) == nil }
 
 // changedAll makes the kernel forget all that this mount told it.
 func (s *server) changedAll() {

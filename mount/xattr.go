@@ -1,8 +1,9 @@
 package mount
 
 import (
+	"fmt"
+	"os"
 	"strings"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ const (
 	xattrNode    = xattrPrefix + "node"    // the address of a node that serves the volume
 	xattrVolume  = xattrPrefix + "volume"  // the volume's name
 	xattrPath    = xattrPrefix + "path"    // a directory's path in the volume
+	xattrMount   = xattrPrefix + "mount"   // the processes of the mount: who keeps it, and who serves it
 	xattrStreams = xattrPrefix + "streams" // a file's keys, one per line
 )
 
@@ -30,8 +32,6 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 	switch {
 	case strings.HasPrefix(name, xattrPrefix):
 		value, err = s.ownXattr(ino, name)
-	case strings.HasPrefix(name, "system."):
-		return 0, fuse.Status(syscall.EOPNOTSUPP) // no ACLs are kept or enforced
 	default:
 		value, err = s.m.GetXattr(s.ctx, ino, name)
 	}
@@ -48,6 +48,8 @@ func (s *server) ownXattr(ino gearsfs.Ino, name string) ([]byte, error) {
 	switch name {
 	case xattrNode:
 		return []byte(s.o.Node), nil
+	case xattrMount:
+		return fmt.Appendf(nil, "%d %d", s.o.Supervisor, os.Getpid()), nil
 	case xattrVolume:
 		return []byte(s.o.Volume), nil
 	case xattrPath:
@@ -136,8 +138,6 @@ func mayChangeXattr(node uint64, name string) fuse.Status {
 	switch {
 	case isControl(node), strings.HasPrefix(name, xattrPrefix):
 		return fuse.EPERM
-	case strings.HasPrefix(name, "system."):
-		return fuse.Status(syscall.EOPNOTSUPP)
 	}
 	return fuse.OK
 }

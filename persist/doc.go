@@ -37,6 +37,9 @@
 //	remote    'n' name                                               RemoteRow   named nodes
 //	id        'k' ino(8) key 00 id                                   IdRow       ids of records that were put
 //	id order  'j' ino(8) key 00 number(8)                            the id      for forgetting them in order
+//	quota     'q' dir(8)                                             QuotaRow    limits and use of a directory and all below it
+//	count     'w' dir(8)                                             CountRow    directories that the count of a quota has to visit
+//	lock      'l' ino(8)                                             LockRow     locks of sessions on a file
 //	member    'm' id(8)                                              MemberRow   nodes of the group, and those that were
 //	shared    'b' origin(8) segment(8) at(8)                         SharedRow   pages of the block store that several rows refer to
 //

@@ -15,7 +15,7 @@ import (
 
 // go test ./persist -run TestGolden -write-golden makes what is missing in
 // testdata: golden-vN is of format version N; golden-vN-member and
-// golden-vN-queue and golden-vN-jump have what came later without making older
+// golden-vN-queue, -jump and -space have what came later without making older
 // data unreadable: a member of a group, with a snapshot installed; timers, ids
 // and transactions; jumps of log time. They are made once, and kept: those of
 // golden-v1… by the program of that version. golden-v2 has extents.
@@ -153,6 +153,30 @@ func goldenExtentRows() map[string][]byte {
 	return rows
 }
 
+// goldenSpaceRows has what quotas and locks are made of.
+func goldenSpaceRows() map[string][]byte {
+	rows := goldenQueueRows()
+	for key, row := range map[string]interface{ MarshalVT() ([]byte, error) }{
+		string(VolumeKey()): &wire.VolumeRow{Format: FormatVersion, Id: goldenIdentity.Volume[:], Name: "main",
+			AppliedIndex: 30, AppliedTerm: 3, LogTime: 1234567891, NextIno: 9, Inodes: 3, Bytes: 5000, NextFence: 7, Counting: 1},
+		string(InodeKey(2)): &wire.InodeRow{Mode: 0o100644, Nlink: 1, Streams: 2, Bytes: 5000, Counted: true, Quota: 1},
+		string(QuotaKey(1)): &wire.QuotaRow{Outer: 3, LimitBytes: 1 << 30, LimitInodes: 1000, Bytes: 5000, Inodes: 2},
+		string(QuotaKey(3)): &wire.QuotaRow{Bytes: 5000, Inodes: 2, Removed: true},
+		string(CountKey(1)): &wire.CountRow{After: "f"},
+		string(LockKey(2)): &wire.LockRow{Locks: []*wire.HeldLock{
+			{SessionMinted: 5, SessionSalt: 6, Lock: &wire.Lock{Owner: 7, Kind: 2, Start: 8, End: 9, Pid: 10}},
+			{SessionMinted: 5, SessionSalt: 6, Lock: &wire.Lock{Owner: 8, Flock: true, Kind: 1, Start: 20, End: 1<<63 - 1}},
+		}},
+	} {
+		value, err := row.MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		rows[key] = value
+	}
+	return rows
+}
+
 // goldenMemberRows has a row of each table that a member has.
 func goldenMemberRows() map[string][]byte {
 	rows := goldenRows()
@@ -177,6 +201,8 @@ func setGolden(t *testing.T, d *Data, rows map[string][]byte) {
 }
 
 func makeGoldenExtents(t *testing.T, dir string) { makeFounder(t, dir, goldenExtentRows()) }
+
+func makeGoldenSpace(t *testing.T, dir string) { makeFounder(t, dir, goldenSpaceRows()) }
 
 func makeFounder(t *testing.T, dir string, rows map[string][]byte) {
 	opts := smallData(vfs.Default)
@@ -206,6 +232,9 @@ func TestGolden(t *testing.T) {
 	})
 	t.Run("jump", func(t *testing.T) {
 		testGolden(t, v1+"-jump", makeNothing, goldenIdentity, goldenJumpRows())
+	})
+	t.Run("space", func(t *testing.T) {
+		testGolden(t, "testdata/golden-v2-space", makeGoldenSpace, goldenIdentity, goldenSpaceRows())
 	})
 	t.Run("member", func(t *testing.T) {
 		testGolden(t, v1+"-member", makeNothing, goldenMember(), goldenMemberRows())

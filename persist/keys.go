@@ -29,6 +29,9 @@ const (
 	TableIDOrder Table = 'j'
 	TableTimer   Table = 't'
 	TableShared  Table = 'b'
+	TableQuota   Table = 'q'
+	TableCount   Table = 'w'
+	TableLock    Table = 'l'
 )
 
 const (
@@ -106,6 +109,16 @@ func AppendSessionKey(dst []byte, id gearsfs.SessionID) []byte {
 func OrphanKey(ino gearsfs.Ino) []byte { return AppendOrphanKey(make([]byte, 0, inoBytes), ino) }
 
 func AppendOrphanKey(dst []byte, ino gearsfs.Ino) []byte { return appendIno(dst, TableOrphan, ino) }
+
+func QuotaKey(dir gearsfs.Ino) []byte {
+	return appendIno(make([]byte, 0, inoBytes), TableQuota, dir)
+}
+
+func LockKey(ino gearsfs.Ino) []byte { return appendIno(make([]byte, 0, inoBytes), TableLock, ino) }
+
+func CountKey(dir gearsfs.Ino) []byte {
+	return appendIno(make([]byte, 0, inoBytes), TableCount, dir)
+}
 
 func RemoteKey(name string) []byte {
 	return AppendRemoteKey(make([]byte, 0, 1+len(name)), name)
@@ -243,6 +256,12 @@ func OutRange(ino gearsfs.Ino, key gearsfs.Key, from, to gearsfs.Place) (lo, hi 
 func ParseInodeKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableInode) }
 
 func ParseOrphanKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableOrphan) }
+
+func ParseQuotaKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableQuota) }
+
+func ParseLockKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableLock) }
+
+func ParseCountKey(k []byte) (gearsfs.Ino, error) { return parseIno(k, TableCount) }
 
 func ParseDirentKey(k []byte) (dir gearsfs.Ino, name string, err error) {
 	return parseNamed(k, TableDirent)

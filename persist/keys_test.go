@@ -54,6 +54,12 @@ func (r row) bytes() []byte {
 		return OrphanKey(ino)
 	case TableMember:
 		return MemberKey(gearsfs.MemberID(r.a))
+	case TableQuota:
+		return QuotaKey(ino)
+	case TableCount:
+		return CountKey(ino)
+	case TableLock:
+		return LockKey(ino)
 	default:
 		return RemoteKey(r.name)
 	}
@@ -103,6 +109,12 @@ func parseRow(k []byte) (r row, err error) {
 		return r, err
 	case TableOrphan:
 		ino, err = ParseOrphanKey(k)
+	case TableQuota:
+		ino, err = ParseQuotaKey(k)
+	case TableCount:
+		ino, err = ParseCountKey(k)
+	case TableLock:
+		ino, err = ParseLockKey(k)
 	case TableRemote:
 		r.name, err = ParseRemoteKey(k)
 	case TableMember:

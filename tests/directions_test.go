@@ -41,9 +41,10 @@ var house = map[string]room{
 	"dgm": {rooms: []string{
 		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica",
 	}},
-	"dgm/dgmtest": {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
-	"mount":       {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
-	"wordcount":   {rooms: []string{nouns, "dgm"}},
+	"dgm/dgmtest":   {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
+	"mount":         {rooms: []string{nouns, "dgm", "mount/journal"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
+	"mount/journal": {outside: []string{"golang.org/x/sys"}},
+	"wordcount":     {rooms: []string{nouns, "dgm"}},
 	"cmd/internal/node": { // wires it all
 		rooms:   []string{nouns, "transport", "persist", "dgm", "mount"},
 		outside: []string{"golang.org/x/sys"},

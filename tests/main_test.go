@@ -35,7 +35,7 @@ func size(bounded, full int) int {
 var tools = map[string]string{
 	"cp": "coreutils", "wc": "coreutils", "diff": "diffutils", "tar": "tar", "rsync": "rsync", "git": "git",
 	"sqlite3": "sqlite3", "make": "make", "vim": "vim", "go": "golang", "mount": "mount", "umount": "mount",
-	"getfattr": "attr", "setfattr": "attr", "ip": "iproute2",
+	"getfattr": "attr", "setfattr": "attr", "ip": "iproute2", "fio": "fio",
 }
 
 func TestMain(m *testing.M) {

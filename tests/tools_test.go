@@ -27,6 +27,7 @@ func TestTools(t *testing.T) {
 		{"tar", testTar},
 		{"rsync", testRsync},
 		{"git", testGit},
+		{"fio", testFio},
 		{"sqlite journal", func(t *testing.T, at string) { testSqlite(t, at, "delete") }},
 		{"sqlite wal", func(t *testing.T, at string) { testSqlite(t, at, "wal") }},
 		{"make", testMake},
@@ -110,21 +111,25 @@ func testRsync(t *testing.T, at string) {
 }
 
 func testGit(t *testing.T, at string) {
-	origin := filepath.Join(dir(t), "origin")
-	git := command{dir: "..", env: []string{
+	git := command{dir: at, env: []string{
 		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b",
 		"GIT_CONFIG_NOSYSTEM=1", "HOME=" + dir(t),
 	}}
-	git.must(t, "git", "init", "-q", "-b", "main", origin)
-	git.dir = origin
-	for i := range 30 {
+	git.must(t, "git", "init", "-q", "-b", "main", "origin")
+	git.dir = at + "/origin"
+	commits := size(300, 5000)
+	git.stdin = strings.NewReader(commitHistory(commits))
+	git.must(t, "git", "fast-import", "--quiet")
+	git.stdin = nil
+	git.must(t, "git", "checkout", "-q", "main")
+	for i := range 20 {
 		name := fmt.Sprintf("f%d", i%7)
-		require.NoError(t, os.WriteFile(filepath.Join(origin, name), []byte(strings.Repeat(fmt.Sprintln(i), 100*i)), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(git.dir, name), []byte(strings.Repeat(fmt.Sprintln(i), 100*i)), 0o644))
 		git.must(t, "git", "add", name)
 		git.must(t, "git", "commit", "-q", "-m", fmt.Sprint("commit ", i))
 	}
 	git.dir = at
-	git.must(t, "git", "clone", "-q", "--no-local", origin, "clone")
+	git.must(t, "git", "clone", "-q", "--no-local", "origin", "clone")
 	git.dir = at + "/clone"
 	require.NoError(t, os.WriteFile(git.dir+"/new", []byte("new\n"), 0o644))
 	git.must(t, "git", "add", "new")
@@ -132,10 +137,46 @@ func testGit(t *testing.T, at string) {
 	git.must(t, "git", "gc", "-q", "--aggressive", "--prune=now")
 	git.must(t, "git", "fsck", "--full", "--strict")
 	require.Empty(t, git.must(t, "git", "status", "--porcelain"))
-	git.must(t, "git", "checkout", "-q", "HEAD~20")
+	git.must(t, "git", "checkout", "-q", fmt.Sprint("HEAD~", commits/2))
+	require.Empty(t, git.must(t, "git", "status", "--porcelain"))
 	git.must(t, "git", "checkout", "-q", "main")
 	git.must(t, "git", "worktree", "add", "-q", "../tree", "-b", "side")
-	require.Equal(t, "31\n", git.must(t, "git", "rev-list", "--count", "HEAD"))
+	require.Equal(t, fmt.Sprintln(commits+21), git.must(t, "git", "rev-list", "--count", "HEAD"))
+	git.must(t, "git", "diff", "--exit-code", "--no-index", "--", at+"/origin/src", at+"/tree/src")
+}
+
+// commitHistory is a repository for git fast-import: each commit changes one of the
+// files and adds another.
+func commitHistory(commits int) string {
+	var b strings.Builder
+	data := func(text string) { fmt.Fprintf(&b, "data %d\n%s\n", len(text), text) }
+	for i := range commits {
+		fmt.Fprintf(&b, "commit refs/heads/main\ncommitter a <a@b> %d +0000\n", 1_000_000_000+i)
+		data(fmt.Sprint("change ", i))
+		fmt.Fprintf(&b, "M 644 inline src/d%d/common%d\n", i%5, i%11)
+		data(strings.Repeat(fmt.Sprintf("line of %d\n", i), i%300))
+		fmt.Fprintf(&b, "M 755 inline src/d%d/own%d\n", i%17, i)
+		data(fmt.Sprint(i))
+	}
+	return b.String()
+}
+
+// testFio writes with several engines and block sizes at random places, and
+// reads back that each block is what was written there last.
+func testFio(t *testing.T, at string) {
+	for name, args := range map[string][]string{
+		"psync":  {"--ioengine=psync", "--bs=4k", "--fdatasync=16"},
+		"mmap":   {"--ioengine=mmap", "--bs=4k", "--fsync=64"},
+		"direct": {"--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=16k"},
+		"mixed":  {"--ioengine=psync", "--bsrange=512-256k", "--bs_unaligned=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			megabytes := size(4, 256)
+			must(t, at, "fio", append([]string{"--name=" + name, "--minimal", "--rw=randwrite", fmt.Sprintf("--size=%dm", megabytes),
+				fmt.Sprintf("--io_size=%dm", 2*megabytes), "--numjobs=2", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+				"--randseed=7", "--group_reporting"}, args...)...)
+		})
+	}
 }
 
 func testSqlite(t *testing.T, at, mode string) {
@@ -144,7 +185,7 @@ func testSqlite(t *testing.T, at, mode string) {
 		return command{stdin: strings.NewReader(".timeout 20000\n" + script)}.must(t, "sqlite3", "-bail", db)
 	}
 	require.Contains(t, sql("PRAGMA journal_mode="+mode+"; CREATE TABLE t(id INTEGER PRIMARY KEY, who, n);"), mode)
-	const writers, each = 4, 25
+	writers, each := 4, size(25, 2000)
 	t.Run("writers", func(t *testing.T) {
 		for w := range writers {
 			t.Run(fmt.Sprint(w), func(t *testing.T) {

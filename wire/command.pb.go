@@ -127,6 +127,9 @@ type Command struct {
 	//	*Command_CopyFile
 	//	*Command_Rewrite
 	//	*Command_CopyRange
+	//	*Command_SetQuota
+	//	*Command_CountQuota
+	//	*Command_Lock
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -466,6 +469,33 @@ func (x *Command) GetCopyRange() *CopyRange {
 	return nil
 }
 
+func (x *Command) GetSetQuota() *SetQuota {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetQuota); ok {
+			return x.SetQuota
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCountQuota() *CountQuota {
+	if x != nil {
+		if x, ok := x.Op.(*Command_CountQuota); ok {
+			return x.CountQuota
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetLock() *Lock {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Lock); ok {
+			return x.Lock
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -574,6 +604,18 @@ type Command_CopyRange struct {
 	CopyRange *CopyRange `protobuf:"bytes,45,opt,name=copy_range,json=copyRange,proto3,oneof"`
 }
 
+type Command_SetQuota struct {
+	SetQuota *SetQuota `protobuf:"bytes,40,opt,name=set_quota,json=setQuota,proto3,oneof"`
+}
+
+type Command_CountQuota struct {
+	CountQuota *CountQuota `protobuf:"bytes,41,opt,name=count_quota,json=countQuota,proto3,oneof"`
+}
+
+type Command_Lock struct {
+	Lock *Lock `protobuf:"bytes,42,opt,name=lock,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -625,6 +667,12 @@ func (*Command_CopyFile) isCommand_Op() {}
 func (*Command_Rewrite) isCommand_Op() {}
 
 func (*Command_CopyRange) isCommand_Op() {}
+
+func (*Command_SetQuota) isCommand_Op() {}
+
+func (*Command_CountQuota) isCommand_Op() {}
+
+func (*Command_Lock) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -2316,6 +2364,7 @@ type Make struct {
 	Open          bool                   `protobuf:"varint,6,opt,name=open,proto3" json:"open,omitempty"`
 	Uid           *uint32                `protobuf:"varint,7,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	Gid           *uint32                `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	Umask         uint32                 `protobuf:"varint,9,opt,name=umask,proto3" json:"umask,omitempty"` // of no effect where the directory has a default access control list
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2402,6 +2451,13 @@ func (x *Make) GetUid() uint32 {
 func (x *Make) GetGid() uint32 {
 	if x != nil && x.Gid != nil {
 		return *x.Gid
+	}
+	return 0
+}
+
+func (x *Make) GetUmask() uint32 {
+	if x != nil {
+		return x.Umask
 	}
 	return 0
 }
@@ -2643,7 +2699,7 @@ type SetAttr struct {
 	Gid           *uint32                `protobuf:"varint,4,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	Size          *uint64                `protobuf:"varint,5,opt,name=size,proto3,oneof" json:"size,omitempty"`
 	Base          *uint64                `protobuf:"varint,6,opt,name=base,proto3,oneof" json:"base,omitempty"`
-	Atime         *uint64                `protobuf:"fixed64,7,opt,name=atime,proto3,oneof" json:"atime,omitempty"` // 0 is log time
+	Atime         *uint64                `protobuf:"fixed64,7,opt,name=atime,proto3,oneof" json:"atime,omitempty"` // 0 is log time, 1<<63 the epoch
 	Mtime         *uint64                `protobuf:"fixed64,8,opt,name=mtime,proto3,oneof" json:"mtime,omitempty"`
 	Ctime         *uint64                `protobuf:"fixed64,9,opt,name=ctime,proto3,oneof" json:"ctime,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3046,6 +3102,208 @@ func (x *SetRemote) GetAddrs() string {
 	return ""
 }
 
+// SetQuota bounds what a directory and all below it may hold; what is absent
+// stays as it is.
+type SetQuota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           uint64                 `protobuf:"varint,1,opt,name=dir,proto3" json:"dir,omitempty"`
+	Bytes         *uint64                `protobuf:"varint,2,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"` // 0 is no limit
+	Inodes        *uint64                `protobuf:"varint,3,opt,name=inodes,proto3,oneof" json:"inodes,omitempty"`
+	Remove        bool                   `protobuf:"varint,4,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetQuota) Reset() {
+	*x = SetQuota{}
+	mi := &file_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetQuota) ProtoMessage() {}
+
+func (x *SetQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetQuota.ProtoReflect.Descriptor instead.
+func (*SetQuota) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SetQuota) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *SetQuota) GetBytes() uint64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *SetQuota) GetInodes() uint64 {
+	if x != nil && x.Inodes != nil {
+		return *x.Inodes
+	}
+	return 0
+}
+
+func (x *SetQuota) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+// CountQuota goes on counting what a quota is set on or taken from; the answer's
+// count is 0 when that is done.
+type CountQuota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountQuota) Reset() {
+	*x = CountQuota{}
+	mi := &file_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountQuota) ProtoMessage() {}
+
+func (x *CountQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
+func (*CountQuota) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{34}
+}
+
+// Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
+// takes, has, or gives up for one of its owners.
+type Lock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Owner         uint64                 `protobuf:"varint,2,opt,name=owner,proto3" json:"owner,omitempty"` // the session's to choose
+	Flock         bool                   `protobuf:"varint,3,opt,name=flock,proto3" json:"flock,omitempty"` // locks of flock and of fcntl do not mind each other
+	Kind          uint32                 `protobuf:"varint,4,opt,name=kind,proto3" json:"kind,omitempty"`   // 0: none, 1: others may have read locks, 2: nobody else may have one
+	Start         uint64                 `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"` // the last byte
+	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Lock) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Lock) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *Lock) GetFlock() bool {
+	if x != nil {
+		return x.Flock
+	}
+	return false
+}
+
+func (x *Lock) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Lock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Lock) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Lock) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 // Init makes an empty volume.
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3059,7 +3317,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3329,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3342,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Init) GetId() []byte {
@@ -3124,7 +3382,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3394,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3407,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 // Answer is what applying a command yields.
@@ -3172,7 +3430,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3442,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3455,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3292,7 +3550,7 @@ type FragmentedRow struct {
 
 func (x *FragmentedRow) Reset() {
 	*x = FragmentedRow{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3562,7 @@ func (x *FragmentedRow) String() string {
 func (*FragmentedRow) ProtoMessage() {}
 
 func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3575,7 @@ func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
 func (*FragmentedRow) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FragmentedRow) GetIno() uint64 {
@@ -3374,7 +3632,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3644,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3657,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3501,7 +3759,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3771,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3784,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3640,7 +3898,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +3910,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +3923,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3706,7 +3964,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +3976,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +3989,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -3752,7 +4010,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3764,7 +4022,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3777,7 +4035,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -3803,7 +4061,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +4073,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +4086,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -3839,7 +4097,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x8a\v\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x99\f\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -3879,7 +4137,11 @@ const file_command_proto_rawDesc = "" +
 	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x12,\n" +
 	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x123\n" +
 	"\n" +
-	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRangeB\x04\n" +
+	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x120\n" +
+	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
+	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
+	"countQuota\x12#\n" +
+	"\x04lock\x18* \x01(\v2\r.gearsfs.LockH\x00R\x04lockB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -4028,7 +4290,7 @@ const file_command_proto_rawDesc = "" +
 	"\bfrom_pos\x18\x02 \x01(\x04R\afromPos\x12\x10\n" +
 	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x04 \x01(\x04R\x03pos\x12\x16\n" +
-	"\x06length\x18\x05 \x01(\x04R\x06length\"\xbe\x01\n" +
+	"\x06length\x18\x05 \x01(\x04R\x06length\"\xd4\x01\n" +
 	"\x04Make\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4037,7 +4299,8 @@ const file_command_proto_rawDesc = "" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x12\n" +
 	"\x04open\x18\x06 \x01(\bR\x04open\x12\x15\n" +
 	"\x03uid\x18\a \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
-	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01B\x06\n" +
+	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12\x14\n" +
+	"\x05umask\x18\t \x01(\rR\x05umaskB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gid\">\n" +
 	"\x04Link\x12\x10\n" +
@@ -4096,7 +4359,24 @@ const file_command_proto_rawDesc = "" +
 	"\x06forget\x18\x03 \x01(\bR\x06forget\"5\n" +
 	"\tSetRemote\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05addrs\x18\x02 \x01(\tR\x05addrs\"N\n" +
+	"\x05addrs\x18\x02 \x01(\tR\x05addrs\"\x81\x01\n" +
+	"\bSetQuota\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\x04R\x03dir\x12\x19\n" +
+	"\x05bytes\x18\x02 \x01(\x04H\x00R\x05bytes\x88\x01\x01\x12\x1b\n" +
+	"\x06inodes\x18\x03 \x01(\x04H\x01R\x06inodes\x88\x01\x01\x12\x16\n" +
+	"\x06remove\x18\x04 \x01(\bR\x06removeB\b\n" +
+	"\x06_bytesB\t\n" +
+	"\a_inodes\"\f\n" +
+	"\n" +
+	"CountQuota\"\x92\x01\n" +
+	"\x04Lock\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\x04R\x05owner\x12\x14\n" +
+	"\x05flock\x18\x03 \x01(\bR\x05flock\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05start\x18\x05 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\x04R\x03end\x12\x10\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\"N\n" +
 	"\x04Init\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -4180,7 +4460,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),         // 0: gearsfs.Entry
 	(*Command)(nil),       // 1: gearsfs.Command
@@ -4215,16 +4495,19 @@ var file_command_proto_goTypes = []any{
 	(*Release)(nil),       // 30: gearsfs.Release
 	(*EndSession)(nil),    // 31: gearsfs.EndSession
 	(*SetRemote)(nil),     // 32: gearsfs.SetRemote
-	(*Init)(nil),          // 33: gearsfs.Init
-	(*Confirm)(nil),       // 34: gearsfs.Confirm
-	(*Answer)(nil),        // 35: gearsfs.Answer
-	(*FragmentedRow)(nil), // 36: gearsfs.FragmentedRow
-	(*TakenRecord)(nil),   // 37: gearsfs.TakenRecord
-	(*Attr)(nil),          // 38: gearsfs.Attr
-	(*Member)(nil),        // 39: gearsfs.Member
-	(*SetMember)(nil),     // 40: gearsfs.SetMember
-	(*MemberChange)(nil),  // 41: gearsfs.MemberChange
-	(*Verify)(nil),        // 42: gearsfs.Verify
+	(*SetQuota)(nil),      // 33: gearsfs.SetQuota
+	(*CountQuota)(nil),    // 34: gearsfs.CountQuota
+	(*Lock)(nil),          // 35: gearsfs.Lock
+	(*Init)(nil),          // 36: gearsfs.Init
+	(*Confirm)(nil),       // 37: gearsfs.Confirm
+	(*Answer)(nil),        // 38: gearsfs.Answer
+	(*FragmentedRow)(nil), // 39: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 40: gearsfs.TakenRecord
+	(*Attr)(nil),          // 41: gearsfs.Attr
+	(*Member)(nil),        // 42: gearsfs.Member
+	(*SetMember)(nil),     // 43: gearsfs.SetMember
+	(*MemberChange)(nil),  // 44: gearsfs.MemberChange
+	(*Verify)(nil),        // 45: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -4243,10 +4526,10 @@ var file_command_proto_depIdxs = []int32{
 	30, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
 	31, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
 	32, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	33, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	34, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	40, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	42, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	36, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	37, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	43, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	45, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
@@ -4254,43 +4537,46 @@ var file_command_proto_depIdxs = []int32{
 	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
 	22, // 26: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
-	4,  // 27: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
-	2,  // 28: gearsfs.Put.target:type_name -> gearsfs.Target
-	5,  // 29: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 30: gearsfs.Take.target:type_name -> gearsfs.Target
-	8,  // 31: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 32: gearsfs.Update.target:type_name -> gearsfs.Target
-	5,  // 33: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 34: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 35: gearsfs.Look.target:type_name -> gearsfs.Target
-	14, // 36: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	11, // 37: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	7,  // 38: gearsfs.Step.take:type_name -> gearsfs.Take
-	12, // 39: gearsfs.Step.look:type_name -> gearsfs.Look
-	9,  // 40: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	10, // 41: gearsfs.Step.update:type_name -> gearsfs.Update
-	6,  // 42: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 43: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 44: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 45: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 46: gearsfs.Configure.target:type_name -> gearsfs.Target
-	19, // 47: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	4,  // 48: gearsfs.Write.extents:type_name -> gearsfs.Extent
-	4,  // 49: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
-	4,  // 50: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
-	38, // 51: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	37, // 52: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	35, // 53: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	36, // 54: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
-	4,  // 55: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
-	4,  // 56: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
-	39, // 57: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	39, // 58: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	59, // [59:59] is the sub-list for method output_type
-	59, // [59:59] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	33, // 27: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	34, // 28: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	35, // 29: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	4,  // 30: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 31: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 32: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 33: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 34: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 35: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 36: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 37: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 38: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 39: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 40: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 41: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 42: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 43: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 44: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 45: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 46: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 47: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 48: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 49: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 50: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	4,  // 51: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 52: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 53: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	41, // 54: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	40, // 55: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	38, // 56: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	39, // 57: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	4,  // 58: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 59: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	42, // 60: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	42, // 61: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4325,6 +4611,9 @@ func file_command_proto_init() {
 		(*Command_CopyFile)(nil),
 		(*Command_Rewrite)(nil),
 		(*Command_CopyRange)(nil),
+		(*Command_SetQuota)(nil),
+		(*Command_CountQuota)(nil),
+		(*Command_Lock)(nil),
 	}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
 	file_command_proto_msgTypes[11].OneofWrappers = []any{}
@@ -4340,13 +4629,14 @@ func file_command_proto_init() {
 	file_command_proto_msgTypes[19].OneofWrappers = []any{}
 	file_command_proto_msgTypes[23].OneofWrappers = []any{}
 	file_command_proto_msgTypes[27].OneofWrappers = []any{}
+	file_command_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

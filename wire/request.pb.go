@@ -41,6 +41,7 @@ type Hello struct {
 	VolumeId      []byte `protobuf:"bytes,11,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	ClaimChecked  bool   `protobuf:"varint,12,opt,name=claim_checked,json=claimChecked,proto3" json:"claim_checked,omitempty"`
 	Attempt       uint64 `protobuf:"varint,13,opt,name=attempt,proto3" json:"attempt,omitempty"` // counts the client's hellos: void behind a later one
+	Lasting       bool   `protobuf:"varint,15,opt,name=lasting,proto3" json:"lasting,omitempty"` // a process that takes over will go on with the session, should this one die
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *Hello) GetAttempt() uint64 {
 		return x.Attempt
 	}
 	return 0
+}
+
+func (x *Hello) GetLasting() bool {
+	if x != nil {
+		return x.Lasting
+	}
+	return false
 }
 
 type Welcome struct {
@@ -604,8 +612,11 @@ type Response struct {
 	Leader        string                 `protobuf:"bytes,15,opt,name=leader,proto3" json:"leader,omitempty"` // with not-leader: the addresses of the one that leads, where it is known
 	Nodes         []*NodeInfo            `protobuf:"bytes,16,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Joined        *Joined                `protobuf:"bytes,17,opt,name=joined,proto3" json:"joined,omitempty"`
-	Fsck          *FsckReport            `protobuf:"bytes,18,opt,name=fsck,proto3" json:"fsck,omitempty"`
-	Segments      []uint64               `protobuf:"varint,19,rep,packed,name=segments,proto3" json:"segments,omitempty"`
+	Quota         *Quota                 `protobuf:"bytes,18,opt,name=quota,proto3" json:"quota,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,19,opt,name=lock,proto3" json:"lock,omitempty"`  // absent: nobody
+	Mine          bool                   `protobuf:"varint,20,opt,name=mine,proto3" json:"mine,omitempty"` // it is of the same session
+	Fsck          *FsckReport            `protobuf:"bytes,21,opt,name=fsck,proto3" json:"fsck,omitempty"`
+	Segments      []uint64               `protobuf:"varint,22,rep,packed,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -757,6 +768,27 @@ func (x *Response) GetJoined() *Joined {
 		return x.Joined
 	}
 	return nil
+}
+
+func (x *Response) GetQuota() *Quota {
+	if x != nil {
+		return x.Quota
+	}
+	return nil
+}
+
+func (x *Response) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *Response) GetMine() bool {
+	if x != nil {
+		return x.Mine
+	}
+	return false
 }
 
 func (x *Response) GetFsck() *FsckReport {
@@ -2113,6 +2145,9 @@ type Query struct {
 	//	*Query_Remotes
 	//	*Query_Watch
 	//	*Query_Near
+	//	*Query_StatFsAt
+	//	*Query_Quota
+	//	*Query_Lock
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	Fast          bool       `protobuf:"varint,32,opt,name=fast,proto3" json:"fast,omitempty"` // may show what is not on disk yet (mounts)
 	unknownFields protoimpl.UnknownFields
@@ -2345,6 +2380,33 @@ func (x *Query) GetNear() *Near {
 	return nil
 }
 
+func (x *Query) GetStatFsAt() uint64 {
+	if x != nil {
+		if x, ok := x.Op.(*Query_StatFsAt); ok {
+			return x.StatFsAt
+		}
+	}
+	return 0
+}
+
+func (x *Query) GetQuota() uint64 {
+	if x != nil {
+		if x, ok := x.Op.(*Query_Quota); ok {
+			return x.Quota
+		}
+	}
+	return 0
+}
+
+func (x *Query) GetLock() *Lock {
+	if x != nil {
+		if x, ok := x.Op.(*Query_Lock); ok {
+			return x.Lock
+		}
+	}
+	return nil
+}
+
 func (x *Query) GetFast() bool {
 	if x != nil {
 		return x.Fast
@@ -2440,6 +2502,18 @@ type Query_Near struct {
 	Near *Near `protobuf:"bytes,21,opt,name=near,proto3,oneof"`
 }
 
+type Query_StatFsAt struct {
+	StatFsAt uint64 `protobuf:"varint,22,opt,name=stat_fs_at,json=statFsAt,proto3,oneof"`
+}
+
+type Query_Quota struct {
+	Quota uint64 `protobuf:"varint,23,opt,name=quota,proto3,oneof"`
+}
+
+type Query_Lock struct {
+	Lock *Lock `protobuf:"bytes,24,opt,name=lock,proto3,oneof"` // who keeps it from being had
+}
+
 func (*Query_Lookup) isQuery_Op() {}
 
 func (*Query_Resolve) isQuery_Op() {}
@@ -2481,6 +2555,12 @@ func (*Query_Remotes) isQuery_Op() {}
 func (*Query_Watch) isQuery_Op() {}
 
 func (*Query_Near) isQuery_Op() {}
+
+func (*Query_StatFsAt) isQuery_Op() {}
+
+func (*Query_Quota) isQuery_Op() {}
+
+func (*Query_Lock) isQuery_Op() {}
 
 // Watch with id 0 begins a watch and answers with its id in number; with that
 // id it waits until others have changed something and answers with what.
@@ -3346,6 +3426,8 @@ type Usage struct {
 	BytesTotal    uint64                 `protobuf:"varint,1,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
 	BytesFree     uint64                 `protobuf:"varint,2,opt,name=bytes_free,json=bytesFree,proto3" json:"bytes_free,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,3,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	BytesAvail    uint64                 `protobuf:"varint,4,opt,name=bytes_avail,json=bytesAvail,proto3" json:"bytes_avail,omitempty"`
+	InodesFree    uint64                 `protobuf:"varint,5,opt,name=inodes_free,json=inodesFree,proto3" json:"inodes_free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3401,6 +3483,96 @@ func (x *Usage) GetInodes() uint64 {
 	return 0
 }
 
+func (x *Usage) GetBytesAvail() uint64 {
+	if x != nil {
+		return x.BytesAvail
+	}
+	return 0
+}
+
+func (x *Usage) GetInodesFree() uint64 {
+	if x != nil {
+		return x.InodesFree
+	}
+	return 0
+}
+
+type Quota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LimitBytes    uint64                 `protobuf:"varint,1,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	LimitInodes   uint64                 `protobuf:"varint,2,opt,name=limit_inodes,json=limitInodes,proto3" json:"limit_inodes,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Counting      bool                   `protobuf:"varint,5,opt,name=counting,proto3" json:"counting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_request_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_request_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_request_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Quota) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *Quota) GetLimitInodes() uint64 {
+	if x != nil {
+		return x.LimitInodes
+	}
+	return 0
+}
+
+func (x *Quota) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Quota) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *Quota) GetCounting() bool {
+	if x != nil {
+		return x.Counting
+	}
+	return false
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3430,7 +3602,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_request_proto_msgTypes[34]
+	mi := &file_request_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3614,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[34]
+	mi := &file_request_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3627,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{34}
+	return file_request_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -3623,7 +3795,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_request_proto_msgTypes[35]
+	mi := &file_request_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +3807,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[35]
+	mi := &file_request_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +3820,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{35}
+	return file_request_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Wait) GetSessionMinted() uint64 {
@@ -3731,7 +3903,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_request_proto_msgTypes[36]
+	mi := &file_request_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +3915,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[36]
+	mi := &file_request_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +3928,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{36}
+	return file_request_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Remote) GetName() string {
@@ -3784,7 +3956,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_request_proto_msgTypes[37]
+	mi := &file_request_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3796,7 +3968,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_request_proto_msgTypes[37]
+	mi := &file_request_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3809,7 +3981,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_request_proto_rawDescGZIP(), []int{37}
+	return file_request_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Changed) GetIno() uint64 {
@@ -3837,7 +4009,7 @@ var File_request_proto protoreflect.FileDescriptor
 
 const file_request_proto_rawDesc = "" +
 	"\n" +
-	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x80\x03\n" +
+	"\rrequest.proto\x12\agearsfs\x1a\rcommand.proto\"\x9a\x03\n" +
 	"\x05Hello\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -3853,7 +4025,8 @@ const file_request_proto_rawDesc = "" +
 	" \x01(\x06R\x06member\x12\x1b\n" +
 	"\tvolume_id\x18\v \x01(\fR\bvolumeId\x12#\n" +
 	"\rclaim_checked\x18\f \x01(\bR\fclaimChecked\x12\x18\n" +
-	"\aattempt\x18\r \x01(\x04R\aattemptB\f\n" +
+	"\aattempt\x18\r \x01(\x04R\aattempt\x12\x18\n" +
+	"\alasting\x18\x0f \x01(\bR\alastingB\f\n" +
 	"\n" +
 	"_claim_uid\"\xb8\x01\n" +
 	"\aWelcome\x12%\n" +
@@ -3884,7 +4057,7 @@ const file_request_proto_rawDesc = "" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
 	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xa2\x05\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xff\x05\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -3903,9 +4076,12 @@ const file_request_proto_rawDesc = "" +
 	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\tR\x06leader\x12'\n" +
 	"\x05nodes\x18\x10 \x03(\v2\x11.gearsfs.NodeInfoR\x05nodes\x12'\n" +
-	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\x12'\n" +
-	"\x04fsck\x18\x12 \x01(\v2\x13.gearsfs.FsckReportR\x04fsck\x12\x1a\n" +
-	"\bsegments\x18\x13 \x03(\x04R\bsegments\"\xbe\x01\n" +
+	"\x06joined\x18\x11 \x01(\v2\x0f.gearsfs.JoinedR\x06joined\x12$\n" +
+	"\x05quota\x18\x12 \x01(\v2\x0e.gearsfs.QuotaR\x05quota\x12!\n" +
+	"\x04lock\x18\x13 \x01(\v2\r.gearsfs.LockR\x04lock\x12\x12\n" +
+	"\x04mine\x18\x14 \x01(\bR\x04mine\x12'\n" +
+	"\x04fsck\x18\x15 \x01(\v2\x13.gearsfs.FsckReportR\x04fsck\x12\x1a\n" +
+	"\bsegments\x18\x16 \x03(\x04R\bsegments\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +
@@ -4018,7 +4194,7 @@ const file_request_proto_rawDesc = "" +
 	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
 	"\vstate_bytes\x18\f \x01(\x04R\n" +
 	"stateBytes\x12\x18\n" +
-	"\atrouble\x18\r \x01(\tR\atrouble\"\xf9\x05\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xd6\x06\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -4042,7 +4218,11 @@ const file_request_proto_rawDesc = "" +
 	"\x05waits\x18\x12 \x01(\bH\x00R\x05waits\x12\x1a\n" +
 	"\aremotes\x18\x13 \x01(\bH\x00R\aremotes\x12&\n" +
 	"\x05watch\x18\x14 \x01(\v2\x0e.gearsfs.WatchH\x00R\x05watch\x12#\n" +
-	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x12\n" +
+	"\x04near\x18\x15 \x01(\v2\r.gearsfs.NearH\x00R\x04near\x12\x1e\n" +
+	"\n" +
+	"stat_fs_at\x18\x16 \x01(\x04H\x00R\bstatFsAt\x12\x16\n" +
+	"\x05quota\x18\x17 \x01(\x04H\x00R\x05quota\x12#\n" +
+	"\x04lock\x18\x18 \x01(\v2\r.gearsfs.LockH\x00R\x04lock\x12\x12\n" +
 	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
 	"\x02op\"\x17\n" +
 	"\x05Watch\x12\x0e\n" +
@@ -4112,13 +4292,24 @@ const file_request_proto_rawDesc = "" +
 	"\bsettings\x18\x10 \x01(\v2\x11.gearsfs.SettingsR\bsettings\x12$\n" +
 	"\x04lost\x18\x11 \x03(\v2\x10.gearsfs.LostRunR\x04lost\x12\x1f\n" +
 	"\vlost_before\x18\x12 \x01(\x04R\n" +
-	"lostBefore\"_\n" +
+	"lostBefore\"\xa1\x01\n" +
 	"\x05Usage\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +
 	"\n" +
 	"bytes_free\x18\x02 \x01(\x04R\tbytesFree\x12\x16\n" +
-	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\"\xad\x04\n" +
+	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\x12\x1f\n" +
+	"\vbytes_avail\x18\x04 \x01(\x04R\n" +
+	"bytesAvail\x12\x1f\n" +
+	"\vinodes_free\x18\x05 \x01(\x04R\n" +
+	"inodesFree\"\x95\x01\n" +
+	"\x05Quota\x12\x1f\n" +
+	"\vlimit_bytes\x18\x01 \x01(\x04R\n" +
+	"limitBytes\x12!\n" +
+	"\flimit_inodes\x18\x02 \x01(\x04R\vlimitInodes\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x04 \x01(\x04R\x06inodes\x12\x1a\n" +
+	"\bcounting\x18\x05 \x01(\bR\bcounting\"\xad\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -4176,7 +4367,7 @@ func file_request_proto_rawDescGZIP() []byte {
 	return file_request_proto_rawDescData
 }
 
-var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_request_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_request_proto_goTypes = []any{
 	(*Hello)(nil),        // 0: gearsfs.Hello
 	(*Welcome)(nil),      // 1: gearsfs.Welcome
@@ -4212,18 +4403,20 @@ var file_request_proto_goTypes = []any{
 	(*NamedAttr)(nil),    // 31: gearsfs.NamedAttr
 	(*Stream)(nil),       // 32: gearsfs.Stream
 	(*Usage)(nil),        // 33: gearsfs.Usage
-	(*NodeStatus)(nil),   // 34: gearsfs.NodeStatus
-	(*Wait)(nil),         // 35: gearsfs.Wait
-	(*Remote)(nil),       // 36: gearsfs.Remote
-	(*Changed)(nil),      // 37: gearsfs.Changed
-	(*Command)(nil),      // 38: gearsfs.Command
-	(*Answer)(nil),       // 39: gearsfs.Answer
-	(*Member)(nil),       // 40: gearsfs.Member
-	(*Extent)(nil),       // 41: gearsfs.Extent
-	(*Target)(nil),       // 42: gearsfs.Target
-	(*Attr)(nil),         // 43: gearsfs.Attr
-	(*Settings)(nil),     // 44: gearsfs.Settings
-	(*LostRun)(nil),      // 45: gearsfs.LostRun
+	(*Quota)(nil),        // 34: gearsfs.Quota
+	(*NodeStatus)(nil),   // 35: gearsfs.NodeStatus
+	(*Wait)(nil),         // 36: gearsfs.Wait
+	(*Remote)(nil),       // 37: gearsfs.Remote
+	(*Changed)(nil),      // 38: gearsfs.Changed
+	(*Command)(nil),      // 39: gearsfs.Command
+	(*Answer)(nil),       // 40: gearsfs.Answer
+	(*Lock)(nil),         // 41: gearsfs.Lock
+	(*Member)(nil),       // 42: gearsfs.Member
+	(*Extent)(nil),       // 43: gearsfs.Extent
+	(*Target)(nil),       // 44: gearsfs.Target
+	(*Attr)(nil),         // 45: gearsfs.Attr
+	(*Settings)(nil),     // 46: gearsfs.Settings
+	(*LostRun)(nil),      // 47: gearsfs.LostRun
 }
 var file_request_proto_depIdxs = []int32{
 	0,  // 0: gearsfs.Request.hello:type_name -> gearsfs.Hello
@@ -4234,54 +4427,57 @@ var file_request_proto_depIdxs = []int32{
 	12, // 5: gearsfs.Request.node:type_name -> gearsfs.NodeOp
 	10, // 6: gearsfs.Request.fetch:type_name -> gearsfs.Fetch
 	11, // 7: gearsfs.Request.blocks:type_name -> gearsfs.Blocks
-	38, // 8: gearsfs.Change.command:type_name -> gearsfs.Command
-	39, // 9: gearsfs.Response.answer:type_name -> gearsfs.Answer
+	39, // 8: gearsfs.Change.command:type_name -> gearsfs.Command
+	40, // 9: gearsfs.Response.answer:type_name -> gearsfs.Answer
 	1,  // 10: gearsfs.Response.welcome:type_name -> gearsfs.Welcome
 	31, // 11: gearsfs.Response.entries:type_name -> gearsfs.NamedAttr
 	32, // 12: gearsfs.Response.streams:type_name -> gearsfs.Stream
 	33, // 13: gearsfs.Response.usage:type_name -> gearsfs.Usage
-	34, // 14: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
-	35, // 15: gearsfs.Response.waits:type_name -> gearsfs.Wait
-	36, // 16: gearsfs.Response.remotes:type_name -> gearsfs.Remote
-	37, // 17: gearsfs.Response.changed:type_name -> gearsfs.Changed
+	35, // 14: gearsfs.Response.status:type_name -> gearsfs.NodeStatus
+	36, // 15: gearsfs.Response.waits:type_name -> gearsfs.Wait
+	37, // 16: gearsfs.Response.remotes:type_name -> gearsfs.Remote
+	38, // 17: gearsfs.Response.changed:type_name -> gearsfs.Changed
 	19, // 18: gearsfs.Response.nodes:type_name -> gearsfs.NodeInfo
 	18, // 19: gearsfs.Response.joined:type_name -> gearsfs.Joined
-	14, // 20: gearsfs.Response.fsck:type_name -> gearsfs.FsckReport
-	40, // 21: gearsfs.Peer.self:type_name -> gearsfs.Member
-	8,  // 22: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
-	9,  // 23: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
-	41, // 24: gearsfs.Blocks.store:type_name -> gearsfs.Extent
-	41, // 25: gearsfs.Blocks.lend:type_name -> gearsfs.Extent
-	41, // 26: gearsfs.Blocks.drop:type_name -> gearsfs.Extent
-	17, // 27: gearsfs.NodeOp.join:type_name -> gearsfs.Join
-	16, // 28: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
-	13, // 29: gearsfs.NodeOp.fsck:type_name -> gearsfs.Fsck
-	15, // 30: gearsfs.FsckReport.faults:type_name -> gearsfs.Fault
-	40, // 31: gearsfs.Join.self:type_name -> gearsfs.Member
-	40, // 32: gearsfs.Joined.members:type_name -> gearsfs.Member
-	40, // 33: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
-	22, // 34: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
-	23, // 35: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
-	24, // 36: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
-	25, // 37: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
-	26, // 38: gearsfs.Query.read:type_name -> gearsfs.Read
-	27, // 39: gearsfs.Query.seek:type_name -> gearsfs.Seek
-	28, // 40: gearsfs.Query.peek:type_name -> gearsfs.Peek
-	30, // 41: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
-	21, // 42: gearsfs.Query.watch:type_name -> gearsfs.Watch
-	29, // 43: gearsfs.Query.near:type_name -> gearsfs.Near
-	42, // 44: gearsfs.Peek.target:type_name -> gearsfs.Target
-	42, // 45: gearsfs.Near.target:type_name -> gearsfs.Target
-	42, // 46: gearsfs.ListStreams.target:type_name -> gearsfs.Target
-	43, // 47: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
-	44, // 48: gearsfs.Stream.settings:type_name -> gearsfs.Settings
-	45, // 49: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
-	33, // 50: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	34, // 20: gearsfs.Response.quota:type_name -> gearsfs.Quota
+	41, // 21: gearsfs.Response.lock:type_name -> gearsfs.Lock
+	14, // 22: gearsfs.Response.fsck:type_name -> gearsfs.FsckReport
+	42, // 23: gearsfs.Peer.self:type_name -> gearsfs.Member
+	8,  // 24: gearsfs.Notice.snapshot:type_name -> gearsfs.Snapshot
+	9,  // 25: gearsfs.Snapshot.files:type_name -> gearsfs.SnapshotFile
+	43, // 26: gearsfs.Blocks.store:type_name -> gearsfs.Extent
+	43, // 27: gearsfs.Blocks.lend:type_name -> gearsfs.Extent
+	43, // 28: gearsfs.Blocks.drop:type_name -> gearsfs.Extent
+	17, // 29: gearsfs.NodeOp.join:type_name -> gearsfs.Join
+	16, // 30: gearsfs.NodeOp.verdict:type_name -> gearsfs.Verdict
+	13, // 31: gearsfs.NodeOp.fsck:type_name -> gearsfs.Fsck
+	15, // 32: gearsfs.FsckReport.faults:type_name -> gearsfs.Fault
+	42, // 33: gearsfs.Join.self:type_name -> gearsfs.Member
+	42, // 34: gearsfs.Joined.members:type_name -> gearsfs.Member
+	42, // 35: gearsfs.NodeInfo.member:type_name -> gearsfs.Member
+	22, // 36: gearsfs.Query.lookup:type_name -> gearsfs.Lookup
+	23, // 37: gearsfs.Query.resolve:type_name -> gearsfs.Resolve
+	24, // 38: gearsfs.Query.read_dir:type_name -> gearsfs.ReadDir
+	25, // 39: gearsfs.Query.get_xattr:type_name -> gearsfs.GetXattr
+	26, // 40: gearsfs.Query.read:type_name -> gearsfs.Read
+	27, // 41: gearsfs.Query.seek:type_name -> gearsfs.Seek
+	28, // 42: gearsfs.Query.peek:type_name -> gearsfs.Peek
+	30, // 43: gearsfs.Query.list_streams:type_name -> gearsfs.ListStreams
+	21, // 44: gearsfs.Query.watch:type_name -> gearsfs.Watch
+	29, // 45: gearsfs.Query.near:type_name -> gearsfs.Near
+	41, // 46: gearsfs.Query.lock:type_name -> gearsfs.Lock
+	44, // 47: gearsfs.Peek.target:type_name -> gearsfs.Target
+	44, // 48: gearsfs.Near.target:type_name -> gearsfs.Target
+	44, // 49: gearsfs.ListStreams.target:type_name -> gearsfs.Target
+	45, // 50: gearsfs.NamedAttr.attr:type_name -> gearsfs.Attr
+	46, // 51: gearsfs.Stream.settings:type_name -> gearsfs.Settings
+	47, // 52: gearsfs.Stream.lost:type_name -> gearsfs.LostRun
+	33, // 53: gearsfs.NodeStatus.usage:type_name -> gearsfs.Usage
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_request_proto_init() }
@@ -4335,6 +4531,9 @@ func file_request_proto_init() {
 		(*Query_Remotes)(nil),
 		(*Query_Watch)(nil),
 		(*Query_Near)(nil),
+		(*Query_StatFsAt)(nil),
+		(*Query_Quota)(nil),
+		(*Query_Lock)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4342,7 +4541,7 @@ func file_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_request_proto_rawDesc), len(file_request_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -39,6 +39,7 @@ type VolumeRow struct {
 	ConfState     []byte                 `protobuf:"bytes,11,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"` // raft's, as of applied_index
 	Jumps         []*Jump                `protobuf:"bytes,12,rep,name=jumps,proto3" json:"jumps,omitempty"`                          // of log time, in order
 	Shared        uint64                 `protobuf:"varint,20,opt,name=shared,proto3" json:"shared,omitempty"`                       // rows of the table of shared ranges
+	Counting      uint64                 `protobuf:"varint,13,opt,name=counting,proto3" json:"counting,omitempty"`                   // the directory whose quota is being counted or taken away; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *VolumeRow) GetShared() uint64 {
 	return 0
 }
 
+func (x *VolumeRow) GetCounting() uint64 {
+	if x != nil {
+		return x.Counting
+	}
+	return 0
+}
+
 // Jump is a jump of log time at the begin of a tenure: what lies before it is
 // younger by as much than log time says.
 type Jump struct {
@@ -233,8 +241,11 @@ type InodeRow struct {
 	Entries       uint64                 `protobuf:"varint,11,opt,name=entries,proto3" json:"entries,omitempty"` // of a directory
 	Streams       uint64                 `protobuf:"varint,12,opt,name=streams,proto3" json:"streams,omitempty"` // of a file
 	Xattrs        uint64                 `protobuf:"varint,13,opt,name=xattrs,proto3" json:"xattrs,omitempty"`
-	Taken         bool                   `protobuf:"varint,14,opt,name=taken,proto3" json:"taken,omitempty"`   // records were taken from the data stream
-	Orphan        bool                   `protobuf:"varint,15,opt,name=orphan,proto3" json:"orphan,omitempty"` // no name left, but open
+	Taken         bool                   `protobuf:"varint,14,opt,name=taken,proto3" json:"taken,omitempty"`     // records were taken from the data stream
+	Orphan        bool                   `protobuf:"varint,15,opt,name=orphan,proto3" json:"orphan,omitempty"`   // no name left, but open
+	Bytes         uint64                 `protobuf:"varint,16,opt,name=bytes,proto3" json:"bytes,omitempty"`     // of the records of all its streams, where
+	Counted       bool                   `protobuf:"varint,17,opt,name=counted,proto3" json:"counted,omitempty"` // this is set: a file without streams, or an old one, lacks it
+	Quota         uint64                 `protobuf:"varint,18,opt,name=quota,proto3" json:"quota,omitempty"`     // the directory under whose quota it counts; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +385,263 @@ func (x *InodeRow) GetOrphan() bool {
 	return false
 }
 
+func (x *InodeRow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *InodeRow) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
+func (x *InodeRow) GetQuota() uint64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+// QuotaRow bounds a directory with all below it. What counts names it in
+// InodeRow.quota, or another quota whose outer it is.
+type QuotaRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outer         uint64                 `protobuf:"varint,1,opt,name=outer,proto3" json:"outer,omitempty"`                             // the next quota around it; 0 is none
+	LimitBytes    uint64                 `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // 0 is no limit
+	LimitInodes   uint64                 `protobuf:"varint,3,opt,name=limit_inodes,json=limitInodes,proto3" json:"limit_inodes,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // in use, by inner quotas too
+	Inodes        uint64                 `protobuf:"varint,5,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Removed       bool                   `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"` // it stays as long as something counts under it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaRow) Reset() {
+	*x = QuotaRow{}
+	mi := &file_row_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaRow) ProtoMessage() {}
+
+func (x *QuotaRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaRow.ProtoReflect.Descriptor instead.
+func (*QuotaRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *QuotaRow) GetOuter() uint64 {
+	if x != nil {
+		return x.Outer
+	}
+	return 0
+}
+
+func (x *QuotaRow) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *QuotaRow) GetLimitInodes() uint64 {
+	if x != nil {
+		return x.LimitInodes
+	}
+	return 0
+}
+
+func (x *QuotaRow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *QuotaRow) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *QuotaRow) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+// LockRow are the locks on a file, by where they begin.
+type LockRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Locks         []*HeldLock            `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockRow) Reset() {
+	*x = LockRow{}
+	mi := &file_row_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockRow) ProtoMessage() {}
+
+func (x *LockRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockRow.ProtoReflect.Descriptor instead.
+func (*LockRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LockRow) GetLocks() []*HeldLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+type HeldLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionMinted uint64                 `protobuf:"fixed64,1,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"`
+	SessionSalt   uint64                 `protobuf:"fixed64,2,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"` // its ino is 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldLock) Reset() {
+	*x = HeldLock{}
+	mi := &file_row_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldLock) ProtoMessage() {}
+
+func (x *HeldLock) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldLock.ProtoReflect.Descriptor instead.
+func (*HeldLock) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeldLock) GetSessionMinted() uint64 {
+	if x != nil {
+		return x.SessionMinted
+	}
+	return 0
+}
+
+func (x *HeldLock) GetSessionSalt() uint64 {
+	if x != nil {
+		return x.SessionSalt
+	}
+	return 0
+}
+
+func (x *HeldLock) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+// CountRow is a directory whose names the count of a quota has to visit.
+type CountRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountRow) Reset() {
+	*x = CountRow{}
+	mi := &file_row_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountRow) ProtoMessage() {}
+
+func (x *CountRow) ProtoReflect() protoreflect.Message {
+	mi := &file_row_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountRow.ProtoReflect.Descriptor instead.
+func (*CountRow) Descriptor() ([]byte, []int) {
+	return file_row_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CountRow) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type DirentRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -384,7 +652,7 @@ type DirentRow struct {
 
 func (x *DirentRow) Reset() {
 	*x = DirentRow{}
-	mi := &file_row_proto_msgTypes[3]
+	mi := &file_row_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +664,7 @@ func (x *DirentRow) String() string {
 func (*DirentRow) ProtoMessage() {}
 
 func (x *DirentRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[3]
+	mi := &file_row_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +677,7 @@ func (x *DirentRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirentRow.ProtoReflect.Descriptor instead.
 func (*DirentRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{3}
+	return file_row_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirentRow) GetIno() uint64 {
@@ -472,7 +740,7 @@ type StreamRow struct {
 
 func (x *StreamRow) Reset() {
 	*x = StreamRow{}
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +752,7 @@ func (x *StreamRow) String() string {
 func (*StreamRow) ProtoMessage() {}
 
 func (x *StreamRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[4]
+	mi := &file_row_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +765,7 @@ func (x *StreamRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRow.ProtoReflect.Descriptor instead.
 func (*StreamRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{4}
+	return file_row_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StreamRow) GetNextSeq() uint64 {
@@ -760,7 +1028,7 @@ type RecordRow struct {
 
 func (x *RecordRow) Reset() {
 	*x = RecordRow{}
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +1040,7 @@ func (x *RecordRow) String() string {
 func (*RecordRow) ProtoMessage() {}
 
 func (x *RecordRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[5]
+	mi := &file_row_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +1053,7 @@ func (x *RecordRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRow.ProtoReflect.Descriptor instead.
 func (*RecordRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{5}
+	return file_row_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RecordRow) GetData() []byte {
@@ -834,7 +1102,7 @@ type SharedRow struct {
 
 func (x *SharedRow) Reset() {
 	*x = SharedRow{}
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +1114,7 @@ func (x *SharedRow) String() string {
 func (*SharedRow) ProtoMessage() {}
 
 func (x *SharedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[6]
+	mi := &file_row_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +1127,7 @@ func (x *SharedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedRow.ProtoReflect.Descriptor instead.
 func (*SharedRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{6}
+	return file_row_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SharedRow) GetSize() uint64 {
@@ -895,7 +1163,7 @@ type OutRow struct {
 
 func (x *OutRow) Reset() {
 	*x = OutRow{}
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1175,7 @@ func (x *OutRow) String() string {
 func (*OutRow) ProtoMessage() {}
 
 func (x *OutRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[7]
+	mi := &file_row_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1188,7 @@ func (x *OutRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutRow.ProtoReflect.Descriptor instead.
 func (*OutRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{7}
+	return file_row_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OutRow) GetLeased() bool {
@@ -998,7 +1266,7 @@ type IdRow struct {
 
 func (x *IdRow) Reset() {
 	*x = IdRow{}
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1278,7 @@ func (x *IdRow) String() string {
 func (*IdRow) ProtoMessage() {}
 
 func (x *IdRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[8]
+	mi := &file_row_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1291,7 @@ func (x *IdRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdRow.ProtoReflect.Descriptor instead.
 func (*IdRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{8}
+	return file_row_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IdRow) GetSeq() uint64 {
@@ -1060,7 +1328,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1340,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[9]
+	mi := &file_row_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1353,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{9}
+	return file_row_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionRow) GetConfirmed() uint64 {
@@ -1140,7 +1408,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1420,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[10]
+	mi := &file_row_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1433,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{10}
+	return file_row_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StoredAnswer) GetSeq() uint64 {
@@ -1237,7 +1505,7 @@ type Reference struct {
 
 func (x *Reference) Reset() {
 	*x = Reference{}
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1517,7 @@ func (x *Reference) String() string {
 func (*Reference) ProtoMessage() {}
 
 func (x *Reference) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[11]
+	mi := &file_row_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1530,7 @@ func (x *Reference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reference.ProtoReflect.Descriptor instead.
 func (*Reference) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{11}
+	return file_row_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Reference) GetIno() uint64 {
@@ -1339,7 +1607,7 @@ type KeptRecord struct {
 
 func (x *KeptRecord) Reset() {
 	*x = KeptRecord{}
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1619,7 @@ func (x *KeptRecord) String() string {
 func (*KeptRecord) ProtoMessage() {}
 
 func (x *KeptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[12]
+	mi := &file_row_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1632,7 @@ func (x *KeptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptRecord.ProtoReflect.Descriptor instead.
 func (*KeptRecord) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{12}
+	return file_row_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KeptRecord) GetPos() uint64 {
@@ -1400,7 +1668,7 @@ type BlockedPut struct {
 
 func (x *BlockedPut) Reset() {
 	*x = BlockedPut{}
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1680,7 @@ func (x *BlockedPut) String() string {
 func (*BlockedPut) ProtoMessage() {}
 
 func (x *BlockedPut) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[13]
+	mi := &file_row_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1693,7 @@ func (x *BlockedPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedPut.ProtoReflect.Descriptor instead.
 func (*BlockedPut) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{13}
+	return file_row_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BlockedPut) GetIno() uint64 {
@@ -1458,7 +1726,7 @@ type OrphanRow struct {
 
 func (x *OrphanRow) Reset() {
 	*x = OrphanRow{}
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1738,7 @@ func (x *OrphanRow) String() string {
 func (*OrphanRow) ProtoMessage() {}
 
 func (x *OrphanRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[14]
+	mi := &file_row_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1751,7 @@ func (x *OrphanRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanRow.ProtoReflect.Descriptor instead.
 func (*OrphanRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{14}
+	return file_row_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OrphanRow) GetHolders() []uint64 {
@@ -1502,7 +1770,7 @@ type RemoteRow struct {
 
 func (x *RemoteRow) Reset() {
 	*x = RemoteRow{}
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1782,7 @@ func (x *RemoteRow) String() string {
 func (*RemoteRow) ProtoMessage() {}
 
 func (x *RemoteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[15]
+	mi := &file_row_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1795,7 @@ func (x *RemoteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteRow.ProtoReflect.Descriptor instead.
 func (*RemoteRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{15}
+	return file_row_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoteRow) GetAddrs() string {
@@ -1551,7 +1819,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_row_proto_msgTypes[16]
+	mi := &file_row_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1831,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_row_proto_msgTypes[16]
+	mi := &file_row_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1844,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_row_proto_rawDescGZIP(), []int{16}
+	return file_row_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MemberRow) GetName() string {
@@ -1618,7 +1886,7 @@ var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
 	"\n" +
-	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xee\x02\n" +
+	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\x8a\x03\n" +
 	"\tVolumeRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -1635,10 +1903,11 @@ const file_row_proto_rawDesc = "" +
 	"\n" +
 	"conf_state\x18\v \x01(\fR\tconfState\x12#\n" +
 	"\x05jumps\x18\f \x03(\v2\r.gearsfs.JumpR\x05jumps\x12\x16\n" +
-	"\x06shared\x18\x14 \x01(\x04R\x06shared\"&\n" +
+	"\x06shared\x18\x14 \x01(\x04R\x06shared\x12\x1a\n" +
+	"\bcounting\x18\r \x01(\x04R\bcounting\"&\n" +
 	"\x04Jump\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x06R\x02at\x12\x0e\n" +
-	"\x02by\x18\x02 \x01(\x04R\x02by\"\xd8\x02\n" +
+	"\x02by\x18\x02 \x01(\x04R\x02by\"\x9e\x03\n" +
 	"\bInodeRow\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x14\n" +
 	"\x05nlink\x18\x02 \x01(\rR\x05nlink\x12\x10\n" +
@@ -1655,7 +1924,26 @@ const file_row_proto_rawDesc = "" +
 	"\astreams\x18\f \x01(\x04R\astreams\x12\x16\n" +
 	"\x06xattrs\x18\r \x01(\x04R\x06xattrs\x12\x14\n" +
 	"\x05taken\x18\x0e \x01(\bR\x05taken\x12\x16\n" +
-	"\x06orphan\x18\x0f \x01(\bR\x06orphan\"1\n" +
+	"\x06orphan\x18\x0f \x01(\bR\x06orphan\x12\x14\n" +
+	"\x05bytes\x18\x10 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\acounted\x18\x11 \x01(\bR\acounted\x12\x14\n" +
+	"\x05quota\x18\x12 \x01(\x04R\x05quota\"\xac\x01\n" +
+	"\bQuotaRow\x12\x14\n" +
+	"\x05outer\x18\x01 \x01(\x04R\x05outer\x12\x1f\n" +
+	"\vlimit_bytes\x18\x02 \x01(\x04R\n" +
+	"limitBytes\x12!\n" +
+	"\flimit_inodes\x18\x03 \x01(\x04R\vlimitInodes\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x05 \x01(\x04R\x06inodes\x12\x18\n" +
+	"\aremoved\x18\x06 \x01(\bR\aremoved\"2\n" +
+	"\aLockRow\x12'\n" +
+	"\x05locks\x18\x01 \x03(\v2\x11.gearsfs.HeldLockR\x05locks\"w\n" +
+	"\bHeldLock\x12%\n" +
+	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
+	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12!\n" +
+	"\x04lock\x18\x03 \x01(\v2\r.gearsfs.LockR\x04lock\" \n" +
+	"\bCountRow\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\tR\x05after\"1\n" +
 	"\tDirentRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\"\xbc\a\n" +
@@ -1788,43 +2076,50 @@ func file_row_proto_rawDescGZIP() []byte {
 	return file_row_proto_rawDescData
 }
 
-var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_row_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_row_proto_goTypes = []any{
 	(*VolumeRow)(nil),    // 0: gearsfs.VolumeRow
 	(*Jump)(nil),         // 1: gearsfs.Jump
 	(*InodeRow)(nil),     // 2: gearsfs.InodeRow
-	(*DirentRow)(nil),    // 3: gearsfs.DirentRow
-	(*StreamRow)(nil),    // 4: gearsfs.StreamRow
-	(*RecordRow)(nil),    // 5: gearsfs.RecordRow
-	(*SharedRow)(nil),    // 6: gearsfs.SharedRow
-	(*OutRow)(nil),       // 7: gearsfs.OutRow
-	(*IdRow)(nil),        // 8: gearsfs.IdRow
-	(*SessionRow)(nil),   // 9: gearsfs.SessionRow
-	(*StoredAnswer)(nil), // 10: gearsfs.StoredAnswer
-	(*Reference)(nil),    // 11: gearsfs.Reference
-	(*KeptRecord)(nil),   // 12: gearsfs.KeptRecord
-	(*BlockedPut)(nil),   // 13: gearsfs.BlockedPut
-	(*OrphanRow)(nil),    // 14: gearsfs.OrphanRow
-	(*RemoteRow)(nil),    // 15: gearsfs.RemoteRow
-	(*MemberRow)(nil),    // 16: gearsfs.MemberRow
-	(*LostRun)(nil),      // 17: gearsfs.LostRun
-	(*Extent)(nil),       // 18: gearsfs.Extent
+	(*QuotaRow)(nil),     // 3: gearsfs.QuotaRow
+	(*LockRow)(nil),      // 4: gearsfs.LockRow
+	(*HeldLock)(nil),     // 5: gearsfs.HeldLock
+	(*CountRow)(nil),     // 6: gearsfs.CountRow
+	(*DirentRow)(nil),    // 7: gearsfs.DirentRow
+	(*StreamRow)(nil),    // 8: gearsfs.StreamRow
+	(*RecordRow)(nil),    // 9: gearsfs.RecordRow
+	(*SharedRow)(nil),    // 10: gearsfs.SharedRow
+	(*OutRow)(nil),       // 11: gearsfs.OutRow
+	(*IdRow)(nil),        // 12: gearsfs.IdRow
+	(*SessionRow)(nil),   // 13: gearsfs.SessionRow
+	(*StoredAnswer)(nil), // 14: gearsfs.StoredAnswer
+	(*Reference)(nil),    // 15: gearsfs.Reference
+	(*KeptRecord)(nil),   // 16: gearsfs.KeptRecord
+	(*BlockedPut)(nil),   // 17: gearsfs.BlockedPut
+	(*OrphanRow)(nil),    // 18: gearsfs.OrphanRow
+	(*RemoteRow)(nil),    // 19: gearsfs.RemoteRow
+	(*MemberRow)(nil),    // 20: gearsfs.MemberRow
+	(*Lock)(nil),         // 21: gearsfs.Lock
+	(*LostRun)(nil),      // 22: gearsfs.LostRun
+	(*Extent)(nil),       // 23: gearsfs.Extent
 }
 var file_row_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.VolumeRow.jumps:type_name -> gearsfs.Jump
-	17, // 1: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
-	18, // 2: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
-	13, // 3: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
-	10, // 4: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
-	11, // 5: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
-	10, // 6: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
-	12, // 7: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
-	5,  // 8: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 1: gearsfs.LockRow.locks:type_name -> gearsfs.HeldLock
+	21, // 2: gearsfs.HeldLock.lock:type_name -> gearsfs.Lock
+	22, // 3: gearsfs.StreamRow.lost:type_name -> gearsfs.LostRun
+	23, // 4: gearsfs.RecordRow.extents:type_name -> gearsfs.Extent
+	17, // 5: gearsfs.SessionRow.blocked:type_name -> gearsfs.BlockedPut
+	14, // 6: gearsfs.SessionRow.answers:type_name -> gearsfs.StoredAnswer
+	15, // 7: gearsfs.StoredAnswer.taken:type_name -> gearsfs.Reference
+	14, // 8: gearsfs.StoredAnswer.steps:type_name -> gearsfs.StoredAnswer
+	16, // 9: gearsfs.Reference.kept:type_name -> gearsfs.KeptRecord
+	9,  // 10: gearsfs.KeptRecord.row:type_name -> gearsfs.RecordRow
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_row_proto_init() }
@@ -1839,7 +2134,7 @@ func file_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_row_proto_rawDesc), len(file_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

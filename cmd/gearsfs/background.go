@@ -62,8 +62,9 @@ func (a *app) background(ctx context.Context) error {
 
 // readySignal is where a mount says that it is there.
 type readySignal struct {
-	app  *app
-	pipe *os.File // of a parent that waits; nil without one
+	app    *app
+	pipe   *os.File   // of a parent that waits; nil without one
+	worker *successor // of a supervisor that waits; nil without one
 }
 
 func newReadySignal(a *app) (readySignal, error) {
@@ -76,16 +77,33 @@ func newReadySignal(a *app) (readySignal, error) {
 		return readySignal{}, usagef("%s=%s is not a file descriptor", backgroundFD, number)
 	}
 	unix.CloseOnExec(fd)
-	return readySignal{a, os.NewFile(uintptr(fd), "parent")}, nil
+	return readySignal{app: a, pipe: os.NewFile(uintptr(fd), "parent")}, nil
 }
 
 // mounted says that the mount is there. With a parent that waits, it lets go
 // of that one's standard error first, so that whoever reads it sees its end.
 func (r readySignal) mounted(dir string) error {
+	if r.worker != nil {
+		return r.worker.mounted()
+	}
 	line := fmt.Sprintf("mounted on %s\n", dir)
 	if r.pipe == nil {
 		return r.app.printf("%s", line)
 	}
+	if err := silence(); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(r.pipe, line); err != nil {
+		return fmt.Errorf("go into the background: %w", err)
+	}
+	if err := r.pipe.Close(); err != nil {
+		return fmt.Errorf("go into the background: %w", err)
+	}
+	return nil
+}
+
+// silence lets go of standard output and standard error.
+func silence() error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("go into the background: %w", err)
@@ -95,12 +113,6 @@ func (r readySignal) mounted(dir string) error {
 		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("go into the background: %w", err)
 		}
-	}
-	if _, err := io.WriteString(r.pipe, line); err != nil {
-		return fmt.Errorf("go into the background: %w", err)
-	}
-	if err := r.pipe.Close(); err != nil {
-		return fmt.Errorf("go into the background: %w", err)
 	}
 	return nil
 }

@@ -391,3 +391,27 @@ func TestNearMisses(t *testing.T) {
 	assert.Equal(t, outcome{}, got)
 	assert.NotContains(t, strings.ToLower(got.out), "count")
 }
+
+func TestQuota(t *testing.T) {
+	runSteps(t, startNode(t), []step{
+		{line: "mkdir :/d"},
+		{line: "quota :/d", status: 1, errs: "no quota is set"},
+		{line: "quota :/d --bytes 1K --inodes 2"},
+		{line: "put :/d/q k hello"},
+		{line: "quota :/d", out: "bytes 1024\nbytes-used 5\ninodes 2\ninodes-used 2\ncounting false\n"},
+		{line: "put :/d/q k -", in: strings.Repeat("x", 1020), status: 1, errs: "used up"},
+		{line: "put :/d/r k one", status: 1, errs: "gearsfs quota DIR"},
+		{line: "take :/d/q k", out: "hello\n"},
+		{line: "put :/d/q k -", in: strings.Repeat("x", 1020)},
+		{line: "quota :/d --inodes 0"},
+		{line: "put :/d/r k one"},
+		{line: "quota :/d -o json", out: `{"bytes":1024,"bytes_used":1023,"inodes":0,"inodes_used":3,"counting":false}` + "\n"},
+		{line: "quota :/d/q --bytes 1", status: 1, errs: "not a directory"},
+		{line: "quota :/missing", status: 1, errs: "no such file"},
+		{line: "quota :/d --inodes many", status: 2, errs: "not a number of inodes"},
+		{line: "quota :/d --bytes 1 --remove", status: 2, errs: "exclude each other"},
+		{line: "quota :/d --remove"},
+		{line: "quota :/d --remove", status: 1, errs: "no quota is set"},
+		{line: "put :/d/q k -", in: strings.Repeat("x", 1020)},
+	})
+}

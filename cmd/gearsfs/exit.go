@@ -110,6 +110,8 @@ func advice(err error) string {
 		return "gearsfs nodes shows which nodes the volume has"
 	case errors.Is(err, gearsfs.ErrMaybe):
 		return "the change may have been made: look before repeating it, or give puts an --id"
+	case errors.Is(err, gearsfs.ErrQuota):
+		return "gearsfs quota DIR shows it and changes it"
 	case errors.Is(err, gearsfs.ErrBlocks):
 		return "--force takes from it all the same"
 	case errors.Is(err, gearsfs.ErrInUse):

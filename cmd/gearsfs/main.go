@@ -110,7 +110,8 @@ Exit status: 0 done, 1 failed and nothing changed, 2 wrong usage, 3 not now (emp
 		a.streamsCommand(), a.setCommand(),
 	}, append(a.sealCommands(), a.receiptCommands()...)...)...)
 	a.group(root, "Mounting:", a.mountCommand(), a.umountCommand())
-	a.group(root, "Files:", a.lsCommand(), a.catCommand(), a.cpCommand(), a.mvCommand(), a.rmCommand(), a.mkdirCommand(), a.statCommand())
+	a.group(root, "Files:", a.lsCommand(), a.catCommand(), a.cpCommand(), a.mvCommand(), a.rmCommand(), a.mkdirCommand(), a.statCommand(),
+		a.quotaCommand())
 	a.group(root, "Nodes:", a.statusCommand(), a.nodesCommand(), a.fsckCommand(), a.waitsCommand(), a.remoteCommand())
 	a.group(root, "Others:", a.wordcountCommand(), a.versionCommand(), a.completionCommand(), help)
 	return root

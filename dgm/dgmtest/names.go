@@ -311,7 +311,7 @@ func status(t *testing.T, s *suite) {
 	} else {
 		require.Equal(t, "voter", st.Role)
 	}
-	usage, err := s.m.StatFS(s.ctx)
+	usage, err := s.m.StatFS(s.ctx, gearsfs.RootIno)
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, usage.Inodes, uint64(2))
 }

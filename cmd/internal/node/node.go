@@ -251,13 +251,20 @@ func (n *Node) Broken() <-chan error { return n.broken }
 // Local opens a session for a client in this process that checks permissions
 // by itself, as the kernel does for a mount.
 func (n *Node) Local(process string) (*dgm.Local, error) {
+	return n.LocalWith(process, dgm.RemoteOptions{})
+}
+
+// LocalWith is Local, with how long calls wait for a node that leads and how the
+// session lasts.
+func (n *Node) LocalWith(process string, o dgm.RemoteOptions) (*dgm.Local, error) {
 	caller := gearsfs.Root
 	caller.Checked = true
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
-	return n.vol.Local(dgm.Client{Caller: caller, Host: host, Process: process, PID: os.Getpid()})
+	o.Client = dgm.Client{Caller: caller, Host: host, Process: process, PID: os.Getpid()}
+	return n.vol.LocalWith(o)
 }
 
 // Close stops serving, finishes what was accepted and closes the data
