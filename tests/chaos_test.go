@@ -118,6 +118,7 @@ type chaosClients struct {
 func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc, stop chan struct{}) *chaosClients {
 	const clients, putters = 8, 2
 	all := &chaosClients{history: newHistory(), ledger: newLedger("/ledger", putters), relay: newRelay("/relay", 1)}
+	all.ledger.someLarge = true
 	seeds := c.rng.Uint64()
 	for i := range clients {
 		addrs := c.addrs()

@@ -26,6 +26,7 @@ func TestKillLoop(t *testing.T) {
 
 	d := startDaemon(t)
 	l := newLedger("/q", putters)
+	l.someLarge = true
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	var putting, taking sync.WaitGroup

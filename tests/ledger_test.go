@@ -1,10 +1,12 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 
 	"github.com/gearsfs/gearsfs"
@@ -14,6 +16,8 @@ import (
 // A ledger holds putters and takers of one stream to account: each record that
 // a putter had acknowledged is taken once, and in the putter's order.
 type ledger struct {
+	someLarge bool // of the records, see item.bytes
+
 	file gearsfs.File
 	key  gearsfs.Key
 
@@ -43,6 +47,33 @@ func (i item) appendTo(b []byte) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, i.putter), i.number)
 }
 
+// largeItemBytes is the length of an item that goes to the block store.
+const largeItemBytes = 70_000
+
+// bytes is the item as it is put; where some are to be large, some of the first
+// ones are, and some later.
+func (i item) bytes(someLarge bool) []byte {
+	if someLarge && (i.number%512 == 0 || i.number < 64 && i.number%8 == 0) {
+		return i.large()
+	}
+	return i.appendTo(nil)
+}
+
+func (i item) large() []byte {
+	b := i.appendTo(make([]byte, 0, largeItemBytes))
+	rand.NewChaCha8([32]byte{byte(i.putter), byte(i.number), byte(i.number >> 8)}).Read(b[itemBytes:largeItemBytes]) //nolint:errcheck // always nil
+	return b[:largeItemBytes]
+}
+
+// itemOf reads an item back; ok says whether it is as it was put.
+func itemOf(data []byte) (i item, ok bool) {
+	if len(data) < itemBytes {
+		return i, false
+	}
+	i = item{binary.BigEndian.Uint32(data), binary.BigEndian.Uint64(data[4:])}
+	return i, len(data) == itemBytes || bytes.Equal(data, i.large())
+}
+
 // putSome puts the putter's next n records with one call.
 func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n int) error {
 	l.mu.Lock()
@@ -50,7 +81,7 @@ func (l *ledger) putSome(ctx context.Context, m dgm.Manager, putter uint32, n in
 	l.mu.Unlock()
 	records := make([]gearsfs.NewRecord, n)
 	for i := range records {
-		records[i].Data = item{putter, first + uint64(i)}.appendTo(nil)
+		records[i].Data = item{putter, first + uint64(i)}.bytes(l.someLarge)
 	}
 	got, err := m.Put(ctx, dgm.Put{File: l.file, Key: l.key, Records: records})
 	if err != nil {
@@ -81,11 +112,11 @@ func (t *taker) takeSome(ctx context.Context, m dgm.Manager, n int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range records {
-		if len(r.Data) != itemBytes {
-			t.wrong = append(t.wrong, fmt.Errorf("record %d has %d bytes", r.Place.Seq, len(r.Data)))
+		i, ok := itemOf(r.Data)
+		if !ok {
+			t.wrong = append(t.wrong, fmt.Errorf("record %d has %d bytes, and not those that were put", r.Place.Seq, len(r.Data)))
 			continue
 		}
-		i := item{binary.BigEndian.Uint32(r.Data), binary.BigEndian.Uint64(r.Data[4:])}
 		if before, twice := t.taken[i]; twice {
 			t.wrong = append(t.wrong, fmt.Errorf("%v was taken as %d and as %d", i, before, r.Place.Seq))
 		}

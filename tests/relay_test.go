@@ -3,7 +3,6 @@ package tests
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -77,7 +76,7 @@ func (r *relay) putOne(ctx context.Context, m dgm.Manager, putter uint32) error 
 	r.mu.Lock()
 	next := item{putter, r.put[putter]}
 	r.mu.Unlock()
-	_, err := m.Put(ctx, dgm.Put{File: r.file, Key: relayFrom, Records: []gearsfs.NewRecord{{Data: next.appendTo(nil)}}})
+	_, err := m.Put(ctx, dgm.Put{File: r.file, Key: relayFrom, Records: []gearsfs.NewRecord{{Data: next.bytes(true)}}})
 	if err == nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -94,11 +93,12 @@ func (r *relay) String() string {
 	return fmt.Sprintf("%d of the relay, leased %d times, %d of them dead, %d left", r.put[0], hands, len(r.dead), len(r.left))
 }
 
-func itemOf(data []byte) item {
-	if len(data) != itemBytes {
-		return item{putter: 1 << 31}
+// relayedItem is the item of a record; one that nobody has put where it is none.
+func relayedItem(data []byte) item {
+	if i, ok := itemOf(data); ok {
+		return i
 	}
-	return item{binary.BigEndian.Uint32(data), binary.BigEndian.Uint64(data[4:])}
+	return item{putter: 1 << 31}
 }
 
 // A relayer is one of the workers.
@@ -260,7 +260,7 @@ func (w *relayer) end(ctx context.Context, rec *gearsfs.Record, g *grant, settle
 	defer w.mu.Unlock()
 	g.ended = true
 	if !passes && !settle.Return {
-		w.acked[itemOf(rec.Data)]++
+		w.acked[relayedItem(rec.Data)]++
 	}
 	return nil
 }
@@ -299,7 +299,7 @@ func (r *relay) drainStream(ctx context.Context, m dgm.Manager, key gearsfs.Key)
 			return err
 		}
 		for _, rec := range records {
-			to[itemOf(rec.Data)]++
+			to[relayedItem(rec.Data)]++
 		}
 	}
 }
