@@ -33,6 +33,7 @@ type healer struct {
 
 // How a healer goes on where bytes can't be had.
 const (
+	healDelay    = 200 * time.Millisecond
 	healPauseMin = time.Second
 	healPauseMax = time.Minute
 	healWantsMax = 64 << 10 // extents to remember; beyond, all rows are looked at
@@ -66,6 +67,11 @@ func (h *healer) run() {
 		}
 		select {
 		case <-h.wake:
+		case <-v.busy.Done():
+			return
+		}
+		select { // what is being spread arrives meanwhile
+		case <-time.After(healDelay):
 		case <-v.busy.Done():
 			return
 		}
