@@ -55,6 +55,10 @@ type Once struct {
 // said to have done nothing. It does not take a Lasting session.
 func (o *Once) Made() bool { return o.made.Load() }
 
+// Repeatable says that what the request has changed so far may stay though the
+// request is given up: begun anew it would find that done.
+func (o *Once) Repeatable() { o.made.Store(false) }
+
 // made notes that a call has succeeded.
 func made(ctx context.Context, req *wire.Request) {
 	if req.GetChange() == nil {

@@ -135,6 +135,9 @@ func (p *putter) commit(ctx context.Context, s *server, data []byte, noWait bool
 			return err
 		}
 		f = gearsfs.ByIno(attr.Ino)
+		if s.call != nil {
+			s.call.once.Repeatable() // the file is made or not, as the name says
+		}
 		s.believe.changedHere(gearsfs.Change{Ino: p.at.dir, Name: p.at.name})
 	}
 	_, err := s.m.Put(ctx, dgm.Put{File: f, Key: p.at.key, Records: []gearsfs.NewRecord{{Data: data}}, NoWait: noWait})
