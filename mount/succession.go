@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
+	"sync"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -107,12 +109,39 @@ func connect(fs fuse.RawFileSystem, conn *os.File, b *birth, opts *fuse.MountOpt
 		}
 	}
 	if err == nil {
+		err = residentReads(kernel)
+	}
+	if err == nil {
 		err = unix.Dup3(int(conn.Fd()), pair[0], unix.O_CLOEXEC)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("answer INIT: %w", err) // the descriptor goes with the process
 	}
 	return kernel, nil
+}
+
+// residentReads makes go-fuse read requests into memory that is there. A thread
+// that waits for a request while its process is killed still reads one that
+// comes: into memory that is there, and the request is sent again to the next
+// process. Where a page is missing the kernel can't bring it for a dying thread
+// and fails the request, which nobody has seen, with EIO.
+func residentReads(kernel *fuse.Server) error {
+	field := reflect.ValueOf(kernel).Elem().FieldByName("readPool") // there is no way in that is exported
+	if !field.IsValid() || field.Type() != reflect.TypeFor[sync.Pool]() {
+		return errors.New("this version of go-fuse keeps the buffers that it reads into elsewhere")
+	}
+	pool := (*sync.Pool)(field.Addr().UnsafePointer())
+	fresh := pool.New
+	*pool = sync.Pool{New: func() any { // and without what it held
+		buf := fresh()
+		if b, ok := buf.([]byte); ok {
+			for page := unix.Getpagesize(); len(b) > 0; b = b[min(page, len(b)):] {
+				b[0], b[min(page, len(b))-1] = 0, 0
+			}
+		}
+		return buf
+	}}
+	return nil
 }
 
 func readRetry(fd int, buf []byte) (int, error) {
