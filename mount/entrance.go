@@ -35,13 +35,14 @@ func (e entrance) Forget(node, lookups uint64) {
 func (e entrance) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	c := e.begin(&in.InHeader, cancel)
 	defer c.leave()
-	return c.server.GetAttr(cancel, in, out)
+	return c.answer(c.server.GetAttr(cancel, in, out))
 }
 
 func (e entrance) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
 	c := e.begin(in, cancel)
 	defer c.leave()
-	return c.server.Readlink(cancel, in)
+	target, st := c.server.Readlink(cancel, in)
+	return target, c.answer(st)
 }
 
 func (e entrance) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {

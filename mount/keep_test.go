@@ -7,11 +7,14 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
@@ -80,7 +83,7 @@ func TestCompactingChangesNothing(t *testing.T) {
 	for i := range uint64(3000) {
 		fh := uint64(rng.IntN(40))
 		n := dgm.Numbered{Session: gearsfs.SessionID{Minted: 1, Salt: 2}, Kind: uint32(rng.IntN(9)), Seq: i}
-		switch rng.IntN(8) {
+		switch rng.IntN(10) {
 		case 0:
 			add(sessionEntry(gearsfs.SessionID{Minted: int64(i), Salt: i}, i))
 		case 1:
@@ -91,6 +94,11 @@ func TestCompactingChangesNothing(t *testing.T) {
 			add(answeredEntry(i, fuse.OK, []byte("reply")), encode([]byte{effectClosed}, fh))
 		case 4:
 			add(answeredEntry(i, fuse.EBUSY, nil), nodeEffect(controlBit|fh, place{kind: kindKey, ino: 7, key: "key", name: "name"}))
+		case 5:
+			r := retry{told: 1, kept: 2, weak: i%2 == 0, seen: 3, at: name{4, "name"}, link: 5, target: fmt.Sprint(i)}
+			add(answeredEntry(i, fuse.Status(unix.ESTALE), nil), retryEffect(uint32(fh), r))
+		case 6:
+			add(answeredEntry(i, fuse.OK, nil), retriedEffect(uint32(fh)))
 		default:
 			add(answeredEntry(i, fuse.OK, []byte("reply")), handleEffect(fh, someHandle(rng)), someState(rng, fh))
 		}
@@ -111,6 +119,8 @@ func TestCompactingChangesNothing(t *testing.T) {
 	assert.Equal(t, want.answered, got.answered)
 	assert.Equal(t, want.requests, got.requests)
 	assert.Equal(t, want.nodes, got.nodes)
+	assert.NotEmpty(t, want.retries)
+	assert.Equal(t, want.retries, got.retries)
 	require.Len(t, got.handles, len(want.handles))
 	for fh, h := range want.handles {
 		assert.Equal(t, fmt.Sprintf("%x", handleEffect(fh, h)), fmt.Sprintf("%x", handleEffect(fh, got.handles[fh])))
@@ -150,7 +160,7 @@ func FuzzLegacy(f *testing.F) {
 	f.Add(append(answeredEntry(1, fuse.OK, nil), handleEffect(2, newTaker(place{kind: kindTake, key: "k"}, true))...))
 	f.Add(append(answeredEntry(1, fuse.OK, nil), shownEffect(2, 0, []string{"a"})...))
 	f.Fuzz(func(t *testing.T, entry []byte) {
-		l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}}
+		l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}, retries: map[uint32]retry{}}
 		d := decoder{b: entry}
 		l.apply(&d)
 		for fh, h := range l.handles {
@@ -176,4 +186,56 @@ func TestInterruptedCall(t *testing.T) {
 	require.Error(t, c.Err())
 	<-c.Done()
 	assert.Equal(t, fuse.EINTR, c.answer(status(c.Err())))
+}
+
+// Requests are read into memory that is there: a dying thread can't bring it.
+func TestReadsAreResident(t *testing.T) {
+	in := fuse.InitIn{InHeader: fuse.InHeader{Opcode: 26, Unique: 1}, Major: 7, Minor: 40}
+	in.Length = uint32(unsafe.Sizeof(in))
+	conn, err := journal.Create("connection")
+	require.NoError(t, err)
+	defer conn.Close()
+	b := birth{init: slices.Clone(bytesOf(&in))}
+	kernel, err := connect(fuse.NewDefaultRawFileSystem(), conn, &b, &fuse.MountOptions{MaxWrite: writeMax})
+	require.NoError(t, err)
+	pool := (*sync.Pool)(reflect.ValueOf(kernel).Elem().FieldByName("readPool").Addr().UnsafePointer())
+	var all [][]byte
+	for range 16 {
+		buf := pool.Get().([]byte)
+		require.GreaterOrEqual(t, len(buf), writeMax)
+		all = append(all, buf)
+	}
+	page := uintptr(unix.Getpagesize())
+	for _, buf := range all {
+		first := uintptr(unsafe.Pointer(&buf[0])) &^ (page - 1)
+		end := uintptr(unsafe.Pointer(&buf[len(buf)-1])) + 1
+		there := make([]byte, (end-first+page-1)/page)
+		_, _, e := unix.Syscall(unix.SYS_MINCORE, first, end-first, uintptr(unsafe.Pointer(&there[0])))
+		require.Zero(t, e)
+		for i, b := range there {
+			require.NotZero(t, b&1, "page %d of %d", i, len(there))
+		}
+	}
+}
+
+// A thread that was told ESTALE by one process is not told again by the next:
+// its program would see it.
+func TestRetryIsHandedOn(t *testing.T) {
+	k := newKeeper(t)
+	s := newServer(t.Context(), nil, Options{Succession: &Succession{keeper: k}}, slog.Default())
+	c := entrance{s}.begin(&fuse.InHeader{Unique: 2}, nil)
+	defer c.leave()
+	st := c.stale(7, 9)
+	assert.Equal(t, fuse.Status(unix.ESTALE), c.answer(st))
+	l := legacyOf(t, k)
+	assert.Equal(t, map[uint32]retry{7: {told: 9}}, l.retries)
+
+	l.retries[7] = retry{kept: 9}
+	assert.EqualValues(t, 1, l.lasting(k).Opens[9], "what is kept open for it stays open")
+
+	again := entrance{s}.begin(&fuse.InHeader{Unique: 4}, nil)
+	defer again.leave()
+	again.takeRetry(7)
+	assert.Equal(t, fuse.OK, again.answer(fuse.OK))
+	assert.Empty(t, legacyOf(t, k).retries)
 }

@@ -27,6 +27,7 @@ type legacy struct {
 	nodes   map[uint64]place
 	lastID  uint64
 	locks   *locks // may have been had, see locks
+	retries map[uint32]retry
 }
 
 // birth is what does not change while a mount lives.
@@ -51,7 +52,7 @@ func (b *birth) entry() []byte {
 
 // readLegacy reads a journal.
 func readLegacy(j *journal.Log) (*legacy, error) {
-	l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}, locks: &locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}}}
+	l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}, retries: map[uint32]retry{}, locks: &locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}}}
 	err := j.Entries(func(e []byte) error {
 		d := decoder{b: e}
 		l.apply(&d)
@@ -140,6 +141,9 @@ func (l *legacy) write(add func(parts ...[]byte)) error {
 			of(state)
 		}
 	}
+	for thread, r := range l.retries {
+		of(retryEffect(thread, r))
+	}
 	for ino, owners := range l.locks.table {
 		for by, handles := range owners {
 			for fh := range handles {
@@ -167,6 +171,8 @@ const (
 	effectNodeEnd = 'e'
 	effectLock    = 'l'
 	effectUnlock  = 'u'
+	effectRetry   = 'y'
+	effectRetried = 'z'
 )
 
 // Kinds of handles.
@@ -198,6 +204,25 @@ func lockEffect(ino gearsfs.Ino, by owner, fh uint64) []byte {
 
 func unlockEffect(ino gearsfs.Ino, by owner) []byte {
 	return encode(start(effectUnlock), uint64(ino), by.id, flag(by.flock, 1))
+}
+
+// retryEffect says that a thread was told ESTALE, and what it has looked up
+// since; retriedEffect that it was not, or has opened something.
+func retryEffect(thread uint32, r retry) []byte {
+	b := encode(start(effectRetry), uint64(thread), uint64(r.told), uint64(r.kept), flag(r.weak, 1), uint64(r.seen), uint64(r.at.dir), uint64(r.link))
+	return encodeBytes(encodeBytes(b, []byte(r.at.name)), []byte(r.target))
+}
+
+func retriedEffect(thread uint32) []byte { return encode(start(effectRetried), uint64(thread)) }
+
+func (l *legacy) retry(d *decoder) {
+	thread := uint32(d.uint())
+	r := retry{told: gearsfs.Ino(d.uint()), kept: gearsfs.Ino(d.uint()), weak: d.uint() != 0, seen: gearsfs.Ino(d.uint())}
+	r.at.dir, r.link = gearsfs.Ino(d.uint()), gearsfs.Ino(d.uint())
+	r.at.name, r.target = d.string(), d.string()
+	if d.err == nil {
+		l.retries[thread] = r
+	}
 }
 
 // handleEffect says that something is open.
@@ -316,6 +341,10 @@ func (l *legacy) effect(d *decoder) {
 	case effectUnlock:
 		ino, by := gearsfs.Ino(d.uint()), owner{d.uint(), d.uint() != 0}
 		l.locks.forget(ino, by)
+	case effectRetry:
+		l.retry(d)
+	case effectRetried:
+		delete(l.retries, uint32(d.uint()))
 	case effectShown:
 		l.shown(d)
 	case effectPutter:
@@ -405,6 +434,11 @@ func (l *legacy) lasting(k *keeper) *dgm.Lasting {
 			s.Opens[f.ino]++
 		}
 	}
+	for _, r := range l.retries {
+		if r.kept != 0 {
+			s.Opens[r.kept]++
+		}
+	}
 	for _, r := range l.requests {
 		s.Numbers = append(s.Numbers, r.numbers...)
 	}
@@ -430,6 +464,7 @@ func (s *server) restore(l *legacy) {
 	}
 	s.handles.last = l.lastFh
 	s.locks.table = l.locks.table
+	s.retries.table = l.retries
 	s.keeper.left, s.keeper.names = l.requests, l.birth.names
 	time.AfterFunc(resentWithin, func() {
 		if s.life.Err() == nil {

@@ -51,9 +51,13 @@ func (s *server) staleRetry(thread uint32, r retry) fuse.Status {
 	dropped := []retry{t.table[thread]}
 	if len(t.table) >= retriesMax { // most are of threads that found nothing to open
 		dropped = slices.Collect(maps.Values(t.table))
+		for other := range t.table {
+			s.effect(retriedEffect(other))
+		}
 		clear(t.table)
 	}
 	t.table[thread] = r
+	s.effect(retryEffect(thread, r))
 	t.mu.Unlock()
 	for _, r := range dropped {
 		s.unkeep(r)
@@ -79,12 +83,12 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, in string) (attr ge
 		return attr, false, nil
 	}
 	if old.seen != 0 && old.at != (name{dir, in}) {
-		t.take(thread)
+		s.takeRetry(thread)
 		return attr, false, nil
 	}
 	for {
 		if attr, err = s.m.Lookup(s.ctx, dir, in); err != nil {
-			s.unkeep(t.take(thread)) // the path leads nowhere
+			s.unkeep(s.takeRetry(thread)) // the path leads nowhere
 			return attr, true, err
 		}
 		now := retry{told: old.told, weak: old.weak}
@@ -109,6 +113,7 @@ func (s *server) lookupAgain(thread uint32, dir gearsfs.Ino, in string) (attr ge
 			t.mu.Lock()
 			old = t.table[thread]
 			t.table[thread] = now
+			s.effect(retryEffect(thread, now))
 			t.mu.Unlock()
 			s.unkeep(old)
 			return attr, true, nil
@@ -150,12 +155,16 @@ func (s *server) readlink(thread uint32, ino gearsfs.Ino) (string, fuse.Status) 
 	return "", s.stale(thread, ino)
 }
 
-// take ends a thread's retry: it opens something now.
-func (t *retries) take(thread uint32) retry {
+// takeRetry ends a thread's retry: it opens something now.
+func (s *server) takeRetry(thread uint32) retry {
+	t := &s.retries
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.table[thread]
-	delete(t.table, thread)
+	r, ok := t.table[thread]
+	if ok {
+		delete(t.table, thread)
+		s.effect(retriedEffect(thread))
+	}
 	return r
 }
 
@@ -163,7 +172,7 @@ func (t *retries) take(thread uint32) retry {
 // kernel looked up some time ago. It answers ESTALE where the inode is gone or
 // its name leads elsewhere by now.
 func (s *server) openCurrent(ino gearsfs.Ino, thread uint32) (gearsfs.Attr, fuse.Status) {
-	r := s.retries.take(thread)
+	r := s.takeRetry(thread)
 	defer s.unkeep(r)
 	attr, err := s.m.Open(s.ctx, ino)
 	switch errno(err) {

@@ -216,7 +216,7 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 // the kernel look it up and check the permissions of what it finds.
 func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
-	s.unkeep(s.retries.take(in.Pid)) // what the thread was told ESTALE about is gone
+	s.unkeep(s.takeRetry(in.Pid)) // what the thread was told ESTALE about is gone
 	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	switch {
 	case st == fuse.Status(syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
