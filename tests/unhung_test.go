@@ -147,10 +147,20 @@ func limited(t *testing.T, args ...string) *exec.Cmd {
 // requireInCall waits until a process waits for a FUSE file system.
 func requireInCall(t *testing.T, pid int) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		at, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
-		return err == nil && (strings.Contains(string(at), "fuse") || strings.Contains(string(at), "request_wait_answer"))
-	}, readyWithin, 10*time.Millisecond, "process %d does not wait", pid)
+	where := func(file string) string {
+		at, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+		if err != nil {
+			return err.Error()
+		}
+		return string(at)
+	}
+	waits := assert.Eventually(t, func() bool {
+		at := where("wchan")
+		return strings.Contains(at, "fuse") || strings.Contains(at, "request_wait_answer")
+	}, readyWithin, 10*time.Millisecond)
+	if !waits {
+		require.FailNow(t, "a process does not wait", "%q is at %s: %s", where("cmdline"), where("wchan"), where("stat"))
+	}
 }
 
 func TestUmountNamesUsers(t *testing.T) {
