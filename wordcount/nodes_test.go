@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -60,9 +61,11 @@ func requireTidy(t testing.TB, nodes ...*dgm.Volume) {
 		require.NoError(t, err)
 		for _, e := range entries {
 			require.Equal(t, jobsName, e.Name)
-			info, err := m.Stream(ctx, gearsfs.ByIno(e.Attr.Ino), gearsfs.DataKey)
-			require.NoError(t, err)
-			require.Zero(t, info.Records+info.Leased, "jobs of runs that are over")
+			require.Eventually(t, func() bool { // a worker may just be looking at it
+				info, err := m.Stream(ctx, gearsfs.ByIno(e.Attr.Ino), gearsfs.DataKey)
+				require.NoError(t, err)
+				return info.Records+info.Leased == 0
+			}, 10*time.Second, time.Millisecond, "jobs of runs that are over")
 		}
 	}
 }

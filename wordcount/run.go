@@ -80,7 +80,8 @@ func gone(err error) bool {
 
 // sweepJobs removes the jobs at the head of the queue whose runs are over, and
 // what is no job. Two that sweep at once do each other no harm: each looks at
-// the jobs that it has leased.
+// the jobs that it has leased, and once more at one that it has given back, which
+// the other may have missed.
 func sweepJobs(ctx context.Context, node dgm.Manager) error {
 	for {
 		records, err := node.Take(ctx, dgm.Take{
@@ -102,7 +103,10 @@ func sweepJobs(ctx context.Context, node dgm.Manager) error {
 		if err != nil && !errors.Is(err, gearsfs.ErrGone) {
 			return err
 		}
-		if !over {
+		if over {
+			continue
+		}
+		if _, err = node.GetAttr(ctx, j.Ino); !gone(err) {
 			return nil
 		}
 	}
