@@ -88,6 +88,7 @@ var (
 
 	// Between the state machine and its node: who asked does not see it.
 	ErrFragmented = &Error{80, "a row would have too many extents"}
+	ErrOversize   = &Error{81, "more is to be removed than one step may"}
 )
 
 // CodeOf returns the code of the first Error in err's chain, 0 for nil and

@@ -3,6 +3,8 @@ package dgm
 import (
 	"context"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -241,8 +243,28 @@ func (a api) Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.
 	return attrFromWire(answer.Attr), nil
 }
 
+// zeroedMax is how much of a file one command makes zeros of: each 128 KiB in the
+// block store take their time, and all else waits.
+const zeroedMax = 256 << 20
+
 // Allocate implements Content.
 func (a api) Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error {
+	zeroes := mode&^unix.FALLOC_FL_KEEP_SIZE != 0
+	if zeroes && n > zeroedMax && n <= gearsfs.FileBytesMax && uint64(pos) <= gearsfs.FileBytesMax-n {
+		attr, err := a.GetAttr(ctx, ino)
+		if err != nil {
+			return err
+		}
+		for end := attr.Head + gearsfs.Pos(attr.Size); n > zeroedMax && pos < end; pos, n = pos+zeroedMax, n-zeroedMax {
+			if err := a.allocate(ctx, ino, pos, zeroedMax, mode); err != nil {
+				return err
+			}
+		}
+	}
+	return a.allocate(ctx, ino, pos, n, mode)
+}
+
+func (a api) allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error {
 	return a.applyOnly(ctx, &wire.Command{Op: &wire.Command_Allocate{
 		Allocate: &wire.Allocate{Ino: uint64(ino), Pos: uint64(pos), Length: n, Mode: mode},
 	}})

@@ -214,6 +214,8 @@ func (o *op) answered(answer *wire.Answer, err error) {
 		o.failInVain(answer)
 	case code == gearsfs.ErrFragmented.Code && answer.Fragmented != nil && o.rewrites < rewritesMax:
 		o.rewrite(answer.Fragmented)
+	case code == gearsfs.ErrOversize.Code && answer.Shrink != nil:
+		o.shrink(answer.Shrink)
 	case code == gearsfs.ErrLocked.Code && o.lock() != nil:
 		if o.ten.park(o) {
 			return

@@ -106,6 +106,7 @@ func (v *Volume) Applied(index uint64, touched []file.Touched, changed []file.Ch
 	if t := v.tenure.Load(); t != nil {
 		t.applied(touched, changed)
 		t.ticks.look()
+		t.removeDoomed()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -66,7 +67,8 @@ type tenure struct {
 	recent   recent
 	over     error // why it is over, nil while it is not
 
-	ticks ticks // of no use before it serves
+	ticks    ticks       // of no use before it serves
+	removing atomic.Bool // a step of removing what is doomed is on its way
 }
 
 // Graces: how long a session keeps its leases while its client is lost. In a
@@ -147,6 +149,7 @@ func (t *tenure) begin(last *tenure) {
 		t.sweepLater() // what was closed before
 		t.ticks.look()
 		t.countQuotas()
+		t.removeDoomed()
 		v.noteMembers()
 	}
 	close(t.begun)

@@ -108,7 +108,7 @@ func attributes(ino gearsfs.Ino, row *wire.InodeRow, data *dataStat) gearsfs.Att
 func timeOf(ns uint64) time.Time { return time.Unix(0, int64(ns)) }
 
 func (m *Machine) applySetAttr(c *context, op *wire.SetAttr) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
 		err = gearsfs.ErrStale
 	}
@@ -217,7 +217,7 @@ const (
 const xattrsBytesMax = 64 << 10
 
 func (m *Machine) applySetXattr(c *context, op *wire.SetXattr) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
 		err = gearsfs.ErrStale
 	}

@@ -44,7 +44,7 @@ func (p *piece) end() gearsfs.Pos { return p.at.Pos + gearsfs.Pos(p.size) }
 // content returns the file whose bytes a command changes and its data stream,
 // nil where there is none yet.
 func (m *Machine) content(c *context, ino uint64) (*node, *openStream, error) {
-	n, err := m.node(gearsfs.Ino(ino))
+	n, err := m.reach(gearsfs.Ino(ino))
 	switch {
 	case err != nil:
 		return nil, nil, err

@@ -173,7 +173,7 @@ func (c *check) readOrphans() error {
 		switch n := c.inodes[ino]; {
 		case n == nil:
 			c.bad("orphan %d does not exist", ino)
-		case len(holders) == 0:
+		case len(holders) == 0 && !n.row.Doomed:
 			c.bad("orphan %d is held by nobody", ino)
 		default:
 			n.orphan = true
@@ -387,6 +387,7 @@ func (c *check) compareInodes() {
 	if n := uint64(len(c.order)); n != c.volume.Inodes {
 		c.bad("the volume counts %d inodes, found %d", c.volume.Inodes, n)
 	}
+	doomed := uint64(0)
 	for _, ino := range c.order {
 		n := c.inodes[ino]
 		row := &n.row
@@ -396,6 +397,9 @@ func (c *check) compareInodes() {
 			if links > 0 || ino == gearsfs.RootIno {
 				links = 2 + n.subdirs
 			}
+		}
+		if row.Doomed {
+			doomed++
 		}
 		if row.Nlink != links || row.Orphan != n.orphan || n.orphan != (links == 0) {
 			c.bad("inode %d: link count %d, names make it %d; orphan %v, in its table %v", ino, row.Nlink, links, row.Orphan, n.orphan)
@@ -407,6 +411,9 @@ func (c *check) compareInodes() {
 			c.bad("inode %d: counts of entries, attributes and streams are %d, %d, %d, found %d, %d, %d",
 				ino, row.Entries, row.Xattrs, row.Streams, n.entries, n.xattrs, n.streams)
 		}
+	}
+	if doomed != c.volume.Doomed {
+		c.bad("the volume counts %d inodes that are doomed, found %d", c.volume.Doomed, doomed)
 	}
 }
 

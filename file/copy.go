@@ -45,6 +45,9 @@ func (m *Machine) applyCopyFile(c *context, op *wire.CopyFile) *wire.Answer {
 	default:
 		old, err = m.replaceable(to)
 	}
+	for i := 0; i < len(old) && err == nil; i++ {
+		err = m.checkRemoval(old[i], 0)
+	}
 	if err == nil {
 		err = m.roomToCopy(op.To, to, streams, old)
 	}

@@ -191,7 +191,7 @@ func (m *Machine) flushLocks() {
 // applyLock lets an owner have a lock in the place of what it has in that range,
 // or gives that up: gearsfs.ErrLocked where another's is in the way.
 func (m *Machine) applyLock(c *context, op *wire.Lock) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	switch {
 	case err != nil:
 	case n == nil:

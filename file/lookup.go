@@ -33,7 +33,7 @@ func inodeOf(n *node) inode {
 // cachedInode returns an inode from the cache. The caller holds m.mu.
 func (m *Machine) cachedInode(ino gearsfs.Ino) (inode, bool) {
 	n, ok := m.nodes.get(ino)
-	if !ok || isFile(n.row.Mode) && !n.stat.known {
+	if !ok || n.row.Doomed || isFile(n.row.Mode) && !n.stat.known {
 		return inode{}, false
 	}
 	return inodeOf(n), true
@@ -129,6 +129,9 @@ func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 	}
 	if err := n.loadACLs(r.view); err != nil {
 		return nil, err
+	}
+	if n.row.Doomed {
+		return nil, gearsfs.ErrStale
 	}
 	if !isFile(n.row.Mode) || n.row.Streams == 0 {
 		return n, nil

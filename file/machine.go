@@ -104,9 +104,11 @@ type Machine struct {
 	windows      *stream.Pool  // the memory of all open streams' windows
 	idsMax       uint64        // gearsfs.IDsMax but in tests
 	countMax     int           // countMax but in tests
+	shrinkMax    uint64        // shrinkMax but in tests
 	scratch      scratch
 
-	freed atomic.Uint64 // bytes that streams have got smaller by
+	freed  atomic.Uint64 // bytes that streams have got smaller by
+	doomed atomic.Bool   // whether there are any
 
 	// broken is the first error of the store or broken table met while
 	// applying; the Machine is of no use after it.
@@ -117,7 +119,7 @@ type Machine struct {
 // that waits for its Init command. The Machine owns the store's batch, not the
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
-	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax, countMax: countMax}
+	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax, countMax: countMax, shrinkMax: shrinkMax}
 	if err := m.load(); err != nil {
 		return nil, err
 	}
@@ -311,6 +313,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return &wire.Answer{}
 	case *wire.Command_Rewrite:
 		return m.applyRewrite(c, op.Rewrite)
+	case *wire.Command_Shrink:
+		return m.applyShrink(c, op.Shrink)
 	case *wire.Command_CopyRange:
 		return m.applyCopyRange(c, op.CopyRange)
 	case *wire.Command_Write:
@@ -357,6 +361,9 @@ func (m *Machine) refuse(err error) *wire.Answer {
 		answer := &wire.Answer{Code: uint32(e.Code), Reason: e.Reason}
 		if f, ok := errors.AsType[*fragmented](err); ok {
 			answer.Fragmented = f.row
+		}
+		if o, ok := errors.AsType[*oversize](err); ok {
+			answer.Shrink = o.first
 		}
 		return answer
 	}

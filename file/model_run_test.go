@@ -32,8 +32,13 @@ func (p *player) step() {
 	a := answers[0]
 	err = answerError(a)
 	defer p.follow()
-	for errors.Is(err, gearsfs.ErrFragmented) { // of both of the rows at the ends, maybe
-		p.rewrite(a.Fragmented, cmd)
+	for errors.Is(err, gearsfs.ErrFragmented) || errors.Is(err, gearsfs.ErrOversize) { // of both of the rows at the ends, maybe
+		p.waiting, p.answers = append(p.waiting, cmd), append(p.answers, proto.CloneOf(a))
+		if a.Shrink != nil {
+			p.shrink(a.Shrink)
+		} else {
+			p.rewrite(a.Fragmented)
+		}
 		a, err = p.again(cmd)
 	}
 	p.waiting, p.answers = append(p.waiting, cmd), append(p.answers, proto.CloneOf(a))
@@ -65,18 +70,29 @@ func (p *player) follow() {
 }
 
 // rewrite does what a node does with a command that a row has too many extents
-// for, refused everywhere.
-func (p *player) rewrite(row *wire.FragmentedRow, refused *wire.Command) {
+// for.
+func (p *player) rewrite(row *wire.FragmentedRow) {
 	p.rewrites++
-	p.waiting, p.answers = append(p.waiting, refused), append(p.answers, &wire.Answer{
-		Code: uint32(gearsfs.ErrFragmented.Code), Reason: gearsfs.ErrFragmented.Reason, Fragmented: proto.CloneOf(row)})
 	data := p.blocks.readAll(row.Extents)
 	one := p.blocks.extent(data)
-	cmd := as(gearsfs.Root, &wire.Rewrite{Ino: row.Ino, Key: row.Key, Pos: row.Pos, Seq: row.Seq,
+	p.orders(&wire.Rewrite{Ino: row.Ino, Key: row.Key, Pos: row.Pos, Seq: row.Seq,
 		Was: row.Extents, Extents: ExtentsToWire([]gearsfs.Extent{one})})
+}
+
+// shrink does what a node does with a command that would remove too much, or with
+// inodes that are doomed.
+func (p *player) shrink(what *wire.Shrink) *wire.Answer {
+	p.shrinks++
+	return p.orders(proto.CloneOf(what))
+}
+
+// orders applies a command of the node's own.
+func (p *player) orders(op any) *wire.Answer {
+	cmd := as(gearsfs.Root, op)
 	a, err := p.again(cmd)
 	require.NoError(p.t, err)
 	p.waiting, p.answers = append(p.waiting, cmd), append(p.answers, proto.CloneOf(a))
+	return a
 }
 
 // again applies a command as another entry of the same time.
@@ -98,6 +114,9 @@ func (p *player) removeAll() {
 				p.do(&wire.Unlink{Dir: uint64(dir), Name: name, OpenIno: uint64(ino)})
 			}
 		}
+	}
+	for p.shrink(&wire.Shrink{}).Count > 0 {
+		p.check()
 	}
 	p.follow()
 	p.check()
@@ -186,8 +205,14 @@ func TestModel(t *testing.T) {
 	}()
 	for i := range *modelSteps {
 		p.twin.m.nodes.max, p.twin.m.dentries.max, p.twin.m.streams.max = 2, 2, 1
+		p.m.shrinkMax, p.twin.m.shrinkMax = 2, 2
 		p.step()
 		p.check()
+		if p.m.Doomed() && p.rng.IntN(4) == 0 {
+			p.shrink(&wire.Shrink{})
+			p.follow()
+			p.check()
+		}
 		if ino, n := p.file(); n != nil {
 			p.compare(ino, n)
 		}
@@ -206,5 +231,6 @@ func TestModel(t *testing.T) {
 	p.compareAll()
 	p.compareTwin()
 	p.removeAll()
-	t.Logf("%d rows were rewritten", p.rewrites)
+	t.Logf("%d rows were rewritten, %d removals were in steps", p.rewrites, p.shrinks)
+	require.Positive(t, p.shrinks)
 }

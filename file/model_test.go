@@ -142,6 +142,7 @@ type player struct {
 	answers  []*wire.Answer  // of waiting
 	log      []string
 	rewrites int
+	shrinks  int
 
 	more    []func() op                      // kinds of operations beside the usual ones
 	refused func(err error, a any) (ok bool) // whether an operation may be refused beside what the model says

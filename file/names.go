@@ -87,7 +87,7 @@ func (m *Machine) findTarget(c *context, t *wire.Target) (*node, error) {
 		at, err := m.find(c, t.GetDir(), t.GetName())
 		return at.n, err
 	}
-	n, err := m.node(gearsfs.Ino(t.Ino))
+	n, err := m.reach(gearsfs.Ino(t.Ino))
 	if err == nil && n == nil {
 		err = gearsfs.ErrStale
 	}
@@ -221,7 +221,7 @@ func (m *Machine) newNode(c *context, dir *node, row *wire.InodeRow) *node {
 }
 
 func (m *Machine) applyLink(c *context, op *wire.Link) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	if err == nil && n == nil {
 		err = gearsfs.ErrNotFound
 	}

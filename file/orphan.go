@@ -65,7 +65,7 @@ func (m *Machine) letGo(n *node, id gearsfs.SessionID) error {
 }
 
 func (m *Machine) applyRelease(c *context, op *wire.Release) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	if err == nil && n != nil && n.row.Orphan {
 		err = m.letGo(n, c.session)
 	}
@@ -139,11 +139,17 @@ func scan(r Reader, lo, hi []byte, visit func(key, value []byte) error) error {
 	return err
 }
 
-// deleteNode deletes an inode with everything that it has.
+// deleteNode deletes an inode with everything that it has, or dooms it where that
+// is too much for one entry.
 func (m *Machine) deleteNode(n *node) error {
 	if n.row.Streams > 0 {
-		if err := m.dropStreams(n); err != nil {
+		more, err := m.dropStreams(n)
+		if err != nil {
 			return err
+		}
+		if more {
+			m.doom(n)
+			return nil
 		}
 	}
 	if n.row.Xattrs > 0 {
@@ -151,6 +157,9 @@ func (m *Machine) deleteNode(n *node) error {
 	}
 	if n.row.Orphan {
 		m.store.Delete(persist.OrphanKey(n.ino))
+	}
+	if n.row.Doomed {
+		m.volume.Doomed--
 	}
 	m.dropLocks(n.ino)
 	m.charge(n.row.Quota, 0, ^uint64(0)) // its bytes went with its streams

@@ -403,7 +403,7 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 		if i > 0 && r.Ino == receipts[i-1].Ino && r.Key == receipts[i-1].Key {
 			streams[i] = streams[i-1]
 		} else {
-			n, err := m.node(gearsfs.Ino(r.Ino))
+			n, err := m.reach(gearsfs.Ino(r.Ino))
 			if err != nil {
 				return nil, err
 			}
@@ -446,6 +446,9 @@ func (m *Machine) applyConfigure(c *context, op *wire.Configure) *wire.Answer {
 		return &wire.Answer{Ino: uint64(n.ino)} // there is nothing to remove
 	default:
 		err = checkSettings(gearsfs.Key(op.Key), stateOrNew(s), op.Settings)
+	}
+	if err == nil && s != nil && (op.Clear || op.Drop) {
+		err = m.checkRemoval(s, 0)
 	}
 	if err != nil {
 		return m.refuse(err)

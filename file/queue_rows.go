@@ -447,22 +447,30 @@ func (m *Machine) dropStream(s *openStream) error {
 	return nil
 }
 
-// dropStreams deletes all streams of a file, as dropStream does.
-func (m *Machine) dropStreams(n *node) error {
-	for n.row.Streams > 0 {
+// dropStreams deletes the streams of a file, as dropStream does: as many as one
+// entry may, and says whether there are more.
+func (m *Machine) dropStreams(n *node) (more bool, err error) {
+	for left := m.shrinkMax; n.row.Streams > 0; {
+		if left == 0 {
+			return true, nil
+		}
 		key, err := m.firstKey(n)
 		if err != nil {
-			return err
+			return false, err
 		}
 		s, err := m.stream(n, key)
 		if err != nil {
-			return err
+			return false, err
 		}
+		if more, err := m.dropEnd(s, left); more || err != nil {
+			return more, err
+		}
+		left -= min(left, 1+s.extents)
 		if err := m.dropStream(s); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // firstKey returns the least key of n's streams, of which there must be one.

@@ -112,6 +112,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_Configure{Configure: op}
 	case *wire.Rewrite:
 		c.Op = &wire.Command_Rewrite{Rewrite: op}
+	case *wire.Shrink:
+		c.Op = &wire.Command_Shrink{Shrink: op}
 	case *wire.CopyRange:
 		c.Op = &wire.Command_CopyRange{CopyRange: op}
 	case *wire.Write:

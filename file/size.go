@@ -49,6 +49,9 @@ func (m *Machine) setTail(c *context, n *node, s *openStream, tail gearsfs.Pos) 
 		m.wrote(c, n)
 		return nil
 	}
+	if err := m.checkRemoval(s, tail); err != nil {
+		return err
+	}
 	room := tail < state.Tail || tail <= state.Head.Pos
 	grows := tail > state.Tail
 	if err := s.queue.SetTail(tail); err != nil {

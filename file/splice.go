@@ -251,7 +251,7 @@ func (p *piece) fragmentedRow(s *openStream) *wire.FragmentedRow {
 // applyRewrite has a row refer to other extents with the same bytes, where it is
 // still what it was.
 func (m *Machine) applyRewrite(_ *context, op *wire.Rewrite) *wire.Answer {
-	n, err := m.node(gearsfs.Ino(op.Ino))
+	n, err := m.reach(gearsfs.Ino(op.Ino))
 	var s *openStream
 	if err == nil && n != nil && isFile(n.row.Mode) {
 		s, err = m.stream(n, gearsfs.Key(op.Key))

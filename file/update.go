@@ -28,6 +28,9 @@ func (m *Machine) applyUpdate(c *context, op *wire.Update) *wire.Answer {
 	if err == nil {
 		err = m.roomToUpdate(op.Target, n, s, fresh)
 	}
+	if err == nil && s != nil && len(fresh) > 0 {
+		err = m.checkRemoval(s, 0)
+	}
 	if err == nil {
 		n, s, err = m.openToPut(c, op.Target, op.Key, op.Mode, n, s)
 	}

@@ -14,10 +14,14 @@ func (m *Machine) loadVolume() error {
 	if there && m.volume.Format != 0 {
 		m.volume.Format = formatVersion // in the tables with the next entry
 	}
+	m.doomed.Store(m.volume.Doomed > 0)
 	return err
 }
 
-func (m *Machine) flushVolume() { m.set(persist.VolumeKey(), &m.volume) }
+func (m *Machine) flushVolume() {
+	m.doomed.Store(m.volume.Doomed > 0)
+	m.set(persist.VolumeKey(), &m.volume)
+}
 
 // applyInit makes the volume's first directory.
 func (m *Machine) applyInit(c *context, op *wire.Init) *wire.Answer {
@@ -145,11 +149,11 @@ func (m *Machine) Counting() bool {
 	return m.volume.Counting != 0
 }
 
-// Usage returns how many inodes there are; the bytes are the disk's to tell.
+// Usage returns how many inodes there are that can be reached; the bytes are the disk's to tell.
 func (m *Machine) Usage() gearsfs.Usage {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return gearsfs.Usage{Inodes: m.volume.Inodes}
+	return gearsfs.Usage{Inodes: m.volume.Inodes - m.volume.Doomed}
 }
 
 // Freed returns by how many bytes streams have got smaller since New: what the

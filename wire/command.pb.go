@@ -126,6 +126,7 @@ type Command struct {
 	//	*Command_Move
 	//	*Command_CopyFile
 	//	*Command_Rewrite
+	//	*Command_Shrink
 	//	*Command_CopyRange
 	//	*Command_SetQuota
 	//	*Command_CountQuota
@@ -460,6 +461,15 @@ func (x *Command) GetRewrite() *Rewrite {
 	return nil
 }
 
+func (x *Command) GetShrink() *Shrink {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Shrink); ok {
+			return x.Shrink
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetCopyRange() *CopyRange {
 	if x != nil {
 		if x, ok := x.Op.(*Command_CopyRange); ok {
@@ -600,6 +610,10 @@ type Command_Rewrite struct {
 	Rewrite *Rewrite `protobuf:"bytes,44,opt,name=rewrite,proto3,oneof"`
 }
 
+type Command_Shrink struct {
+	Shrink *Shrink `protobuf:"bytes,46,opt,name=shrink,proto3,oneof"`
+}
+
 type Command_CopyRange struct {
 	CopyRange *CopyRange `protobuf:"bytes,45,opt,name=copy_range,json=copyRange,proto3,oneof"`
 }
@@ -665,6 +679,8 @@ func (*Command_Move) isCommand_Op() {}
 func (*Command_CopyFile) isCommand_Op() {}
 
 func (*Command_Rewrite) isCommand_Op() {}
+
+func (*Command_Shrink) isCommand_Op() {}
 
 func (*Command_CopyRange) isCommand_Op() {}
 
@@ -3172,6 +3188,69 @@ func (x *SetQuota) GetRemove() bool {
 	return false
 }
 
+// Shrink removes the end of a stream that is to be removed and has too many rows
+// for one step; without an inode it removes more of one that is doomed. The
+// answer's count is how many of those there are then.
+type Shrink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Tail          uint64                 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"` // what lies there and behind it goes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Shrink) Reset() {
+	*x = Shrink{}
+	mi := &file_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shrink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shrink) ProtoMessage() {}
+
+func (x *Shrink) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shrink.ProtoReflect.Descriptor instead.
+func (*Shrink) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Shrink) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Shrink) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Shrink) GetTail() uint64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
+}
+
 // CountQuota goes on counting what a quota is set on or taken from; the answer's
 // count is 0 when that is done.
 type CountQuota struct {
@@ -3182,7 +3261,7 @@ type CountQuota struct {
 
 func (x *CountQuota) Reset() {
 	*x = CountQuota{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3273,7 @@ func (x *CountQuota) String() string {
 func (*CountQuota) ProtoMessage() {}
 
 func (x *CountQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3286,7 @@ func (x *CountQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
 func (*CountQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 // Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
@@ -3227,7 +3306,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3318,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3331,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Lock) GetIno() uint64 {
@@ -3317,7 +3396,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3408,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3421,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Init) GetId() []byte {
@@ -3382,7 +3461,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3473,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3486,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 // Answer is what applying a command yields.
@@ -3424,13 +3503,14 @@ type Answer struct {
 	Steps         []*Answer              `protobuf:"bytes,9,rep,name=steps,proto3" json:"steps,omitempty"`                               // of a transaction, one each
 	FailedStep    uint32                 `protobuf:"varint,10,opt,name=failed_step,json=failedStep,proto3" json:"failed_step,omitempty"` // with a code: which step, counted from 1
 	Fragmented    *FragmentedRow         `protobuf:"bytes,16,opt,name=fragmented,proto3" json:"fragmented,omitempty"`                    // with gearsfs.ErrFragmented
+	Shrink        *Shrink                `protobuf:"bytes,17,opt,name=shrink,proto3" json:"shrink,omitempty"`                            // with gearsfs.ErrOversize: what is to be done first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3522,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3535,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3535,6 +3615,13 @@ func (x *Answer) GetFragmented() *FragmentedRow {
 	return nil
 }
 
+func (x *Answer) GetShrink() *Shrink {
+	if x != nil {
+		return x.Shrink
+	}
+	return nil
+}
+
 // FragmentedRow is a row that would have too many extents: a Rewrite of it
 // makes room.
 type FragmentedRow struct {
@@ -3550,7 +3637,7 @@ type FragmentedRow struct {
 
 func (x *FragmentedRow) Reset() {
 	*x = FragmentedRow{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +3649,7 @@ func (x *FragmentedRow) String() string {
 func (*FragmentedRow) ProtoMessage() {}
 
 func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +3662,7 @@ func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
 func (*FragmentedRow) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FragmentedRow) GetIno() uint64 {
@@ -3632,7 +3719,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3731,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3744,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3759,7 +3846,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3858,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3871,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3898,7 +3985,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +3997,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4010,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3964,7 +4051,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4063,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4076,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -4010,7 +4097,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4109,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4122,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -4061,7 +4148,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +4160,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +4173,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -4097,7 +4184,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x99\f\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xc4\f\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -4135,7 +4222,8 @@ const file_command_proto_rawDesc = "" +
 	"\x04tick\x18% \x01(\v2\r.gearsfs.TickH\x00R\x04tick\x12#\n" +
 	"\x04move\x18& \x01(\v2\r.gearsfs.MoveH\x00R\x04move\x120\n" +
 	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x12,\n" +
-	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x123\n" +
+	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x12)\n" +
+	"\x06shrink\x18. \x01(\v2\x0f.gearsfs.ShrinkH\x00R\x06shrink\x123\n" +
 	"\n" +
 	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x120\n" +
 	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
@@ -4366,7 +4454,11 @@ const file_command_proto_rawDesc = "" +
 	"\x06inodes\x18\x03 \x01(\x04H\x01R\x06inodes\x88\x01\x01\x12\x16\n" +
 	"\x06remove\x18\x04 \x01(\bR\x06removeB\b\n" +
 	"\x06_bytesB\t\n" +
-	"\a_inodes\"\f\n" +
+	"\a_inodes\"@\n" +
+	"\x06Shrink\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
+	"\x04tail\x18\x03 \x01(\x04R\x04tail\"\f\n" +
 	"\n" +
 	"CountQuota\"\x92\x01\n" +
 	"\x04Lock\x12\x10\n" +
@@ -4382,7 +4474,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\"\t\n" +
-	"\aConfirm\"\xe7\x02\n" +
+	"\aConfirm\"\x90\x03\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x10\n" +
@@ -4398,7 +4490,8 @@ const file_command_proto_rawDesc = "" +
 	"failedStep\x126\n" +
 	"\n" +
 	"fragmented\x18\x10 \x01(\v2\x16.gearsfs.FragmentedRowR\n" +
-	"fragmented\"\x82\x01\n" +
+	"fragmented\x12'\n" +
+	"\x06shrink\x18\x11 \x01(\v2\x0f.gearsfs.ShrinkR\x06shrink\"\x82\x01\n" +
 	"\rFragmentedRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -4460,7 +4553,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),         // 0: gearsfs.Entry
 	(*Command)(nil),       // 1: gearsfs.Command
@@ -4496,18 +4589,19 @@ var file_command_proto_goTypes = []any{
 	(*EndSession)(nil),    // 31: gearsfs.EndSession
 	(*SetRemote)(nil),     // 32: gearsfs.SetRemote
 	(*SetQuota)(nil),      // 33: gearsfs.SetQuota
-	(*CountQuota)(nil),    // 34: gearsfs.CountQuota
-	(*Lock)(nil),          // 35: gearsfs.Lock
-	(*Init)(nil),          // 36: gearsfs.Init
-	(*Confirm)(nil),       // 37: gearsfs.Confirm
-	(*Answer)(nil),        // 38: gearsfs.Answer
-	(*FragmentedRow)(nil), // 39: gearsfs.FragmentedRow
-	(*TakenRecord)(nil),   // 40: gearsfs.TakenRecord
-	(*Attr)(nil),          // 41: gearsfs.Attr
-	(*Member)(nil),        // 42: gearsfs.Member
-	(*SetMember)(nil),     // 43: gearsfs.SetMember
-	(*MemberChange)(nil),  // 44: gearsfs.MemberChange
-	(*Verify)(nil),        // 45: gearsfs.Verify
+	(*Shrink)(nil),        // 34: gearsfs.Shrink
+	(*CountQuota)(nil),    // 35: gearsfs.CountQuota
+	(*Lock)(nil),          // 36: gearsfs.Lock
+	(*Init)(nil),          // 37: gearsfs.Init
+	(*Confirm)(nil),       // 38: gearsfs.Confirm
+	(*Answer)(nil),        // 39: gearsfs.Answer
+	(*FragmentedRow)(nil), // 40: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 41: gearsfs.TakenRecord
+	(*Attr)(nil),          // 42: gearsfs.Attr
+	(*Member)(nil),        // 43: gearsfs.Member
+	(*SetMember)(nil),     // 44: gearsfs.SetMember
+	(*MemberChange)(nil),  // 45: gearsfs.MemberChange
+	(*Verify)(nil),        // 46: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -4526,57 +4620,59 @@ var file_command_proto_depIdxs = []int32{
 	30, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
 	31, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
 	32, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	36, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	37, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	43, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	45, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	37, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	38, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	44, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	46, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
 	16, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
 	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
-	22, // 26: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
-	33, // 27: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
-	34, // 28: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
-	35, // 29: gearsfs.Command.lock:type_name -> gearsfs.Lock
-	4,  // 30: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
-	2,  // 31: gearsfs.Put.target:type_name -> gearsfs.Target
-	5,  // 32: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 33: gearsfs.Take.target:type_name -> gearsfs.Target
-	8,  // 34: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 35: gearsfs.Update.target:type_name -> gearsfs.Target
-	5,  // 36: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 37: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 38: gearsfs.Look.target:type_name -> gearsfs.Target
-	14, // 39: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	11, // 40: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	7,  // 41: gearsfs.Step.take:type_name -> gearsfs.Take
-	12, // 42: gearsfs.Step.look:type_name -> gearsfs.Look
-	9,  // 43: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	10, // 44: gearsfs.Step.update:type_name -> gearsfs.Update
-	6,  // 45: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 46: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 47: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 48: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 49: gearsfs.Configure.target:type_name -> gearsfs.Target
-	19, // 50: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	4,  // 51: gearsfs.Write.extents:type_name -> gearsfs.Extent
-	4,  // 52: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
-	4,  // 53: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
-	41, // 54: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	40, // 55: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	38, // 56: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	39, // 57: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
-	4,  // 58: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
-	4,  // 59: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
-	42, // 60: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	42, // 61: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	62, // [62:62] is the sub-list for method output_type
-	62, // [62:62] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	34, // 26: gearsfs.Command.shrink:type_name -> gearsfs.Shrink
+	22, // 27: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
+	33, // 28: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	35, // 29: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	36, // 30: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	4,  // 31: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 32: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 33: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 34: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 35: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 36: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 37: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 38: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 39: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 40: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 41: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 42: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 43: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 44: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 45: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 46: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 47: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 48: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 49: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 50: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 51: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	4,  // 52: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 53: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 54: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	42, // 55: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	41, // 56: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	39, // 57: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	40, // 58: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	34, // 59: gearsfs.Answer.shrink:type_name -> gearsfs.Shrink
+	4,  // 60: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 61: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	43, // 62: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	43, // 63: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	64, // [64:64] is the sub-list for method output_type
+	64, // [64:64] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4610,6 +4706,7 @@ func file_command_proto_init() {
 		(*Command_Move)(nil),
 		(*Command_CopyFile)(nil),
 		(*Command_Rewrite)(nil),
+		(*Command_Shrink)(nil),
 		(*Command_CopyRange)(nil),
 		(*Command_SetQuota)(nil),
 		(*Command_CountQuota)(nil),
@@ -4636,7 +4733,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

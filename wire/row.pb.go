@@ -39,6 +39,7 @@ type VolumeRow struct {
 	ConfState     []byte                 `protobuf:"bytes,11,opt,name=conf_state,json=confState,proto3" json:"conf_state,omitempty"` // raft's, as of applied_index
 	Jumps         []*Jump                `protobuf:"bytes,12,rep,name=jumps,proto3" json:"jumps,omitempty"`                          // of log time, in order
 	Shared        uint64                 `protobuf:"varint,20,opt,name=shared,proto3" json:"shared,omitempty"`                       // rows of the table of shared ranges
+	Doomed        uint64                 `protobuf:"varint,21,opt,name=doomed,proto3" json:"doomed,omitempty"`                       // inodes that are being removed step by step
 	Counting      uint64                 `protobuf:"varint,13,opt,name=counting,proto3" json:"counting,omitempty"`                   // the directory whose quota is being counted or taken away; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -165,6 +166,13 @@ func (x *VolumeRow) GetShared() uint64 {
 	return 0
 }
 
+func (x *VolumeRow) GetDoomed() uint64 {
+	if x != nil {
+		return x.Doomed
+	}
+	return 0
+}
+
 func (x *VolumeRow) GetCounting() uint64 {
 	if x != nil {
 		return x.Counting
@@ -245,6 +253,7 @@ type InodeRow struct {
 	Orphan        bool                   `protobuf:"varint,15,opt,name=orphan,proto3" json:"orphan,omitempty"`   // no name left, but open
 	Bytes         uint64                 `protobuf:"varint,16,opt,name=bytes,proto3" json:"bytes,omitempty"`     // of the records of all its streams, where
 	Counted       bool                   `protobuf:"varint,17,opt,name=counted,proto3" json:"counted,omitempty"` // this is set: a file without streams, or an old one, lacks it
+	Doomed        bool                   `protobuf:"varint,19,opt,name=doomed,proto3" json:"doomed,omitempty"`   // nobody can reach it any more, it is removed step by step
 	Quota         uint64                 `protobuf:"varint,18,opt,name=quota,proto3" json:"quota,omitempty"`     // the directory under whose quota it counts; 0 is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -395,6 +404,13 @@ func (x *InodeRow) GetBytes() uint64 {
 func (x *InodeRow) GetCounted() bool {
 	if x != nil {
 		return x.Counted
+	}
+	return false
+}
+
+func (x *InodeRow) GetDoomed() bool {
+	if x != nil {
+		return x.Doomed
 	}
 	return false
 }
@@ -1886,7 +1902,7 @@ var File_row_proto protoreflect.FileDescriptor
 
 const file_row_proto_rawDesc = "" +
 	"\n" +
-	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\x8a\x03\n" +
+	"\trow.proto\x12\agearsfs\x1a\rcommand.proto\"\xa2\x03\n" +
 	"\tVolumeRow\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -1903,11 +1919,12 @@ const file_row_proto_rawDesc = "" +
 	"\n" +
 	"conf_state\x18\v \x01(\fR\tconfState\x12#\n" +
 	"\x05jumps\x18\f \x03(\v2\r.gearsfs.JumpR\x05jumps\x12\x16\n" +
-	"\x06shared\x18\x14 \x01(\x04R\x06shared\x12\x1a\n" +
+	"\x06shared\x18\x14 \x01(\x04R\x06shared\x12\x16\n" +
+	"\x06doomed\x18\x15 \x01(\x04R\x06doomed\x12\x1a\n" +
 	"\bcounting\x18\r \x01(\x04R\bcounting\"&\n" +
 	"\x04Jump\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x06R\x02at\x12\x0e\n" +
-	"\x02by\x18\x02 \x01(\x04R\x02by\"\x9e\x03\n" +
+	"\x02by\x18\x02 \x01(\x04R\x02by\"\xb6\x03\n" +
 	"\bInodeRow\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x14\n" +
 	"\x05nlink\x18\x02 \x01(\rR\x05nlink\x12\x10\n" +
@@ -1926,7 +1943,8 @@ const file_row_proto_rawDesc = "" +
 	"\x05taken\x18\x0e \x01(\bR\x05taken\x12\x16\n" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\x12\x14\n" +
 	"\x05bytes\x18\x10 \x01(\x04R\x05bytes\x12\x18\n" +
-	"\acounted\x18\x11 \x01(\bR\acounted\x12\x14\n" +
+	"\acounted\x18\x11 \x01(\bR\acounted\x12\x16\n" +
+	"\x06doomed\x18\x13 \x01(\bR\x06doomed\x12\x14\n" +
 	"\x05quota\x18\x12 \x01(\x04R\x05quota\"\xac\x01\n" +
 	"\bQuotaRow\x12\x14\n" +
 	"\x05outer\x18\x01 \x01(\x04R\x05outer\x12\x1f\n" +
