@@ -78,6 +78,7 @@ func TestDisk(t *testing.T) {
 		"times":                  testTimes,
 		"sticky directory":       testSticky,
 		"setgid directory":       testSetgid,
+		"setgid and lists":       testSetgidACL,
 		"long names":             testLongNames,
 		"long paths":             testLongPaths,
 		"sparse":                 testVerySparse,

@@ -38,16 +38,17 @@ type shared struct {
 	life   context.Context // of the mount
 	cancel context.CancelFunc
 
-	writeMax int // bytes that one WRITE request carries at most
-	inodes   inodes
-	control  nodes
-	dirs     names
-	files    dentries
-	retries  retries
-	handles  handles
-	believe  believe
-	told     told
-	locks    locks
+	writeMax   int  // bytes that one WRITE request carries at most
+	xattrFlags bool // SETXATTR says more than setxattr(2)
+	inodes     inodes
+	control    nodes
+	dirs       names
+	files      dentries
+	retries    retries
+	handles    handles
+	believe    believe
+	told       told
+	locks      locks
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
