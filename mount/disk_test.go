@@ -73,6 +73,7 @@ func TestDisk(t *testing.T) {
 		"O_DIRECT":               testDirect,
 		"fallocate":              testFallocate,
 		"punched holes":          testPunch,
+		"punched pages":          testPunchPages,
 		"seek data and holes":    testSeekData,
 		"copy_file_range":        testCopyRange,
 		"times":                  testTimes,
