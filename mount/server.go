@@ -43,6 +43,7 @@ type shared struct {
 	inodes     inodes
 	control    nodes
 	dirs       names
+	removed    removed
 	files      dentries
 	retries    retries
 	handles    handles
@@ -61,6 +62,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		inodes:   inodes{table: map[gearsfs.Ino]*inode{}},
 		control:  newNodes(),
 		dirs:     newNames(), files: newDentries(),
+		removed: removed{table: map[gearsfs.Ino]gearsfs.Attr{}},
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
@@ -156,6 +158,7 @@ func (s *server) Forget(node, lookups uint64) {
 	}
 	s.inodes.forget(gearsfs.Ino(node))
 	s.told.forget(gearsfs.Ino(node))
+	s.removed.forget(gearsfs.Ino(node))
 }
 
 func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
