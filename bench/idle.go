@@ -56,21 +56,21 @@ func idle(ctx context.Context, b *bench) error {
 	return nil
 }
 
-func (p *process) residentBytes() (int, error) { return residentBytesOf(p.pid()) }
+func (p *process) residentBytes() (int, error) { return memoryBytes(p.pid(), "VmRSS") }
 
-// residentBytesOf is proc(5)'s VmRSS.
-func residentBytesOf(pid int) (int, error) {
+// memoryBytes is a field of proc(5)'s status that is in KiB.
+func memoryBytes(pid int, field string) (int, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
 			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
 			return kib << 10, err
 		}
 	}
-	return 0, errors.New("no VmRSS")
+	return 0, fmt.Errorf("no %s", field)
 }
 
 var goroutineLine = regexp.MustCompile(`(?m)^goroutine \d+ `)

@@ -3,7 +3,8 @@
 //
 //	go run ./bench queue       durable puts and takes beside Pebble's Set(Sync)
 //	go run ./bench work        the same work on GearsFS, Redis, beanstalkd and NATS
-//	go run ./bench mount       the mount beside go-fuse's loopback example
+//	go run ./bench mount       the mount beside go-fuse's loopback example, by requests
+//	                           and with passthrough
 //	go run ./bench wordcount   two nodes beside wc
 //	go run ./bench start       start-up time and the binaries' sizes
 //	go run ./bench cluster     three nodes beside NATS JetStream and etcd: all of

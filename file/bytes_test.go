@@ -8,6 +8,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/stream"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -27,7 +28,7 @@ func (r *rig) rows(ino gearsfs.Ino) []rowOf {
 		require.NoError(r.t, err)
 		var row wire.RecordRow
 		require.NoError(r.t, row.UnmarshalVT(value))
-		rows = append(rows, rowOf{uint64(at.Pos), uint64(len(row.Data)), row.Block})
+		rows = append(rows, rowOf{uint64(at.Pos), uint64(len(row.Data)) + stream.LengthOf(ExtentsOf(row.Extents)), row.Block})
 		return nil
 	}))
 	return rows

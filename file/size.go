@@ -118,7 +118,7 @@ func (m *Machine) allocate(c *context, n *node, s *openStream, op *wire.Allocate
 }
 
 // zero makes [pos, end) read as zeros: block rows that lie in it and were not
-// handed out go, other records keep their boundaries.
+// handed out go, those with extents are cut, other records keep their boundaries.
 func (m *Machine) zero(c *context, n *node, s *openStream, pos, end gearsfs.Pos) error {
 	if pos >= end {
 		return nil
@@ -164,8 +164,7 @@ func (m *Machine) zeroPiece(s *openStream, p *piece, from, to gearsfs.Pos) error
 	case p.goesIn(s, from, to):
 		return s.queue.Remove(p.at, p.size)
 	case p.next.changes:
-		s.queue.Replace(p.at, p.size, p.rec.Extents, &p.next.rec)
-		return nil
+		return m.cutHoles(s, p)
 	}
 	rec := stream.Record{Type: p.rec.Type, Time: p.rec.Time, Block: p.rec.Block}
 	m.scratch.block = append(m.scratch.block[:0], p.rec.Data...)

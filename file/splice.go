@@ -215,12 +215,18 @@ func (p *piece) splice(pos gearsfs.Pos, pay *payload, from, to gearsfs.Pos) {
 	if to < p.end() {
 		next = stream.AppendCut(next, was, uint64(to-p.at.Pos), uint64(p.end()-to))
 	}
-	rec := stream.Record{Type: p.rec.Type, Time: p.rec.Time, Block: p.rec.Block, Extents: next}
-	last := max(p.end(), to) - 1
-	if len(next) == 1 && len(next[0].Data) > 0 && (!rec.Block || blockStart(p.at.Pos) == blockStart(last)) {
-		rec.Data, rec.Extents = next[0].Data, nil
+	p.next = spliced{changes: true, from: from, to: to, rec: p.rowOf(p.at.Pos, next)}
+}
+
+// rowOf is what a piece becomes, or a part of it, that begins at pos and has those
+// extents: a row of bytes where it may be one.
+func (p *piece) rowOf(pos gearsfs.Pos, extents []gearsfs.Extent) stream.Record {
+	rec := stream.Record{Type: p.rec.Type, Time: p.rec.Time, Block: p.rec.Block, Extents: extents}
+	last := pos + gearsfs.Pos(stream.LengthOf(extents)) - 1
+	if len(extents) == 1 && len(extents[0].Data) > 0 && (!rec.Block || blockStart(pos) == blockStart(last)) {
+		rec.Data, rec.Extents = extents[0].Data, nil
 	}
-	p.next = spliced{changes: true, from: from, to: to, rec: rec}
+	return rec
 }
 
 // fits says whether a piece may become that. Where it may not, and may once its

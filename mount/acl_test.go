@@ -98,3 +98,31 @@ func TestDefaultACL(t *testing.T) {
 		require.NoError(t, os.WriteFile(f.path("d", "sub", "mine"), nil, 0o600))
 	})
 }
+
+// Who sets a list and is not in the file's group takes set-group-id away, as by chmod.
+func testSetgidACL(t *testing.T, p place) {
+	forAll(t, p.here)
+	const foreign = 12345 // a group that nobody is in here
+	p.write(t, "file", "")
+	require.NoError(t, os.Mkdir(p.path("dir"), 0o755))
+	for _, name := range []string{"file", "dir"} {
+		for _, c := range []struct {
+			who  string
+			gid  int
+			do   func(*testing.T, func())
+			kept bool
+		}{
+			{"a stranger", foreign, asNobody, false},
+			{"a member", os.Getgid(), asNobody, true},
+			{"root", foreign, func(_ *testing.T, fn func()) { fn() }, true},
+		} {
+			require.NoError(t, os.Chown(p.path(name), nobody, c.gid))
+			require.NoError(t, unix.Chmod(p.path(name), unix.S_ISGID|0o770))
+			c.do(t, func() {
+				require.NoError(t, unix.Setxattr(p.path(name), aclAccess, aclFor(nobody, 6, 7, 5, 0), 0))
+			})
+			require.Equal(t, c.kept, lstat(t, p.path(name)).Mode&unix.S_ISGID != 0, "%s, %s", name, c.who)
+			require.EqualValues(t, 0o770, lstat(t, p.path(name)).Mode&0o777)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -73,11 +74,13 @@ func TestDisk(t *testing.T) {
 		"O_DIRECT":               testDirect,
 		"fallocate":              testFallocate,
 		"punched holes":          testPunch,
+		"punched pages":          testPunchPages,
 		"seek data and holes":    testSeekData,
 		"copy_file_range":        testCopyRange,
 		"times":                  testTimes,
 		"sticky directory":       testSticky,
 		"setgid directory":       testSetgid,
+		"setgid and lists":       testSetgidACL,
 		"long names":             testLongNames,
 		"long paths":             testLongPaths,
 		"sparse":                 testVerySparse,
@@ -168,7 +171,15 @@ func testRemovedDirOpen(t *testing.T, p place) {
 	fd, err := unix.Open(p.path("d"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)
-	require.NoError(t, os.Remove(p.path("d")))
+	worksThere := exec.Command("sh", "-c", "rmdir ../d && stat -c %h,%F .")
+	worksThere.Dir = p.path("d")
+	out, err := worksThere.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, "0,directory\n", string(out))
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(fd, &st))
+	require.Zero(t, st.Nlink)
+	require.NoFileExists(t, p.path("d"))
 	_, err = unix.Openat(fd, "f", unix.O_CREAT|unix.O_WRONLY, 0o644)
 	require.ErrorIs(t, err, unix.ENOENT)
 	n, err := unix.Getdents(fd, make([]byte, 1024))

@@ -2,11 +2,14 @@ package mount_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
 )
 
@@ -22,6 +25,51 @@ func (m *interrupted) Put(ctx context.Context, p dgm.Put) (dgm.PutResult, error)
 		return dgm.PutResult{}, context.Canceled
 	}
 	return m.Manager.Put(ctx, p)
+}
+
+// toldWaits is a Manager that tells of each wait for a lock.
+type toldWaits struct {
+	dgm.Manager
+	waits chan struct{}
+}
+
+func (m *toldWaits) Lock(ctx context.Context, ino gearsfs.Ino, l gearsfs.FileLock, noWait bool) error {
+	if !noWait {
+		m.waits <- struct{}{}
+	}
+	return m.Manager.Lock(ctx, ino, l, noWait)
+}
+
+// A process that waits to convert its flock has given up what it had. Where a signal
+// interrupts it that is no reason to fail: it waits on, as the handler wants.
+func TestInterruptedConversion(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	m := &toldWaits{session(t, vol), make(chan struct{}, 8)}
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	mountOn(t, m, f.dir, "")
+	require.NoError(t, os.WriteFile(f.path("f"), nil, 0o644))
+	a, b := newLocker(t, f.path("f")), newLocker(t, f.path("f"))
+	for _, l := range []*locker{a, b} {
+		l.ok("flock try read 0 0")
+	}
+	b.say("flock wait write 0 0")
+	<-m.waits
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", b.cmd.Process.Pid))
+	require.NoError(t, err)
+	for _, thread := range threads {
+		var id int
+		_, err := fmt.Sscan(thread.Name(), &id)
+		require.NoError(t, err)
+		require.NoError(t, unix.Tgkill(b.cmd.Process.Pid, id, unix.SIGURG))
+	}
+	select {
+	case <-m.waits:
+	case answer := <-b.answers:
+		require.Fail(t, "it does not wait any more", answer)
+	}
+	a.ok("flock try none 0 0")
+	require.Equal(t, "ok", b.answer())
 }
 
 // A put that makes its file is interrupted as any other, though the file is

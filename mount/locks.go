@@ -180,6 +180,9 @@ func (s *server) lock(cancel <-chan struct{}, ino gearsfs.Ino, l gearsfs.FileLoc
 		if err := s.m.Unlock(s.ctx, ino, l); err != nil {
 			return err
 		}
+		if s.call != nil {
+			s.call.once.Repeatable() // who is interrupted has nothing, and asks again
+		}
 	}
 	return s.m.Lock(ctx, ino, l, false)
 }

@@ -117,6 +117,8 @@ func (mt *Mount) start(o Options) error {
 		}
 		return err
 	}
+	// What was not agreed on is not in the INIT that a next process is given.
+	s.xattrFlags = kernel.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
 	if o.Succession.takesOver() {
 		return mt.resume(kernel, o.Succession.legacy)
 	}
@@ -202,7 +204,7 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		EnableLocks:              true,
 		EnableAcl:                true,
-		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK | fuse.CAP_HAS_RESEND |
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK | fuse.CAP_HAS_RESEND | fuse.CAP_SETXATTR_EXT |
 			fuse.CAP_DIRECT_IO_ALLOW_MMAP, // appending handles are past the cache, and mapped all the same
 		Debug:  s.o.Debug,
 		Logger: slog.NewLogLogger(s.log.Handler(), level),

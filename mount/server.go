@@ -38,16 +38,18 @@ type shared struct {
 	life   context.Context // of the mount
 	cancel context.CancelFunc
 
-	writeMax int // bytes that one WRITE request carries at most
-	inodes   inodes
-	control  nodes
-	dirs     names
-	files    dentries
-	retries  retries
-	handles  handles
-	believe  believe
-	told     told
-	locks    locks
+	writeMax   int  // bytes that one WRITE request carries at most
+	xattrFlags bool // SETXATTR says more than setxattr(2)
+	inodes     inodes
+	control    nodes
+	dirs       names
+	removed    removed
+	files      dentries
+	retries    retries
+	handles    handles
+	believe    believe
+	told       told
+	locks      locks
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
@@ -60,6 +62,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		inodes:   inodes{table: map[gearsfs.Ino]*inode{}},
 		control:  newNodes(),
 		dirs:     newNames(), files: newDentries(),
+		removed: removed{table: map[gearsfs.Ino]gearsfs.Attr{}},
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
@@ -155,6 +158,7 @@ func (s *server) Forget(node, lookups uint64) {
 	}
 	s.inodes.forget(gearsfs.Ino(node))
 	s.told.forget(gearsfs.Ino(node))
+	s.removed.forget(gearsfs.Ino(node))
 }
 
 func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {

@@ -41,6 +41,10 @@ func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOu
 	switch errno(err) {
 	case 0:
 	case syscall.ENOENT, syscall.ESTALE:
+		if attr, ok := s.removed.get(gearsfs.Ino(in.NodeId)); ok {
+			fillAttr(&out.Attr, &attr)
+			return fuse.OK
+		}
 		return s.staleAttr(in.Pid, gearsfs.Ino(in.NodeId))
 	default:
 		return status(err)
@@ -194,7 +198,13 @@ func (s *server) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.S
 	if isControl(in.NodeId) || name == reserved {
 		return fuse.EPERM
 	}
-	return status(s.m.Rmdir(s.ctx, gearsfs.Ino(in.NodeId), name))
+	dir := gearsfs.Ino(in.NodeId)
+	attr, lookErr := s.m.Lookup(s.ctx, dir, name)
+	err := s.m.Rmdir(s.ctx, dir, name)
+	if err == nil && lookErr == nil {
+		s.removed.note(attr)
+	}
+	return status(err)
 }
 
 func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm"
 )
 
 // Attributes that tell what a path belongs to. They answer getxattr but are
@@ -124,7 +125,25 @@ func (s *server) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v
 	if name == capabilityXattr {
 		s.inodes.setCaps(ino, true)
 	}
+	if name == aclXattr && s.xattrFlags && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		return gone(s.dropSetGID(ino))
+	}
 	return fuse.OK
+}
+
+const aclXattr = "system.posix_acl_access"
+
+// dropSetGID is for an access list that somebody has set who is neither in the file's
+// group nor privileged. It is what chmod(2) does then; the kernel, which knows the
+// groups of who asks, leaves it to us.
+func (s *server) dropSetGID(ino gearsfs.Ino) error {
+	attr, err := s.m.GetAttr(s.ctx, ino)
+	if err != nil || attr.Mode&unix.S_ISGID == 0 {
+		return err
+	}
+	mode := attr.Mode & 0o7777 &^ unix.S_ISGID
+	_, err = s.m.SetAttr(s.ctx, ino, dgm.SetAttr{Mode: &mode})
+	return err
 }
 
 func (s *server) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {

@@ -99,10 +99,9 @@ func TestFrozenNode(t *testing.T) {
 	for _, m := range []*mounted{short, long} {
 		require.NoError(t, os.WriteFile(m.path("file"), []byte("content"), 0o644))
 	}
-	freeze := func(s syscall.Signal) { require.NoError(t, d.cmd.Process.Signal(s)) }
 	defer d.cmd.Process.Signal(syscall.SIGCONT) //nolint:errcheck // so that it can end
 	for _, killed := range []bool{false, true} {
-		freeze(syscall.SIGSTOP)
+		freeze(t, d.cmd.Process.Pid)
 		if killed {
 			short.kill()
 			long.kill()
@@ -114,21 +113,13 @@ func TestFrozenNode(t *testing.T) {
 			assert.Error(t, err, "%v: %s", command, out)
 			assert.True(t, run.ProcessState.Exited(), "%v ends by itself: %s", command, out)
 
-			for again := killed; ; again = false {
-				run = limited(t, command[0], long.path(command[1]))
-				require.NoError(t, run.Start())
-				if inCall(run.Process.Pid) {
-					break
-				}
-				// A call that meets the death of the process may fail, once.
-				t.Logf("%v does not wait: %s", command, where(run.Process.Pid))
-				require.Error(t, run.Wait(), "%v", command)
-				require.True(t, again, "%v waits", command)
-			}
+			run = limited(t, command[0], long.path(command[1]))
+			require.NoError(t, run.Start())
+			requireInCall(t, run.Process.Pid)
 			require.NoError(t, run.Process.Signal(syscall.SIGINT))
 			require.Error(t, run.Wait(), "%v", command)
 		}
-		freeze(syscall.SIGCONT)
+		require.NoError(t, d.cmd.Process.Signal(syscall.SIGCONT))
 		for i, m := range []*mounted{short, long} {
 			require.Eventually(t, func() bool {
 				content, err := os.ReadFile(m.path("file"))
@@ -152,6 +143,24 @@ func limited(t *testing.T, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, args[0], args[1:]...)
 }
 
+// freeze is SIGSTOP; it returns when no thread of the process runs any more. Until one
+// of them has seen the signal the others go on, and answer what they are asked.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	require.Eventually(t, func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		require.NoError(t, err)
+		for _, task := range tasks {
+			status, err := os.ReadFile(task)
+			if err == nil && !strings.Contains(string(status), "State:\tT") {
+				return false
+			}
+		}
+		return len(tasks) > 0
+	}, readyWithin, 2*time.Millisecond, "a process does not stop")
+}
+
 // where says what a process is doing.
 func where(pid int) string {
 	var all []string
@@ -165,25 +174,20 @@ func where(pid int) string {
 	return strings.Join(all, "; ")
 }
 
-// inCall waits until a process waits for a FUSE file system; false where it ends, or
-// never does.
-func inCall(pid int) bool {
-	for began := time.Now(); time.Since(began) < readyWithin; time.Sleep(10 * time.Millisecond) {
+// requireInCall waits until a process waits for a FUSE file system. Nobody tells of that.
+func requireInCall(t *testing.T, pid int) {
+	t.Helper()
+	ended := false
+	waits := assert.Eventually(t, func() bool {
 		at, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
 		if err == nil && (strings.Contains(string(at), "fuse") || strings.Contains(string(at), "request_wait_answer")) {
 			return true
 		}
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err != nil || strings.Contains(string(stat), "State:\tZ") {
-			return false
-		}
-	}
-	return false
-}
-
-// requireInCall waits until a process waits for a FUSE file system.
-func requireInCall(t *testing.T, pid int) {
-	t.Helper()
-	require.True(t, inCall(pid), "a process does not wait: %s", where(pid))
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		ended = err != nil || strings.Contains(string(status), "State:\tZ")
+		return ended
+	}, readyWithin, 2*time.Millisecond)
+	require.True(t, waits && !ended, "a process does not wait: %s", where(pid))
 }
 
 func TestUmountNamesUsers(t *testing.T) {
@@ -227,7 +231,7 @@ func TestUmountForce(t *testing.T) {
 	t.Parallel()
 	m := startMount(t, "--data", filepath.Join(dir(t), "data"))
 	worker := m.worker()
-	require.NoError(t, syscall.Kill(worker, syscall.SIGSTOP))
+	freeze(t, worker)
 	waiting := limited(t, "stat", m.path("file"))
 	require.NoError(t, waiting.Start())
 	requireInCall(t, waiting.Process.Pid)
