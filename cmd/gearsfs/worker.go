@@ -233,7 +233,9 @@ func (w *worker) next() *set {
 	s := w.queue[0]
 	w.queue = w.queue[1:]
 	w.running++
-	wake(w.demand)
+	if w.roomLocked() > 0 {
+		wake(w.demand)
+	}
 	return s
 }
 
