@@ -204,6 +204,9 @@ func (d *logDriver) step() error {
 			return err
 		}
 		done()
+		if rng.IntN(3) == 0 {
+			d.log.Hasten() // which changes nothing
+		}
 	case n < 85:
 		if err := d.log.Sync(); err != nil {
 			return err

@@ -54,7 +54,11 @@ func (g *Group) append(m *raftpb.Message) error {
 	}
 	syncBeforeAck := !l.conf.sole(g.cfg.ID) || len(l.acks) > 0
 	want := syncBeforeAck || g.awaited(m.GetEntries())
-	here := want && g.unhurried()
+	alone := want && g.unhurried()
+	here := alone && g.disk.quick(g.limits.quickSync)
+	if alone && !syncBeforeAck {
+		g.cfg.Log.Hasten() // while the entry is applied
+	}
 	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
 		if here {
@@ -67,10 +71,10 @@ func (g *Group) append(m *raftpb.Message) error {
 	return g.respond(m.GetResponses())
 }
 
-// unhurried reports whether the loop may sync the log itself: it takes little
-// time, and nothing waits for the loop meanwhile.
+// unhurried reports whether nothing waits for the loop but what it has just
+// written, so that it may sync the log itself where that takes little time.
 func (g *Group) unhurried() bool {
-	if len(g.loop.acks) > 0 || len(g.loop.inflight) > 1 || !g.disk.quick(g.limits.quickSync) {
+	if len(g.loop.acks) > 0 || len(g.loop.inflight) > 1 {
 		return false
 	}
 	g.mu.Lock()

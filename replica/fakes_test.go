@@ -26,6 +26,8 @@ type memLog struct {
 	syncHard []byte
 
 	appends, syncs, cuts int
+	hastened             int // syncs that were announced by Hasten
+	hasty                bool
 	failAppend, failSync int           // fail the n-th from now; 0: never
 	syncGate             chan struct{} // not nil: each Sync waits for a value
 	syncBegan            chan struct{} // not nil: told when a Sync begins
@@ -56,10 +58,20 @@ func (l *memLog) Append(entries []LogEntry, hard []byte) error {
 	return nil
 }
 
+func (l *memLog) Hasten() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hasty = true
+}
+
 func (l *memLog) Sync() error {
 	l.mu.Lock()
 	target, hard := l.last(), l.hard
 	l.syncs++
+	if l.hasty {
+		l.hasty = false
+		l.hastened++
+	}
 	fail := false
 	if l.failSync > 0 {
 		l.failSync--

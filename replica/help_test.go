@@ -27,8 +27,10 @@ func quickly(_ *Config, l *limits) { l.quickSync = time.Hour }
 // Whoever brings a proposal while the loop sleeps has its answer when it leaves:
 // it did the loop's work, and that of the disk.
 func TestHelp(t *testing.T) {
-	f := openTest(t, new(memLog), new(memMachine), quickly)
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), quickly)
 	require.NoError(t, f.put("first", true).err) // its sync tells how long one takes
+	before := log.hastened
 	var want []string
 	for i := range 100 {
 		data := fmt.Sprint(i)
@@ -47,6 +49,7 @@ func TestHelp(t *testing.T) {
 	}
 	require.Equal(t, append([]string{"first"}, want...), f.machine.records())
 	require.NoError(t, f.Close())
+	require.Equal(t, len(want), log.hastened-before, "syncs that the log was told of before the entries were applied")
 }
 
 // Helpers, those who only propose, and the timers of the loop meet in every

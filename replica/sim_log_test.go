@@ -95,6 +95,8 @@ func (l *simLog) begin() (done func()) {
 	}
 }
 
+func (l *simLog) Hasten() {}
+
 func (l *simLog) Sync() error {
 	if l.broken != nil {
 		return l.broken

@@ -25,6 +25,8 @@ type Log interface {
 	// Last()+1; a lower one replaces what was there and behind it. The Data of
 	// the entries is never changed again, so it may be kept; the slice may not.
 	Append(entries []LogEntry, hard []byte) error
+	// Hasten says that a Sync will follow soon; it does not wait for the disk.
+	Hasten()
 	// Sync returns when all that was appended before the call is on disk.
 	Sync() error
 	// TruncateFront says that entries up to index are not needed any more.

@@ -66,7 +66,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (w *worker) wanted(ctx context.Context) int {
 	for ctx.Err() == nil {
 		w.mu.Lock()
-		n := w.idle + w.aheadLocked() - len(w.queue)
+		n := w.roomLocked()
 		reached := false
 		if w.limit > 0 {
 			left := w.limit - min(w.limit, w.fed)
@@ -86,6 +86,17 @@ func (w *worker) wanted(ctx context.Context) int {
 		}
 	}
 	return 0
+}
+
+// roomLocked is how many sets are to be taken, if the limit allows it: as many as
+// there is room for, and none while that would be few, so that a take is for
+// many where runs are short.
+func (w *worker) roomLocked() int {
+	ahead := w.aheadLocked()
+	if w.idle == 0 && len(w.queue) > ahead/2 {
+		return 0
+	}
+	return w.idle + ahead - len(w.queue)
 }
 
 // aheadLocked is how many sets may wait for a slot.

@@ -43,6 +43,15 @@ type yield struct {
 	files  [][]byte
 }
 
+// bytes is how much a run has written.
+func (y yield) bytes() int {
+	n := len(y.stdout)
+	for _, f := range y.files {
+		n += len(f)
+	}
+	return n
+}
+
 // runner runs a command again and again, one run at a time, in a directory of
 // its own:
 //

@@ -30,8 +30,8 @@ func (w *worker) notes() (key gearsfs.Key, ok bool) {
 	return key, w.seal && key.Check() == nil
 }
 
-// note is the step that notes an output of that name, nil where that was done.
-func (w *worker) note(name string) *dgm.Step {
+// note is what notes an output of that name, nil where that was done.
+func (w *worker) note(name string) *dgm.Put {
 	key, ok := w.notes()
 	w.mu.Lock()
 	done := w.noted[name]
@@ -42,10 +42,10 @@ func (w *worker) note(name string) *dgm.Step {
 	text := w.outputs[0].path + "\x00" + name
 	id := sha256.Sum256([]byte(text))
 	in := w.inputs[0]
-	return &dgm.Step{Put: &dgm.Put{
+	return &dgm.Put{
 		File: in.file(), Key: key, Mode: 0o666 &^ w.umask,
 		Records: []gearsfs.NewRecord{{Data: []byte(text), ID: hex.EncodeToString(id[:])}},
-	}}
+	}
 }
 
 // hasNoted remembers what is noted.

@@ -14,25 +14,19 @@ import (
 
 // settle makes of a run what its outcome says: outputs and acknowledgement in
 // one transaction, or the records go back.
-func (w *worker) settle(s *set, y yield, err error) {
+func (w *worker) settle(r result) {
+	s, err := r.set, r.err
 	if err == nil {
-		err = w.commit(s, y)
+		err = w.commit(s, r.yield)
 	}
 	_, failed := errors.AsType[*failure](err)
 	if failed {
 		err = w.giveBackLater(s, err)
 	}
-	w.mu.Lock()
-	switch {
-	case err == nil && failed:
-		w.failed++
-	case err == nil:
-		w.done++
-	}
-	w.mu.Unlock()
 	switch {
 	case err == nil:
-		w.keeper.drop(s.kept)
+		w.settled(s, failed)
+		return
 	case errors.Is(err, errLost) || definite(err) || errors.Is(err, gearsfs.ErrMaybe):
 		w.keeper.drop(s.kept)
 		w.mu.Lock()
@@ -50,6 +44,20 @@ func (w *worker) settle(s *set, y yield, err error) {
 	wake(w.demand)
 }
 
+// settled counts a run whose records are acknowledged, or went back after a
+// failure.
+func (w *worker) settled(s *set, failed bool) {
+	w.keeper.drop(s.kept)
+	s.cancel(nil)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if failed {
+		w.failed++
+	} else {
+		w.done++
+	}
+}
+
 // String names a set in messages.
 func (s *set) String() string {
 	if len(s.records) == 1 {
@@ -61,52 +69,12 @@ func (s *set) String() string {
 // commit puts the outputs of a run and acknowledges its inputs, in one step. It
 // waits for room in the outputs. What no transaction has room for is a failure.
 func (w *worker) commit(s *set, y yield) error {
-	m := w.inputs[0].Manager
-	if len(w.outputs) == 0 {
-		return cause(s.ctx, m.Settle(s.ctx, dgm.Settle{Receipts: receipts(s.records)}))
+	b, err := w.bundle(y)
+	if err != nil {
+		return err
 	}
-	tx := dgm.Transact{Steps: []dgm.Step{{Settle: &dgm.Settle{Receipts: receipts(s.records)}}}}
-	bytes := 0
-	put := func(to target, key gearsfs.Key, data []byte) error {
-		records := w.cut(data)
-		if len(records) == 0 {
-			return nil
-		}
-		if bytes += len(data); bytes > gearsfs.BatchBytesMax {
-			return failuref("wrote more than the %d MiB that a transaction has room for", gearsfs.BatchBytesMax>>20)
-		}
-		if len(records) > gearsfs.BatchRecordsMax {
-			return failuref("wrote more than the %d lines that a transaction has room for", gearsfs.BatchRecordsMax)
-		}
-		tx.Steps = append(tx.Steps, dgm.Step{Put: &dgm.Put{File: to.file(), Key: key, Records: records, Mode: 0o666 &^ w.umask}})
-		if len(tx.Steps) > transactStepsMax {
-			return failuref("wrote more than the %d files and outputs that a transaction has room for", transactStepsMax-1)
-		}
-		return nil
-	}
-	for _, out := range w.outputs {
-		if err := put(out.target, out.key, y.stdout); err != nil {
-			return err
-		}
-	}
-	var noted []string
-	for i, name := range y.names {
-		if note := w.note(name); note != nil && len(w.cut(y.files[i])) > 0 {
-			tx.Steps, noted = append(tx.Steps, *note), append(noted, name)
-		}
-		if err := put(w.outputs[0].target, gearsfs.Key(name), y.files[i]); err != nil {
-			return err
-		}
-	}
-	_, err := m.Transact(s.ctx, tx)
-	if err == nil {
-		w.hasNoted(noted)
-	}
-	return cause(s.ctx, err)
+	return cause(s.ctx, w.acknowledge(s.ctx, receipts(s.records), b, false))
 }
-
-// transactStepsMax is how many steps dgm.Transact has room for.
-const transactStepsMax = 64
 
 // cut makes records of what was written: one, or with -l one per line.
 func (w *worker) cut(data []byte) []gearsfs.NewRecord {

@@ -35,11 +35,11 @@ const (
 // worker takes sets of records, runs a command for each and commits what came
 // of it.
 //
-//	feed ──▶ queue ──▶ jobs slots, each a runner ──▶ commits, at most jobs of them
+//	feed ──▶ queue ──▶ jobs slots, each a runner ──▶ gathering ──▶ settlements, at most jobs of them
 //
-// One goroutine feeds; each slot has one; a commit has one of its own, so that
-// the next run begins meanwhile. A set's leases are kept from the moment it is
-// fed until it is settled.
+// One goroutine feeds; each slot has one; one settles what has gathered, each
+// settlement on a goroutine of its own, and the next runs begin meanwhile. A
+// set's leases are kept from the moment it is fed until it is settled.
 type worker struct {
 	*app
 	inputs  []source
@@ -61,20 +61,18 @@ type worker struct {
 	looked bool
 	began  time.Time
 
-	commits    chan struct{} // holds one token per commit that is under way
-	committing sync.WaitGroup
-
-	mu      sync.Mutex
-	changed *sync.Cond // queue or over
-	demand  chan struct{}
-	queue   []*set
-	idle    int    // slots that wait
-	fed     uint64 // sets
-	over    bool   // nothing will be fed any more
-	feedErr error  // why
-	fatal   error  // what this worker can't go on with
-	stop    context.CancelCauseFunc
-	typical time.Duration // of a run
+	mu        sync.Mutex
+	changed   *sync.Cond // queue, over or gathering
+	demand    chan struct{}
+	queue     []*set
+	idle      int    // slots that wait
+	fed       uint64 // sets
+	over      bool   // nothing will be fed any more
+	feedErr   error  // why
+	fatal     error  // what this worker can't go on with
+	stop      context.CancelCauseFunc
+	typical   time.Duration // of a run
+	gathering gathering
 	tally
 	lost  uint64
 	noted map[string]bool // outputs by GEARSFS_OUT that are to be sealed, too
@@ -100,6 +98,7 @@ type set struct {
 
 func newWorker(a *app) *worker {
 	w := &worker{app: a, demand: make(chan struct{}, 1)}
+	w.gathering.ready = make(chan struct{}, 1)
 	w.changed = sync.NewCond(&w.mu)
 	return w
 }
@@ -125,7 +124,7 @@ func (w *worker) oneVolume() error {
 // ends it. When it returns, nothing is leased.
 func (w *worker) work(ctx context.Context) error {
 	m := w.inputs[0].Manager
-	w.began, w.commits = time.Now(), make(chan struct{}, w.jobs)
+	w.began = time.Now()
 	w.keeper = startKeeper(m, workLease, false)
 	defer w.keeper.close()
 	var runners []*runner
@@ -154,8 +153,11 @@ func (w *worker) work(ctx context.Context) error {
 	watching, done := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { w.watch(watching) })
+	var settling sync.WaitGroup
+	settling.Go(func() { w.settleRuns(ctx) })
 	jobs.Wait()
-	w.committing.Wait()
+	w.endGathering()
+	settling.Wait()
 	done()
 	watch.Wait()
 	return w.verdict(ctx)
@@ -209,11 +211,7 @@ func (w *worker) slot(r *runner) {
 		began := time.Now()
 		y, err := r.run(s.ctx, s.records)
 		w.ran(time.Since(began))
-		w.commits <- struct{}{}
-		w.committing.Go(func() {
-			w.settle(s, y, err)
-			<-w.commits
-		})
+		w.gather(result{s, y, err})
 	}
 }
 
@@ -233,7 +231,9 @@ func (w *worker) next() *set {
 	s := w.queue[0]
 	w.queue = w.queue[1:]
 	w.running++
-	wake(w.demand)
+	if w.roomLocked() > 0 {
+		wake(w.demand)
+	}
 	return s
 }
 
