@@ -10,6 +10,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// followBytes is up to how much a follower writes and syncs before anything else.
+const followBytes = 64 << 10
+
 // ack are raft's answers to an append, for itself and for peers, due when
 // append seq is on disk.
 type ack struct {
@@ -41,7 +44,9 @@ func (g *Group) append(m *raftpb.Message) error {
 	}
 	clear(l.entries)
 	l.entries = l.entries[:0]
+	size := 0
 	for _, e := range m.GetEntries() {
+		size += len(e.GetData())
 		l.entries = append(l.entries, LogEntry{
 			Index: e.GetIndex(), Term: e.GetTerm(), Type: uint8(e.GetType()), Data: e.GetData(),
 		})
@@ -54,11 +59,10 @@ func (g *Group) append(m *raftpb.Message) error {
 	}
 	syncBeforeAck := !l.conf.sole(g.cfg.ID) || len(l.acks) > 0
 	want := syncBeforeAck || g.awaited(m.GetEntries())
-	alone := want && g.unhurried()
-	here := alone && g.disk.quick(g.limits.quickSync)
-	if alone && !syncBeforeAck {
+	if want && !syncBeforeAck && g.idle() {
 		g.cfg.Log.Hasten() // while the entry is applied
 	}
+	here := want && g.unhurried(size)
 	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
 		if here {
@@ -71,9 +75,22 @@ func (g *Group) append(m *raftpb.Message) error {
 	return g.respond(m.GetResponses())
 }
 
-// unhurried reports whether nothing waits for the loop but what it has just
-// written, so that it may sync the log itself where that takes little time.
-func (g *Group) unhurried() bool {
+// unhurried reports whether the loop may sync the log itself, to which so many
+// bytes were written: it takes little time, and nothing waits for the loop
+// meanwhile. For who follows, the next thing to do is to write and sync what
+// comes next, which can't begin before: what has come by then shares that, and no
+// other goroutine was woken for either. Only to apply what is large is better done
+// beside a sync.
+func (g *Group) unhurried(size int) bool {
+	l := &g.loop
+	if l.lead != raft.None && l.lead != g.cfg.ID && size <= followBytes {
+		return len(l.acks) == 0 && len(l.inflight) <= 1 && g.disk.quick(g.limits.followSync)
+	}
+	return g.disk.quick(g.limits.quickSync) && g.idle()
+}
+
+// idle reports whether nothing waits for the loop but what it has just written.
+func (g *Group) idle() bool {
 	if len(g.loop.acks) > 0 || len(g.loop.inflight) > 1 {
 		return false
 	}

@@ -106,13 +106,18 @@ func (g *Group) next() ([]waiting, arrivals, loopState) {
 
 // entryLeast is how many proposals make an entry now. In a group of several an
 // entry costs each member a write, a sync and messages, so one that others are
-// ahead of waits until it has half as many as they have, or they are through:
-// the more there is to do, the larger the entries, and few wait for nothing.
+// ahead of waits until it has as many as they have, or they are through: the
+// more there is to do, the larger the entries, and few wait for nothing. Up to
+// four callers do not wait at all.
 func (g *Group) entryLeast() int {
-	if g.stalled() {
+	switch flying := g.loop.flying; {
+	case g.stalled():
 		return math.MaxInt
+	case flying < crowdMax:
+		return 1
+	default:
+		return flying
 	}
-	return max(1, g.loop.flying/2)
 }
 
 // stateLocked reports what there is to do, where at least so many proposals make

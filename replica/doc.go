@@ -75,10 +75,12 @@
 // # Who does the work
 //
 // All of it is run's, a goroutine of the Group's own. Where it sleeps, a goroutine
-// that brings something does one pass in its place (help.go), and syncs the log
-// there if that is quick: a lone entry of a group of three would else wake four
+// that brings something does a pass or a few in its place (help.go), and syncs the
+// log there if that is quick: a lone entry of a group of three would else wake four
 // goroutines on each node. Where proposals come in crowds the loop is woken
-// instead, and finds them together. Who is behind with what is committed hears
+// instead, and finds them together. A follower syncs there up to 2 ms: what it is
+// to do next is to write and sync what its leader has sent meanwhile, which is read
+// together, and has one write, one sync and one answer. Who is behind with what is committed hears
 // of it with the next entry, or after 1 ms, or at once where somebody reads there.
 //
 // # Tenures

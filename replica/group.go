@@ -118,6 +118,7 @@ type limits struct {
 	freedBytes    uint64 // that the state may keep after they were let go of
 	flushRetry    time.Duration
 	quickSync     time.Duration // up to which syncs may be done in place of being left to another goroutine
+	followSync    time.Duration // likewise, where another leads
 }
 
 var defaultLimits = limits{
@@ -131,6 +132,7 @@ var defaultLimits = limits{
 	freedBytes:    128 << 20,
 	flushRetry:    time.Second,
 	quickSync:     400 * time.Microsecond, // to wake that goroutine, and be woken, takes as long
+	followSync:    2 * time.Millisecond,   // for which a read here, or a heartbeat, may wait
 }
 
 // Raft's ticks and what it may hold; ticks only matter in a group of several.

@@ -9,7 +9,7 @@ import (
 // and on each of them it would wake the loop, then the disk's goroutine, then
 // the loop. So a goroutine that reads from a connection says Enter before it
 // hands over what came, and Leave behind it; where the loop sleeps, Leave does
-// one pass of it on the spot. What is more than that is for the loop.
+// a few passes of it on the spot. What is more than that is for the loop.
 //
 // Invariants, under mu:
 //
@@ -25,6 +25,10 @@ import (
 // next is made by who brings it. With more there will be others in a moment, and
 // the loop, which wakes a little later, finds them together.
 const crowdMax = 4
+
+// passesMax is how often who works in the loop's place does so for what has come
+// meanwhile: mostly the answers of others to what it has just synced.
+const passesMax = 3
 
 // Enter says that the caller is about to call Propose or Receive and will then
 // call Leave, soon: until then the loop is not woken for it.
@@ -54,19 +58,27 @@ func (g *Group) Leave() {
 	g.helping = true
 	g.mu.Unlock()
 	events := g.loop.events()
-	err := g.guard(g.help)
-	rearm := g.loop.events() != events
-	least := g.entryLeast()
-	g.mu.Lock()
-	g.helping = false
-	g.helpErr = err
-	g.least = least
-	wake := err != nil || rearm || g.stateLocked(least) != idle
-	g.asleep = !wake
-	g.helped.Signal()
-	g.mu.Unlock()
-	if wake {
-		g.kick()
+	for passes := 1; ; passes++ {
+		err := g.guard(g.help)
+		rearm := g.loop.events() != events
+		least := g.entryLeast()
+		g.mu.Lock()
+		state := g.stateLocked(least)
+		if state == busy && err == nil && passes < passesMax {
+			g.mu.Unlock()
+			continue
+		}
+		g.helping = false
+		g.helpErr = err
+		g.least = least
+		wake := err != nil || rearm || state != idle
+		g.asleep = !wake
+		g.helped.Signal()
+		g.mu.Unlock()
+		if wake {
+			g.kick()
+		}
+		return
 	}
 }
 

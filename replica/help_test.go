@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -103,6 +104,75 @@ func helpers(t *testing.T, c *cluster) {
 	for _, n := range c.nodes {
 		c.eventually("the same on all", func() bool { return len(n.machine.records()) == had+putters*puts })
 	}
+}
+
+// What a follower is sent is on its disk when the one who brought it leaves, also
+// where a leader would leave so long a sync to another goroutine.
+func TestFollowerHelps(t *testing.T) {
+	inCluster(t, 3, func(_ *Config, l *limits) { l.quickSync, l.followSync = 0, time.Hour }, func(t *testing.T, c *cluster) {
+		c.count("a", 3)
+		c.settled()
+		follower := c.follower()
+		brought := make(chan []byte, 1)
+		c.setDrop(func(_, to uint64, message []byte) bool {
+			if m, err := decodeMessage(message); err == nil && to == follower.id && len(m.GetEntries()) > 0 {
+				select {
+				case brought <- slices.Clone(message):
+				default:
+				}
+			}
+			return to == follower.id
+		})
+		before := follower.log.Last()
+		require.NoError(t, c.leader().put("b", true).err)
+		message := <-brought
+		asleepNow(follower.Group)
+		follower.Enter()
+		follower.Receive(message)
+		follower.Leave()
+		follower.log.mu.Lock()
+		last, synced := follower.log.last(), follower.log.synced
+		follower.log.mu.Unlock()
+		require.Greater(t, last, before)
+		require.Equal(t, last, synced)
+		c.setDrop(nil)
+		c.settled()
+	})
+}
+
+// Who works in the loop's place does the next thing too that comes meanwhile:
+// here an order that comes in during its sync.
+func TestHelpOnceMore(t *testing.T) {
+	log := &memLog{}
+	f := openTest(t, log, new(memMachine), quickly)
+	require.NoError(t, f.put("first", true).err)
+	asleepNow(f.Group)
+	log.mu.Lock()
+	log.syncBegan, log.syncGate = make(chan struct{}), make(chan struct{})
+	log.mu.Unlock()
+	left := make(chan struct{})
+	ordered := false
+	f.Enter()
+	out := f.start("second", true)
+	go func() {
+		defer close(left)
+		f.Leave()
+	}()
+	<-log.syncBegan
+	f.order(order{do: func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		ordered = f.helping
+		return nil
+	}})
+	log.syncGate <- struct{}{}
+	<-left
+	require.NoError(t, (<-out).err)
+	require.True(t, ordered)
+	log.mu.Lock()
+	log.syncBegan, log.syncGate = nil, nil
+	log.mu.Unlock()
+	require.NoError(t, f.Close())
 }
 
 // A helper that meets a broken state machine ends the Group, not itself.

@@ -23,7 +23,7 @@ import (
 const (
 	simTime      = 40 * time.Second
 	tortureSeeds = 10_000
-	progress     = 5 * time.Second // after the faults end
+	progress     = 10 * time.Second // after the faults end: ties in two elections, and one that is won by who is not a member any more
 )
 
 // TestSimulation runs whole groups through faults, one seed after the other.

@@ -68,6 +68,7 @@ func tuneRuntime() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(2 * runtime.NumCPU())
 	}
+	slackenMonitor() //nolint:errcheck // where it is not permitted all is as well, but slower
 }
 
 // Node is a node that runs in this process: a volume, and the sockets that it
