@@ -85,9 +85,9 @@ const (
 
 // next takes what waits, of the proposals what fits one entry.
 func (g *Group) next() ([]waiting, arrivals, loopState) {
-	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	least := g.leastLocked()
 	state := g.stateLocked(least)
 	if state != busy {
 		return nil, arrivals{}, state
@@ -100,19 +100,34 @@ func (g *Group) next() ([]waiting, arrivals, loopState) {
 		left := copy(g.pending, g.pending[n:])
 		clear(g.pending[left:])
 		g.pending = g.pending[:left]
+		g.eager = slices.ContainsFunc(g.pending, func(w waiting) bool { return !w.Durable })
 	}
 	return items, got, busy
 }
 
-// entryLeast is how many proposals make an entry now. In a group of several an
-// entry costs each member a write, a sync and messages, so one that others are
-// ahead of waits until it has half as many as they have, or they are through:
-// the more there is to do, the larger the entries, and few wait for nothing.
-func (g *Group) entryLeast() int {
+// leastLocked is how many proposals make an entry now, for who has the baton. An
+// entry costs each member a write, a turn of raft's and a commit of the state, and
+// in a group of several messages and a sync, so one that others are ahead of waits
+// until it has half as many proposals as they have, or they are through: the more
+// there is to do, the larger the entries, and few wait for nothing. In a group of
+// one those that wait for a sync are ahead while one runs: what comes meanwhile
+// waits for the next one anyway, unless it need not be durable.
+func (g *Group) leastLocked() int {
 	if g.stalled() {
 		return math.MaxInt
 	}
-	return max(1, g.loop.flying/2)
+	ahead := g.loop.flying
+	if g.sole.Load() && !g.eager && !g.closing {
+		ahead = max(ahead, int(g.disk.ahead.Load()))
+	}
+	return max(1, ahead/2)
+}
+
+// endHoldLocked has proposals wait no longer for the sync that runs.
+func (g *Group) endHoldLocked() {
+	if g.least != math.MaxInt && g.sole.Load() {
+		g.least = 1
+	}
 }
 
 // stateLocked reports what there is to do, where at least so many proposals make
@@ -131,9 +146,9 @@ func (g *Group) stateLocked(least int) loopState {
 
 // doze has what comes next wake the loop, where there is nothing to do.
 func (g *Group) doze() bool {
-	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	least := g.leastLocked()
 	state := g.stateLocked(least)
 	g.asleep, g.least = state == idle || state == closing, least
 	return g.asleep
