@@ -59,7 +59,7 @@ func newDialRoute(addrs string, opts RemoteOptions) (*dialRoute, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := transport.Config{TLS: opts.TLS}
+	cfg := transport.Config{TLS: opts.TLS, Unannounced: true}
 	if opts.Offer != nil {
 		cfg.NewHandler = opts.Offer.newPeer(&opts.OfferAs)
 	}

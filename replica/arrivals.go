@@ -85,9 +85,9 @@ const (
 
 // next takes what waits, of the proposals what fits one entry.
 func (g *Group) next() ([]waiting, arrivals, loopState) {
-	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	least := g.leastLocked()
 	state := g.stateLocked(least)
 	if state != busy {
 		return nil, arrivals{}, state
@@ -100,23 +100,40 @@ func (g *Group) next() ([]waiting, arrivals, loopState) {
 		left := copy(g.pending, g.pending[n:])
 		clear(g.pending[left:])
 		g.pending = g.pending[:left]
+		g.eager = slices.ContainsFunc(g.pending, func(w waiting) bool { return !w.Durable })
 	}
 	return items, got, busy
 }
 
-// entryLeast is how many proposals make an entry now. In a group of several an
-// entry costs each member a write, a sync and messages, so one that others are
-// ahead of waits until it has as many as they have, or they are through: the
-// more there is to do, the larger the entries, and few wait for nothing. Up to
-// four callers do not wait at all.
-func (g *Group) entryLeast() int {
-	switch flying := g.loop.flying; {
+// leastLocked is how many proposals make an entry now, for who has the baton. An
+// entry costs each member a write, a turn of raft's and a commit of the state, and
+// in a group of several messages and a sync, so one that others are ahead of waits
+// until it has as many as they have (in a group of one, half as many), or they are
+// through: the more there is to do, the larger the entries, and few wait for
+// nothing. In a group of several up to four callers do not wait at all. In a group
+// of one those that wait for a sync are ahead while one runs: what comes meanwhile
+// waits for the next one anyway, unless it need not be durable.
+func (g *Group) leastLocked() int {
+	flying := g.loop.flying
+	switch {
 	case g.stalled():
 		return math.MaxInt
+	case g.sole.Load():
+		if !g.eager && !g.closing {
+			flying = max(flying, int(g.disk.ahead.Load()))
+		}
+		return max(1, flying/2)
 	case flying < crowdMax:
 		return 1
 	default:
 		return flying
+	}
+}
+
+// endHoldLocked has proposals wait no longer for the sync that runs.
+func (g *Group) endHoldLocked() {
+	if g.least != math.MaxInt && g.sole.Load() {
+		g.least = 1
 	}
 }
 
@@ -136,9 +153,9 @@ func (g *Group) stateLocked(least int) loopState {
 
 // doze has what comes next wake the loop, where there is nothing to do.
 func (g *Group) doze() bool {
-	least := g.entryLeast()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	least := g.leastLocked()
 	state := g.stateLocked(least)
 	g.asleep, g.least = state == idle || state == closing, least
 	return g.asleep

@@ -31,9 +31,10 @@
 //	 Done <--- durable ---------------------------------------- sweep
 //
 // Propose only appends to a list under a mutex, and wakes the loop where it
-// sleeps. Nothing is delayed to make batches: they form because the loop is
-// busy while others propose, and because it yields once before it sleeps, so
-// that whoever is ready to run proposes first. One pass makes one entry.
+// sleeps. Nothing is delayed to make batches, but for what waits for a sync
+// anyway: others form because the loop is busy while proposals come, and because
+// it yields once before it sleeps, so that whoever is ready to run proposes first.
+// One pass makes one entry.
 //
 // Raft runs with asynchronous storage writes: it hands out the work as messages
 // with answers attached, and takes the answers when the work is done. Where a
@@ -124,7 +125,10 @@
 //
 // An entry with a durable proposal starts a sync as soon as it is written, so
 // that applying it runs beside. What is written during a sync waits for the
-// next one, which begins at once: that is all the group commit there is. When
+// next one, which begins at once: that is all the group commit there is. As long
+// as the only member syncs, durable proposals are not even made an entry until
+// there are half as many as wait for a sync already (leastLocked): those that are
+// left when it ends become one, by the syncer, which then syncs again (relieve). When
 // a sync returns, the syncer calls the Dones of all entries that it covers, so
 // that their answers can leave in one flush. What nobody waits for is synced
 // within 100 ms. If the entry is on disk before it is applied, the loop answers.

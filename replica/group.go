@@ -174,6 +174,7 @@ type Group struct {
 	arrivals arrivals
 	asleep   bool      // the loop waits; see help.go
 	least    int       // proposals that make an entry, as of when asleep was set
+	eager    bool      // one of pending is not durable
 	helping  bool      // somebody works in its place
 	helped   sync.Cond // signalled when helping is unset
 	helpErr  error     // what a helper failed with
@@ -228,6 +229,7 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 	store.snapshot = g.snapshot
 	g.helped.L = &g.mu
 	g.disk = newDisk(cfg.Log, w, g.fail, g.kick)
+	g.disk.between = g.relieve
 	g.loop.outbox.late = w.timer(func() {
 		g.loop.outbox.due.Store(true)
 		g.kick()
@@ -298,9 +300,10 @@ func (g *Group) Propose(ps ...*Proposal) {
 		return
 	}
 	var few [8]waiting // no allocation for a short call
-	total, items := 0, few[:0]
+	total, items, eager := 0, few[:0], false
 	for _, p := range ps {
 		size := p.Command.SizeVT()
+		eager = eager || !p.Durable
 		total += size
 		items = append(items, waiting{Proposal: p, bytes: size})
 	}
@@ -318,6 +321,10 @@ func (g *Group) Propose(ps ...*Proposal) {
 	g.held.commands.Add(int64(len(ps)))
 	g.held.bytes.Add(int64(total))
 	g.pending = append(g.pending, items...)
+	if eager {
+		g.eager = true
+		g.endHoldLocked()
+	}
 	if len(g.pending) < g.least {
 		g.mu.Unlock()
 		return

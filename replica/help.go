@@ -19,7 +19,9 @@ import (
 //     has the baton. It is unset by who takes the baton, or wakes run to take it.
 //  3. Nothing is left for the loop while asleep is set, unless visitors > 0: the
 //     last of them sees to it. Fewer proposals than least are nothing: others are
-//     in flight, and when those are through the loop is awake.
+//     in flight, and when those are through the loop is awake; or a sync runs, and
+//     behind that relieve comes. So least is found under mu, after asking whether
+//     one runs.
 
 // crowdMax is up to how many proposals the last entries may have had where the
 // next is made by who brings it. With more there will be others in a moment, and
@@ -41,7 +43,10 @@ func (g *Group) Enter() {
 // Leave ends what Enter began. It may do a part of the loop's work, a sync of the
 // log included, and so wait for the disk. The caller must hold no lock that a
 // Done takes.
-func (g *Group) Leave() {
+func (g *Group) Leave() { g.leave(false) }
+
+// leave is Leave; with crowds the caller does not mind those.
+func (g *Group) leave(crowds bool) {
 	g.mu.Lock()
 	g.visitors--
 	due := len(g.pending) >= g.least
@@ -50,7 +55,7 @@ func (g *Group) Leave() {
 		return
 	}
 	g.asleep = false
-	if due && g.loop.crowd > crowdMax {
+	if due && g.loop.crowd > crowdMax && !crowds {
 		g.mu.Unlock()
 		g.kick()
 		return
@@ -61,8 +66,8 @@ func (g *Group) Leave() {
 	for passes := 1; ; passes++ {
 		err := g.guard(g.help)
 		rearm := g.loop.events() != events
-		least := g.entryLeast()
 		g.mu.Lock()
+		least := g.leastLocked()
 		state := g.stateLocked(least)
 		if state == busy && err == nil && passes < passesMax {
 			g.mu.Unlock()
@@ -80,6 +85,19 @@ func (g *Group) Leave() {
 		}
 		return
 	}
+}
+
+// relieve is a visit by the goroutine that syncs, between two syncs: what waited
+// for the one before shares the next one.
+func (g *Group) relieve() {
+	if !g.sole.Load() {
+		return
+	}
+	g.mu.Lock()
+	g.visitors++
+	g.endHoldLocked()
+	g.mu.Unlock()
+	g.leave(true)
 }
 
 // opening reports whether the Group is not open yet, or ends.

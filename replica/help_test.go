@@ -194,3 +194,62 @@ func TestHelperFails(t *testing.T) {
 	wantCode(t, gearsfs.ErrClosed, f.put("late", true).err)
 	f.Leave()
 }
+
+// What comes while a sync runs is held back: the more others wait for that, the
+// larger the entry. What is left when it ends shares the next sync, as one entry.
+// Who need not be durable waits for no sync, and has those before it go on.
+func TestHeldForSync(t *testing.T) {
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), func(_ *Config, l *limits) { l.quickSync = 0 })
+	log.mu.Lock()
+	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{}, 100)
+	log.mu.Unlock()
+
+	var outs []<-chan outcome
+	many := make([]*Proposal, 20)
+	for i := range many {
+		out := make(chan outcome, 1)
+		many[i] = &Proposal{Command: put(fmt.Sprint("many ", i)), Durable: true, Done: func(a *wire.Answer, err error) {
+			out <- outcome{a, err}
+		}}
+		outs = append(outs, out)
+	}
+	f.Propose(many...)
+	<-log.syncBegan
+	asleepNow(f.Group)
+	had := log.Last()
+	for i := range 9 { // fewer than half of those that wait
+		outs = append(outs, f.start(fmt.Sprint("held ", i), true))
+		asleepNow(f.Group)
+		require.Equal(t, had, log.Last())
+	}
+	outs = append(outs, f.start("tenth", true))
+	asleepNow(f.Group)
+	require.Equal(t, had+1, log.Last(), "the ten are one entry")
+	for i := range 3 {
+		outs = append(outs, f.start(fmt.Sprint("left ", i), true))
+		asleepNow(f.Group)
+		require.Equal(t, had+1, log.Last())
+	}
+	log.syncGate <- struct{}{} // the sync ends, and the next one is for all of them
+	<-log.syncBegan
+	require.Equal(t, had+2, log.Last())
+	for i := range 5 {
+		outs = append(outs, f.start(fmt.Sprint("again ", i), true))
+		asleepNow(f.Group)
+		require.Equal(t, had+2, log.Last())
+	}
+	require.NoError(t, waitOut(t, f.start("hasty", false)).err)
+	require.Equal(t, had+3, log.Last())
+	asleepNow(f.Group)
+	outs = append(outs, f.start("last", true))
+	asleepNow(f.Group)
+	require.Equal(t, had+3, log.Last())
+	closed := make(chan error)
+	go func() { closed <- f.Close() }()
+	close(log.syncGate)
+	for _, out := range outs {
+		require.NoError(t, waitOut(t, out).err)
+	}
+	require.NoError(t, <-closed)
+}

@@ -29,6 +29,13 @@ type Config struct {
 	Identity []byte
 	Features uint64
 
+	// Unannounced is for a process that does little but calls: its sockets are read
+	// and written by system calls that Go's scheduler is not told of. They do not
+	// wait, so it could do nothing meanwhile; but it would wake its watchdog, which
+	// then looks around every 20 µs. Where other system calls wake that anyway, as
+	// those of a node do that writes to its disk, it is better left awake.
+	Unannounced bool
+
 	// FrameBytesMax bounds one frame, overheadBytes included; 0 is 32 MiB,
 	// which holds gearsfs.BatchRecordsMax records of gearsfs.BatchBytesMax bytes with
 	// the longest names. The smaller of both ends' values counts.

@@ -250,6 +250,10 @@ func (c *Conn) endOf(err error) error {
 // Taking a short read for an empty socket instead gained 0 to 10 % of an echo,
 // and would miss an end of the stream that comes together with the last bytes.
 func (c *Conn) read() error {
+	src := io.Reader(c.nc)
+	if c.raw != nil && c.cfg.Unannounced {
+		src = newSockReader(c.raw)
+	}
 	for {
 		f, ok, err := c.in.next()
 		if err != nil {
@@ -264,7 +268,7 @@ func (c *Conn) read() error {
 		}
 		c.uncork()
 		c.midFrame.Store(c.in.midFrame())
-		n, err := c.in.fill(c.nc)
+		n, err := c.in.fill(src)
 		if err != nil {
 			return err
 		}

@@ -42,9 +42,10 @@ type writer struct {
 	// Bytes in batch[:next] that are not yet known to be written.
 	answers, notices int
 
-	attempt, persist func(fd uintptr) bool // of a RawConn, bound once
-	err              error                 // of theirs
-	waited           bool                  // persist had to wait
+	write            func(fd uintptr, b []byte) (int, error) // write(2)
+	attempt, persist func(fd uintptr) bool                   // of a RawConn, bound once
+	err              error                                   // of theirs
+	waited           bool                                    // persist had to wait
 }
 
 // claimLocked makes the caller the writer where there is something to write and
@@ -222,12 +223,16 @@ func (c *Conn) waitWrite() error {
 // wait for the socket.
 func (c *Conn) bindRaw() {
 	w := &c.out
+	w.write = announcedWrite
+	if c.cfg.Unannounced {
+		w.write = rawWrite
+	}
 	w.attempt = func(fd uintptr) bool {
-		w.writeTo(int(fd))
+		w.writeTo(fd)
 		return true
 	}
 	w.persist = func(fd uintptr) bool {
-		if w.writeTo(int(fd)) > 0 && w.waited {
+		if w.writeTo(fd) > 0 && w.waited {
 			c.moved.Store(true)
 		}
 		w.waited = true
@@ -237,21 +242,16 @@ func (c *Conn) bindRaw() {
 
 // writeTo writes as much of left as the socket takes at once, and returns how
 // many bytes that were.
-func (w *writer) writeTo(fd int) int {
-	for {
-		n, err := syscall.Write(fd, w.left)
-		switch err {
-		case nil:
-			w.left = w.left[n:]
-			return n
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-		default:
+func (w *writer) writeTo(fd uintptr) int {
+	n, err := w.write(fd, w.left)
+	if err != nil {
+		if err != syscall.EAGAIN {
 			w.err = err
 		}
 		return 0
 	}
+	w.left = w.left[n:]
+	return n
 }
 
 // unacknowledged is how many bytes the kernel keeps for the peer, tcp(7) and
