@@ -347,9 +347,6 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 		return nil, gearsfs.ErrClosed
 	}
 	defer b.vol.leave()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(b.vol.busy, cancel)()
 	type change struct {
 		data    *[]byte
 		extents *[]*wire.Extent

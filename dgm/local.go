@@ -104,9 +104,12 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 // callBulky asks for a change whose payloads are stored here first: from then on
 // they are where the leader and the others have them.
 func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.remote.ctx, cancel)()
+	if !l.vol.alone() { // else the upload waits for nobody
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(l.remote.ctx, cancel)()
+	}
 	b := &l.vol.blocks
 	extents, err := b.upload(ctx, req.GetChange().GetCommand())
 	if err != nil {
@@ -387,7 +390,12 @@ type insideLink struct {
 	lossy
 }
 
+// start brings a change through the log on this goroutine, where the replica has
+// nothing else to do: who asks waits for it, and no other is woken.
 func (l *insideLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	group := l.in.peer.vol.group
+	group.Enter()
+	defer group.Leave()
 	return l.in.start(req, done)
 }
 
