@@ -78,15 +78,7 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		_, open := q.GetOp().(*wire.Query_Open)
 		return l.ask(ctx, req, open)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if l.succeeds() {
-		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
-			return nil, err
-		}
-	}
-	if err := l.catchUp(ctx); err != nil {
+	if err := l.level(ctx); err != nil {
 		return nil, err
 	}
 	if beginsList(q) && l.follows() {
@@ -99,6 +91,35 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		return l.ask(ctx, certain(&wire.Query{Op: q.Op}), true)
 	}
 	return resp, err
+}
+
+// Read implements Content.
+func (l *Local) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, buf []byte) ([]byte, error) {
+	r, err := readOp(ino, pos, n)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.level(ctx); err != nil {
+		return nil, err
+	}
+	if !l.vol.enter() {
+		return nil, gearsfs.ErrClosed
+	}
+	defer l.vol.leave()
+	return l.vol.blocks.content(l.vol.busy, l.as, r, buf)
+}
+
+// level waits until the own replica shows what this session was told before.
+func (l *Local) level(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if l.succeeds() {
+		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
+			return err
+		}
+	}
+	return l.catchUp(ctx)
 }
 
 // callBulky asks for a change whose payloads are stored here first: from then on
@@ -174,7 +195,7 @@ func beginsList(q *wire.Query) bool {
 func nearby(q *wire.Query) bool {
 	switch q.GetOp().(type) {
 	case *wire.Query_Lookup, *wire.Query_Resolve, *wire.Query_GetAttr, *wire.Query_ReadDir, *wire.Query_Readlink,
-		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt, *wire.Query_Read,
+		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt,
 		*wire.Query_Seek, *wire.Query_Status, *wire.Query_Remotes:
 		return true
 	}
