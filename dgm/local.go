@@ -109,6 +109,18 @@ func (l *Local) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n in
 	return l.vol.blocks.content(l.vol.busy, l.as, r, buf)
 }
 
+// Sync implements Content.
+func (l *Local) Sync(ctx context.Context) error {
+	if !l.vol.alone() {
+		return l.api.Sync(ctx)
+	}
+	if !l.vol.enter() {
+		return gearsfs.ErrClosed
+	}
+	defer l.vol.leave()
+	return l.vol.group.Sync()
+}
+
 // level waits until the own replica shows what this session was told before.
 func (l *Local) level(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {

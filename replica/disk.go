@@ -164,6 +164,24 @@ func (d *disk) whenSynced(done func(error)) {
 	done(err)
 }
 
+// await returns when what is written now is on disk. Where nobody syncs, the
+// caller does, since it waits in any case: no other goroutine is woken.
+func (d *disk) await() error {
+	d.mu.Lock()
+	seq := d.written.seq
+	here := d.err == nil && d.synced.seq < seq && !d.syncing
+	if here {
+		d.wanted = seq
+	}
+	d.mu.Unlock()
+	if here && d.sync() && d.isSynced(seq, false) {
+		return nil
+	}
+	done := make(chan error, 1)
+	d.whenSynced(func(err error) { done <- err })
+	return <-done
+}
+
 // isSynced reports whether append seq is on disk; if not, and tell is set, the
 // loop is kicked after the next sync.
 func (d *disk) isSynced(seq uint64, tell bool) bool {
