@@ -84,7 +84,7 @@ func (b *blocks) open(v *Volume) error {
 		return fmt.Errorf("open the block store: %w", err)
 	}
 	b.store = store
-	v.cfg.Data.BeforeFlush(store.Sync)
+	v.cfg.Data.BeforeFlush(store.Sync, store.Dirty)
 	return nil
 }
 
@@ -94,7 +94,7 @@ func (b *blocks) close() error {
 		return nil
 	}
 	synced := b.store.Sync()
-	b.vol.cfg.Data.BeforeFlush(nil)
+	b.vol.cfg.Data.BeforeFlush(nil, nil)
 	b.mu.Lock()
 	ready := b.ready
 	b.ready = nil
