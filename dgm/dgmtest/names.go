@@ -124,9 +124,11 @@ func bytesOfFile(t *testing.T, s *suite) {
 	attr, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Size: &size})
 	require.NoError(t, err)
 	require.Equal(t, uint64(100), attr.Size)
-	got, err = s.m.Read(s.ctx, f.Ino, 40, 1<<20, nil)
-	require.NoError(t, err)
-	require.Equal(t, append(append([]byte{}, want[40:50]...), make([]byte, 50)...), got)
+	for _, room := range []int{0, 59, 60, 200} { // what is in the buffer before is not read
+		got, err = s.m.Read(s.ctx, f.Ino, 40, 1<<20, bytes.Repeat([]byte{0xAA}, room))
+		require.NoError(t, err)
+		require.Equal(t, append(append([]byte{}, want[40:50]...), make([]byte, 50)...), got)
+	}
 	got, err = s.m.Read(s.ctx, f.Ino, 100, 10, nil)
 	require.NoError(t, err)
 	require.Empty(t, got)
