@@ -89,6 +89,7 @@ type Store struct {
 	// times of the last Sync of segments.
 	dirtyMu sync.Mutex
 	dirty   []*segment
+	syncing int // flushes under way
 	written map[segmentID]time.Time
 
 	syncs syncs

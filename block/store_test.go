@@ -430,10 +430,13 @@ func TestSyncsShare(t *testing.T) {
 		return nil
 	})
 	s := open(t, fsys, "blocks", block.Options{})
+	require.False(t, s.Dirty())
 	appendOne(t, s, filled(1))
+	require.True(t, s.Dirty())
 	var wg sync.WaitGroup
 	wg.Go(func() { require.NoError(t, s.Sync()) })
 	<-begun
+	require.True(t, s.Dirty(), "what it syncs is not on disk yet")
 	appendOne(t, s, filled(1))
 	for range 50 {
 		wg.Go(func() { require.NoError(t, s.Sync()) })
@@ -443,6 +446,7 @@ func TestSyncsShare(t *testing.T) {
 	require.Equal(t, int64(2), syncs.Load())
 	require.NoError(t, s.Sync())
 	require.Equal(t, int64(2), syncs.Load(), "nothing was written since")
+	require.False(t, s.Dirty())
 }
 
 // FuzzWire has the store meet extents as they come from the wire.

@@ -74,6 +74,13 @@ func (s *Store) Sync() error {
 	return s.syncs.run(s.flush)
 }
 
+// Dirty reports whether Sync would wait for the disk. It does not wait itself.
+func (s *Store) Dirty() bool {
+	s.dirtyMu.Lock()
+	defer s.dirtyMu.Unlock()
+	return len(s.dirty) > 0 || s.syncing > 0
+}
+
 // touch notes that pages of the segment were written, also where that failed
 // half way.
 func (s *Store) touch(seg *segment, e gearsfs.Extent) {
@@ -105,12 +112,16 @@ func (s *Store) flush() error {
 	s.dirtyMu.Lock()
 	dirty := s.dirty
 	s.dirty = nil
+	s.syncing++
 	for _, seg := range dirty {
 		seg.dirty = false
 		s.written[seg.id] = s.now()
 	}
 	s.dirtyMu.Unlock()
 	defer func() {
+		s.dirtyMu.Lock()
+		s.syncing--
+		s.dirtyMu.Unlock()
 		for _, seg := range dirty {
 			s.table.release(seg)
 		}

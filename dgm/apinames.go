@@ -205,17 +205,23 @@ func (a api) Release(ctx context.Context, ino gearsfs.Ino) error {
 }
 
 // Read implements Content.
-func (a api) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error) {
-	if n < 0 || n > contentBytesMax {
-		return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
+func (a api) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, _ []byte) ([]byte, error) {
+	r, err := readOp(ino, pos, n)
+	if err != nil {
+		return nil, err
 	}
-	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Read{
-		Read: &wire.Read{Ino: uint64(ino), Pos: uint64(pos), Length: uint32(n)},
-	}})
+	resp, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Read{Read: r}})
 	if err != nil {
 		return nil, err
 	}
 	return resp.Data, nil
+}
+
+func readOp(ino gearsfs.Ino, pos gearsfs.Pos, n int) (*wire.Read, error) {
+	if n < 0 || n > contentBytesMax {
+		return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
+	}
+	return &wire.Read{Ino: uint64(ino), Pos: uint64(pos), Length: uint32(n)}, nil
 }
 
 // Write implements Content.

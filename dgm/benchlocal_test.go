@@ -14,7 +14,7 @@ import (
 // BenchmarkLocal is what a mount asks of its node, one call after the other,
 // without a socket and without waiting for the disk.
 func BenchmarkLocal(b *testing.B) {
-	page := make([]byte, 4096)
+	page, large := make([]byte, 4096), make([]byte, 1<<20)
 	for _, bench := range []struct {
 		name string
 		op   func(ctx context.Context, m dgm.Manager, ino gearsfs.Ino) error
@@ -33,6 +33,14 @@ func BenchmarkLocal(b *testing.B) {
 			_, err := m.Write(ctx, ino, 0, page)
 			return err
 		}},
+		{"Read4K", func(ctx context.Context, m dgm.Manager, ino gearsfs.Ino) error {
+			_, err := m.Read(ctx, ino, 64<<10, len(page), page)
+			return err
+		}},
+		{"Read1M", func(ctx context.Context, m dgm.Manager, ino gearsfs.Ino) error {
+			_, err := m.Read(ctx, ino, 0, len(large), large)
+			return err
+		}},
 		{"Chmod", func(ctx context.Context, m dgm.Manager, ino gearsfs.Ino) error {
 			mode := uint32(0o600)
 			_, err := m.SetAttr(ctx, ino, dgm.SetAttr{Mode: &mode})
@@ -49,6 +57,8 @@ func BenchmarkLocal(b *testing.B) {
 			require.NoError(b, err)
 			defer m.Close()
 			attr, err := m.Make(b.Context(), gearsfs.RootIno, "f", dgm.Make{Mode: 0o100644})
+			require.NoError(b, err)
+			_, err = m.Write(b.Context(), attr.Ino, 0, large)
 			require.NoError(b, err)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -84,7 +84,7 @@ func (b *blocks) open(v *Volume) error {
 		return fmt.Errorf("open the block store: %w", err)
 	}
 	b.store = store
-	v.cfg.Data.BeforeFlush(store.Sync)
+	v.cfg.Data.BeforeFlush(store.Sync, store.Dirty)
 	return nil
 }
 
@@ -94,7 +94,7 @@ func (b *blocks) close() error {
 		return nil
 	}
 	synced := b.store.Sync()
-	b.vol.cfg.Data.BeforeFlush(nil)
+	b.vol.cfg.Data.BeforeFlush(nil, nil)
 	b.mu.Lock()
 	ready := b.ready
 	b.ready = nil
@@ -347,9 +347,6 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 		return nil, gearsfs.ErrClosed
 	}
 	defer b.vol.leave()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(b.vol.busy, cancel)()
 	type change struct {
 		data    *[]byte
 		extents *[]*wire.Extent
@@ -416,17 +413,16 @@ func (b *blocks) read(ctx context.Context, e gearsfs.Extent, off uint64, dst []b
 	return b.store.Read(e, off, n, dst)
 }
 
-// content reads bytes of a file.
-func (b *blocks) content(ctx context.Context, who gearsfs.Caller, r *wire.Read) ([]byte, error) {
+// content reads bytes of a file, into buf where that has room for them.
+func (b *blocks) content(ctx context.Context, who gearsfs.Caller, r *wire.Read, buf []byte) ([]byte, error) {
 	var last error
 	for range readTries {
-		c, err := b.vol.machine.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who)
+		c, err := b.vol.machine.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who, buf)
 		if err != nil {
 			return nil, err
 		}
-		var data []byte
-		if data, last = b.assemble(ctx, c); last == nil {
-			return data, nil
+		if last = b.assemble(ctx, c); last == nil {
+			return c.Data, nil
 		}
 	}
 	return nil, b.lost(last, fmt.Sprintf("inode %d from byte %d on", r.Ino, r.Pos))
@@ -436,22 +432,14 @@ func (b *blocks) content(ctx context.Context, who gearsfs.Caller, r *wire.Read) 
 // say: they may have changed meanwhile.
 const readTries = 3
 
-func (b *blocks) assemble(ctx context.Context, c file.Content) ([]byte, error) {
-	if data, ok := c.Inline(); ok {
-		return data, nil
-	}
-	dst := make([]byte, c.Bytes)
+func (b *blocks) assemble(ctx context.Context, c file.Content) error {
 	for i := range c.Parts {
 		p := &c.Parts[i]
-		if p.Data != nil {
-			copy(dst[p.At:], p.Data)
-			continue
-		}
-		if err := b.read(ctx, p.Extent, 0, dst[p.At:p.At+int(p.Extent.Length)]); err != nil {
-			return nil, err
+		if err := b.read(ctx, p.Extent, 0, c.Data[p.At:p.At+int(p.Extent.Length)]); err != nil {
+			return err
 		}
 	}
-	return dst, nil
+	return nil
 }
 
 // lost makes an error that callers know of one of the store, and tells it.

@@ -56,7 +56,7 @@ func write(t *testing.T, m dgm.Manager, ino gearsfs.Ino, data []byte) {
 func read(ctx context.Context, m dgm.Manager, ino gearsfs.Ino) ([]byte, error) {
 	var all []byte
 	for {
-		data, err := m.Read(ctx, ino, gearsfs.Pos(len(all)), 1<<20)
+		data, err := m.Read(ctx, ino, gearsfs.Pos(len(all)), 1<<20, nil)
 		if err != nil || len(data) == 0 {
 			return all, err
 		}
@@ -173,11 +173,11 @@ func TestDamagedBlock(t *testing.T) {
 	ino := makeFile(t, m, "f")
 	write(t, m, ino, want)
 	damage(t, dir)
-	_, err := m.Read(t.Context(), ino, 8192, 4096)
+	_, err := m.Read(t.Context(), ino, 8192, 4096, nil)
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 	require.ErrorContains(t, err, segments(t, dir)[0])
 	for _, at := range []int{0, 4096, 12288, 1<<20 - 4096} {
-		got, err := m.Read(t.Context(), ino, gearsfs.Pos(at), 4096)
+		got, err := m.Read(t.Context(), ino, gearsfs.Pos(at), 4096, nil)
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(want[at:at+4096], got))
 	}

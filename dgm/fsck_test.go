@@ -75,7 +75,7 @@ func TestFsckMissing(t *testing.T) {
 		bytes += f.Bytes
 	}
 	require.EqualValues(t, len(want), bytes)
-	_, err = m.Read(t.Context(), ino, 0, 4096)
+	_, err = m.Read(t.Context(), ino, 0, 4096, nil)
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 	requireFile(t, want, m, other)
 }

@@ -155,7 +155,7 @@ func askAll(ctx context.Context, a api) {
 	a.Quota(ctx, 1)
 
 	a.Open(ctx, 2)
-	a.Read(ctx, 2, 0, 9)
+	a.Read(ctx, 2, 0, 9, nil)
 	a.Write(ctx, 2, 0, []byte("x"))
 	a.Append(ctx, 2, []byte("x"))
 	a.Seek(ctx, 2, 0, false)

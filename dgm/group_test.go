@@ -77,7 +77,7 @@ func TestOpenSeesWhatWasClosed(t *testing.T) {
 		require.NoError(t, err)
 		_, err = reader.Open(t.Context(), attr.Ino)
 		require.NoError(t, err)
-		got, err := reader.Read(t.Context(), attr.Ino, 0, 4)
+		got, err := reader.Read(t.Context(), attr.Ino, 0, 4, nil)
 		require.NoError(t, err)
 		require.Equal(t, string(text), string(got))
 		require.NoError(t, reader.Release(t.Context(), attr.Ino))

@@ -65,7 +65,7 @@ func TestLastingSession(t *testing.T) {
 		o.Done()
 		_, err = second.Make(t.Context(), gearsfs.RootIno, "dir", dgm.Make{Mode: 0o040755})
 		require.ErrorIs(t, err, gearsfs.ErrExists, "another request is another")
-		data, err := second.Read(t.Context(), attr.Ino, 0, 100)
+		data, err := second.Read(t.Context(), attr.Ino, 0, 100, nil)
 		require.NoError(t, err, "it is open")
 		assert.Equal(t, "once", string(data))
 

@@ -78,15 +78,7 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 		_, open := q.GetOp().(*wire.Query_Open)
 		return l.ask(ctx, req, open)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if l.succeeds() {
-		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
-			return nil, err
-		}
-	}
-	if err := l.catchUp(ctx); err != nil {
+	if err := l.level(ctx); err != nil {
 		return nil, err
 	}
 	if beginsList(q) && l.follows() {
@@ -101,12 +93,56 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	return resp, err
 }
 
+// Read implements Content.
+func (l *Local) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, buf []byte) ([]byte, error) {
+	r, err := readOp(ino, pos, n)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.level(ctx); err != nil {
+		return nil, err
+	}
+	if !l.vol.enter() {
+		return nil, gearsfs.ErrClosed
+	}
+	defer l.vol.leave()
+	return l.vol.blocks.content(l.vol.busy, l.as, r, buf)
+}
+
+// Sync implements Content.
+func (l *Local) Sync(ctx context.Context) error {
+	if !l.vol.alone() {
+		return l.api.Sync(ctx)
+	}
+	if !l.vol.enter() {
+		return gearsfs.ErrClosed
+	}
+	defer l.vol.leave()
+	return l.vol.group.Sync()
+}
+
+// level waits until the own replica shows what this session was told before.
+func (l *Local) level(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if l.succeeds() {
+		if _, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true); err != nil {
+			return err
+		}
+	}
+	return l.catchUp(ctx)
+}
+
 // callBulky asks for a change whose payloads are stored here first: from then on
 // they are where the leader and the others have them.
 func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Response, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.remote.ctx, cancel)()
+	if !l.vol.alone() { // else the upload waits for nobody
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(l.remote.ctx, cancel)()
+	}
 	b := &l.vol.blocks
 	extents, err := b.upload(ctx, req.GetChange().GetCommand())
 	if err != nil {
@@ -171,7 +207,7 @@ func beginsList(q *wire.Query) bool {
 func nearby(q *wire.Query) bool {
 	switch q.GetOp().(type) {
 	case *wire.Query_Lookup, *wire.Query_Resolve, *wire.Query_GetAttr, *wire.Query_ReadDir, *wire.Query_Readlink,
-		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt, *wire.Query_Read,
+		*wire.Query_Parent, *wire.Query_GetXattr, *wire.Query_ListXattr, *wire.Query_StatFs, *wire.Query_StatFsAt,
 		*wire.Query_Seek, *wire.Query_Status, *wire.Query_Remotes:
 		return true
 	}
@@ -387,7 +423,12 @@ type insideLink struct {
 	lossy
 }
 
+// start brings a change through the log on this goroutine, where the replica has
+// nothing else to do: who asks waits for it, and no other is woken.
 func (l *insideLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	group := l.in.peer.vol.group
+	group.Enter()
+	defer group.Leave()
 	return l.in.start(req, done)
 }
 

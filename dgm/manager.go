@@ -343,7 +343,9 @@ type Content interface {
 	Release(ctx context.Context, ino gearsfs.Ino) error
 	// Read returns up to n bytes (at most 1 MiB) from pos on; fewer only at
 	// the tail, none at or behind it. What was taken and gaps read as zeros.
-	Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error)
+	// What it returns is the caller's, and may be in buf: it is where buf has
+	// room for it and this node reads it. With an error buf has anything.
+	Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, buf []byte) ([]byte, error)
 	// Write replaces or adds bytes at pos; gearsfs.ErrIO before the head.
 	Write(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte) (gearsfs.Attr, error)
 	// Append is a Put of one record on the data stream that does not wait for

@@ -48,7 +48,7 @@ func TestLargeRemovals(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, size, attr.Size)
 		for at, want := range map[gearsfs.Pos][]byte{0: piece[:4096], 4096: make([]byte, 4096), size - 8192: make([]byte, 4096), size - 4096: piece[len(piece)-4096:]} {
-			got, err := m.Read(t.Context(), kept, at, 4096)
+			got, err := m.Read(t.Context(), kept, at, 4096, nil)
 			require.NoError(t, err)
 			require.Equal(t, want, got, "at %d", at)
 		}

@@ -91,7 +91,7 @@ func TestACLGrants(t *testing.T) {
 	require.EqualValues(t, 0o660, r.attr(f).Mode&0o777, "the group's bits are the mask's")
 	may := func(uid uint32, gids ...uint32) (can uint32) {
 		caller := gearsfs.Caller{UID: uid, GIDs: gids}
-		if _, err := r.m.Read(f, 0, 1, caller); err == nil {
+		if _, err := r.m.Read(f, 0, 1, caller, nil); err == nil {
 			can |= mayRead
 		}
 		if _, err := r.try(caller, putTo(f, "k", 1)); err == nil {

@@ -110,10 +110,10 @@ func BenchmarkRead(b *testing.B) {
 	}
 	b.SetBytes(128 * k)
 	b.ReportAllocs()
-	pos := gearsfs.Pos(0)
+	pos, buf := gearsfs.Pos(0), make([]byte, 128*k)
 	for b.Loop() {
-		c, err := r.m.Read(f, pos, 128*k, root)
-		if _, inline := c.Inline(); err != nil || !inline {
+		c, err := r.m.Read(f, pos, 128*k, root, buf)
+		if err != nil || len(c.Parts) > 0 {
 			b.Fatal(err)
 		}
 		pos = (pos + 128*k) % (64 << 20)

@@ -110,18 +110,12 @@ func (b *fakeBlocks) fill(a *wire.Answer) {
 
 // content assembles what a read found.
 func (b *fakeBlocks) content(c *Content) []byte {
-	if data, ok := c.Inline(); ok {
-		return data
-	}
-	data := make([]byte, c.Bytes)
 	for i := range c.Parts {
 		p := &c.Parts[i]
-		if p.Data == nil {
-			p.Data = b.read(&p.Extent)
-		}
-		require.Equal(b.t, len(p.Data), copy(data[p.At:], p.Data))
+		data := b.read(&p.Extent)
+		require.Equal(b.t, len(data), copy(c.Data[p.At:], data))
 	}
-	return data
+	return c.Data
 }
 
 // follow compares what an entry has freed with what the tables refer to now.

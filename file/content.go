@@ -12,99 +12,87 @@ import (
 // Content is a range of a file's bytes, as of one moment: what the Machine has,
 // and where in the block store the rest is.
 type Content struct {
-	Bytes int    // how long the range is
-	Parts []Part // in order; bytes that none of them has are zeros
+	Data  []byte // the whole range; what Parts are of is still to be read into it
+	Parts []Part // in order
 }
 
-// Part is some of the bytes of a Content, from its byte At on: Data, or
-// where that is nil all bytes of Extent, which is in the block store.
+// Part is the bytes of a Content from its byte At on that are all those of
+// Extent, which is in the block store.
 type Part struct {
 	At     int
-	Data   []byte
 	Extent gearsfs.Extent
 }
 
-// Inline returns all bytes, which are the caller's, where none of them is in the
-// block store.
-func (c *Content) Inline() (data []byte, ok bool) {
-	if len(c.Parts) == 1 && c.Parts[0].Data != nil && c.Parts[0].At == 0 && cap(c.Parts[0].Data) >= c.Bytes {
-		return c.Parts[0].Data[:c.Bytes], true // zeros follow, see addInline
-	}
-	for i := range c.Parts {
-		if c.Parts[i].Data == nil {
-			return nil, false
-		}
-	}
-	if c.Bytes == 0 {
-		return nil, true
-	}
-	data = make([]byte, c.Bytes)
-	for i := range c.Parts {
-		copy(data[c.Parts[i].At:], c.Parts[i].Data)
-	}
-	return data, true
-}
-
-// addInline adds bytes at a place behind all others. Behind inline bytes they go
-// on in the same slice, which has only zeros behind its length: nearly all reads
-// are one part.
-func (c *Content) addInline(at int, data []byte, room int) {
-	if n := len(c.Parts); n > 0 && c.Parts[n-1].Data != nil {
-		last := &c.Parts[n-1]
-		if at+len(data)-last.At <= cap(last.Data) {
-			last.Data = last.Data[:at+len(data)-last.At]
-			copy(last.Data[at-last.At:], data)
-			return
-		}
-	}
-	part := Part{At: at, Data: make([]byte, len(data), max(room, len(data)))}
-	copy(part.Data, data)
-	c.Parts = append(c.Parts, part)
-}
-
 // Read returns the n bytes from pos on: fewer only at the tail, none at or
-// behind it. What was taken and gaps read as zeros. Errors: gearsfs.ErrStale,
+// behind it. What was taken and gaps read as zeros. They are in buf where it
+// has room for them, else in memory of their own. Errors: gearsfs.ErrStale,
 // ErrIsDir, ErrInvalid (not a regular file), ErrAccess.
 //
 // What is in the block store may be freed by a later entry while the caller
 // reads it there: then it lacks those pages or finds other sums, and reads
 // again what the file has by then.
-func (m *Machine) Read(ino gearsfs.Ino, pos gearsfs.Pos, n int, caller gearsfs.Caller) (Content, error) {
+func (m *Machine) Read(ino gearsfs.Ino, pos gearsfs.Pos, n int, caller gearsfs.Caller, buf []byte) (Content, error) {
 	r := m.read()
 	defer r.close()
 	data, err := r.readable(ino, caller)
 	if err != nil || uint64(pos) >= data.tail || n <= 0 {
 		return Content{}, err
 	}
-	c := Content{Bytes: int(min(uint64(n), data.tail-uint64(pos)))}
-	end := pos + gearsfs.Pos(c.Bytes)
+	n = int(min(uint64(n), data.tail-uint64(pos)))
+	if cap(buf) < n {
+		buf = make([]byte, n)
+	}
+	c := filling{Content: Content{Data: buf[:n]}}
+	end := pos + gearsfs.Pos(n)
 	err = r.records(ino, &data, pos, end, func(p *piece) bool {
 		from, to := max(p.at.Pos, pos), min(p.end(), end)
 		switch {
 		case from >= to:
 		case len(p.rec.Extents) > 0:
 			c.addExtents(int(from-pos), stream.AppendCut(nil, p.rec.Extents, uint64(from-p.at.Pos), uint64(to-from)))
-		case data.extents > 0:
-			c.addInline(int(from-pos), p.rec.Data[from-p.at.Pos:to-p.at.Pos], 0)
 		default:
-			c.addInline(int(from-pos), p.rec.Data[from-p.at.Pos:to-p.at.Pos], c.Bytes-int(from-pos))
+			c.add(int(from-pos), p.rec.Data[from-p.at.Pos:to-p.at.Pos])
 		}
 		return true
 	})
-	return c, err
+	c.skip(n)
+	return c.Content, err
+}
+
+// filling is a Content of which the bytes in front of done are there, or are
+// those of parts.
+type filling struct {
+	Content
+	done int
+}
+
+// skip makes zeros of what is in front of a byte and nothing was found for.
+func (c *filling) skip(to int) {
+	if c.done < to {
+		clear(c.Data[c.done:to])
+		c.done = to
+	}
+}
+
+// add adds bytes at a place behind all others.
+func (c *filling) add(at int, data []byte) {
+	c.skip(at)
+	c.done = at + copy(c.Data[at:], data)
 }
 
 // addExtents adds what extents hold at a place behind all others.
-func (c *Content) addExtents(at int, extents []gearsfs.Extent) {
+func (c *filling) addExtents(at int, extents []gearsfs.Extent) {
 	extents = stream.CloneExtents(extents)
 	for i := range extents {
 		e := &extents[i]
 		switch {
 		case stream.Zeros(e):
 		case e.Inline():
-			c.Parts = append(c.Parts, Part{At: at, Data: e.Data})
+			c.add(at, e.Data)
 		default:
+			c.skip(at)
 			c.Parts = append(c.Parts, Part{At: at, Extent: *e})
+			c.done = at + int(e.Length)
 		}
 		at += int(e.Length)
 	}

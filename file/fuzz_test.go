@@ -173,7 +173,7 @@ func FuzzRecordRow(f *testing.F) {
 		m, err := New(r.data.State, nil)
 		require.NoError(t, err)
 		errors.Join(m.Check()...) //nolint:errcheck // that it ends is enough
-		if _, err := m.Read(gearsfs.Ino(ino), 3, 10000, gearsfs.Root); err != nil {
+		if _, err := m.Read(gearsfs.Ino(ino), 3, 10000, gearsfs.Root, nil); err != nil {
 			require.ErrorIs(t, err, gearsfs.ErrDamaged)
 			return
 		}

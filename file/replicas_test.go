@@ -249,8 +249,8 @@ func TestReplaceShowsOneState(t *testing.T) {
 				return
 			default:
 			}
-			c, err := r.m.Read(f, 0, 2<<20, gearsfs.Root)
-			b, _ := c.Inline()
+			c, err := r.m.Read(f, 0, 2<<20, gearsfs.Root, nil)
+			b := c.Data
 			if want := map[int]string{6: "before", 1 << 20: "after!"}[len(b)]; err == nil && string(b[:6]) != want {
 				err = fmt.Errorf("read %d bytes, %q", len(b), b[:min(len(b), 6)])
 			}

@@ -226,14 +226,14 @@ func (r *rig) attr(ino gearsfs.Ino) gearsfs.Attr {
 
 func (r *rig) read(ino gearsfs.Ino, pos gearsfs.Pos, n int) []byte {
 	r.t.Helper()
-	c, err := r.m.Read(ino, pos, n, gearsfs.Root)
+	buf := bytes.Repeat([]byte{0xAA}, n) // what was there before must not be read
+	c, err := r.m.Read(ino, pos, n, gearsfs.Root, buf)
 	require.NoError(r.t, err)
 	if r.blocks != nil {
 		return r.blocks.content(&c)
 	}
-	b, inline := c.Inline()
-	require.True(r.t, inline)
-	return b
+	require.Empty(r.t, c.Parts)
+	return c.Data
 }
 
 // check fails the test where the tables contradict themselves.

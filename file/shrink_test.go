@@ -55,7 +55,7 @@ func TestDoomed(t *testing.T) {
 
 	_, err := r.m.GetAttr(f)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
-	_, err = r.m.Read(f, 0, 10, root)
+	_, err = r.m.Read(f, 0, 10, root, nil)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
 	mode, zero := uint32(0o600), uint64(0)
 	for _, op := range []any{

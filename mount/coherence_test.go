@@ -227,9 +227,9 @@ func (c *counting) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, 
 	return c.Manager.GetAttr(ctx, ino)
 }
 
-func (c *counting) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int) ([]byte, error) {
+func (c *counting) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, buf []byte) ([]byte, error) {
 	c.asked.Add(1)
-	return c.Manager.Read(ctx, ino, pos, n)
+	return c.Manager.Read(ctx, ino, pos, n, buf)
 }
 
 // TestCachesStayWarm: what others change of one file does not cost the kernel what

@@ -29,7 +29,7 @@ type lister func(ctx context.Context, after string, max int) (entries []gearsfs.
 
 var _ handle = (*directory)(nil)
 
-func (d *directory) read(*server, <-chan struct{}, *fuse.ReadIn) ([]byte, fuse.Status) {
+func (d *directory) read(*server, <-chan struct{}, *fuse.ReadIn, []byte) ([]byte, fuse.Status) {
 	return nil, fuse.EISDIR
 }
 

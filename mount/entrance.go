@@ -110,7 +110,7 @@ func (e entrance) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fus
 	if h == nil {
 		return nil, fuse.EBADF
 	}
-	data, st := h.read(&c.server, cancel, in)
+	data, st := h.read(&c.server, cancel, in, buf)
 	c.reply = data
 	if st = c.answer(st); st != fuse.OK {
 		return nil, st

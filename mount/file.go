@@ -66,12 +66,12 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	return attr, fuse.OK
 }
 
-func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	h := s.handles.get(in.Fh)
 	if h == nil {
 		return nil, fuse.EBADF
 	}
-	data, st := h.read(s, cancel, in)
+	data, st := h.read(s, cancel, in, buf)
 	if st != fuse.OK {
 		return nil, st
 	}
@@ -93,11 +93,11 @@ func (f *file) maps(s *server, in *fuse.ReadIn) bool {
 	return !f.direct
 }
 
-func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+func (f *file) read(s *server, _ <-chan struct{}, in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status) {
 	if !f.maps(s, in) {
 		return nil, fuse.EIO
 	}
-	data, err := s.m.Read(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), int(in.Size))
+	data, err := s.m.Read(s.ctx, f.ino, f.base+gearsfs.Pos(in.Offset), int(in.Size), buf)
 	return data, gone(err)
 }
 

@@ -246,7 +246,7 @@ func TestReadAhead(t *testing.T) {
 	require.NoError(t, unix.Stat(f.dir, &st))
 	text, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev)))
 	require.NoError(t, err)
-	want := "256\n"
+	want := "512\n"
 	var sys unix.Statfs_t
 	require.NoError(t, unix.Statfs("/sys", &sys))
 	if sys.Flags&unix.ST_RDONLY != 0 { // as in some containers

@@ -51,7 +51,7 @@ func newPutter(p place, in *fuse.OpenIn, writeMax int) *putter {
 	return &putter{at: p, opener: processOf(in.Pid).id, owner: in.Owner, appendMax: writeMax - unix.Getpagesize()}
 }
 
-func (p *putter) read(*server, <-chan struct{}, *fuse.ReadIn) ([]byte, fuse.Status) {
+func (p *putter) read(*server, <-chan struct{}, *fuse.ReadIn, []byte) ([]byte, fuse.Status) {
 	return nil, fuse.EBADF
 }
 

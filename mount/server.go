@@ -181,7 +181,9 @@ func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOu
 
 // handle is something open: what the Fh of a request names.
 type handle interface {
-	read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status)
+	// read returns bytes that stay as they are until the reply is written. They
+	// may be in buf, which has room for them and is the request's until then.
+	read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status)
 	write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status)
 	// flush is called when a descriptor is closed, by any process that has it.
 	flush(s *server, in *fuse.FlushIn) fuse.Status

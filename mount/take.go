@@ -56,7 +56,7 @@ func newTaker(p place, takes bool) *taker {
 	return &taker{at: p, takes: takes, turn: newTurn()}
 }
 
-func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) ([]byte, fuse.Status) {
 	ctx, stop := s.waiting(cancel)
 	defer stop()
 	if err := t.turn.begin(ctx); err != nil {
@@ -182,7 +182,7 @@ func newReplay(p place) *replay { return &replay{at: p, turn: newTurn()} }
 // most gearsfs.BatchBytesMax.
 const replayRecords = 256
 
-func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) ([]byte, fuse.Status) {
 	ctx, stop := s.waiting(cancel)
 	defer stop()
 	if err := r.turn.begin(ctx); err != nil {

@@ -28,7 +28,7 @@ type text struct {
 
 var _ handle = (*text)(nil)
 
-func (t *text) read(s *server, _ <-chan struct{}, in *fuse.ReadIn) ([]byte, fuse.Status) {
+func (t *text) read(s *server, _ <-chan struct{}, in *fuse.ReadIn, _ []byte) ([]byte, fuse.Status) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.done || in.Offset == 0 {

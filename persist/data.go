@@ -377,11 +377,13 @@ func (d *Data) Free() (bytesFree, bytesTotal uint64, err error) {
 func (d *Data) Blocks() string { return d.path(blocksName) }
 
 // BeforeFlush has sync called before rows of the state are brought to the disk,
-// and before the log is synced: it is to make durable what rows and entries refer
-// to. It may wait for the disk, and must not use state or log. Its error is fatal,
-// as a failed write of the state (see Options.Fatal) or a failed sync of the log
-// is: what they refer to may be lost. Nil takes it back.
-func (d *Data) BeforeFlush(sync func() error) { d.before.set(sync) }
+// and with each sync of the log, which returns when both have: it is to make
+// durable what rows and entries refer to. An entry may so come to the disk before
+// what it refers to, as it may without any sync. It may wait for the disk, and must
+// not use state or log; due says whether it is going to, and must not wait. Its
+// error is fatal, as a failed write of the state (see Options.Fatal) or a failed
+// sync of the log is: what they refer to may be lost. Nil takes it back.
+func (d *Data) BeforeFlush(sync func() error, due func() bool) { d.before.set(sync, due) }
 
 // Close flushes the state, syncs the log, closes both and gives up the lock. It
 // must not run beside anything else that uses them, but for Sync and Flush. It

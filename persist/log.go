@@ -298,10 +298,11 @@ func (l *Log) makeRoom(size int64) error {
 
 // syncFile syncs a segment; where that fails the log is broken.
 func (l *Log) syncFile(seg *segment) error {
-	if err := l.limit.before.run(); err != nil {
-		return l.breakBy(err)
+	before, err := l.limit.before.beside(seg.f.SyncData)
+	if before != nil {
+		return l.breakBy(before)
 	}
-	if err := seg.f.SyncData(); err != nil {
+	if err != nil {
 		return l.breakBy(fmt.Errorf("sync %s: %w", seg.path, err))
 	}
 	return nil

@@ -42,7 +42,7 @@ type disk struct {
 	log     Log
 	fail    func(error) // the sync failed
 	kick    func()      // the loop asked to be told of a sync
-	between func()      // called by run between two syncs
+	between func()      // called behind each sync that who has the baton does not make
 	elapsed func() time.Duration
 
 	wake  chan struct{} // of capacity 1
@@ -180,6 +180,27 @@ func (d *disk) countLocked() {
 		ahead = d.waiting
 	}
 	d.ahead.Store(int64(ahead))
+}
+
+// await returns when what is written now is on disk. Where nobody syncs, the
+// caller does, since it waits in any case: no other goroutine is woken.
+func (d *disk) await() error {
+	d.mu.Lock()
+	seq := d.written.seq
+	here := d.err == nil && d.synced.seq < seq && !d.syncing
+	if here {
+		d.wanted = seq
+	}
+	d.mu.Unlock()
+	if here && d.sync() {
+		d.between()
+		if d.isSynced(seq, false) {
+			return nil
+		}
+	}
+	done := make(chan error, 1)
+	d.whenSynced(func(err error) { done <- err })
+	return <-done
 }
 
 // isSynced reports whether append seq is on disk; if not, and tell is set, the

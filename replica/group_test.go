@@ -158,6 +158,49 @@ func TestDurable(t *testing.T) {
 	require.True(t, called)
 }
 
+// TestSync: who waits for the disk syncs it, and shares the next sync where one is
+// under way. Nothing else runs here that could.
+func TestSync(t *testing.T) {
+	log := &memLog{syncGate: make(chan struct{}), syncBegan: make(chan struct{})}
+	failed := make(chan error, 1)
+	d := newDisk(log, new(stepped), func(err error) { failed <- err }, func() {})
+	await := func() <-chan error {
+		out := make(chan error, 1)
+		go func() { out <- d.await() }()
+		return out
+	}
+	first := await()
+	<-log.syncBegan
+	d.wrote(1, false, false)
+	log.syncGate <- struct{}{}
+	require.NoError(t, <-first, "it does not wait for what came later")
+	require.False(t, d.isSynced(2, false))
+
+	second := await()
+	<-log.syncBegan
+	d.wrote(2, false, false)
+	joins := make(chan error, 1)
+	d.whenSynced(func(err error) { joins <- err })
+	log.syncGate <- struct{}{}
+	require.NoError(t, <-second)
+	require.Empty(t, joins, "it was written after that sync began")
+	third := await()
+	<-log.syncBegan
+	log.syncGate <- struct{}{}
+	require.NoError(t, <-third)
+	require.NoError(t, <-joins)
+	require.NoError(t, d.await(), "there is nothing to sync")
+
+	d.wrote(3, false, false)
+	log.failSync = 1
+	fourth := await()
+	<-log.syncBegan
+	log.syncGate <- struct{}{}
+	require.ErrorIs(t, <-failed, errDisk)
+	d.abort(errDisk)
+	require.Error(t, <-fourth)
+}
+
 func TestLazySync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(memLog)

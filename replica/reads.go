@@ -59,6 +59,10 @@ func (g *Group) WhenCertain(done func(error)) {
 	g.unlockAndKick()
 }
 
+// Sync is WhenCertain in a group of one, for who waits: it may sync on the
+// caller's goroutine. It must have returned when Close is called.
+func (g *Group) Sync() error { return g.disk.await() }
+
 func (g *Group) readRefusalLocked() error {
 	if g.closing || g.err != nil {
 		return gearsfs.ErrClosed

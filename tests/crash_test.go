@@ -235,7 +235,7 @@ func dump(m dgm.Manager, dir string) (string, error) {
 	for _, e := range entries {
 		fmt.Fprintf(&out, "%s\n", e.Name)
 		if strings.HasPrefix(e.Name, "bytes") {
-			text, err := m.Read(ctx, e.Attr.Ino, e.Attr.Head, 1<<20)
+			text, err := m.Read(ctx, e.Attr.Ino, e.Attr.Head, 1<<20, nil)
 			if err != nil {
 				return "", err
 			}

@@ -45,7 +45,7 @@ func openVolumeFile(ctx context.Context, t target) (*volumeFile, error) {
 
 // next returns the bytes that follow, or io.EOF.
 func (f *volumeFile) next() ([]byte, error) {
-	data, err := f.target.Read(f.ctx, f.ino, f.pos, volumeReadBytes)
+	data, err := f.target.Read(f.ctx, f.ino, f.pos, volumeReadBytes, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -113,7 +113,7 @@ func bytesOfFile(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	copy(want[100_000:], "changed")
 	require.Equal(t, uint64(len(want)), attr.Size)
-	got, err := s.m.Read(s.ctx, f.Ino, 0, 1<<20)
+	got, err := s.m.Read(s.ctx, f.Ino, 0, 1<<20, nil)
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(want, got))
 
@@ -124,10 +124,12 @@ func bytesOfFile(t *testing.T, s *suite) {
 	attr, err = s.m.SetAttr(s.ctx, f.Ino, dgm.SetAttr{Size: &size})
 	require.NoError(t, err)
 	require.Equal(t, uint64(100), attr.Size)
-	got, err = s.m.Read(s.ctx, f.Ino, 40, 1<<20)
-	require.NoError(t, err)
-	require.Equal(t, append(append([]byte{}, want[40:50]...), make([]byte, 50)...), got)
-	got, err = s.m.Read(s.ctx, f.Ino, 100, 10)
+	for _, room := range []int{0, 59, 60, 200} { // what is in the buffer before is not read
+		got, err = s.m.Read(s.ctx, f.Ino, 40, 1<<20, bytes.Repeat([]byte{0xAA}, room))
+		require.NoError(t, err)
+		require.Equal(t, append(append([]byte{}, want[40:50]...), make([]byte, 50)...), got)
+	}
+	got, err = s.m.Read(s.ctx, f.Ino, 100, 10, nil)
 	require.NoError(t, err)
 	require.Empty(t, got)
 
@@ -148,7 +150,7 @@ func appendIsPut(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(4), attr.Size)
 	s.put(s.m, gearsfs.DataKey, "two\n")
-	got, err := s.m.Read(s.ctx, f.Ino, 0, 100)
+	got, err := s.m.Read(s.ctx, f.Ino, 0, 100, nil)
 	require.NoError(t, err)
 	require.Equal(t, "one\ntwo\n", string(got))
 	require.Equal(t, []string{"one\n"}, s.take(s.m, 1, gearsfs.DataKey))
@@ -157,7 +159,7 @@ func appendIsPut(t *testing.T, s *suite) {
 	require.True(t, attr.Taken)
 	require.Equal(t, uint64(4), attr.Size)
 	require.Equal(t, gearsfs.Pos(4), attr.Head)
-	got, err = s.m.Read(s.ctx, f.Ino, 0, 100) // a handle from before
+	got, err = s.m.Read(s.ctx, f.Ino, 0, 100, nil) // a handle from before
 	require.NoError(t, err)
 	require.Equal(t, "\x00\x00\x00\x00two\n", string(got))
 	_, err = s.m.Write(s.ctx, f.Ino, 0, []byte("x"))
@@ -175,7 +177,7 @@ func openWithoutName(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	require.NoError(t, other.Unlink(s.ctx, gearsfs.RootIno, "f"))
 	require.NoError(t, s.m.Release(s.ctx, f.Ino))
-	got, err := other.Read(s.ctx, f.Ino, 0, 100)
+	got, err := other.Read(s.ctx, f.Ino, 0, 100, nil)
 	require.NoError(t, err)
 	require.Equal(t, "content", string(got))
 	attr, err := other.GetAttr(s.ctx, f.Ino)
