@@ -127,6 +127,7 @@ type Command struct {
 	//	*Command_CopyFile
 	//	*Command_Rewrite
 	//	*Command_CopyRange
+	//	*Command_Save
 	//	*Command_SetQuota
 	//	*Command_CountQuota
 	//	*Command_Lock
@@ -469,6 +470,15 @@ func (x *Command) GetCopyRange() *CopyRange {
 	return nil
 }
 
+func (x *Command) GetSave() *Save {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Save); ok {
+			return x.Save
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetSetQuota() *SetQuota {
 	if x != nil {
 		if x, ok := x.Op.(*Command_SetQuota); ok {
@@ -604,6 +614,10 @@ type Command_CopyRange struct {
 	CopyRange *CopyRange `protobuf:"bytes,45,opt,name=copy_range,json=copyRange,proto3,oneof"`
 }
 
+type Command_Save struct {
+	Save *Save `protobuf:"bytes,46,opt,name=save,proto3,oneof"`
+}
+
 type Command_SetQuota struct {
 	SetQuota *SetQuota `protobuf:"bytes,40,opt,name=set_quota,json=setQuota,proto3,oneof"`
 }
@@ -667,6 +681,8 @@ func (*Command_CopyFile) isCommand_Op() {}
 func (*Command_Rewrite) isCommand_Op() {}
 
 func (*Command_CopyRange) isCommand_Op() {}
+
+func (*Command_Save) isCommand_Op() {}
 
 func (*Command_SetQuota) isCommand_Op() {}
 
@@ -2799,6 +2815,60 @@ func (x *SetAttr) GetCtime() uint64 {
 	return 0
 }
 
+// Save is a Write and then a SetAttr of the same file, not of its size, both or
+// neither.
+type Save struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Write         *Write                 `protobuf:"bytes,1,opt,name=write,proto3" json:"write,omitempty"`
+	Set           *SetAttr               `protobuf:"bytes,2,opt,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Save) Reset() {
+	*x = Save{}
+	mi := &file_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Save) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Save) ProtoMessage() {}
+
+func (x *Save) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Save.ProtoReflect.Descriptor instead.
+func (*Save) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Save) GetWrite() *Write {
+	if x != nil {
+		return x.Write
+	}
+	return nil
+}
+
+func (x *Save) GetSet() *SetAttr {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
 type Allocate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -2811,7 +2881,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2893,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2906,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -2880,7 +2950,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +2962,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +2975,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2953,7 +3023,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3035,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3048,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -3001,7 +3071,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3083,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3096,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -3060,7 +3130,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3142,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3155,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetRemote) GetName() string {
@@ -3116,7 +3186,7 @@ type SetQuota struct {
 
 func (x *SetQuota) Reset() {
 	*x = SetQuota{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3198,7 @@ func (x *SetQuota) String() string {
 func (*SetQuota) ProtoMessage() {}
 
 func (x *SetQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3211,7 @@ func (x *SetQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuota.ProtoReflect.Descriptor instead.
 func (*SetQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetQuota) GetDir() uint64 {
@@ -3182,7 +3252,7 @@ type CountQuota struct {
 
 func (x *CountQuota) Reset() {
 	*x = CountQuota{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3264,7 @@ func (x *CountQuota) String() string {
 func (*CountQuota) ProtoMessage() {}
 
 func (x *CountQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3277,7 @@ func (x *CountQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
 func (*CountQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 // Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
@@ -3227,7 +3297,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3309,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3322,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Lock) GetIno() uint64 {
@@ -3317,7 +3387,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3399,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3412,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Init) GetId() []byte {
@@ -3382,7 +3452,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3464,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3477,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 // Answer is what applying a command yields.
@@ -3430,7 +3500,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3512,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3525,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3550,7 +3620,7 @@ type FragmentedRow struct {
 
 func (x *FragmentedRow) Reset() {
 	*x = FragmentedRow{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +3632,7 @@ func (x *FragmentedRow) String() string {
 func (*FragmentedRow) ProtoMessage() {}
 
 func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +3645,7 @@ func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
 func (*FragmentedRow) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FragmentedRow) GetIno() uint64 {
@@ -3632,7 +3702,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3714,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3727,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3759,7 +3829,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3841,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3854,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3898,7 +3968,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +3980,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +3993,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Member) GetId() uint64 {
@@ -3964,7 +4034,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4046,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4059,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -4010,7 +4080,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4092,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4105,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -4061,7 +4131,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +4143,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +4156,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -4097,7 +4167,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x99\f\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xbe\f\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -4137,7 +4207,8 @@ const file_command_proto_rawDesc = "" +
 	"\tcopy_file\x18' \x01(\v2\x11.gearsfs.CopyFileH\x00R\bcopyFile\x12,\n" +
 	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x123\n" +
 	"\n" +
-	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x120\n" +
+	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x12#\n" +
+	"\x04save\x18. \x01(\v2\r.gearsfs.SaveH\x00R\x04save\x120\n" +
 	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
 	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
 	"countQuota\x12#\n" +
@@ -4338,7 +4409,10 @@ const file_command_proto_rawDesc = "" +
 	"\x05_baseB\b\n" +
 	"\x06_atimeB\b\n" +
 	"\x06_mtimeB\b\n" +
-	"\x06_ctime\"Z\n" +
+	"\x06_ctime\"P\n" +
+	"\x04Save\x12$\n" +
+	"\x05write\x18\x01 \x01(\v2\x0e.gearsfs.WriteR\x05write\x12\"\n" +
+	"\x03set\x18\x02 \x01(\v2\x10.gearsfs.SetAttrR\x03set\"Z\n" +
 	"\bAllocate\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x16\n" +
@@ -4460,7 +4534,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),         // 0: gearsfs.Entry
 	(*Command)(nil),       // 1: gearsfs.Command
@@ -4490,24 +4564,25 @@ var file_command_proto_goTypes = []any{
 	(*Unlink)(nil),        // 25: gearsfs.Unlink
 	(*Rename)(nil),        // 26: gearsfs.Rename
 	(*SetAttr)(nil),       // 27: gearsfs.SetAttr
-	(*Allocate)(nil),      // 28: gearsfs.Allocate
-	(*SetXattr)(nil),      // 29: gearsfs.SetXattr
-	(*Release)(nil),       // 30: gearsfs.Release
-	(*EndSession)(nil),    // 31: gearsfs.EndSession
-	(*SetRemote)(nil),     // 32: gearsfs.SetRemote
-	(*SetQuota)(nil),      // 33: gearsfs.SetQuota
-	(*CountQuota)(nil),    // 34: gearsfs.CountQuota
-	(*Lock)(nil),          // 35: gearsfs.Lock
-	(*Init)(nil),          // 36: gearsfs.Init
-	(*Confirm)(nil),       // 37: gearsfs.Confirm
-	(*Answer)(nil),        // 38: gearsfs.Answer
-	(*FragmentedRow)(nil), // 39: gearsfs.FragmentedRow
-	(*TakenRecord)(nil),   // 40: gearsfs.TakenRecord
-	(*Attr)(nil),          // 41: gearsfs.Attr
-	(*Member)(nil),        // 42: gearsfs.Member
-	(*SetMember)(nil),     // 43: gearsfs.SetMember
-	(*MemberChange)(nil),  // 44: gearsfs.MemberChange
-	(*Verify)(nil),        // 45: gearsfs.Verify
+	(*Save)(nil),          // 28: gearsfs.Save
+	(*Allocate)(nil),      // 29: gearsfs.Allocate
+	(*SetXattr)(nil),      // 30: gearsfs.SetXattr
+	(*Release)(nil),       // 31: gearsfs.Release
+	(*EndSession)(nil),    // 32: gearsfs.EndSession
+	(*SetRemote)(nil),     // 33: gearsfs.SetRemote
+	(*SetQuota)(nil),      // 34: gearsfs.SetQuota
+	(*CountQuota)(nil),    // 35: gearsfs.CountQuota
+	(*Lock)(nil),          // 36: gearsfs.Lock
+	(*Init)(nil),          // 37: gearsfs.Init
+	(*Confirm)(nil),       // 38: gearsfs.Confirm
+	(*Answer)(nil),        // 39: gearsfs.Answer
+	(*FragmentedRow)(nil), // 40: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 41: gearsfs.TakenRecord
+	(*Attr)(nil),          // 42: gearsfs.Attr
+	(*Member)(nil),        // 43: gearsfs.Member
+	(*SetMember)(nil),     // 44: gearsfs.SetMember
+	(*MemberChange)(nil),  // 45: gearsfs.MemberChange
+	(*Verify)(nil),        // 46: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -4521,15 +4596,15 @@ var file_command_proto_depIdxs = []int32{
 	25, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
 	26, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
 	27, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	28, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	29, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	30, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	31, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	32, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	36, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	37, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	43, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	45, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	29, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	30, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	31, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	32, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	33, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	37, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	38, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	44, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	46, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
@@ -4537,46 +4612,49 @@ var file_command_proto_depIdxs = []int32{
 	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
 	22, // 26: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
-	33, // 27: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
-	34, // 28: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
-	35, // 29: gearsfs.Command.lock:type_name -> gearsfs.Lock
-	4,  // 30: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
-	2,  // 31: gearsfs.Put.target:type_name -> gearsfs.Target
-	5,  // 32: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 33: gearsfs.Take.target:type_name -> gearsfs.Target
-	8,  // 34: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 35: gearsfs.Update.target:type_name -> gearsfs.Target
-	5,  // 36: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 37: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 38: gearsfs.Look.target:type_name -> gearsfs.Target
-	14, // 39: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	11, // 40: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	7,  // 41: gearsfs.Step.take:type_name -> gearsfs.Take
-	12, // 42: gearsfs.Step.look:type_name -> gearsfs.Look
-	9,  // 43: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	10, // 44: gearsfs.Step.update:type_name -> gearsfs.Update
-	6,  // 45: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 46: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 47: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 48: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 49: gearsfs.Configure.target:type_name -> gearsfs.Target
-	19, // 50: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	4,  // 51: gearsfs.Write.extents:type_name -> gearsfs.Extent
-	4,  // 52: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
-	4,  // 53: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
-	41, // 54: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	40, // 55: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	38, // 56: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	39, // 57: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
-	4,  // 58: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
-	4,  // 59: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
-	42, // 60: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	42, // 61: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	62, // [62:62] is the sub-list for method output_type
-	62, // [62:62] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	28, // 27: gearsfs.Command.save:type_name -> gearsfs.Save
+	34, // 28: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	35, // 29: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	36, // 30: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	4,  // 31: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 32: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 33: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 34: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 35: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 36: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 37: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 38: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 39: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 40: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 41: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 42: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 43: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 44: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 45: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 46: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 47: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 48: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 49: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 50: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 51: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	4,  // 52: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 53: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 54: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	20, // 55: gearsfs.Save.write:type_name -> gearsfs.Write
+	27, // 56: gearsfs.Save.set:type_name -> gearsfs.SetAttr
+	42, // 57: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	41, // 58: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	39, // 59: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	40, // 60: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	4,  // 61: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 62: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	43, // 63: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	43, // 64: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	65, // [65:65] is the sub-list for method output_type
+	65, // [65:65] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4611,6 +4689,7 @@ func file_command_proto_init() {
 		(*Command_CopyFile)(nil),
 		(*Command_Rewrite)(nil),
 		(*Command_CopyRange)(nil),
+		(*Command_Save)(nil),
 		(*Command_SetQuota)(nil),
 		(*Command_CountQuota)(nil),
 		(*Command_Lock)(nil),
@@ -4629,14 +4708,14 @@ func file_command_proto_init() {
 	file_command_proto_msgTypes[19].OneofWrappers = []any{}
 	file_command_proto_msgTypes[23].OneofWrappers = []any{}
 	file_command_proto_msgTypes[27].OneofWrappers = []any{}
-	file_command_proto_msgTypes[33].OneofWrappers = []any{}
+	file_command_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
