@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -250,6 +252,22 @@ func TestHeldSendsFirst(t *testing.T) {
 	}
 }
 
+// TestHeldIsLookedUp: a name that the kernel does not know leads to the file as
+// it was written.
+func TestHeldIsLookedUp(t *testing.T) {
+	f, s := newHeld(t, asItIs)
+	file := f.create(t, "f")
+	attr, err := f.other.Resolve(t.Context(), "/f", true)
+	require.NoError(t, err)
+	_, err = f.other.Link(t.Context(), attr.Ino, gearsfs.RootIno, "another")
+	require.NoError(t, err)
+	_, err = file.WriteString("held")
+	require.NoError(t, err)
+	require.Empty(t, s.took())
+	require.EqualValues(t, 4, lstat(t, f.path("another")).Size)
+	require.Equal(t, "held", f.content(t, "/f"))
+}
+
 // TestHeldForAMoment: nobody need ask.
 func TestHeldForAMoment(t *testing.T) {
 	f, s := newHeld(t, func(o *mount.Options) { o.HeldFor = 0 })
@@ -337,7 +355,13 @@ func TestHeldWindow(t *testing.T) {
 	for range 8 {
 		require.Equal(t, fmt.Sprintf("write %d", 1<<20), <-s.begun)
 	}
-	eventually(t, "the writer waits", func() bool { return wrote.Load() >= 8*16 })
+	eventually(t, "the writer waits", func() bool {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		return slices.ContainsFunc(strings.Split(string(stacks), "\n\n"), func(stack string) bool {
+			return strings.Contains(stack, "mount.await(") && strings.Contains(stack, "holdWrite(")
+		})
+	})
 	require.Less(t, wrote.Load(), int64(10*16))
 	require.Empty(t, s.begun)
 	close(s.gate)
