@@ -80,7 +80,7 @@ const (
 
 func (h *held) init(o *Options) {
 	h.wake, h.most = make(chan struct{}, 1), heldFor
-	if o.Succession == nil {
+	if o.Succession == nil && !slices.Contains(o.Kernel, "sync") {
 		h.several = o.Several
 	}
 	if o.HeldFor > 0 {
@@ -164,8 +164,8 @@ func (f *flight) overlaps(g *flight) bool {
 // once. It waits where much of the file is on its way.
 func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	h := &s.held
-	if !f.writes || h.several == nil || in.WriteFlags&fuse.WRITE_CACHE != 0 || len(data) == 0 || len(data) > runBytesMax || !h.several() ||
-		s.inodes.mayHaveCaps(f.ino) || s.mustKill(f, in) {
+	if !f.writes || h.several == nil || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
+		len(data) == 0 || len(data) > runBytesMax || !h.several() || s.inodes.mayHaveCaps(f.ino) || s.mustKill(f, in) {
 		return false
 	}
 	pos := f.base + gearsfs.Pos(in.Offset)

@@ -268,6 +268,17 @@ func TestHeldIsLookedUp(t *testing.T) {
 	require.Equal(t, "held", f.content(t, "/f"))
 }
 
+// TestSyncedIsNotHeld: a descriptor may ask for each write to be on disk.
+func TestSyncedIsNotHeld(t *testing.T) {
+	f, s := newHeld(t, asItIs)
+	file, err := os.OpenFile(f.path("f"), os.O_WRONLY|os.O_CREATE|os.O_SYNC, 0o600)
+	require.NoError(t, err)
+	defer file.Close()
+	_, err = file.WriteString("now")
+	require.NoError(t, err)
+	require.Equal(t, []string{"write 3"}, s.took())
+}
+
 // TestHeldForAMoment: nobody need ask.
 func TestHeldForAMoment(t *testing.T) {
 	f, s := newHeld(t, func(o *mount.Options) { o.HeldFor = 0 })
