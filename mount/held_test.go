@@ -163,80 +163,86 @@ func TestHeldInOrder(t *testing.T) {
 	require.False(t, mtime.Equal(attr.Mtime))
 }
 
+// asker asks about a file of which something is held.
+type asker struct {
+	fixture
+	file *os.File
+	t    *testing.T
+}
+
+func (p asker) lock(kind int16) error {
+	return unix.FcntlFlock(p.file.Fd(), unix.F_SETLK, &unix.Flock_t{Type: kind})
+}
+
+// asks are the requests before which what is held of a file is sent.
+var asks = map[string]func(p asker) error{
+	"fstat":       func(p asker) error { _, err := p.file.Stat(); return err },
+	"stat":        func(p asker) error { _, err := os.Stat(p.path("f")); return err },
+	"stat a link": func(p asker) error { _, err := os.Stat(p.path("link")); return err },
+	"open": func(p asker) error {
+		g, err := os.Open(p.path("f"))
+		return errors.Join(err, g.Close())
+	},
+	"list": func(p asker) error {
+		entries, err := os.ReadDir(p.path("."))
+		for _, e := range entries {
+			_, infoErr := e.Info()
+			err = errors.Join(err, infoErr)
+		}
+		return err
+	},
+	"read": func(p asker) error { _, err := p.file.ReadAt(make([]byte, 1), 0); return err },
+	"rename": func(p asker) error {
+		if err := os.Rename(p.path("f"), p.path("g")); err != nil {
+			return err
+		}
+		return p.other.Rename(p.t.Context(), dgm.Rename{Dir: gearsfs.RootIno, Name: "g", NewDir: gearsfs.RootIno, NewName: "f"})
+	},
+	"link":   func(p asker) error { return os.Link(p.path("f"), p.path("another")) },
+	"unlink": func(p asker) error { return os.Remove(p.path("link")) },
+	"replace": func(p asker) error {
+		return errors.Join(os.WriteFile(p.path("new"), nil, 0o600), os.Rename(p.path("new"), p.path("link")))
+	},
+	"truncate":  func(p asker) error { return os.Truncate(p.path("f"), 100) },
+	"ftruncate": func(p asker) error { return p.file.Truncate(100) },
+	"allocate":  func(p asker) error { return unix.Fallocate(int(p.file.Fd()), 0, 0, 100) },
+	"copy from": func(p asker) error {
+		g, err := os.Create(p.path("copy"))
+		if err == nil {
+			_, err = unix.CopyFileRange(int(p.file.Fd()), new(int64), int(g.Fd()), nil, 4, 0)
+		}
+		return errors.Join(err, g.Close())
+	},
+	"seek hole": func(p asker) error { _, err := p.file.Seek(0, unix.SEEK_HOLE); return err },
+	"getxattr": func(p asker) error {
+		if _, err := unix.Getxattr(p.path("f"), "user.x", nil); !errors.Is(err, unix.ENODATA) {
+			return fmt.Errorf("%w, not ENODATA", err)
+		}
+		return nil
+	},
+	"listxattr":  func(p asker) error { _, err := unix.Listxattr(p.path("f"), nil); return err },
+	"setxattr":   func(p asker) error { return unix.Setxattr(p.path("f"), "user.x", []byte("y"), 0) },
+	"flock":      func(p asker) error { return unix.Flock(int(p.file.Fd()), unix.LOCK_SH) },
+	"fcntl lock": func(p asker) error { return p.lock(unix.F_WRLCK) },
+	"unlock":     func(p asker) error { return p.lock(unix.F_UNLCK) },
+	"fsync":      func(p asker) error { return p.file.Sync() },
+	"close":      func(p asker) error { return p.file.Close() },
+	"a stream": func(p asker) error {
+		_, err := os.ReadFile(p.control("f", "data", "info"))
+		return err
+	},
+	"append": func(p asker) error {
+		g, err := os.OpenFile(p.path("f"), os.O_WRONLY|os.O_APPEND, 0)
+		if err == nil {
+			_, err = g.WriteString("!")
+		}
+		return errors.Join(err, g.Close())
+	},
+}
+
 // TestHeldSendsFirst: who asks about the file finds what was written.
 func TestHeldSendsFirst(t *testing.T) {
-	type place struct {
-		fixture
-		file *os.File
-		t    *testing.T
-	}
-	lock := func(p place, kind int16) error {
-		return unix.FcntlFlock(p.file.Fd(), unix.F_SETLK, &unix.Flock_t{Type: kind})
-	}
-	for name, ask := range map[string]func(p place) error{
-		"fstat":       func(p place) error { _, err := p.file.Stat(); return err },
-		"stat":        func(p place) error { _, err := os.Stat(p.path("f")); return err },
-		"stat a link": func(p place) error { _, err := os.Stat(p.path("link")); return err },
-		"open": func(p place) error {
-			g, err := os.Open(p.path("f"))
-			return errors.Join(err, g.Close())
-		},
-		"list": func(p place) error {
-			entries, err := os.ReadDir(p.path("."))
-			for _, e := range entries {
-				_, infoErr := e.Info()
-				err = errors.Join(err, infoErr)
-			}
-			return err
-		},
-		"read": func(p place) error { _, err := p.file.ReadAt(make([]byte, 1), 0); return err },
-		"rename": func(p place) error {
-			if err := os.Rename(p.path("f"), p.path("g")); err != nil {
-				return err
-			}
-			return p.other.Rename(p.t.Context(), dgm.Rename{Dir: gearsfs.RootIno, Name: "g", NewDir: gearsfs.RootIno, NewName: "f"})
-		},
-		"link":   func(p place) error { return os.Link(p.path("f"), p.path("another")) },
-		"unlink": func(p place) error { return os.Remove(p.path("link")) },
-		"replace": func(p place) error {
-			return errors.Join(os.WriteFile(p.path("new"), nil, 0o600), os.Rename(p.path("new"), p.path("link")))
-		},
-		"truncate":  func(p place) error { return os.Truncate(p.path("f"), 100) },
-		"ftruncate": func(p place) error { return p.file.Truncate(100) },
-		"allocate":  func(p place) error { return unix.Fallocate(int(p.file.Fd()), 0, 0, 100) },
-		"copy from": func(p place) error {
-			g, err := os.Create(p.path("copy"))
-			if err == nil {
-				_, err = unix.CopyFileRange(int(p.file.Fd()), new(int64), int(g.Fd()), nil, 4, 0)
-			}
-			return errors.Join(err, g.Close())
-		},
-		"seek hole": func(p place) error { _, err := p.file.Seek(0, unix.SEEK_HOLE); return err },
-		"getxattr": func(p place) error {
-			if _, err := unix.Getxattr(p.path("f"), "user.x", nil); !errors.Is(err, unix.ENODATA) {
-				return fmt.Errorf("%w, not ENODATA", err)
-			}
-			return nil
-		},
-		"listxattr":  func(p place) error { _, err := unix.Listxattr(p.path("f"), nil); return err },
-		"setxattr":   func(p place) error { return unix.Setxattr(p.path("f"), "user.x", []byte("y"), 0) },
-		"flock":      func(p place) error { return unix.Flock(int(p.file.Fd()), unix.LOCK_SH) },
-		"fcntl lock": func(p place) error { return lock(p, unix.F_WRLCK) },
-		"unlock":     func(p place) error { return lock(p, unix.F_UNLCK) },
-		"fsync":      func(p place) error { return p.file.Sync() },
-		"close":      func(p place) error { return p.file.Close() },
-		"a stream": func(p place) error {
-			_, err := os.ReadFile(p.control("f", "data", "info"))
-			return err
-		},
-		"append": func(p place) error {
-			g, err := os.OpenFile(p.path("f"), os.O_WRONLY|os.O_APPEND, 0)
-			if err == nil {
-				_, err = g.WriteString("!")
-			}
-			return errors.Join(err, g.Close())
-		},
-	} {
+	for name, ask := range asks {
 		t.Run(name, func(t *testing.T) {
 			f, s := newHeld(t, asItIs)
 			file := f.create(t, "f")
@@ -245,7 +251,7 @@ func TestHeldSendsFirst(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, s.took())
 			require.Empty(t, f.content(t, "/f"))
-			require.NoError(t, ask(place{f, file, t}))
+			require.NoError(t, ask(asker{f, file, t}))
 			require.Contains(t, f.content(t, "/f"), "held")
 			require.Contains(t, s.took(), "write 4")
 		})
