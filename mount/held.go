@@ -35,7 +35,7 @@ import (
 //  3. Each handle's next FLUSH or FSYNC is told of a flight that failed, once. The
 //     writes behind it are not held, and so are told of what is wrong at once.
 //  4. Only what the volume would not refuse is held, as far as that can be known:
-//     of a file that was made here, or took a write through this mount since.
+//     of a file that was made here, or took a write since it was opened last.
 type held struct {
 	several func() bool   // each change waits for several nodes; nil where nothing is held at all
 	most    time.Duration // what is held is held for
@@ -100,7 +100,7 @@ func (h *held) open(ino gearsfs.Ino, made bool) {
 		h.files[ino] = e
 	}
 	e.writers++
-	e.trusted = e.trusted || made
+	e.trusted = made // others may have sealed it since the last write
 }
 
 func (h *held) close(ino gearsfs.Ino) {

@@ -308,6 +308,8 @@ func TestHeldFails(t *testing.T) {
 	reader, err := os.Open(f.path("f"))
 	require.NoError(t, err)
 	defer reader.Close()
+	_, err = file.WriteAt([]byte("x"), 0) // at once, behind an open
+	require.NoError(t, err)
 	s.failWith(gearsfs.ErrNoSpace)
 	_, err = file.WriteString("held")
 	require.NoError(t, err)
@@ -321,7 +323,7 @@ func TestHeldFails(t *testing.T) {
 	require.ErrorIs(t, reader.Sync(), unix.ENOSPC)
 	eventually(t, "the pages go that the file does not have", func() bool {
 		n, err := file.ReadAt(make([]byte, 4), 0)
-		return n == 0 && err != nil
+		return n == 1 && err != nil
 	})
 	s.failWith(nil)
 	s.took()
