@@ -37,6 +37,10 @@ func (a api) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
 
 // SetAttr implements Names.
 func (a api) SetAttr(ctx context.Context, ino gearsfs.Ino, s SetAttr) (gearsfs.Attr, error) {
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_SetAttr{SetAttr: setAttr(ino, &s)}})
+}
+
+func setAttr(ino gearsfs.Ino, s *SetAttr) *wire.SetAttr {
 	op := &wire.SetAttr{
 		Ino: uint64(ino), Mode: s.Mode, Uid: s.UID, Gid: s.GID, Size: s.Size,
 		Atime: setTime(s.Atime), Mtime: setTime(s.Mtime), Ctime: setTime(s.Ctime),
@@ -45,7 +49,7 @@ func (a api) SetAttr(ctx context.Context, ino gearsfs.Ino, s SetAttr) (gearsfs.A
 		base := uint64(*s.Base)
 		op.Base = &base
 	}
-	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_SetAttr{SetAttr: op}})
+	return op
 }
 
 // Make implements Names.
@@ -232,6 +236,16 @@ func (a api) Write(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data [
 	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Write{
 		Write: &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data},
 	}})
+}
+
+// Save implements Content.
+func (a api) Save(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte, s SetAttr) (gearsfs.Attr, error) {
+	if len(data) > contentBytesMax {
+		return gearsfs.Attr{}, gearsfs.ErrInvalid.Because("a write has at most %d bytes", contentBytesMax)
+	}
+	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Save{Save: &wire.Save{
+		Write: &wire.Write{Ino: uint64(ino), Pos: uint64(pos), Data: data}, Set: setAttr(ino, &s),
+	}}})
 }
 
 // Append implements Content.

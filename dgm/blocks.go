@@ -244,7 +244,12 @@ func (b *blocks) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, err
 }
 
 // positionOf is where a command's payload lies in the file, where that matters.
-func positionOf(cmd *wire.Command) uint64 { return cmd.GetWrite().GetPos() }
+func positionOf(cmd *wire.Command) uint64 {
+	if save := cmd.GetSave(); save != nil {
+		return save.GetWrite().GetPos()
+	}
+	return cmd.GetWrite().GetPos()
+}
 
 // putPieces is put of what lies at a position of the file, so that no page has
 // bytes of two rows: what is in front of the first end of a row is by itself.
@@ -282,6 +287,10 @@ func (b *blocks) payloads(cmd *wire.Command, visit func(data *[]byte, least int,
 	switch op := cmd.GetOp().(type) {
 	case *wire.Command_Write:
 		return visit(&op.Write.Data, b.leastOf(op.Write), &op.Write.Extents)
+	case *wire.Command_Save:
+		if w := op.Save.GetWrite(); w != nil {
+			return visit(&w.Data, b.leastOf(w), &w.Extents)
+		}
 	case *wire.Command_Put:
 		return records(op.Put.Records)
 	case *wire.Command_Update:

@@ -348,6 +348,9 @@ type Content interface {
 	Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n int, buf []byte) ([]byte, error)
 	// Write replaces or adds bytes at pos; gearsfs.ErrIO before the head.
 	Write(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte) (gearsfs.Attr, error)
+	// Save is Write and then Names.SetAttr, of anything but the size, as one:
+	// both or neither.
+	Save(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, data []byte, s SetAttr) (gearsfs.Attr, error)
 	// Append is a Put of one record on the data stream that does not wait for
 	// the disk, though for room in a limited stream.
 	Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.Attr, error)

@@ -456,7 +456,7 @@ func (t *tenure) launch(o *op) canceller {
 			o.answered(answer, err)
 		}
 		t.submit(o)
-	case *wire.Command_Write, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
+	case *wire.Command_Write, *wire.Command_Save, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
 		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know

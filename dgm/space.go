@@ -73,7 +73,7 @@ func (s *space) admit(cmd *wire.Command) error {
 		return nil
 	}
 	switch op := cmd.Op.(type) {
-	case *wire.Command_Put, *wire.Command_Write, *wire.Command_Make, *wire.Command_Link,
+	case *wire.Command_Put, *wire.Command_Write, *wire.Command_Save, *wire.Command_Make, *wire.Command_Link,
 		*wire.Command_SetXattr, *wire.Command_Allocate, *wire.Command_SetRemote,
 		*wire.Command_Update, *wire.Command_Move, *wire.Command_CopyFile, *wire.Command_CopyRange:
 		return gearsfs.ErrNoSpace

@@ -391,6 +391,10 @@ func isLasting(id gearsfs.SessionID) bool { return id.Salt&lastingSession != 0 }
 // alone says whether this node is the only member of its group.
 func (v *Volume) alone() bool { return v.group.Sole() }
 
+// Replicated says whether each change waits for other nodes: as far as this one
+// knows, it is not the only one.
+func (v *Volume) Replicated() bool { return !v.alone() }
+
 func (v *Volume) usage() gearsfs.Usage {
 	u := v.machine.Usage()
 	u.BytesFree, u.BytesTotal = v.space.figures()

@@ -41,7 +41,7 @@ func TestNearest(t *testing.T) {
 func TestSpaceAdmission(t *testing.T) {
 	refused := []*wire.Command{
 		{Op: &wire.Command_Put{}}, {Op: &wire.Command_Write{}}, {Op: &wire.Command_Make{}}, {Op: &wire.Command_Link{}},
-		{Op: &wire.Command_SetXattr{}}, {Op: &wire.Command_Allocate{}}, {Op: &wire.Command_SetRemote{}},
+		{Op: &wire.Command_SetXattr{}}, {Op: &wire.Command_Allocate{}}, {Op: &wire.Command_SetRemote{}}, {Op: &wire.Command_Save{}},
 	}
 	admitted := []*wire.Command{
 		{Op: &wire.Command_Take{}}, {Op: &wire.Command_Settle{}}, {Op: &wire.Command_Unlink{}},

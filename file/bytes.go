@@ -83,6 +83,40 @@ func (m *Machine) changedBytes(c *context, n *node, s *openStream, was stream.St
 }
 
 func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
+	n, err := m.writeAt(c, op)
+	if err != nil {
+		return m.refuse(err)
+	}
+	return m.answerAttr(n)
+}
+
+// applySave writes and sets attributes. What a write changes of an inode is
+// nothing that decides whether its attributes may be set.
+func (m *Machine) applySave(c *context, op *wire.Save) *wire.Answer {
+	set := op.GetSet()
+	n, err := m.reach(gearsfs.Ino(set.GetIno()))
+	switch {
+	case err != nil:
+	case n == nil:
+		err = gearsfs.ErrStale
+	case set.Size != nil || op.GetWrite().GetIno() != set.Ino:
+		err = gearsfs.ErrInvalid.Because("bytes and attributes, not the size, of one file are saved together")
+	default:
+		err = m.checkSetAttr(c, n, set)
+	}
+	if err == nil {
+		n, err = m.writeAt(c, op.Write)
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	m.setAttr(c, n, set)
+	m.change(c, n.ino, false)
+	return m.answerAttr(n)
+}
+
+// writeAt does all that a Write says or, with an error, nothing.
+func (m *Machine) writeAt(c *context, op *wire.Write) (*node, error) {
 	n, s, err := m.content(c, op.Ino)
 	if err == nil {
 		err = checkPayload(op.Data, op.Extents)
@@ -97,10 +131,7 @@ func (m *Machine) applyWrite(c *context, op *wire.Write) *wire.Answer {
 	if err == nil && pay.length > 0 {
 		err = m.write(c, n, s, gearsfs.Pos(op.Pos), &pay)
 	}
-	if err != nil {
-		return m.refuse(err)
-	}
-	return m.answerAttr(n)
+	return n, err
 }
 
 // write puts a payload at pos, all of it or, with an error, none.

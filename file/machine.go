@@ -319,6 +319,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applyCopyRange(c, op.CopyRange)
 	case *wire.Command_Write:
 		return m.applyWrite(c, op.Write)
+	case *wire.Command_Save:
+		return m.applySave(c, op.Save)
 	case *wire.Command_Allocate:
 		return m.applyAllocate(c, op.Allocate)
 	case *wire.Command_Make:

@@ -581,7 +581,7 @@ func (p *player) release() op {
 
 func (p *player) next() op {
 	ops := []func() op{p.make, p.make, p.make, p.link, p.unlinkName, p.unlinkName, p.renameName, p.renameName, p.setAttr,
-		p.setXattr, p.writeBytes, p.writeBytes, p.writeBytes, p.writeBytes, p.appendRecord, p.appendRecord, p.truncate,
+		p.setXattr, p.writeBytes, p.writeBytes, p.writeBytes, p.save, p.appendRecord, p.appendRecord, p.truncate,
 		p.allocate, p.takeRecords, p.settle, p.release, p.copyFile, p.copyRange, p.copyRange}
 	return pick(p.rng, append(ops, p.more...))()
 }

@@ -118,6 +118,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_CopyRange{CopyRange: op}
 	case *wire.Write:
 		c.Op = &wire.Command_Write{Write: op}
+	case *wire.Save:
+		c.Op = &wire.Command_Save{Save: op}
 	case *wire.Make:
 		c.Op = &wire.Command_Make{Make: op}
 	case *wire.Link:

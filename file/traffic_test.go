@@ -306,7 +306,12 @@ func (g *traffic) nameOp(s *trafficSession) any {
 	case 8, 9:
 		return &wire.SetAttr{Ino: g.file(), Size: &size}
 	case 10, 11:
-		return &wire.Write{Ino: g.file(), Pos: size, Data: make([]byte, g.rng.IntN(6000))}
+		write := &wire.Write{Ino: g.file(), Pos: size, Data: make([]byte, g.rng.IntN(6000))}
+		if g.rng.IntN(3) == 0 {
+			mode := g.rng.Uint32N(0o1000) | 0o600
+			return &wire.Save{Write: write, Set: &wire.SetAttr{Ino: write.Ino, Mode: &mode, Mtime: &zero}}
+		}
+		return write
 	case 12:
 		return &wire.Allocate{Ino: g.file(), Pos: size, Length: 5000, Mode: 3} // a hole
 	case 13:
@@ -362,7 +367,7 @@ func (g *traffic) counts() string {
 
 // requireVariety fails where a kind of command never succeeded.
 func (g *traffic) requireVariety(t *testing.T) {
-	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Make{}, &wire.Link{},
+	for _, op := range []any{&wire.Put{}, &wire.Take{}, &wire.Settle{}, &wire.Configure{}, &wire.Write{}, &wire.Save{}, &wire.Make{}, &wire.Link{},
 		&wire.Unlink{}, &wire.Rename{}, &wire.SetAttr{}, &wire.Allocate{}, &wire.SetXattr{}, &wire.Release{}, &wire.EndSession{},
 		&wire.SetRemote{}, &wire.Update{}, &wire.Transact{}, &wire.Move{}, &wire.CopyFile{}, &wire.SetQuota{}, &wire.CountQuota{}, &wire.Lock{},
 		&wire.Confirm{}, &wire.Tick{}, &wire.SetMember{}, &wire.Verify{}} {

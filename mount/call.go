@@ -18,6 +18,7 @@ type call struct {
 	unique uint64 // of the request, for the connection's life
 	cancel <-chan struct{}
 	began  uint32 // in beats of calls
+	unsent error  // why what was held of the file is not sent
 
 	// What the next process has to know, where there is a keeper.
 	once     dgm.Once

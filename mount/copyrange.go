@@ -21,6 +21,9 @@ func (s *server) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uin
 	if st != fuse.OK {
 		return 0, st
 	}
+	if err := s.settle(s.ctx, to.ino); err != nil { // settleFor did the other
+		return 0, gone(err)
+	}
 	n, attr, err := s.m.CopyRange(s.ctx, dgm.CopyRange{
 		From: from.ino, FromPos: from.base + gearsfs.Pos(in.OffIn),
 		To: to.ino, ToPos: to.base + gearsfs.Pos(in.OffOut), Length: min(in.Len, copiedMax),

@@ -134,6 +134,14 @@ func (d *dentries) move(from, to name, exchange bool) {
 	}
 }
 
+// leadsTo returns where a name leads, as far as it is remembered.
+func (d *dentries) leadsTo(n name) (ino gearsfs.Ino, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l, ok := d.leads[n]
+	return l.ino, ok
+}
+
 // of returns the names of an inode, none where they are not remembered.
 func (d *dentries) of(ino gearsfs.Ino) []name {
 	d.mu.Lock()

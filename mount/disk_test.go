@@ -14,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/gearsfs/gearsfs/mount"
 )
 
 // diskDirEnv names a directory of a local disk: with it TestDisk runs there
@@ -49,17 +51,17 @@ func lstat(t *testing.T, path string) *syscall.Stat_t {
 
 // TestDisk is what users of a local disk take for granted.
 func TestDisk(t *testing.T) {
-	newPlace := func(t *testing.T) place {
+	newPlace := func(t *testing.T, _ func(*mount.Options)) place {
 		dir := t.TempDir()
 		return place{dir, dir}
 	}
 	if at := os.Getenv(diskDirEnv); at != "" {
 		t.Setenv("TMPDIR", at)
 	} else {
-		newPlace = func(t *testing.T) place {
-			f := newFixture(t)
+		newPlace = func(t *testing.T, change func(*mount.Options)) place {
+			f := newFixtureWith(t, change)
 			second := t.TempDir()
-			mountOn(t, session(t, f.vol), second, "")
+			mountWith(t, session(t, f.vol), second, "", change)
 			return place{f.dir, second}
 		}
 	}
@@ -85,7 +87,9 @@ func TestDisk(t *testing.T) {
 		"long paths":             testLongPaths,
 		"sparse":                 testVerySparse,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, newPlace(t)) })
+		for way, change := range ways {
+			t.Run(name+"/"+way, func(t *testing.T) { test(t, newPlace(t, change)) })
+		}
 	}
 }
 
@@ -270,6 +274,7 @@ func testAppend(t *testing.T, p place) {
 	require.NoError(t, err)
 	_, err = plain.WriteAt([]byte("ONE"), 0)
 	require.NoError(t, err)
+	require.NoError(t, plain.Sync())
 	requireContent(t, "ONE two three!?", p.other("f"))
 	require.NoError(t, file.Truncate(3))
 	_, err = file.WriteString(" more")

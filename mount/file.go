@@ -17,8 +17,11 @@ type file struct {
 	ino  gearsfs.Ino
 	base gearsfs.Pos // offset 0: where the data stream began when it was opened
 
+	writes bool // through the kernel's cache: what it writes may be held
+
 	mu     sync.Mutex
-	direct bool // past the kernel's cache, and no page of it was mapped
+	direct bool  // past the kernel's cache, and no page of it was mapped
+	failed error // what became of something held; nobody has been told
 }
 
 var _ handle = (*file)(nil)
@@ -53,6 +56,9 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	f := &file{ino: ino, base: attr.Head}
 	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
 	f.direct = direct
+	if f.writes = !direct && flags&unix.O_ACCMODE != unix.O_RDONLY && s.held.several != nil; f.writes {
+		s.held.open(ino, by == nil)
+	}
 	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(ino) {
 		out.OpenFlags = fuse.FOPEN_NOFLUSH
 	}
@@ -112,13 +118,19 @@ func (s *server) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 // write is one Put where the descriptor appends at this moment: the kernel's
 // offset comes from a size that others may have changed since.
 func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	appends := in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0
+	if !appends && s.holdWrite(f, in, data) {
+		return uint32(len(data)), fuse.OK
+	}
 	var attr gearsfs.Attr
-	var err error
-	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+	err := s.settle(s.ctx, f.ino)
+	switch {
+	case err != nil:
+	case appends:
 		ctx, stop := s.waiting(cancel)
 		attr, err = s.m.Append(ctx, f.ino, data)
 		stop()
-	} else {
+	default:
 		base := f.base
 		if in.WriteFlags&fuse.WRITE_CACHE != 0 { // a page: the handle is any of those that are mapped
 			if shared := s.inodes.baseOf(f.ino); shared != nil {
@@ -134,6 +146,7 @@ func (f *file) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data [
 	if err := s.dropPrivileges(&attr, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
 		return 0, gone(err)
 	}
+	s.held.trust(f.ino, true)
 	return uint32(len(data)), fuse.OK
 }
 
@@ -197,10 +210,14 @@ func (s *server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return fuse.EBADF
 }
 
-// flush has nothing to do for the bytes: they went with each write.
+// flush has nothing to do for the bytes: they went with each write, or before
+// the request was handled (settleFor).
 func (f *file) flush(s *server, in *fuse.FlushIn) fuse.Status {
 	s.closed(f.ino, in.LockOwner)
-	return fuse.OK
+	if s.call != nil && s.call.unsent != nil {
+		return gone(s.call.unsent)
+	}
+	return gone(f.takeFailed())
 }
 
 func (s *server) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }
@@ -216,6 +233,12 @@ func (s *server) release(fh uint64) {
 }
 
 func (f *file) release(s *server) {
+	if f.writes {
+		if err := s.settle(s.life, f.ino); err != nil {
+			s.log.Warn("the mount ends before what was written to a file is sent", "ino", f.ino, "err", err)
+		}
+		s.held.close(f.ino)
+	}
 	f.mu.Lock()
 	direct := f.direct
 	f.mu.Unlock()
@@ -234,6 +257,11 @@ func (s *server) unopen(ino gearsfs.Ino) {
 func (s *server) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isControl(in.NodeId) {
 		return fuse.OK // what a control file answered is on disk
+	}
+	if f, ok := s.handles.get(in.Fh).(*file); ok {
+		if err := f.takeFailed(); err != nil {
+			return gone(err)
+		}
 	}
 	return status(s.m.Sync(s.ctx))
 }

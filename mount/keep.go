@@ -146,6 +146,7 @@ func (e entrance) begin(in *fuse.InHeader, cancel <-chan struct{}) *call {
 	c := &call{unique: in.Unique &^ resent, cancel: cancel}
 	c.server = server{shared: e.shared, call: c, ctx: c}
 	e.calls.add(c)
+	c.unsent = c.settleFor(in)
 	return c
 }
 

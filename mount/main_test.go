@@ -118,9 +118,21 @@ func session(t *testing.T, vol *dgm.Volume) *dgm.Local {
 // mountOn mounts m on dir until the test ends.
 func mountOn(t *testing.T, m dgm.Manager, dir, options string) *mount.Mount {
 	t.Helper()
+	return mountWith(t, m, dir, options, func(*mount.Options) {})
+}
+
+// holding has a mount hold what is written, as if the volume were on several
+// nodes, until somebody asks.
+func holding(o *mount.Options) {
+	o.Several, o.HeldFor = func() bool { return true }, time.Hour
+}
+
+func mountWith(t *testing.T, m dgm.Manager, dir, options string, change func(*mount.Options)) *mount.Mount {
+	t.Helper()
 	o, err := mount.ParseOptions(options)
 	require.NoError(t, err)
 	o.Node = "unix:/test.sock"
+	change(&o)
 	mt, err := mount.New(t.Context(), m, dir, o)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -141,12 +153,20 @@ type fixture struct {
 
 func newFixture(t *testing.T) fixture {
 	t.Helper()
+	return newFixtureWith(t, func(*mount.Options) {})
+}
+
+func newFixtureWith(t *testing.T, change func(*mount.Options)) fixture {
+	t.Helper()
 	needRoot(t)
 	vol := openVolume(t)
 	dir := t.TempDir()
-	mt := mountOn(t, session(t, vol), dir, "")
+	mt := mountWith(t, session(t, vol), dir, "", change)
 	return fixture{vol, dir, session(t, vol), mt}
 }
+
+// ways are how a mount deals with what is written, which programs must not see.
+var ways = map[string]func(*mount.Options){"at once": func(*mount.Options) {}, "held": holding}
 
 func (f fixture) path(elem ...string) string {
 	return filepath.Join(append([]string{f.dir}, elem...)...)

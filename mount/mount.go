@@ -183,6 +183,7 @@ func (mt *Mount) serve(kernel *fuse.Server) {
 	workers.Go(func() { s.believe.pages.run(s.life, s.believe.notifyInode, s.changedAll) })
 	workers.Go(func() { s.watch(s.life) })
 	workers.Go(func() { s.calls.watch(s.life) })
+	workers.Go(func() { s.sendHeld(s.life) })
 	kernel.Serve()
 	s.cancel()
 	workers.Wait()

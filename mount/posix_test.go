@@ -28,9 +28,11 @@ func TestPosix(t *testing.T) {
 		if name == "FcntlFlockLocksFile" {
 			continue // wants a process's lock to exclude itself, against fcntl(2); no disk does
 		}
-		t.Run(name, func(t *testing.T) {
-			fn(t, newFixture(t).dir)
-		})
+		for way, change := range ways {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				fn(t, newFixtureWith(t, change).dir)
+			})
+		}
 	}
 }
 
@@ -360,7 +362,7 @@ func TestMappedQueue(t *testing.T) {
 func TestSQLite(t *testing.T) {
 	for _, mode := range []string{"delete", "wal"} {
 		t.Run(mode, func(t *testing.T) {
-			f := newFixture(t)
+			f := newFixtureWith(t, holding) // each lock sends what was written
 			require.Contains(t, f.mustShell(t, `
 sqlite3 db 'pragma journal_mode=`+mode+`; create table t(a integer primary key, b text)'
 for w in 1 2 3; do
@@ -378,7 +380,12 @@ sqlite3 db 'select count(*) from t; pragma integrity_check'
 // TestWriteDropsPrivileges is what the kernel leaves to the file system: a
 // write by someone unprivileged takes the set-user-id bit.
 func TestWriteDropsPrivileges(t *testing.T) {
-	f := newFixture(t)
+	for way, change := range ways {
+		t.Run(way, func(t *testing.T) { writeDropsPrivileges(t, newFixtureWith(t, change)) })
+	}
+}
+
+func writeDropsPrivileges(t *testing.T, f fixture) {
 	require.NoError(t, os.WriteFile(f.path("f"), []byte("x"), 0o777))
 	require.NoError(t, os.Chmod(f.path("f"), 0o777|os.ModeSetuid|os.ModeSetgid))
 	cap := []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}

@@ -50,6 +50,8 @@ type shared struct {
 	believe    believe
 	told       told
 	locks      locks
+	held       held
+	flights    sync.WaitGroup // of held
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
@@ -73,6 +75,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		s.keeper = o.Succession.keeper
 		s.keeper.log = log
 	}
+	s.held.init(&o)
 	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return &server{shared: s, ctx: s.life}
 }
@@ -218,6 +221,14 @@ func (t *handles) remove(fh uint64) handle {
 	h := t.table[fh]
 	delete(t.table, fh)
 	return h
+}
+
+func (t *handles) each(visit func(handle)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, h := range t.table {
+		visit(h)
+	}
 }
 
 func (t *handles) drain() []handle {

@@ -24,6 +24,11 @@ func (s *server) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *
 	if !retried {
 		attr, err = s.m.Lookup(s.ctx, dir, name)
 	}
+	if err == nil && s.held.of(attr.Ino) {
+		if err = s.settle(s.ctx, attr.Ino); err == nil {
+			attr, err = s.m.GetAttr(s.ctx, attr.Ino)
+		}
+	}
 	if err == nil {
 		s.entry(out, attr, dir, name, at)
 	}
@@ -88,6 +93,15 @@ func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 				set.Base = &f.base
 			}
 		}
+	}
+	if attr, ok := s.holdAttr(ino, &set); ok {
+		s.inodes.shift(&attr)
+		fillAttr(&out.Attr, &attr)
+		out.SetTimeout(0) // the next stat asks, and gets what is
+		return fuse.OK
+	}
+	if err := s.settle(s.ctx, ino); err != nil {
+		return gone(err)
 	}
 	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 && set.Mode == nil {
 		if err := s.killPrivileges(ino, &set); err != nil {
@@ -179,6 +193,9 @@ func (s *server) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse
 		return fuse.EPERM
 	}
 	at := s.believe.now()
+	if err := s.settle(s.ctx, gearsfs.Ino(in.Oldnodeid)); err != nil {
+		return status(err)
+	}
 	attr, err := s.m.Link(s.ctx, gearsfs.Ino(in.Oldnodeid), gearsfs.Ino(in.NodeId), name)
 	return s.made(attr, status(err), in.NodeId, name, at, out)
 }
@@ -187,7 +204,10 @@ func (s *server) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.
 	if isControl(in.NodeId) || name == reserved {
 		return fuse.EPERM
 	}
-	err := s.m.Unlink(s.ctx, gearsfs.Ino(in.NodeId), name)
+	err := s.settleNamed(gearsfs.Ino(in.NodeId), name)
+	if err == nil {
+		err = s.m.Unlink(s.ctx, gearsfs.Ino(in.NodeId), name)
+	}
 	if err == nil {
 		s.unlinked(gearsfs.Ino(in.NodeId), name)
 	}
@@ -215,7 +235,13 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 		Dir: gearsfs.Ino(in.NodeId), Name: name,
 		NewDir: gearsfs.Ino(in.Newdir), NewName: newName, Flags: in.Flags,
 	}
-	err := s.m.Rename(s.ctx, rename)
+	err := s.settleNamed(rename.Dir, name)
+	if err == nil {
+		err = s.settleNamed(rename.NewDir, newName)
+	}
+	if err == nil {
+		err = s.m.Rename(s.ctx, rename)
+	}
 	if err == nil {
 		s.renamed(rename)
 	}

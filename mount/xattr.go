@@ -28,9 +28,13 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 		return 0, fuse.ENODATA
 	}
 	ino := gearsfs.Ino(in.NodeId)
+	if name == capabilityXattr && s.held.of(ino) && !s.inodes.mayHaveCaps(ino) {
+		return 0, fuse.ENODATA // the kernel asks before each change of an owner
+	}
 	var value []byte
-	var err error
+	err := s.settle(s.ctx, ino)
 	switch {
+	case err != nil:
 	case strings.HasPrefix(name, xattrPrefix):
 		value, err = s.ownXattr(ino, name)
 	default:

@@ -128,6 +128,7 @@ type Command struct {
 	//	*Command_Rewrite
 	//	*Command_Shrink
 	//	*Command_CopyRange
+	//	*Command_Save
 	//	*Command_SetQuota
 	//	*Command_CountQuota
 	//	*Command_Lock
@@ -479,6 +480,15 @@ func (x *Command) GetCopyRange() *CopyRange {
 	return nil
 }
 
+func (x *Command) GetSave() *Save {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Save); ok {
+			return x.Save
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetSetQuota() *SetQuota {
 	if x != nil {
 		if x, ok := x.Op.(*Command_SetQuota); ok {
@@ -618,6 +628,10 @@ type Command_CopyRange struct {
 	CopyRange *CopyRange `protobuf:"bytes,45,opt,name=copy_range,json=copyRange,proto3,oneof"`
 }
 
+type Command_Save struct {
+	Save *Save `protobuf:"bytes,47,opt,name=save,proto3,oneof"`
+}
+
 type Command_SetQuota struct {
 	SetQuota *SetQuota `protobuf:"bytes,40,opt,name=set_quota,json=setQuota,proto3,oneof"`
 }
@@ -683,6 +697,8 @@ func (*Command_Rewrite) isCommand_Op() {}
 func (*Command_Shrink) isCommand_Op() {}
 
 func (*Command_CopyRange) isCommand_Op() {}
+
+func (*Command_Save) isCommand_Op() {}
 
 func (*Command_SetQuota) isCommand_Op() {}
 
@@ -2815,6 +2831,60 @@ func (x *SetAttr) GetCtime() uint64 {
 	return 0
 }
 
+// Save is a Write and then a SetAttr of the same file, not of its size, both or
+// neither.
+type Save struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Write         *Write                 `protobuf:"bytes,1,opt,name=write,proto3" json:"write,omitempty"`
+	Set           *SetAttr               `protobuf:"bytes,2,opt,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Save) Reset() {
+	*x = Save{}
+	mi := &file_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Save) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Save) ProtoMessage() {}
+
+func (x *Save) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Save.ProtoReflect.Descriptor instead.
+func (*Save) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Save) GetWrite() *Write {
+	if x != nil {
+		return x.Write
+	}
+	return nil
+}
+
+func (x *Save) GetSet() *SetAttr {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
 type Allocate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -2827,7 +2897,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2909,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2922,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -2896,7 +2966,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +2978,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +2991,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2969,7 +3039,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3051,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3064,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -3017,7 +3087,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3099,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3112,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -3076,7 +3146,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3158,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3171,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetRemote) GetName() string {
@@ -3132,7 +3202,7 @@ type SetQuota struct {
 
 func (x *SetQuota) Reset() {
 	*x = SetQuota{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3214,7 @@ func (x *SetQuota) String() string {
 func (*SetQuota) ProtoMessage() {}
 
 func (x *SetQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3227,7 @@ func (x *SetQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuota.ProtoReflect.Descriptor instead.
 func (*SetQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetQuota) GetDir() uint64 {
@@ -3202,7 +3272,7 @@ type Shrink struct {
 
 func (x *Shrink) Reset() {
 	*x = Shrink{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3284,7 @@ func (x *Shrink) String() string {
 func (*Shrink) ProtoMessage() {}
 
 func (x *Shrink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3297,7 @@ func (x *Shrink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shrink.ProtoReflect.Descriptor instead.
 func (*Shrink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Shrink) GetIno() uint64 {
@@ -3261,7 +3331,7 @@ type CountQuota struct {
 
 func (x *CountQuota) Reset() {
 	*x = CountQuota{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3343,7 @@ func (x *CountQuota) String() string {
 func (*CountQuota) ProtoMessage() {}
 
 func (x *CountQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3356,7 @@ func (x *CountQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
 func (*CountQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 // Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
@@ -3306,7 +3376,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3388,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +3401,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Lock) GetIno() uint64 {
@@ -3396,7 +3466,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3478,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3491,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Init) GetId() []byte {
@@ -3461,7 +3531,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3473,7 +3543,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3486,7 +3556,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 // Answer is what applying a command yields.
@@ -3510,7 +3580,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3592,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3605,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3637,7 +3707,7 @@ type FragmentedRow struct {
 
 func (x *FragmentedRow) Reset() {
 	*x = FragmentedRow{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3719,7 @@ func (x *FragmentedRow) String() string {
 func (*FragmentedRow) ProtoMessage() {}
 
 func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3732,7 @@ func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
 func (*FragmentedRow) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FragmentedRow) GetIno() uint64 {
@@ -3719,7 +3789,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +3801,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +3814,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3846,7 +3916,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3928,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3941,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -3985,7 +4055,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3997,7 +4067,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4010,7 +4080,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Member) GetId() uint64 {
@@ -4051,7 +4121,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4063,7 +4133,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4076,7 +4146,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -4097,7 +4167,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4109,7 +4179,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4122,7 +4192,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -4148,7 +4218,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4230,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4243,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -4184,7 +4254,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xc4\f\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xe9\f\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -4225,7 +4295,8 @@ const file_command_proto_rawDesc = "" +
 	"\arewrite\x18, \x01(\v2\x10.gearsfs.RewriteH\x00R\arewrite\x12)\n" +
 	"\x06shrink\x18. \x01(\v2\x0f.gearsfs.ShrinkH\x00R\x06shrink\x123\n" +
 	"\n" +
-	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x120\n" +
+	"copy_range\x18- \x01(\v2\x12.gearsfs.CopyRangeH\x00R\tcopyRange\x12#\n" +
+	"\x04save\x18/ \x01(\v2\r.gearsfs.SaveH\x00R\x04save\x120\n" +
 	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
 	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
 	"countQuota\x12#\n" +
@@ -4426,7 +4497,10 @@ const file_command_proto_rawDesc = "" +
 	"\x05_baseB\b\n" +
 	"\x06_atimeB\b\n" +
 	"\x06_mtimeB\b\n" +
-	"\x06_ctime\"Z\n" +
+	"\x06_ctime\"P\n" +
+	"\x04Save\x12$\n" +
+	"\x05write\x18\x01 \x01(\v2\x0e.gearsfs.WriteR\x05write\x12\"\n" +
+	"\x03set\x18\x02 \x01(\v2\x10.gearsfs.SetAttrR\x03set\"Z\n" +
 	"\bAllocate\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x16\n" +
@@ -4553,7 +4627,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),         // 0: gearsfs.Entry
 	(*Command)(nil),       // 1: gearsfs.Command
@@ -4583,25 +4657,26 @@ var file_command_proto_goTypes = []any{
 	(*Unlink)(nil),        // 25: gearsfs.Unlink
 	(*Rename)(nil),        // 26: gearsfs.Rename
 	(*SetAttr)(nil),       // 27: gearsfs.SetAttr
-	(*Allocate)(nil),      // 28: gearsfs.Allocate
-	(*SetXattr)(nil),      // 29: gearsfs.SetXattr
-	(*Release)(nil),       // 30: gearsfs.Release
-	(*EndSession)(nil),    // 31: gearsfs.EndSession
-	(*SetRemote)(nil),     // 32: gearsfs.SetRemote
-	(*SetQuota)(nil),      // 33: gearsfs.SetQuota
-	(*Shrink)(nil),        // 34: gearsfs.Shrink
-	(*CountQuota)(nil),    // 35: gearsfs.CountQuota
-	(*Lock)(nil),          // 36: gearsfs.Lock
-	(*Init)(nil),          // 37: gearsfs.Init
-	(*Confirm)(nil),       // 38: gearsfs.Confirm
-	(*Answer)(nil),        // 39: gearsfs.Answer
-	(*FragmentedRow)(nil), // 40: gearsfs.FragmentedRow
-	(*TakenRecord)(nil),   // 41: gearsfs.TakenRecord
-	(*Attr)(nil),          // 42: gearsfs.Attr
-	(*Member)(nil),        // 43: gearsfs.Member
-	(*SetMember)(nil),     // 44: gearsfs.SetMember
-	(*MemberChange)(nil),  // 45: gearsfs.MemberChange
-	(*Verify)(nil),        // 46: gearsfs.Verify
+	(*Save)(nil),          // 28: gearsfs.Save
+	(*Allocate)(nil),      // 29: gearsfs.Allocate
+	(*SetXattr)(nil),      // 30: gearsfs.SetXattr
+	(*Release)(nil),       // 31: gearsfs.Release
+	(*EndSession)(nil),    // 32: gearsfs.EndSession
+	(*SetRemote)(nil),     // 33: gearsfs.SetRemote
+	(*SetQuota)(nil),      // 34: gearsfs.SetQuota
+	(*Shrink)(nil),        // 35: gearsfs.Shrink
+	(*CountQuota)(nil),    // 36: gearsfs.CountQuota
+	(*Lock)(nil),          // 37: gearsfs.Lock
+	(*Init)(nil),          // 38: gearsfs.Init
+	(*Confirm)(nil),       // 39: gearsfs.Confirm
+	(*Answer)(nil),        // 40: gearsfs.Answer
+	(*FragmentedRow)(nil), // 41: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 42: gearsfs.TakenRecord
+	(*Attr)(nil),          // 43: gearsfs.Attr
+	(*Member)(nil),        // 44: gearsfs.Member
+	(*SetMember)(nil),     // 45: gearsfs.SetMember
+	(*MemberChange)(nil),  // 46: gearsfs.MemberChange
+	(*Verify)(nil),        // 47: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -4615,64 +4690,67 @@ var file_command_proto_depIdxs = []int32{
 	25, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
 	26, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
 	27, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	28, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	29, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	30, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	31, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	32, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	37, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	38, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	44, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	46, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	29, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	30, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	31, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	32, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	33, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	38, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	39, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	45, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	47, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
 	16, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
 	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
 	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
-	34, // 26: gearsfs.Command.shrink:type_name -> gearsfs.Shrink
+	35, // 26: gearsfs.Command.shrink:type_name -> gearsfs.Shrink
 	22, // 27: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
-	33, // 28: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
-	35, // 29: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
-	36, // 30: gearsfs.Command.lock:type_name -> gearsfs.Lock
-	4,  // 31: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
-	2,  // 32: gearsfs.Put.target:type_name -> gearsfs.Target
-	5,  // 33: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 34: gearsfs.Take.target:type_name -> gearsfs.Target
-	8,  // 35: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 36: gearsfs.Update.target:type_name -> gearsfs.Target
-	5,  // 37: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 38: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 39: gearsfs.Look.target:type_name -> gearsfs.Target
-	14, // 40: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	11, // 41: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	7,  // 42: gearsfs.Step.take:type_name -> gearsfs.Take
-	12, // 43: gearsfs.Step.look:type_name -> gearsfs.Look
-	9,  // 44: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	10, // 45: gearsfs.Step.update:type_name -> gearsfs.Update
-	6,  // 46: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 47: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 48: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 49: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 50: gearsfs.Configure.target:type_name -> gearsfs.Target
-	19, // 51: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	4,  // 52: gearsfs.Write.extents:type_name -> gearsfs.Extent
-	4,  // 53: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
-	4,  // 54: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
-	42, // 55: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	41, // 56: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	39, // 57: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	40, // 58: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
-	34, // 59: gearsfs.Answer.shrink:type_name -> gearsfs.Shrink
-	4,  // 60: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
-	4,  // 61: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
-	43, // 62: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	43, // 63: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	64, // [64:64] is the sub-list for method output_type
-	64, // [64:64] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	28, // 28: gearsfs.Command.save:type_name -> gearsfs.Save
+	34, // 29: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	36, // 30: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	37, // 31: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	4,  // 32: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 33: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 34: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 35: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 36: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 37: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 38: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 39: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 40: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 41: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 42: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 43: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 44: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 45: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 46: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 47: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 48: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 49: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 50: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 51: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 52: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	4,  // 53: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 54: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 55: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	20, // 56: gearsfs.Save.write:type_name -> gearsfs.Write
+	27, // 57: gearsfs.Save.set:type_name -> gearsfs.SetAttr
+	43, // 58: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	42, // 59: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	40, // 60: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	41, // 61: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	35, // 62: gearsfs.Answer.shrink:type_name -> gearsfs.Shrink
+	4,  // 63: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 64: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	44, // 65: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	44, // 66: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4708,6 +4786,7 @@ func file_command_proto_init() {
 		(*Command_Rewrite)(nil),
 		(*Command_Shrink)(nil),
 		(*Command_CopyRange)(nil),
+		(*Command_Save)(nil),
 		(*Command_SetQuota)(nil),
 		(*Command_CountQuota)(nil),
 		(*Command_Lock)(nil),
@@ -4726,14 +4805,14 @@ func file_command_proto_init() {
 	file_command_proto_msgTypes[19].OneofWrappers = []any{}
 	file_command_proto_msgTypes[23].OneofWrappers = []any{}
 	file_command_proto_msgTypes[27].OneofWrappers = []any{}
-	file_command_proto_msgTypes[33].OneofWrappers = []any{}
+	file_command_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

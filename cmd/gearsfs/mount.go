@@ -207,6 +207,7 @@ func (a *app) mountData(ctx context.Context, data, dir string, o mount.Options, 
 func (a *app) mountEmbedded(ctx context.Context, n *node.Node, dir string, o mount.Options, ready readySignal) error {
 	m, err := n.LocalWith("mount", managerOptions(dgm.RemoteOptions{}, o))
 	if err == nil {
+		o.Several = n.Replicated
 		err = runMount(ctx, m, n.Address(), dir, o, n.Broken(), ready)
 	}
 	if err == nil {

@@ -99,7 +99,7 @@ func wait(ctx context.Context, n *node.Node, ready func() error) error {
 // mounted serves and mounts; where somebody unmounts it, it goes on serving.
 func mounted(ctx context.Context, n *node.Node, s settings, ready func() error) error {
 	o := mount.DefaultOptions()
-	o.Node = n.Address()
+	o.Node, o.Several = n.Address(), n.Replicated
 	m, err := n.Local("mount")
 	if err != nil {
 		return err

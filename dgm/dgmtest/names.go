@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -109,6 +110,14 @@ func bytesOfFile(t *testing.T, s *suite) {
 		_, err := s.m.Write(s.ctx, f.Ino, gearsfs.Pos(i), want[i:min(i+70_000, len(want))])
 		require.NoError(t, err)
 	}
+	mode, mtime := uint32(0o600), time.Unix(7, 8)
+	saved, err := s.m.Save(s.ctx, f.Ino, 0, want[:100_000], dgm.SetAttr{Mode: &mode, Mtime: &mtime})
+	require.NoError(t, err)
+	require.EqualValues(t, syscall.S_IFREG|0o600, saved.Mode)
+	require.True(t, mtime.Equal(saved.Mtime))
+	one := uint64(1)
+	_, err = s.m.Save(s.ctx, f.Ino, 0, []byte("x"), dgm.SetAttr{Size: &one})
+	require.ErrorIs(t, err, gearsfs.ErrInvalid)
 	attr, err := s.m.Write(s.ctx, f.Ino, 100_000, []byte("changed"))
 	require.NoError(t, err)
 	copy(want[100_000:], "changed")

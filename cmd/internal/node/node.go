@@ -268,6 +268,9 @@ func (n *Node) LocalWith(process string, o dgm.RemoteOptions) (*dgm.Local, error
 	return n.vol.LocalWith(o)
 }
 
+// Replicated says whether the volume is on several nodes that vote, now.
+func (n *Node) Replicated() bool { return n.vol.Replicated() }
+
 // Close stops serving, finishes what was accepted and closes the data
 // directory. It is idempotent and waits.
 func (n *Node) Close() error {
