@@ -427,7 +427,7 @@ func (p *player) mayRefuse(err error, o any) bool {
 		if err == gearsfs.ErrCross {
 			return true
 		}
-	case *wire.Make, *wire.Write, *wire.Put, *wire.CopyRange, *wire.CopyFile:
+	case *wire.Make, *wire.Write, *wire.Save, *wire.Put, *wire.CopyRange, *wire.CopyFile:
 	default:
 		return false
 	}
