@@ -26,13 +26,15 @@ func asleepNow(g *Group) {
 func quickly(_ *Config, l *limits) { l.quickSync = time.Hour }
 
 // Whoever brings a proposal while the loop sleeps has its answer when it leaves:
-// it did the loop's work, and that of the disk.
+// it did the loop's work, and that of the disk. (A timer may wake the loop in the
+// moment between: then that does it.)
 func TestHelp(t *testing.T) {
 	log := new(memLog)
 	f := openTest(t, log, new(memMachine), quickly)
 	require.NoError(t, f.put("first", true).err) // its sync tells how long one takes
 	before := log.hastened
 	var want []string
+	helped := 0
 	for i := range 100 {
 		data := fmt.Sprint(i)
 		want = append(want, data)
@@ -41,16 +43,15 @@ func TestHelp(t *testing.T) {
 		out := f.start(data, true)
 		require.Empty(t, out)
 		f.Leave()
-		select {
-		case o := <-out:
-			require.NoError(t, o.err)
-		default:
-			t.Fatalf("put %d: no answer", i)
+		if len(out) > 0 {
+			helped++
 		}
+		require.NoError(t, (<-out).err)
 	}
+	require.Greater(t, helped, len(want)*9/10)
 	require.Equal(t, append([]string{"first"}, want...), f.machine.records())
 	require.NoError(t, f.Close())
-	require.Equal(t, len(want), log.hastened-before, "syncs that the log was told of before the entries were applied")
+	require.Greater(t, log.hastened-before, len(want)*9/10, "syncs that the log was told of before the entries were applied")
 }
 
 // Helpers, those who only propose, and the timers of the loop meet in every
