@@ -3,8 +3,6 @@ package dgm
 import (
 	"context"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -267,9 +265,12 @@ func (a api) Append(ctx context.Context, ino gearsfs.Ino, data []byte) (gearsfs.
 // block store take their time, and all else waits.
 const zeroedMax = 256 << 20
 
+// allocKeepSize is FALLOC_FL_KEEP_SIZE: with no other bit nothing becomes zeros.
+const allocKeepSize = 0x01
+
 // Allocate implements Content.
 func (a api) Allocate(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n uint64, mode uint32) error {
-	zeroes := mode&^unix.FALLOC_FL_KEEP_SIZE != 0
+	zeroes := mode&^allocKeepSize != 0
 	if zeroes && n > zeroedMax && n <= gearsfs.FileBytesMax && uint64(pos) <= gearsfs.FileBytesMax-n {
 		attr, err := a.GetAttr(ctx, ino)
 		if err != nil {
