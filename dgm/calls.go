@@ -196,7 +196,8 @@ func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, e
 // enter admits a call, gives a change its sequence number and sends it where
 // there is a link.
 func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
-	if err := ctx.Err(); err != nil {
+	begun := r.begun(ctx, c.req)
+	if err := ctx.Err(); err != nil && !begun {
 		return err
 	}
 	r.mu.Lock()
@@ -208,9 +209,9 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
 		stop()
 		defer r.room.Signal() // there may be room for another too
 	}
-	if err := ctx.Err(); err != nil || r.closed {
+	if err := ctx.Err(); err != nil && !begun || r.closed {
 		r.mu.Unlock()
-		if err == nil {
+		if err == nil || begun {
 			err = gearsfs.ErrClosed
 		}
 		return err

@@ -148,6 +148,22 @@ func (r *Remote) numberLocked(ctx context.Context, c *remoteCall) error {
 	return nil
 }
 
+// begun reports whether an earlier process may have made the change that a request
+// asks for. Though who asks has stopped waiting by now, it can't be told that
+// nothing was done: the call is made again and its outcome waited for.
+func (r *Remote) begun(ctx context.Context, req *wire.Request) bool {
+	change := req.GetChange()
+	if r.opts.Lasting == nil || change == nil {
+		return false
+	}
+	o, _ := ctx.Value(OnceKey).(*Once)
+	if o == nil || len(o.Before) == 0 {
+		return false
+	}
+	kind := kindOf(change.Command)
+	return slices.ContainsFunc(o.Before, func(s Numbered) bool { return s.Kind == kind })
+}
+
 // release lets the volume forget the answers of changes.
 func (r *Remote) release(seqs []uint64) {
 	r.mu.Lock()

@@ -57,8 +57,10 @@ func TestLastingSession(t *testing.T) {
 
 		second := next(w, map[gearsfs.Ino]uint64{attr.Ino: 1})
 		again, o := w.once(t, w.numbers...)
-		_, err = second.Append(again, attr.Ino, []byte("once"))
-		require.NoError(t, err, "of the same kind, though not in the same order")
+		interrupted, cancel := context.WithCancel(again)
+		cancel()
+		_, err = second.Append(interrupted, attr.Ino, []byte("once"))
+		require.NoError(t, err, "of the same kind, though not in the same order; and it was done, whoever does not wait any more")
 		_, err = second.Make(again, gearsfs.RootIno, "dir", dgm.Make{Mode: 0o040755})
 		require.NoError(t, err, "it was made by the first")
 		assert.True(t, o.Made())

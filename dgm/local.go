@@ -144,7 +144,11 @@ func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Respons
 		defer context.AfterFunc(l.remote.ctx, cancel)()
 	}
 	b := &l.vol.blocks
-	extents, err := b.upload(ctx, req.GetChange().GetCommand())
+	upload := ctx
+	if l.remote.begun(ctx, req) {
+		upload = l.remote.ctx
+	}
+	extents, err := b.upload(upload, req.GetChange().GetCommand())
 	if err != nil {
 		if l.remote.ctx.Err() != nil {
 			err = gearsfs.ErrClosed

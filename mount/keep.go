@@ -188,9 +188,10 @@ func (e entrance) beginOnce(in *fuse.InHeader, cancel <-chan struct{}, reply []b
 func (c *call) leave() { c.calls.remove(c) }
 
 // answer notes what the request is answered with, and returns it. An
-// interruption is never the answer where something was changed.
+// interruption is never the answer where something was changed, or may have been
+// by a process before.
 func (c *call) answer(st fuse.Status) fuse.Status {
-	if st == fuse.EINTR && c.once.Made() {
+	if st == fuse.EINTR && (c.once.Made() || len(c.once.Before) > 0) {
 		st = fuse.EIO
 	}
 	if c.keeper == nil || !c.numbered && len(c.effects) == 0 {

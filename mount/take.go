@@ -19,6 +19,11 @@ func newTurn() turn { return make(turn, 1) }
 
 func (t turn) begin(ctx context.Context) error {
 	select {
+	case t <- struct{}{}: // though it was interrupted: it may have begun in an earlier process
+		return nil
+	default:
+	}
+	select {
 	case t <- struct{}{}:
 		return nil
 	case <-ctx.Done():
