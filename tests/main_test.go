@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // What TestMain sets up for all tests.
@@ -24,7 +25,7 @@ var (
 var torture = os.Getenv("GEARSFS_TORTURE") == "1"
 
 // size returns how large a test is: as bounded for every run, or in full.
-func size(bounded, full int) int {
+func size[T int | time.Duration](bounded, full T) T {
 	if torture {
 		return full
 	}
