@@ -25,6 +25,7 @@ type call struct {
 	numbered bool   // it has made a change
 	effects  []byte // on what the mount keeps; see keep.go
 	reply    []byte // into which the handler answers
+	turns    []turn // of handles, which end when the entry is written: so entries are in the order of what they tell
 	known    bool   // it was answered before
 	status   fuse.Status
 

@@ -185,7 +185,21 @@ func (e entrance) beginOnce(in *fuse.InHeader, cancel <-chan struct{}, reply []b
 }
 
 // leave is the end of a request.
-func (c *call) leave() { c.calls.remove(c) }
+func (c *call) leave() {
+	for _, t := range c.turns {
+		t.end()
+	}
+	c.calls.remove(c)
+}
+
+// endTurn ends a turn with the request.
+func (s *server) endTurn(t turn) {
+	if s.call == nil {
+		t.end()
+		return
+	}
+	s.call.turns = append(s.call.turns, t)
+}
 
 // answer notes what the request is answered with, and returns it. An
 // interruption is never the answer where something was changed, or may have been

@@ -67,7 +67,7 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []byt
 	if err := t.turn.begin(ctx); err != nil {
 		return nil, status(err)
 	}
-	defer t.turn.end()
+	defer s.endTurn(t.turn)
 	if t.record == nil && !t.ended {
 		err := t.fetch(ctx, s, in.Flags&unix.O_NONBLOCK != 0)
 		if errors.Is(err, gearsfs.ErrEnd) {
@@ -142,7 +142,7 @@ func (t *taker) flush(s *server, in *fuse.FlushIn) fuse.Status {
 	// another process must not wait for it.
 	select {
 	case t.turn <- struct{}{}:
-		defer t.turn.end()
+		defer s.endTurn(t.turn)
 	default:
 		return fuse.OK
 	}
@@ -193,7 +193,7 @@ func (r *replay) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []by
 	if err := r.turn.begin(ctx); err != nil {
 		return nil, status(err)
 	}
-	defer r.turn.end()
+	defer s.endTurn(r.turn)
 	if !r.begun {
 		info, err := s.streamAt(r.at)
 		if err != nil {

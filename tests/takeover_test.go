@@ -27,14 +27,11 @@ import (
 // programs that use it notice nothing but the time that it takes. Nothing fails,
 // nothing is lost and nothing is done twice.
 func TestTakeover(t *testing.T) {
-	t.Parallel()
 	t.Run("of a mount of a node", func(t *testing.T) {
-		t.Parallel()
 		d := startDaemon(t)
 		testTakeover(t, startMount(t, "--node", d.addr), d.addr)
 	})
 	t.Run("of a mount with a node in it", func(t *testing.T) {
-		t.Parallel()
 		data := filepath.Join(dir(t), "data")
 		testTakeover(t, startMount(t, "--data", data), "unix:"+data+"/sock")
 	})
