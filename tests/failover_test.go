@@ -23,8 +23,7 @@ import (
 // settings.
 const (
 	failoverHalf = time.Second     // in half of the cases
-	failoverMost = 3 * time.Second // in 99 of 100, where nothing else runs
-	failoverEver = 15 * time.Second
+	failoverMost = 3 * time.Second // in 99 of 100
 )
 
 // When the leader is killed the others go on soon, and who uses their mounts
@@ -62,7 +61,7 @@ func TestFailover(t *testing.T) {
 	slices.Sort(took)
 	t.Logf("%d kills, to the next put: p50 %v, p99 %v, at most %v", kills, quantile(took, 0.5), quantile(took, 0.99), quantile(took, 1))
 	require.Less(t, quantile(took, 0.5), failoverHalf)
-	require.Less(t, quantile(took, 0.99), size(failoverEver, failoverMost))
+	require.Less(t, quantile(took, 0.99), failoverMost)
 }
 
 // killLeader kills the leader while the other nodes' mounts are used, returns

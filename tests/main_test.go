@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // What TestMain sets up for all tests.
@@ -25,7 +24,7 @@ var (
 var torture = os.Getenv("GEARSFS_TORTURE") == "1"
 
 // size returns how large a test is: as bounded for every run, or in full.
-func size[T int | time.Duration](bounded, full T) T {
+func size(bounded, full int) int {
 	if torture {
 		return full
 	}
