@@ -178,6 +178,8 @@ func (c *chaos) startClients(ctx context.Context, cancel context.CancelCauseFunc
 func (c *chaos) startRelay(ctx context.Context, cancel context.CancelCauseFunc, stop chan struct{}, all *chaosClients, seed uint64) {
 	const workers = 6
 	m := c.dial(c.addrs())
+	// A move needs the file; only a put makes it.
+	require.NoError(c.t, all.relay.putOne(ctx, m, 0))
 	repeat := func(what string, every time.Duration, do func() error) {
 		all.asking.Go(func() {
 			for open(stop) && ctx.Err() == nil {
