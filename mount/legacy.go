@@ -165,6 +165,7 @@ const (
 	effectClosed  = 'c'
 	effectShown   = 'd'
 	effectPutter  = 'p'
+	effectLast    = 'q'
 	effectTaker   = 't'
 	effectReplay  = 'r'
 	effectNode    = 'n'
@@ -255,7 +256,7 @@ func (d *decoder) handle() handle {
 	case handleText:
 		return &text{at: d.place()}
 	case handlePutter:
-		p := &putter{opener: uint32(d.uint()), owner: fuse.Owner{Uid: uint32(d.uint()), Gid: uint32(d.uint())}, appendMax: int(d.uint())}
+		p := &putter{opener: uint32(d.uint()), owner: fuse.Owner{Uid: uint32(d.uint()), Gid: uint32(d.uint())}, appendMax: int(d.uint()), turn: newTurn()}
 		p.at = d.place()
 		return p
 	case handleTaker:
@@ -298,6 +299,9 @@ func putterEffect(fh uint64, p *putter, added []byte) []byte {
 		flag(p.begun, 1)|flag(p.refused, 2)|flag(p.dead, 4)|flag(p.dying, 8))
 	return encodeBytes(b, added)
 }
+
+// lastEffect says whether whoever closed a putter last died by a signal.
+func lastEffect(fh uint64, dying bool) []byte { return encode(start(effectLast), fh, flag(dying, 1)) }
 
 // takerEffect says what a taker is; its record is said once.
 func takerEffect(fh uint64, t *taker, record bool) []byte {
@@ -349,6 +353,11 @@ func (l *legacy) effect(d *decoder) {
 		l.shown(d)
 	case effectPutter:
 		l.putter(d)
+	case effectLast:
+		fh, dying := d.uint(), d.uint() != 0
+		if p, ok := l.handles[fh].(*putter); ok {
+			p.dying = dying
+		}
 	case effectTaker:
 		l.taker(d)
 	case effectReplay:
@@ -379,15 +388,14 @@ func (l *legacy) shown(d *decoder) {
 	}
 }
 
-// putter applies what a write or a flush did. One of an earlier round came too
-// late: the record that it speaks of is put.
+// putter applies what a write or a flush did.
 func (l *legacy) putter(d *decoder) {
 	fh, round, flags, added := d.uint(), d.uint(), d.uint(), d.bytes()
 	p, ok := l.handles[fh].(*putter)
-	if !ok || round < p.round {
+	if !ok {
 		return
 	}
-	if round > p.round {
+	if round != p.round {
 		p.round, p.buf = round, nil
 	}
 	p.begun, p.refused, p.dead, p.dying = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0

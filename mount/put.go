@@ -33,6 +33,11 @@ type putter struct {
 	owner     fuse.Owner
 	appendMax int
 
+	// A write, and a flush by the opener, has its turn until its entry is in the
+	// journal: else one of the next record could be there before the commit of this
+	// one, which done again would find the wrong bytes, or none.
+	turn turn
+
 	mu      sync.Mutex // not held over a call to the Manager
 	round   uint64     // raised when what is in buf is committed or dropped
 	buf     []byte
@@ -48,7 +53,7 @@ var _ handle = (*putter)(nil)
 // large write into requests, and one that is not aligned in memory up to a
 // page earlier: so an append that might be a part is refused, never split.
 func newPutter(p place, in *fuse.OpenIn, writeMax int) *putter {
-	return &putter{at: p, opener: processOf(in.Pid).id, owner: in.Owner, appendMax: writeMax - unix.Getpagesize()}
+	return &putter{at: p, opener: processOf(in.Pid).id, owner: in.Owner, appendMax: writeMax - unix.Getpagesize(), turn: newTurn()}
 }
 
 func (p *putter) read(*server, <-chan struct{}, *fuse.ReadIn, []byte) ([]byte, fuse.Status) {
@@ -76,6 +81,10 @@ func (p *putter) write(s *server, cancel <-chan struct{}, in *fuse.WriteIn, data
 			return 0, gone(err)
 		}
 	}
+	if err := p.turn.begin(ctx); err != nil {
+		return 0, status(err)
+	}
+	defer s.endTurn(p.turn)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.begun = true
@@ -155,17 +164,17 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 		return fuse.OK // as the close in `exec >put` that follows the dup
 	}
 	by := processOf(in.Pid)
-	mine := by.id == p.opener
-	p.mu.Lock()
-	p.dying = by.dying
-	if mine && by.dying {
-		p.dead = true
-	}
-	if !mine {
-		s.effect(putterEffect(in.Fh, p, nil))
-		p.mu.Unlock()
+	if by.id != p.opener {
+		p.closedBy(s, in.Fh, by)
 		return fuse.OK
 	}
+	if err := p.turn.begin(s.ctx); err != nil {
+		return status(err)
+	}
+	defer s.endTurn(p.turn)
+	p.mu.Lock()
+	p.dying = by.dying
+	p.dead = p.dead || by.dying
 	data, ready, refused := p.takeLocked()
 	s.effect(putterEffect(in.Fh, p, nil))
 	p.mu.Unlock()
@@ -176,6 +185,16 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 		return fuse.OK
 	}
 	return gone(p.commit(s.ctx, s, data, true))
+}
+
+// closedBy notes a close by another process than the opener, as by a child that is
+// executed. It waits for nobody's turn, so what it says in the journal is not of the
+// record.
+func (p *putter) closedBy(s *server, fh uint64, by process) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dying = by.dying
+	s.effect(lastEffect(fh, by.dying))
 }
 
 // takeLocked empties the handle. ready says that the record is to be committed.
