@@ -147,6 +147,7 @@ func TestReadIsHandedOnWhole(t *testing.T) {
 type taking struct {
 	dgm.Manager
 	record  gearsfs.Record
+	refuse  error // what the next Settle says
 	settled []gearsfs.Receipt
 }
 
@@ -157,6 +158,41 @@ func (q *taking) Take(context.Context, dgm.Take) ([]gearsfs.Record, error) {
 }
 
 func (q *taking) Settle(_ context.Context, s dgm.Settle) error {
+	if err := q.refuse; err != nil {
+		q.refuse = nil
+		return err
+	}
 	q.settled = append(q.settled, s.Receipts...)
 	return nil
+}
+
+// Who is interrupted while the volume is asked to forget a record reads again, and
+// then it does: also where the process has died between.
+func TestInterruptedAcknowledgement(t *testing.T) {
+	for name, again := range map[string]func(*worker, *taking) worker{
+		"by the same process": func(w *worker, _ *taking) worker { return *w },
+		"by the next":         func(w *worker, q *taking) worker { return w.next(t, q) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := &taking{record: gearsfs.Record{Data: []byte("record"), Receipt: &gearsfs.Receipt{Ino: 5, Key: "k", Fence: 1}}}
+			w := newWorker(t, q, newKeeper(t))
+			w.opened(2, newTaker(place{kind: kindTake, ino: 5, key: "k"}, true))
+			in := &fuse.ReadIn{InHeader: w.header(4, os.Getpid()), Fh: w.fh, Size: 100}
+			_, st := w.Read(nil, in, nil)
+			require.Equal(t, fuse.OK, st)
+			in.Unique = 6
+			q.refuse = context.Canceled
+			_, st = w.Read(nil, in, nil)
+			require.Equal(t, fuse.EINTR, st)
+			require.Empty(t, q.settled)
+
+			w = again(&w, q)
+			for in.Unique = 8; in.Unique < 12; in.Unique += 2 {
+				result, st := w.Read(nil, in, nil)
+				require.Equal(t, fuse.OK, st)
+				require.Zero(t, result.Size(), "the end")
+			}
+			require.Equal(t, []gearsfs.Receipt{*q.record.Receipt}, q.settled, "once")
+		})
+	}
 }

@@ -118,18 +118,21 @@ func (t *taker) fetch(ctx context.Context, s *server, noWait bool) error {
 	return nil
 }
 
-// settle ends the lease, if there is one. When it returns nil that is on disk.
-func (t *taker) settle(s *server, acknowledge bool) error {
-	t.ended = true
-	record := t.record
-	t.record = nil
-	if !t.takes || record == nil {
-		return nil
+// settle ends the lease, if there is one. When it returns nil that is on disk. Until
+// the volume has said that it is over the lease stays the handle's, for whoever reads
+// again, or closes it.
+func (t *taker) settle(s *server, acknowledge bool) (err error) {
+	if t.takes && t.record != nil {
+		receipt := *t.record.Receipt
+		err = s.m.Settle(s.ctx, dgm.Settle{Receipts: []gearsfs.Receipt{receipt}, Return: !acknowledge})
+		if err != nil && !errors.Is(err, gearsfs.ErrGone) {
+			return err
+		}
+		if err == nil {
+			s.touched(receipt.Ino, t.at.key)
+		}
 	}
-	err := s.m.Settle(s.ctx, dgm.Settle{Receipts: []gearsfs.Receipt{*record.Receipt}, Return: !acknowledge})
-	if err == nil {
-		s.touched(record.Receipt.Ino, t.at.key)
-	}
+	t.ended, t.record = true, nil
 	return err
 }
 
