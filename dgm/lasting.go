@@ -2,6 +2,7 @@ package dgm
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -175,18 +176,48 @@ func (r *Remote) release(seqs []uint64) {
 	}
 }
 
-// Forgo lets the volume forget the answers of changes that an earlier
-// process made, whose requests nobody has begun again.
-func (r *Remote) Forgo(steps []Numbered) {
-	seqs := make([]uint64, len(steps))
-	for i := range steps {
-		seqs[i] = steps[i].Seq
+// Forgo gives up changes that an earlier process has begun, whose requests nobody
+// begins again: the volume may forget their answers. What they leased goes back, as
+// nobody knows of it. Where that fails it is to be done again.
+func (r *Remote) Forgo(ctx context.Context, steps []Numbered) error {
+	take, seqs := kindOf(&wire.Command{Op: &wire.Command_Take{}}), make([]uint64, len(steps))
+	for i, s := range steps {
+		if seqs[i] = s.Seq; s.Kind != take {
+			continue
+		}
+		if err := r.giveBack(ctx, s); err != nil {
+			return err
+		}
 	}
 	r.release(seqs)
+	return nil
+}
+
+// giveBack returns what a take has leased. A command that does nothing, under the
+// take's number, is answered as the take was; or, where there was none, keeps it from
+// ever being made.
+func (r *Remote) giveBack(ctx context.Context, take Numbered) error {
+	nothing := &wire.Command{Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}
+	take.Kind = kindOf(nothing)
+	once := WithOnce(ctx, &Once{Before: []Numbered{take}})
+	resp, err := r.call(once, &wire.Request{Kind: &wire.Request_Change{Change: &wire.Change{Command: nothing}}})
+	switch receipts := leases(resp.GetAnswer()); {
+	case errors.Is(err, gearsfs.ErrMaybe) && r.Session() != take.Session: // its leases went with it
+		return nil
+	case err != nil || receipts == nil:
+		return err
+	default:
+		back := &wire.Command{Op: &wire.Command_Settle{Settle: &wire.Settle{Return: true, Receipts: receipts}}}
+		_, err = r.call(ctx, &wire.Request{Kind: &wire.Request_Change{Change: &wire.Change{Command: back}}})
+	}
+	if errors.Is(err, gearsfs.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 // Forgo is that of the Remote which a Local is.
-func (l *Local) Forgo(steps []Numbered) { l.remote.Forgo(steps) }
+func (l *Local) Forgo(ctx context.Context, steps []Numbered) error { return l.remote.Forgo(ctx, steps) }
 
 // kindOf tells the changes of a request from each other.
 func kindOf(c *wire.Command) uint32 {

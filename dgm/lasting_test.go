@@ -32,6 +32,37 @@ func (w *will) once(t *testing.T, before ...dgm.Numbered) (context.Context, *dgm
 	return dgm.WithOnce(t.Context(), o), o
 }
 
+// loseTake has a process lease a record that nobody hears of, and begin another take.
+func loseTake(t *testing.T, w *will, m dgm.Manager) (lost, never dgm.Numbered) {
+	t.Helper()
+	put(t, m, "lost", "record")
+	had := len(w.numbers)
+	request, _ := w.once(t)
+	take := dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"lost"}, Max: 1, NoWait: true, Lease: true}
+	_, err := m.Take(request, take)
+	require.NoError(t, err)
+	request, _ = w.once(t)
+	_, err = m.Take(request, take)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty)
+	require.Len(t, w.numbers, had+2)
+	return w.numbers[had], w.numbers[had+1]
+}
+
+// forgo has the next process give that up.
+func forgo(t *testing.T, m, other dgm.Manager, lost, never dgm.Numbered) {
+	t.Helper()
+	take := dgm.Take{File: gearsfs.At("/q"), Keys: []gearsfs.Key{"lost"}, Max: 1, NoWait: true, Lease: true}
+	_, err := other.Take(t.Context(), take)
+	require.ErrorIs(t, err, gearsfs.ErrEmpty, "it is leased, as its request may be begun again")
+	forgoes := m.(interface {
+		Forgo(context.Context, []dgm.Numbered) error
+	})
+	require.NoError(t, forgoes.Forgo(t.Context(), []dgm.Numbered{lost, never}))
+	records, err := other.Take(t.Context(), take)
+	require.NoError(t, err, "nobody has it any more")
+	require.Equal(t, "record", string(records[0].Data))
+}
+
 // A process that dies is followed by one that goes on with its session: what it
 // leased stays leased, what it had open stays, and what it did is not done again.
 func TestLastingSession(t *testing.T) {
@@ -54,6 +85,7 @@ func TestLastingSession(t *testing.T) {
 		_, err = first.Append(request, attr.Ino, []byte("once"))
 		require.NoError(t, err)
 		require.Len(t, w.numbers, 2)
+		lost, never := loseTake(t, w, first)
 
 		second := next(w, map[gearsfs.Ino]uint64{attr.Ino: 1})
 		again, o := w.once(t, w.numbers...)
@@ -74,6 +106,7 @@ func TestLastingSession(t *testing.T) {
 		m := other()
 		_, err = m.Take(t.Context(), take)
 		require.ErrorIs(t, err, gearsfs.ErrEmpty, "it is leased")
+		forgo(t, second, m, lost, never)
 		require.NoError(t, second.Settle(t.Context(), dgm.Settle{Receipts: []gearsfs.Receipt{*leased[0].Receipt}}))
 		require.NoError(t, second.Release(t.Context(), attr.Ino))
 		put(t, second, "tick", "x") // behind the release

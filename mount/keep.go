@@ -2,6 +2,7 @@ package mount
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -237,8 +238,9 @@ func (s *server) uniqueName() string {
 }
 
 // forgo gives up what processes before have begun and the kernel has not sent
-// again, so that the volume need not keep its answers.
-func (k *keeper) forgo(m dgm.Manager) {
+// again, as who asked was killed just then: so the volume need not keep its answers,
+// and nothing stays leased that nobody knows of.
+func (k *keeper) forgo(ctx context.Context, m dgm.Manager) {
 	k.mu.Lock()
 	left := k.left
 	k.left = nil
@@ -247,10 +249,17 @@ func (k *keeper) forgo(m dgm.Manager) {
 		if r.answered {
 			continue
 		}
-		k.add(encode(start(entryForgone), unique))
-		if f, ok := m.(interface{ Forgo([]dgm.Numbered) }); ok {
-			f.Forgo(r.numbers)
+		if f, ok := m.(interface {
+			Forgo(context.Context, []dgm.Numbered) error
+		}); ok {
+			if err := f.Forgo(ctx, r.numbers); err != nil {
+				if ctx.Err() == nil {
+					k.log.Warn("what was begun and not sent again may stay leased until the mount ends", "err", err)
+				}
+				continue // the next process tries
+			}
 		}
+		k.add(encode(start(entryForgone), unique))
 	}
 }
 

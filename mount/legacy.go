@@ -476,7 +476,7 @@ func (s *server) restore(l *legacy) {
 	s.keeper.left, s.keeper.names = l.requests, l.birth.names
 	time.AfterFunc(resentWithin, func() {
 		if s.life.Err() == nil {
-			s.keeper.forgo(s.m)
+			s.keeper.forgo(s.life, s.m)
 		}
 	})
 }
