@@ -73,9 +73,14 @@ func (s *limited) take(want ...string) {
 
 // until waits until the tenure is busy in some way: nothing announces that.
 func (s *limited) until(busy func(held, waiting int) bool) {
+	look := time.NewTicker(100 * time.Microsecond)
+	defer look.Stop()
 	for !busy(s.ten.Busy()) {
-		require.NoError(s.t, s.ctx.Err())
-		time.Sleep(100 * time.Microsecond)
+		select {
+		case <-look.C:
+		case <-s.ctx.Done():
+			require.NoError(s.t, s.ctx.Err())
+		}
 	}
 }
 

@@ -223,7 +223,11 @@ func openThree(b *testing.B, log func() Log) (*Group, []*Group, *wire3) {
 				b.Fatal(err)
 			}
 			for s := g.Status(); len(s.Voters) != int(id)+1 || s.Applied < 3; s = g.Status() {
-				time.Sleep(time.Millisecond)
+				select { // nothing announces that
+				case <-time.After(time.Millisecond):
+				case <-b.Context().Done():
+					b.Fatal(b.Context().Err())
+				}
 			}
 		}
 	}

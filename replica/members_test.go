@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -38,7 +39,7 @@ func TestMembers(t *testing.T) {
 		c.isolate(leader, true)
 		first := make(chan error, 1)
 		go func() { first <- leader.AddLearner(ctx, 10, nil) }()
-		time.Sleep(time.Millisecond)
+		synctest.Wait()
 		wantCode(t, gearsfs.ErrBusy, leader.AddLearner(ctx, 11, nil))
 		wantCode(t, gearsfs.ErrMaybe, <-first)
 		c.isolate(leader, false)
@@ -240,7 +241,7 @@ func TestSnapshotOverTail(t *testing.T) {
 		var lost []<-chan outcome
 		for range 4 { // more would wait for them
 			lost = append(lost, old.start("lost", false))
-			time.Sleep(time.Millisecond)
+			synctest.Wait()
 		}
 		for _, out := range lost {
 			wantCode(t, gearsfs.ErrMaybe, waitOut(t, out).err)

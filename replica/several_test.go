@@ -47,7 +47,7 @@ func TestThree(t *testing.T) {
 		began := time.Now()
 		require.NoError(t, c.nodes[1].put("fast", true).err)
 		for c.nodes[2].Status().Applied < c.nodes[1].Status().Applied {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // virtual
 		}
 		require.Less(t, time.Since(began), tick/2)
 		wantCode(t, gearsfs.ErrNotLeader, c.nodes[2].put("x", true).err)
@@ -137,7 +137,7 @@ func TestDeposed(t *testing.T) {
 		var lost []<-chan outcome
 		for i := range 4 { // a fifth would wait for them, and be refused
 			lost = append(lost, old.start(fmt.Sprint("lost", i), i%2 == 0))
-			time.Sleep(time.Millisecond)
+			synctest.Wait()
 		}
 		certain := make(chan error, 1)
 		old.WhenCertain(func(err error) { certain <- err })
@@ -374,7 +374,7 @@ func TestTransfer(t *testing.T) {
 		c.isolate(c.nodes[3], true)
 		failed := make(chan error, 1)
 		go func() { failed <- c.nodes[1].Transfer(ctx, 3) }()
-		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
 		wantCode(t, gearsfs.ErrNotLeader, c.nodes[1].put("x", true).err)
 		wantCode(t, gearsfs.ErrBusy, c.nodes[1].Transfer(ctx, 2))
 		wantCode(t, gearsfs.ErrBusy, <-failed)
@@ -436,7 +436,7 @@ func TestDeposedStalled(t *testing.T) {
 		var outs []<-chan outcome
 		for range 100 {
 			outs = append(outs, leader.start(strings.Repeat("x", 100), false))
-			time.Sleep(time.Millisecond)
+			synctest.Wait()
 		}
 		c.isolate(leader, true)
 		applied := 0

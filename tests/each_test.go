@@ -117,7 +117,11 @@ func TestEachUnderKills(t *testing.T) {
 	}
 	kills, deaths := 0, 0
 	for began := time.Now(); !drainedAt(t, d, "/in", "q"); {
-		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond) // when to strike
+		select {
+		case <-time.After(time.Duration(200+rng.IntN(600)) * time.Millisecond): // when to strike
+		case <-t.Context().Done():
+			require.NoError(t, t.Context().Err())
+		}
 		if kills++; kills%2 == 0 {
 			d.kill()
 			d.start()
