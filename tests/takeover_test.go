@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,14 +27,11 @@ import (
 // programs that use it notice nothing but the time that it takes. Nothing fails,
 // nothing is lost and nothing is done twice.
 func TestTakeover(t *testing.T) {
-	t.Parallel()
 	t.Run("of a mount of a node", func(t *testing.T) {
-		t.Parallel()
 		d := startDaemon(t)
 		testTakeover(t, startMount(t, "--node", d.addr), d.addr)
 	})
 	t.Run("of a mount with a node in it", func(t *testing.T) {
-		t.Parallel()
 		data := filepath.Join(dir(t), "data")
 		testTakeover(t, startMount(t, "--data", data), "unix:"+data+"/sock")
 	})
@@ -79,7 +75,6 @@ func testTakeover(t *testing.T, m *mounted, addr string) {
 		})
 	}
 	use(&users, "rewrite", func() error { return rewrite(stop, m.path("file")) })
-	use(&users, "fork", func() error { return fork(stop) })
 
 	rng := rand.New(rand.NewPCG(seed, 100))
 	for range kills {
@@ -227,17 +222,6 @@ func readBlocking(path string) (data []byte, err error) {
 		}
 		data = append(data, buf[:n]...)
 	}
-}
-
-// fork runs programs. Each has the descriptors of this process for a moment, and
-// closes them: so the mount hears of closes by others in the middle of everything.
-func fork(stop <-chan struct{}) error {
-	for open(stop) {
-		if err := exec.Command("true").Run(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // growTree makes, renames and removes in a directory; each step must do what
