@@ -53,9 +53,9 @@ type session struct {
 	attempt    uint64 // of the hello that attached it
 	departures int
 	opens      map[gearsfs.Ino]int
-	rowed      bool  // the state knows it
-	waits      int   // its ops in lines
-	puts       []*op // its puts that are proposed, in the order in which they came
+	rowed      bool // the state knows it
+	waits      int  // its ops in lines
+	puts       putsUnderWay
 	ended      bool
 	forget     bool          // with the end its answers go at once
 	over       []func(error) // called when the end is applied
