@@ -487,12 +487,15 @@ func recordsOf(a *wire.Answer, visit func(*wire.TakenRecord)) {
 // withBytes has done called with a response whose records have their bytes: at
 // once where they do, else on another goroutine.
 func (b *blocks) withBytes(resp *wire.Response, done func(*wire.Response)) {
-	lacks := false
-	recordsOf(resp.Answer, func(*wire.TakenRecord) { lacks = true })
-	if !lacks {
+	if !lacksBytes(resp.Answer) {
 		done(resp)
 		return
 	}
+	b.fill(resp, done)
+}
+
+// fill is withBytes for a response whose records lack some.
+func (b *blocks) fill(resp *wire.Response, done func(*wire.Response)) {
 	begun := b.vol.spawn(func() {
 		b.vol.reads <- struct{}{}
 		defer func() { <-b.vol.reads }()
@@ -515,6 +518,12 @@ func (b *blocks) withBytes(resp *wire.Response, done func(*wire.Response)) {
 	if !begun {
 		done(failure(gearsfs.ErrClosed))
 	}
+}
+
+// lacksBytes says whether bytes of an answer's records are in the block store.
+func lacksBytes(a *wire.Answer) bool {
+	return slices.ContainsFunc(a.GetRecords(), func(r *wire.TakenRecord) bool { return len(r.Extents) > 0 }) ||
+		slices.ContainsFunc(a.GetSteps(), lacksBytes)
 }
 
 // join reads extents one behind the other.

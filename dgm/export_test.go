@@ -3,6 +3,8 @@ package dgm
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
@@ -153,4 +155,29 @@ func (v *Volume) Pass(d time.Duration) {
 func (v *Volume) Upload(ctx context.Context, data []byte) (answered func(error), err error) {
 	extents, err := v.blocks.put(ctx, data)
 	return func(err error) { v.blocks.unused(extents, err) }, err
+}
+
+// Resolved follows a path for each session as its requests do, and says how many
+// remembered where it leads. An error is of one for whom it really leads elsewhere.
+func (v *Volume) Resolved(path string) (remembered int, err error) {
+	t := v.tenure.Load()
+	t.mu.Lock()
+	sessions := slices.Collect(maps.Values(t.sessions))
+	t.mu.Unlock()
+	for _, s := range sessions {
+		if s.trails.find(path, v.machine.Names()) != nil {
+			remembered++
+		}
+		var found *wire.Target
+		err := t.resolve(s, path, &found)
+		dir, name, ino, really := v.machine.ResolveTarget(path, s.caller)
+		if ino != 0 {
+			dir, name = 0, ""
+		}
+		if gearsfs.CodeOf(err) != gearsfs.CodeOf(really) ||
+			err == nil && (found.Ino != uint64(ino) || found.Dir != uint64(dir) || found.Name != name) {
+			return 0, fmt.Errorf("%s leads user %d to %v, %v, and really to %q in %d or to %d, %v", path, s.caller.UID, found, err, name, dir, ino, really)
+		}
+	}
+	return remembered, nil
 }

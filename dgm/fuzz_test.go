@@ -7,6 +7,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block/blocktest"
@@ -15,7 +16,7 @@ import (
 )
 
 // someRequests are requests of each kind that a client sends.
-func someRequests(f *testing.F) [][]byte {
+func someRequests(f testing.TB) [][]byte {
 	target := &wire.Target{Dir: uint64(gearsfs.RootIno), Name: "f"}
 	put := &wire.Put{Target: target, Key: "q", Records: []*wire.NewRecord{{Data: []byte("x"), Type: "t", Id: "1"}}, Delay: 5}
 	take := &wire.Take{Keys: []string{"q"}, Max: 1, Lease: true, LeaseFor: 7, ByReceipt: true, Tries: 2}
@@ -50,6 +51,48 @@ func someRequests(f *testing.F) [][]byte {
 	return all
 }
 
+// requireDecoded checks that decodeRequest yields what plain was decoded from, or
+// something that is refused alike.
+func requireDecoded(t testing.TB, plain *wire.Request, b []byte) {
+	t.Helper()
+	req, err := decodeRequest(b)
+	require.NoError(t, err)
+	op := plain.GetChange().GetCommand().GetOp()
+	_, change := plain.Kind.(*wire.Request_Change)
+	if put, ok := op.(*wire.Command_Put); plain.Kind == nil || change && op == nil || ok && put.Put.Key == "" {
+		require.Nil(t, req.GetChange().GetCommand().GetOp())
+		return
+	}
+	require.True(t, proto.Equal(plain, req), "%v decoded as %v", plain, req)
+}
+
+// A request that is decoded in one piece is the request that was sent, also where
+// it lacks what the piece has room for, or is unknown.
+func TestDecodeRequest(t *testing.T) {
+	bodies := someRequests(t)
+	for _, r := range []*wire.Request{
+		{}, {Remote: "b"}, {Kind: &wire.Request_Hello{Hello: &wire.Hello{}}}, {Kind: &wire.Request_Change{Change: &wire.Change{}}},
+		{Kind: &wire.Request_Change{Change: &wire.Change{Command: &wire.Command{Seq: 7}}}},
+		{Kind: &wire.Request_Change{Change: &wire.Change{Path: "/f", Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{}}}}}},
+		{Kind: &wire.Request_Change{Change: &wire.Change{Path: "/f", Command: &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{
+			Key: "q", Records: []*wire.NewRecord{{Data: []byte("x")}, {}, {Type: "t"}}}}}}}},
+	} {
+		b, err := r.MarshalVT()
+		require.NoError(t, err)
+		bodies = append(bodies, b)
+	}
+	var twice []byte
+	for _, b := range bodies {
+		twice = append(twice, b...) // of what is there more than once the last counts
+	}
+	unknown := []byte{0xfa, 0x3f, 0} // an empty message, number 1023
+	for _, b := range append(bodies, twice, unknown, append(unknown, bodies[0]...)) {
+		plain := new(wire.Request)
+		require.NoError(t, plain.UnmarshalVT(b))
+		requireDecoded(t, plain, b)
+	}
+}
+
 // FuzzRequest: any bytes that a client sends are answered, once.
 func FuzzRequest(f *testing.F) {
 	for _, b := range someRequests(f) {
@@ -68,6 +111,7 @@ func FuzzRequest(f *testing.F) {
 		if req.UnmarshalVT(b) != nil {
 			return
 		}
+		requireDecoded(t, req, b)
 		if node := req.GetNode(); node.GetRemove() != "" || node.GetTransfer() != "" || node.GetVerify() {
 			return // they are not about bytes
 		}

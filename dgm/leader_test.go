@@ -191,7 +191,9 @@ func TestRefusedSessionIsNoError(t *testing.T) {
 	c := newFakeCluster(t, 1)
 	r := c.dial(c.addrs())
 	first := r.Session()
+	c.mu.Lock()
 	c.refused[first] = true // the clock was set forward
+	c.mu.Unlock()
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {

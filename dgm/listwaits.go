@@ -53,7 +53,7 @@ func (t *tenure) near(s *session, n *wire.Near) (*wire.Response, error) {
 	if err := t.resolve(s, n.Path, &n.Target); err != nil {
 		return nil, err
 	}
-	keys, err := takeKeys(n.Keys)
+	keys, err := takeKeys(n.Keys, nil)
 	if err != nil {
 		return nil, err
 	}

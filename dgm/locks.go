@@ -24,7 +24,7 @@ func (t *tenure) startLock(o *op, lock *wire.Lock) canceller {
 		o.fail(gearsfs.ErrInvalid)
 		return nil
 	}
-	o.ino, o.since = gearsfs.Ino(lock.Ino), t.vol.cfg.Clock()
+	o.ino = gearsfs.Ino(lock.Ino)
 	o.keys = []gearsfs.Key{} // it may wait
 	t.mu.Lock()
 	behind := lock.Kind != lockNone && !o.noWait() && !o.change.Retry && t.behindLocked(o) && t.mayWaitLocked(o)

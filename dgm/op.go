@@ -27,9 +27,9 @@ type op struct {
 
 	change *wire.Change // nil for a peek
 	peek   *wire.Peek
-	path   string // as asked for
-	epoch  uint32 // the session's when it asked
-	since  time.Time
+	path   string    // as asked for
+	epoch  uint32    // the session's when it asked
+	since  time.Time // when it first waited
 	prop   replica.Proposal
 	bytes  int                       // of the command, while it is proposed
 	then   func(*wire.Answer, error) // in place of answered
@@ -54,6 +54,12 @@ type op struct {
 	went     bool        // it was done
 	inMemory bool        // its stream's records are
 	into     gearsfs.Ino // the file that a put went to
+
+	putBefore, putBehind *op // of a put: its neighbours in session.puts, where it is listed
+	listed               bool
+
+	keyed [1]gearsfs.Key // memory for keys
+	alone [1]*op         // and for submit
 }
 
 type opState uint8
@@ -140,6 +146,12 @@ func (o *op) noWait() bool {
 		return o.peek.NoWait
 	}
 	return o.change.NoWait
+}
+
+// byItself is the operation as what submit takes.
+func (o *op) byItself() []*op {
+	o.alone[0] = o
+	return o.alone[:]
 }
 
 func (o *op) fail(err error) { o.done(failure(err)) }
@@ -458,7 +470,7 @@ func (t *tenure) launch(o *op) canceller {
 		t.submit(o)
 	case *wire.Command_Write, *wire.Command_Save, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
 		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
-		t.submit(o)
+		t.submit(o.byItself()...)
 	default: // what only the node itself may propose, and what it does not know
 		o.fail(gearsfs.ErrUnknownOp)
 	}

@@ -139,8 +139,8 @@ func (p *peer) End() {
 
 // Serve implements transport.Handler.
 func (p *peer) Serve(call *transport.Call) {
-	req := new(wire.Request)
-	if err := req.UnmarshalVTUnsafe(call.Body()); err != nil {
+	req, err := decodeRequest(call.Body())
+	if err != nil {
 		p.reply(call, failure(gearsfs.ErrProtocol.Because("a request can't be decoded: %v", err)))
 		return
 	}
@@ -155,6 +155,37 @@ func (p *peer) Serve(call *transport.Call) {
 	if c := p.serve(req, func(resp *wire.Response) { p.reply(call, resp) }); c != nil {
 		call.OnCancel(func() { c.cancel(gearsfs.ErrCancelled) })
 	}
+}
+
+// incoming is a request in one piece of memory with what most of them have: else a
+// put of one record is nine.
+type incoming struct {
+	request wire.Request
+	kind    wire.Request_Change
+	change  wire.Change
+	command wire.Command
+	op      wire.Command_Put
+	put     wire.Put
+	records [1]*wire.NewRecord
+}
+
+// decodeRequest decodes a request, which refers to body. Decoding fills in what is
+// there and has the right kind, and puts another in its place where it has not.
+func decodeRequest(body []byte) (*wire.Request, error) {
+	a := new(incoming)
+	a.request.Kind = &a.kind
+	a.kind.Change = &a.change
+	a.change.Command = &a.command
+	a.command.Op = &a.op
+	a.op.Put = &a.put
+	a.put.Records = a.records[:0]
+	if err := a.request.UnmarshalVTUnsafe(body); err != nil {
+		return nil, err
+	}
+	if a.put.Key == "" && a.command.Op == &a.op {
+		a.command.Op = nil // it was none of those known: a put names its stream
+	}
+	return &a.request, nil
 }
 
 // keepBack refuses to pass on what the far end would believe because it comes
@@ -172,9 +203,11 @@ func (p *peer) keepBack(req *wire.Request) error {
 
 // reply answers a call.
 func (p *peer) reply(call *transport.Call, resp *wire.Response) {
-	p.vol.blocks.withBytes(resp, func(resp *wire.Response) {
-		p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})
-	})
+	if lacksBytes(resp.Answer) {
+		p.vol.blocks.fill(resp, func(resp *wire.Response) { p.vol.replies.push(reply{call: call, resp: p.spoken(resp)}) })
+		return
+	}
+	p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})
 }
 
 // part ends a client's connection from this side, behind the answers that it is

@@ -41,6 +41,7 @@ type session struct {
 	local  bool   // its client is in this node's process, or was when it was minted
 	ten    *tenure
 
+	trails  trails        // where its paths led
 	uploads uploads       // changes that wait for their payloads to be stored
 	door    door          // its commands are inside while they are in the log
 	afar    atomic.Bool   // its client is a Local of another node, and reads there
@@ -52,9 +53,9 @@ type session struct {
 	attempt    uint64 // of the hello that attached it
 	departures int
 	opens      map[gearsfs.Ino]int
-	rowed      bool  // the state knows it
-	waits      int   // its ops in lines
-	puts       []*op // its puts that are proposed, in the order in which they came
+	rowed      bool // the state knows it
+	waits      int  // its ops in lines
+	puts       putsUnderWay
 	ended      bool
 	forget     bool          // with the end its answers go at once
 	over       []func(error) // called when the end is applied
@@ -143,6 +144,7 @@ func (t *tenure) attachLocked(s *session, g greeting, p *peer) (*session, error)
 	case s == nil:
 	case t.absent[id] != nil:
 		s.caller, s.client = c.Caller, c.String()
+		s.trails.forget()
 	case !sameCaller(s.caller, c.Caller):
 		return nil, gearsfs.ErrAccess.Because("session %s belongs to another client", id)
 	case g.attempt < s.attempt: // on a connection that its client has given up

@@ -2,6 +2,8 @@ package dgm
 
 import (
 	"fmt"
+	"strings"
+	"sync/atomic"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -88,14 +90,71 @@ func (t *tenure) resolve(s *session, path string, target **wire.Target) error {
 		}
 		return nil
 	}
+	names := t.vol.machine.Names() // before the path is followed
+	if *target = s.trails.find(path, names); *target != nil {
+		return nil
+	}
 	dir, name, ino, err := t.vol.machine.ResolveTarget(path, s.caller)
 	if err != nil {
 		return err
 	}
 	if ino != 0 {
 		*target = &wire.Target{Ino: uint64(ino)}
+		s.trails.note(path, names, *target)
 	} else {
 		*target = &wire.Target{Dir: uint64(dir), Name: name}
 	}
 	return nil
+}
+
+// trails remembers where the paths led that a session has named of late: it goes on
+// naming the same few. What is remembered holds as long as file.Machine.Names says
+// that nothing has changed by which a path may lead elsewhere, for this session's
+// caller. Targets are shared by all who find them and never changed.
+//
+// It may be used by several goroutines at once. The zero trails knows nothing.
+type trails struct {
+	known [4]atomic.Pointer[trail]
+	next  atomic.Uint32 // the one to be forgotten
+}
+
+type trail struct {
+	path   string
+	names  uint64
+	target *wire.Target
+}
+
+// trailBytesMax is up to which length paths are remembered.
+const trailBytesMax = 256
+
+// find returns where a path leads, nil where that is not known any more.
+func (w *trails) find(path string, names uint64) *wire.Target {
+	for i := range w.known {
+		if k := w.known[i].Load(); k != nil && k.names == names && k.path == path {
+			return k.target
+		}
+	}
+	return nil
+}
+
+// note remembers where a path led when Names had this value.
+func (w *trails) note(path string, names uint64, target *wire.Target) {
+	if len(path) > trailBytesMax {
+		return
+	}
+	known := &trail{path: strings.Clone(path), names: names, target: target} // path is a part of a request
+	for i := range w.known {
+		if k := w.known[i].Load(); k != nil && k.path == path {
+			w.known[i].Store(known)
+			return
+		}
+	}
+	w.known[w.next.Add(1)%uint32(len(w.known))].Store(known)
+}
+
+// forget is for a session whose caller may be another one.
+func (w *trails) forget() {
+	for i := range w.known {
+		w.known[i].Store(nil)
+	}
 }

@@ -115,6 +115,9 @@ func (s *spot) lineOf(o *op) *line {
 // join makes o wait, at its old place where it waited there before.
 func (w *waits) join(o *op) {
 	o.state = opWaiting
+	if o.since.IsZero() {
+		o.since = o.ten.vol.cfg.Clock()
+	}
 	w.count++
 	o.sess.waits++
 	w.listLeases(o)

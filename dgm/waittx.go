@@ -41,12 +41,11 @@ func (t *tenure) startTransact(o *op) canceller {
 	t.mu.Lock()
 	if o.ticket == 0 {
 		o.ticket = t.waits.tickets.Next()
-		o.since = t.vol.cfg.Clock()
 	}
 	o.keys = []gearsfs.Key{} // it may wait
 	t.proposeTransactionLocked(o)
 	t.mu.Unlock()
-	t.submit(o)
+	t.submit(o.byItself()...)
 	return o
 }
 

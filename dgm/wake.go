@@ -12,7 +12,7 @@ import (
 // startTake sends a take to the log where records may be ready for it, and
 // lets it wait otherwise. Older waiters of its keys go first.
 func (t *tenure) startTake(o *op, take *wire.Take) canceller {
-	keys, err := takeKeys(take.Keys)
+	keys, err := takeKeys(take.Keys, o.keyed[:0])
 	if err != nil {
 		o.fail(err)
 		return nil
@@ -33,19 +33,18 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	t.mu.Unlock()
 	switch {
 	case now:
-		t.submit(o)
+		t.submit(o.byItself()...)
 	case !t.park(o):
 		t.failEmpty(o)
 	}
 	return o
 }
 
-// takeKeys checks the keys of a take and drops repeated ones.
-func takeKeys(names []string) ([]gearsfs.Key, error) {
+// takeKeys appends the keys of a take to keys, checked and but for repeated ones.
+func takeKeys(names []string, keys []gearsfs.Key) ([]gearsfs.Key, error) {
 	if len(names) == 0 || len(names) > takeKeysMax {
 		return nil, gearsfs.ErrInvalid.Because("a take names 1 to %d keys", takeKeysMax)
 	}
-	keys := make([]gearsfs.Key, 0, len(names))
 	for _, name := range names {
 		key := gearsfs.Key(name)
 		if err := key.Check(); err != nil {
@@ -60,9 +59,6 @@ func takeKeys(names []string) ([]gearsfs.Key, error) {
 
 // place notes where an operation stands.
 func (t *tenure) place(o *op, target *wire.Target, keys []gearsfs.Key) {
-	if o.since.IsZero() {
-		o.since = t.vol.cfg.Clock()
-	}
 	o.keys = keys
 	o.ino = gearsfs.Ino(target.Ino)
 	if o.ino == 0 {
@@ -301,7 +297,7 @@ func (t *tenure) startPeek(o *op) canceller {
 		return nil
 	}
 	o.peek.Max = max(1, min(o.peek.Max, gearsfs.BatchRecordsMax))
-	t.place(o, o.peek.Target, []gearsfs.Key{gearsfs.Key(o.peek.Key)})
+	t.place(o, o.peek.Target, append(o.keyed[:0], gearsfs.Key(o.peek.Key)))
 	return t.runPeek(o)
 }
 

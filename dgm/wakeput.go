@@ -1,8 +1,6 @@
 package dgm
 
 import (
-	"slices"
-
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
@@ -28,7 +26,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	}
 	p.Retry = false // is the node's to say
 	key := gearsfs.Key(p.Key)
-	t.place(o, p.Target, []gearsfs.Key{key})
+	t.place(o, p.Target, append(o.keyed[:0], key))
 	o.inMemory = t.inMemory(place{o.ino, key})
 	t.mu.Lock()
 	if o.ticket == 0 {
@@ -49,7 +47,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	case batch != nil:
 		t.submit(batch...)
 	case !behind:
-		t.submit(o)
+		t.submit(o.byItself()...)
 	case !t.park(o):
 		err := o.endedBy()
 		if err == nil {
@@ -60,34 +58,53 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	return o
 }
 
+// putsUnderWay are the puts of a session that are proposed, in the order in which
+// they came: a list through the ops, so that it needs no memory and a put leaves
+// it at once however many are in it. It is guarded by tenure.mu.
+type putsUnderWay struct{ first, last *op }
+
 // intoLogLocked notes that a put is proposed.
 func (s *session) intoLogLocked(o *op) {
-	i := len(s.puts)
-	for i > 0 && s.puts[i-1].ticket > o.ticket {
-		i--
+	before := s.puts.last
+	for before != nil && before.ticket > o.ticket {
+		before = before.putBefore
 	}
-	s.puts = slices.Insert(s.puts, i, o)
+	after := s.puts.first
+	if before != nil {
+		after = before.putBehind
+	}
+	s.puts.linkLocked(before, o)
+	s.puts.linkLocked(o, after)
+	o.listed = true
+}
+
+// linkLocked makes two puts neighbours; nil stands for the end of the list.
+func (l *putsUnderWay) linkLocked(before, after *op) {
+	if before == nil {
+		l.first = after
+	} else {
+		before.putBehind = after
+	}
+	if after == nil {
+		l.last = before
+	} else {
+		after.putBefore = before
+	}
 }
 
 // outOfLogLocked notes that a put is not proposed any more.
 func (s *session) outOfLogLocked(o *op) {
-	switch i := slices.Index(s.puts, o); i {
-	case -1:
-	case 0:
-		s.puts[0] = nil
-		s.puts = s.puts[1:]
-	default:
-		s.puts = slices.Delete(s.puts, i, i+1)
+	if !o.listed {
+		return
 	}
+	s.puts.linkLocked(o.putBefore, o.putBehind)
+	o.putBefore, o.putBehind, o.listed = nil, nil, false
 }
 
 // putsBeforeLocked says whether an earlier put of the session to o's stream is
 // proposed; one that named a missing file may be to any.
 func (s *session) putsBeforeLocked(o *op) bool {
-	for _, p := range s.puts {
-		if p.ticket >= o.ticket {
-			return false
-		}
+	for p := s.puts.first; p != nil && p.ticket < o.ticket; p = p.putBehind {
 		if (p.ino == o.ino || p.ino == 0) && p.keys[0] == o.keys[0] {
 			return true
 		}

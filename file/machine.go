@@ -109,6 +109,7 @@ type Machine struct {
 
 	freed  atomic.Uint64 // bytes that streams have got smaller by
 	doomed atomic.Bool   // whether there are any
+	names  atomic.Uint64 // see Names
 
 	// broken is the first error of the store or broken table met while
 	// applying; the Machine is of no use after it.
@@ -178,6 +179,7 @@ func (m *Machine) replaceLocked(swap func() error) error {
 	if m.broken != nil {
 		return m.broken
 	}
+	m.names.Add(1)
 	swapped := swap()
 	m.broken = m.load()
 	return errors.Join(swapped, m.broken)
@@ -283,6 +285,9 @@ func (m *Machine) applyCommand(index uint64, cmd *wire.Command) *wire.Answer {
 	}
 	if answer := m.beginCommand(c, cmd); answer != nil {
 		return answer
+	}
+	if !keepsNames(cmd) {
+		m.names.Add(1)
 	}
 	answer := m.dispatch(c, cmd)
 	m.endCommand(c, cmd, answer)

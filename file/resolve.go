@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/wire"
 )
 
 // linksFollowedMax is how many symbolic links one path may lead through.
@@ -27,6 +28,29 @@ func (m *Machine) Resolve(path string, follow bool, caller gearsfs.Caller) (gear
 func (m *Machine) ResolveTarget(path string, caller gearsfs.Caller) (dir gearsfs.Ino, name string, ino gearsfs.Ino, err error) {
 	w, err := m.walk(path, true, caller)
 	return w.dir, w.name, w.at.attr.Ino, err
+}
+
+// Names is a number that rises before anything changes by which a path that
+// leads to an inode may lead elsewhere or may not be followed any more: names,
+// and modes, owners and lists of directories. So what ResolveTarget found, with
+// an ino, is right for the same caller as long as Names is what it was before. A
+// path that leads to a missing file is not covered: a put may make that.
+//
+// Applying raises it for each command but those of keepsNames, which is of no
+// consequence where nothing changes, and Replace raises it.
+func (m *Machine) Names() uint64 { return m.names.Load() }
+
+// keepsNames tells the commands that change no name that leads somewhere and
+// nobody's way through a directory: they are about streams and their bytes, and
+// make files at most.
+func keepsNames(cmd *wire.Command) bool {
+	switch cmd.Op.(type) {
+	case *wire.Command_Put, *wire.Command_Take, *wire.Command_Update, *wire.Command_Transact, *wire.Command_Move,
+		*wire.Command_Settle, *wire.Command_Configure, *wire.Command_Confirm, *wire.Command_Tick, *wire.Command_Lock,
+		*wire.Command_Write, *wire.Command_Allocate:
+		return true
+	}
+	return false
 }
 
 func (m *Machine) walk(path string, follow bool, caller gearsfs.Caller) (walk, error) {
