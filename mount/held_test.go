@@ -357,7 +357,7 @@ func TestHeldWindow(t *testing.T) {
 	file := f.create(t, "f")
 	want := make([]byte, 12<<20)
 	for i := range want {
-		want[i] = byte(i * i >> 8)
+		want[i] = byte(i*i>>8 ^ i>>20)
 	}
 	var wrote atomic.Int64
 	done := make(chan error, 1)
