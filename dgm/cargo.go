@@ -21,7 +21,8 @@ type cargo struct {
 	kept atomic.Bool // somebody may look at the body even then: it is not used again
 }
 
-// cargoBytesMax is up to how large a body's memory is kept.
+// cargoBytesMax is up to how large a body's memory is kept. Smaller ones than half of it
+// have memory of their own: many of them may be on their way at once.
 const cargoBytesMax = 1<<20 + 64<<10
 
 var cargoMemory = sync.Pool{New: func() any { b := make([]byte, 0, cargoBytesMax); return &b }}
@@ -35,7 +36,7 @@ func newCargo(extents []gearsfs.Extent, payload []byte) (*cargo, error) {
 	}
 	c.refs.Store(1)
 	size := req.SizeVT()
-	if size > cargoBytesMax {
+	if size < cargoBytesMax/2 || size > cargoBytesMax {
 		c.body = make([]byte, size)
 	} else {
 		c.body = (*cargoMemory.Get().(*[]byte))[:size]

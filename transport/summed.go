@@ -18,7 +18,7 @@ type Sums struct {
 }
 
 // StartSummed is Start of a call whose body has checksums. Where they are not those of
-// its bytes the peer ends the connection.
+// its bytes the peer ends the connection; a body that is short is summed all the same.
 func (c *Conn) StartSummed(body []byte, sums Sums, done func(answer []byte, err error)) *Pending {
 	p := &Pending{conn: c, body: body, sums: &sums, done: done}
 	c.begin(p)
