@@ -90,12 +90,19 @@ func (w *blockWay) open(ctx context.Context) (*transport.Conn, error) {
 
 // ask has the member answer a request whose body is encoded already.
 func (w *blockWay) ask(ctx context.Context, body []byte) (*wire.Response, error) {
+	return w.carry(ctx, func(conn *transport.Conn, done func([]byte, error)) *transport.Pending {
+		return conn.Start(body, done)
+	})
+}
+
+// carry has the member answer what start starts.
+func (w *blockWay) carry(ctx context.Context, start func(*transport.Conn, func([]byte, error)) *transport.Pending) (*wire.Response, error) {
 	conn, err := w.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := make(chan remoteOutcome, 1)
-	call := conn.Start(body, func(body []byte, err error) {
+	call := start(conn, func(body []byte, err error) {
 		resp := new(wire.Response)
 		if err == nil {
 			err = resp.UnmarshalVT(body)
@@ -122,7 +129,7 @@ func blocksRequest(op *wire.Blocks) ([]byte, error) {
 // returns when it is on the disks of a majority of the voters, this node's
 // included where it votes. Who is not reached, or is slow, fetches it later.
 func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload []byte) error {
-	body, err := blocksRequest(&wire.Blocks{Store: file.ExtentsToWire(extents), Data: payload})
+	load, err := newCargo(extents, payload)
 	if err != nil {
 		return err
 	}
@@ -136,7 +143,7 @@ func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 	var spreading sync.WaitGroup
 	for _, id := range others {
 		spreading.Go(func() { // ends with ctx
-			if b.send(ctx, id, body) {
+			if b.send(ctx, id, load) {
 				stored <- id
 			}
 		})
@@ -171,6 +178,7 @@ func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 		spreading.Wait()
 		late.Stop()
 		cancel()
+		load.release()
 	}) {
 		cancel()
 	}
@@ -179,10 +187,10 @@ func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 
 // send brings a block to one member and says whether it has it; it tries until
 // ctx ends.
-func (b *blocks) send(ctx context.Context, to gearsfs.MemberID, body []byte) bool {
+func (b *blocks) send(ctx context.Context, to gearsfs.MemberID, load *cargo) bool {
 	pause := linkPauseMin
 	for {
-		_, err := b.wayTo(to).ask(ctx, body)
+		_, err := b.wayTo(to).carry(ctx, load.start)
 		if err == nil {
 			return true
 		}

@@ -112,8 +112,13 @@ func (p *peer) run() {
 }
 
 // Begin implements transport.Batcher: the replica is not woken for each of what
-// came together.
+// came together. Blocks are nothing for the log, and who stores one takes long: it
+// neither keeps the replica from being woken nor brings through the log what came
+// over other connections.
 func (p *peer) Begin() {
+	if p.bulk {
+		return
+	}
 	if p.group == nil {
 		select {
 		case <-p.vol.opened:
@@ -154,6 +159,9 @@ func (p *peer) Serve(call *transport.Call) {
 	}
 	if c := p.serve(req, func(resp *wire.Response) { p.reply(call, resp) }); c != nil {
 		call.OnCancel(func() { c.cancel(gearsfs.ErrCancelled) })
+	}
+	if len(req.GetBlocks().GetStore()) > 0 {
+		call.Recycle() // they are written, or refused
 	}
 }
 

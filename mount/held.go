@@ -194,6 +194,7 @@ func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	if len(e.run) == 0 {
 		e.pos, off = pos, 0
 	}
+	e.run = withRoom(e.run, int(off)+len(data))
 	n := copy(e.run[off:], data)
 	e.run = append(e.run, data[n:]...)
 	h.bytes += len(data) - n
@@ -201,6 +202,27 @@ func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 		s.launchLocked(e)
 	}
 	return true
+}
+
+// runMemory is what large runs are in. It is used again and again, because fresh memory,
+// which is zeroed and faulted in page by page, costs more than the copying into it.
+var runMemory = sync.Pool{New: func() any { b := make([]byte, 0, runBytesMax); return &b }}
+
+// withRoom returns a run in memory for n bytes at least where these are many, else
+// as it is. So of what runs keep half is used.
+func withRoom(run []byte, n int) []byte {
+	if n < runBytesMax/2 || cap(run) >= n {
+		return run
+	}
+	return append((*runMemory.Get().(*[]byte))[:0], run...)
+}
+
+// forget gives the memory of a run back that nobody uses any more.
+func forget(run []byte) {
+	if cap(run) == runBytesMax {
+		run = run[:0]
+		runMemory.Put(&run)
+	}
 }
 
 // mustKill says whether a write must take privileges off the file's mode.
@@ -359,7 +381,9 @@ func (s *shared) fly(f *flight) {
 	e.flights = slices.DeleteFunc(e.flights, func(other *flight) bool { return other == f })
 	h.bytes -= len(f.data)
 	if err != nil {
-		e.trusted = false
+		e.trusted = false // and it may be that somebody still has the bytes
+	} else {
+		forget(f.data)
 	}
 	if len(e.flights) == 0 && !e.holdsAny() {
 		delete(h.pending, e)

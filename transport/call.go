@@ -12,6 +12,7 @@ type Pending struct {
 	conn *Conn
 	id   uint64
 	body []byte // until it is queued
+	sums *Sums  // likewise; nil of most
 	done func(answer []byte, err error)
 	// ended gets the outcome instead of done, of a Call.
 	ended chan outcome
@@ -186,8 +187,8 @@ func (c *Conn) sendLocked(p *Pending) {
 	p.state = pendingSent
 	c.sent[p.id] = p
 	c.credit -= len(p.body)
-	c.queue = append(c.queue, frame{id: p.id, kind: kindRequest, body: p.body})
-	p.body = nil
+	c.queue = append(c.queue, frame{id: p.id, kind: kindRequest, body: p.body, sums: p.sums})
+	p.body, p.sums = nil, nil
 }
 
 // admitLocked sends what waits and has credit now, in order.

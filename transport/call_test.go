@@ -139,7 +139,7 @@ func TestCancelIsSentOnce(t *testing.T) {
 		p.Cancel()
 		p.Cancel()
 		c.Start(nil, func([]byte, error) {})
-		for _, want := range []frame{{1, kindRequest, nil}, {1, kindCancel, nil}, {2, kindRequest, nil}} {
+		for _, want := range []frame{{id: 1, kind: kindRequest}, {id: 1, kind: kindCancel}, {id: 2, kind: kindRequest}} {
 			require.Equal(t, want, w.receive())
 		}
 		w.Close()

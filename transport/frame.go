@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"io"
+	"sync/atomic"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -52,6 +53,7 @@ type frame struct {
 	id   uint64
 	kind kind
 	body []byte
+	sums *Sums // nil of most, and of what is received
 }
 
 // bytes is the size of f on the wire.
@@ -87,6 +89,8 @@ type frameReader struct {
 	lo, hi   int
 	big      []byte // a large frame under way, at its full size
 	bigRead  int
+	handed   []byte                 // all memory of the frame that next returned, where that is large
+	spare    atomic.Pointer[[]byte] // for the next of these, see Call.Recycle
 }
 
 func newFrameReader(bytesMax int) *frameReader {
@@ -97,12 +101,13 @@ func newFrameReader(bytesMax int) *frameReader {
 // gearsfs.ErrProtocol: the stream is not one of frames, or was damaged, and
 // nothing behind it can be trusted.
 func (r *frameReader) next() (frame, bool, error) {
+	r.handed = nil
 	if r.big != nil {
 		if r.bigRead < len(r.big) {
 			return frame{}, false, nil
 		}
 		whole := r.big
-		r.big = nil
+		r.big, r.handed = nil, whole
 		return parseFrame(whole, false)
 	}
 	there := r.buf[r.lo:r.hi]
@@ -119,11 +124,35 @@ func (r *frameReader) next() (frame, bool, error) {
 		r.lo += int(size)
 		return parseFrame(there[:size], true)
 	case size > directBytes:
-		r.big = make([]byte, size)
+		r.big = r.memory(int(size))
 		r.bigRead = copy(r.big, there)
 		r.lo, r.hi = 0, 0
 	}
 	return frame{}, false, nil
+}
+
+// sparedBytesMax is up to how much memory a connection keeps for the next large
+// frame: a block of 1 MiB and what says where it belongs.
+const sparedBytesMax = 1<<20 + 64<<10
+
+// memory returns memory for a frame: what the last one of that size had, where that was
+// given back. Fresh memory is zeroed and faulted in page by page first, which for a
+// block costs as much as reading it.
+func (r *frameReader) memory(size int) []byte {
+	if size > sparedBytesMax {
+		return make([]byte, size)
+	}
+	if spare := r.spare.Swap(nil); spare != nil && cap(*spare) >= size {
+		return (*spare)[:size]
+	}
+	return make([]byte, size)
+}
+
+// recycle takes the memory of a frame that nobody uses any more.
+func (r *frameReader) recycle(memory []byte) {
+	if cap(memory) <= sparedBytesMax {
+		r.spare.Store(&memory)
+	}
 }
 
 // fill reads once from src and returns how many bytes came; an error comes

@@ -37,6 +37,8 @@ type Call struct {
 	body []byte
 	held int // bytes, also after the handler has let the body go
 
+	memory []byte // that body is a part of, where nothing else is
+
 	// Guarded by conn.mu.
 	replied   bool
 	cancelled bool
@@ -45,6 +47,15 @@ type Call struct {
 
 // Body is the request. It belongs to the Handler.
 func (call *Call) Body() []byte { return call.body }
+
+// Recycle says that nobody will use the body any more, nor anything that shares its
+// bytes: the next large call may be read into its memory.
+func (call *Call) Recycle() {
+	if call.memory != nil {
+		call.conn.in.recycle(call.memory)
+		call.body, call.memory = nil, nil
+	}
+}
 
 // Conn is the connection that the call came over.
 func (call *Call) Conn() *Conn { return call.conn }
@@ -154,7 +165,7 @@ func (c *Conn) refuseLocked(id uint64, err error) {
 // handleRequest hands a call to the handler, or parks or refuses it.
 func (c *Conn) handleRequest(f frame) error {
 	n := len(f.body)
-	call := &Call{conn: c, id: f.id, body: f.body, held: n}
+	call := &Call{conn: c, id: f.id, body: f.body, memory: c.in.handed, held: n}
 	c.mu.Lock()
 	switch {
 	case c.err != nil:

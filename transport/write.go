@@ -192,7 +192,7 @@ func (w *writer) encode() {
 		}
 		start := len(buf)
 		buf = f.appendHeader(buf)
-		w.sum = crc32.Update(crc32.Checksum(buf[start:], castagnoli), castagnoli, f.body)
+		w.sum = f.sum(crc32.Checksum(buf[start:], castagnoli))
 		w.body, w.sumDue = f.body, true
 	}
 	w.buf, w.left = buf, buf
