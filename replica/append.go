@@ -13,6 +13,14 @@ import (
 // followBytes is up to how much a follower writes and syncs before anything else.
 const followBytes = 64 << 10
 
+// lonely is up to how many proposals the last entries had on average where they
+// count as lone ones. What this goroutine writes and syncs then it has Log.Hasten
+// between: the disk works while the entry is applied, and one caller alone waits for
+// exactly that. To begin a write and to wait for it are two ways through the kernel
+// that cost more processor time than one, so where others have something to do
+// meanwhile, or another goroutine syncs at once, it is not done.
+const lonely = 2
+
 // ack are raft's answers to an append, for itself and for peers, due when
 // append seq is on disk.
 type ack struct {
@@ -59,10 +67,10 @@ func (g *Group) append(m *raftpb.Message) error {
 	}
 	syncBeforeAck := !l.conf.sole(g.cfg.ID) || len(l.acks) > 0
 	want := syncBeforeAck || g.awaited(m.GetEntries())
-	if want && !syncBeforeAck && g.idle() {
+	here := want && g.unhurried(size)
+	if here && !syncBeforeAck && l.crowd < lonely {
 		g.cfg.Log.Hasten() // while the entry is applied
 	}
-	here := want && g.unhurried(size)
 	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
 		if here {

@@ -132,6 +132,9 @@
 // a sync returns, the syncer calls the Dones of all entries that it covers, so
 // that their answers can leave in one flush. What nobody waits for is synced
 // within 100 ms. If the entry is on disk before it is applied, the loop answers.
+// Who writes a lone entry of the only member, and is going to sync it behind applying
+// it, has the disk begin between (Log.Hasten); where others come too that costs more
+// than it gains (lonely).
 //
 // A sync that failed is never tried again, because the kernel may have dropped
 // the pages and report success the next time. Any failure of log or state

@@ -54,16 +54,50 @@ func TestHelp(t *testing.T) {
 	require.Greater(t, log.hastened-before, len(want)*9/10, "syncs that the log was told of before the entries were applied")
 }
 
+// Where several come together the log is not told of a sync before: a caller that
+// waits alone gains by it, and for the others it is one way more through the kernel.
+func TestCrowdIsNotHastened(t *testing.T) {
+	log := new(memLog)
+	f := openTest(t, log, new(memMachine), quickly)
+	visit := func(puts int) {
+		asleepNow(f.Group)
+		f.Enter()
+		var outs []<-chan outcome
+		for range puts {
+			outs = append(outs, f.start("data", true))
+		}
+		f.Leave()
+		for _, out := range outs {
+			require.NoError(t, (<-out).err)
+		}
+	}
+	for range 20 { // until that is what it is used to
+		visit(crowdMax)
+	}
+	before := log.hastened
+	for range 20 {
+		visit(crowdMax)
+	}
+	require.Equal(t, before, log.hastened, "in a crowd")
+	for range 40 {
+		visit(1)
+	}
+	require.NoError(t, f.Close())
+	require.Greater(t, log.hastened-before, 20, "alone again")
+}
+
 // Helpers, those who only propose, and the timers of the loop meet in every
-// order; each has its puts in order, all of them once.
+// order, whoever syncs; each has its puts in order, all of them once.
 func TestHelpers(t *testing.T) {
 	for _, nodes := range []int{1, 3} {
-		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
-			inCluster(t, nodes, func(_ *Config, l *limits) {
-				l.quickSync = time.Hour
-				l.flushBytes = 4000 // flushes come and go
-			}, helpers)
-		})
+		for _, quick := range []time.Duration{0, time.Hour} {
+			t.Run(fmt.Sprint(nodes, quick), func(t *testing.T) {
+				inCluster(t, nodes, func(_ *Config, l *limits) {
+					l.quickSync, l.followSync = quick, quick
+					l.flushBytes = 4000 // flushes come and go
+				}, helpers)
+			})
+		}
 	}
 }
 
