@@ -27,7 +27,7 @@ func (v *Volume) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	cfg := peerTransport()
-	cfg.TLS, cfg.NewHandler = tlsConfig, v.newPeer(nil)
+	cfg.TLS, cfg.NewHandler, cfg.Shared = tlsConfig, v.newPeer(nil), true
 	pause := acceptPauseMin
 	for {
 		nc, err := l.Accept()
@@ -111,9 +111,9 @@ func (p *peer) run() {
 	p.vol.departed(p)
 }
 
-// Begin implements transport.Batcher: the replica is not woken for each of what
-// came together.
-func (p *peer) Begin() {
+// Batch implements transport.Batcher: the replica is not woken for each of what
+// came together, and what came may be brought through the log by who reads it.
+func (p *peer) Batch() transport.Batch {
 	if p.group == nil {
 		select {
 		case <-p.vol.opened:
@@ -121,20 +121,10 @@ func (p *peer) Begin() {
 		default:
 		}
 		if p.group == nil {
-			return
+			return nil
 		}
 	}
-	p.group.Enter()
-	p.entered = true
-}
-
-// End implements transport.Batcher: what came may be brought through the log on
-// this goroutine.
-func (p *peer) End() {
-	if p.entered {
-		p.entered = false
-		p.group.Leave()
-	}
+	return p.group
 }
 
 // Serve implements transport.Handler.
