@@ -25,10 +25,9 @@ type peer struct {
 
 	// Which member's connection it is, and for what; 0 where it is none's. They
 	// belong to the goroutine that reads from it.
-	member  gearsfs.MemberID
-	bulk    bool
-	group   *replica.Group // once it is there
-	entered bool           // Leave is due
+	member gearsfs.MemberID
+	bulk   bool
+	group  *replica.Group // once it is there
 
 	// mu is taken after tenure.mu and Volume.mu.
 	mu        sync.Mutex

@@ -59,7 +59,7 @@ func newDialRoute(addrs string, opts RemoteOptions) (*dialRoute, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := transport.Config{TLS: opts.TLS, Unannounced: true}
+	cfg := transport.Config{TLS: opts.TLS, Unannounced: true, Shared: true}
 	if opts.Offer != nil {
 		cfg.NewHandler = opts.Offer.newPeer(&opts.OfferAs)
 	}

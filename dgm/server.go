@@ -27,7 +27,7 @@ func (v *Volume) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	cfg := peerTransport()
-	cfg.TLS, cfg.NewHandler = tlsConfig, v.newPeer(nil)
+	cfg.TLS, cfg.NewHandler, cfg.Shared = tlsConfig, v.newPeer(nil), true
 	pause := acceptPauseMin
 	for {
 		nc, err := l.Accept()
@@ -111,13 +111,14 @@ func (p *peer) run() {
 	p.vol.departed(p)
 }
 
-// Begin implements transport.Batcher: the replica is not woken for each of what
-// came together. Blocks are nothing for the log, and who stores one takes long: it
-// neither keeps the replica from being woken nor brings through the log what came
-// over other connections.
-func (p *peer) Begin() {
+// Batch implements transport.Batcher: the replica is not woken for each of what
+// came together, and what came may be brought through the log by who reads it.
+// Blocks are nothing for the log, and who stores one takes long: it neither keeps
+// the replica from being woken nor brings through the log what came over other
+// connections.
+func (p *peer) Batch() transport.Batch {
 	if p.bulk {
-		return
+		return nil
 	}
 	if p.group == nil {
 		select {
@@ -126,20 +127,10 @@ func (p *peer) Begin() {
 		default:
 		}
 		if p.group == nil {
-			return
+			return nil
 		}
 	}
-	p.group.Enter()
-	p.entered = true
-}
-
-// End implements transport.Batcher: what came may be brought through the log on
-// this goroutine.
-func (p *peer) End() {
-	if p.entered {
-		p.entered = false
-		p.group.Leave()
-	}
+	return p.group
 }
 
 // Serve implements transport.Handler.

@@ -43,10 +43,14 @@ func (g *Group) Enter() {
 // Leave ends what Enter began. It may do a part of the loop's work, a sync of the
 // log included, and so wait for the disk. The caller must hold no lock that a
 // Done takes.
-func (g *Group) Leave() { g.leave(false) }
+func (g *Group) Leave() { g.leave(false, nil) }
 
-// leave is Leave; with crowds the caller does not mind those.
-func (g *Group) leave(crowds bool) {
+// LeaveYielding is Leave for a caller that others wait for: yield is called before
+// it does any of that.
+func (g *Group) LeaveYielding(yield func()) { g.leave(false, yield) }
+
+// leave is Leave; with crowds the caller does not mind those. yield may be nil.
+func (g *Group) leave(crowds bool, yield func()) {
 	g.mu.Lock()
 	g.visitors--
 	due := len(g.pending) >= g.least
@@ -62,6 +66,9 @@ func (g *Group) leave(crowds bool) {
 	}
 	g.helping = true
 	g.mu.Unlock()
+	if yield != nil {
+		yield()
+	}
 	events := g.loop.events()
 	for passes := 1; ; passes++ {
 		err := g.guard(g.help)
@@ -97,7 +104,7 @@ func (g *Group) relieve() {
 	g.visitors++
 	g.endHoldLocked()
 	g.mu.Unlock()
-	g.leave(true)
+	g.leave(true, nil)
 }
 
 // opening reports whether the Group is not open yet, or ends.

@@ -24,8 +24,8 @@ type Config struct {
 	TLS *tls.Config
 
 	// Identity is shown to the peer in HELLO, at most IdentityBytesMax bytes,
-	// and means nothing to this package. Features are bits, likewise; the
-	// highest is this package's.
+	// and means nothing to this package. Features are bits, likewise; the two
+	// highest are this package's.
 	Identity []byte
 	Features uint64
 
@@ -35,6 +35,12 @@ type Config struct {
 	// then looks around every 20 µs. Where other system calls wake that anyway, as
 	// those of a node do that writes to its disk, it is better left awake.
 	Unannounced bool
+
+	// Shared is for connections of which many may be busy at once, each with little:
+	// one goroutine of the process reads from all of them, where the other end says
+	// Shared too and the socket is not encrypted. A Handler that takes long holds up
+	// the others.
+	Shared bool
 
 	// FrameBytesMax bounds one frame, overheadBytes included; 0 is 32 MiB,
 	// which holds gearsfs.BatchRecordsMax records of gearsfs.BatchBytesMax bytes with
@@ -112,7 +118,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	case min(cfg.HeldBytesMax, cfg.UnreadBytesMax, cfg.NoticeBytesMax) < cfg.FrameBytesMax:
 		return cfg, gearsfs.ErrInvalid.Because("HeldBytesMax, UnreadBytesMax and NoticeBytesMax must hold a frame")
 	case cfg.Features&featuresOwn != 0:
-		return cfg, gearsfs.ErrInvalid.Because("Features %#x contain the highest bit", cfg.Features)
+		return cfg, gearsfs.ErrInvalid.Because("Features %#x contain one of the two highest bits", cfg.Features)
 	case cfg.HandshakeTimeout < 0 || cfg.CloseTimeout < 0 || cfg.PingInterval <= 0 || cfg.PingInterval > cfg.IdleTimeout/3:
 		return cfg, gearsfs.ErrInvalid.Because("timeouts must be positive, PingInterval at most a third of IdleTimeout")
 	}

@@ -34,18 +34,22 @@ var ErrLost = errors.New("no answer")
 //     it. So with writing unset and not corked the queue is empty.
 //  4. err is set once. From then on nothing is queued but one GOAWAY.
 type Conn struct {
-	cfg      Config
-	sock     net.Conn        // closed to end it all
-	nc       net.Conn        // sock, or the TLS over it
-	sockRaw  syscall.RawConn // of sock, nil where it is no socket
-	raw      syscall.RawConn // sockRaw where nc is sock, else nil
-	in       *frameReader    // the reading goroutine's
-	batching bool            // likewise: End is due
-	peer     Peer
-	theirs   hello
-	handler  Handler
-	notices  NoticeHandler // handler, or nil
-	batcher  Batcher       // likewise
+	cfg     Config
+	sock    net.Conn        // closed to end it all
+	nc      net.Conn        // sock, or the TLS over it
+	sockRaw syscall.RawConn // of sock, nil where it is no socket
+	raw     syscall.RawConn // sockRaw where nc is sock, else nil
+	in      *frameReader    // the reading goroutine's
+	batch   Batch           // likewise: to be left
+	peer    Peer
+	theirs  hello
+	handler Handler
+	notices NoticeHandler // handler, or nil
+	batcher Batcher       // likewise
+
+	// Of a shared connection; what is not polled belongs to the poller's turn.
+	polled              *pollSock // nil where the connection has a goroutine of its own
+	again, hungUp, over bool      // in more; the peer has ended; it is not read any more
 
 	frameBytesMax int // of what is sent
 	callsMax      int
@@ -120,11 +124,45 @@ func newConn(sock net.Conn, cfg Config) *Conn {
 	return c
 }
 
-// start begins to read. What it starts ends with run, which closes done.
+// start begins to read. What it starts ends with end, which closes done.
 func (c *Conn) start() {
 	c.children.Go(c.flusher)
 	c.children.Go(c.keepAlive)
-	go c.run()
+	if c.polled == nil {
+		go c.run()
+		return
+	}
+	if err := c.polled.poller.add(c); err != nil {
+		go c.end(err)
+	}
+}
+
+// share has the connection read by the process's poller, where the socket and
+// both ends allow it. It is called before anybody else knows the connection.
+func (c *Conn) share() {
+	if c.raw == nil || !c.cfg.Shared || c.theirs.features&featureShared == 0 {
+		return
+	}
+	p, err := joinPoller()
+	if err != nil {
+		return // it is read by a goroutine of its own
+	}
+	s, err := newPollSock(c.sock, c.raw, p, c.cfg.Unannounced)
+	if err != nil {
+		p.part()
+		return
+	}
+	c.polled, c.sock, c.nc = s, s, s
+	c.raw, c.sockRaw = pollRaw{s}, pollRaw{s}
+}
+
+// discard frees a connection that was not started.
+func (c *Conn) discard() {
+	c.sock.Close() //nolint:errcheck // whoever discards it has an error
+	if c.polled != nil {
+		c.polled.leave()
+		c.polled.poller.part()
+	}
 }
 
 // Peer tells who is at the other end, as far as it is proved.
@@ -216,10 +254,15 @@ func (c *Conn) drainedLocked() bool {
 	return c.going && c.peerGoing && len(c.sent) == 0 && len(c.served) == 0 && !c.shut && c.err == nil
 }
 
-// run is the reading goroutine, and ends the connection after it.
+// run is the reading goroutine of a connection that is not shared.
 func (c *Conn) run() {
 	err := c.read()
 	c.endBatch()
+	c.end(err)
+}
+
+// end ends the connection when nothing more is read from it.
+func (c *Conn) end(err error) {
 	if errors.Is(err, gearsfs.ErrProtocol) || errors.Is(err, gearsfs.ErrOverload) {
 		c.fail(err, true)
 	} else {
@@ -229,6 +272,9 @@ func (c *Conn) run() {
 	<-c.sockClosed
 	close(c.quit)
 	c.children.Wait()
+	if c.polled != nil {
+		c.polled.poller.remove(c)
+	}
 	close(c.done)
 }
 
@@ -255,17 +301,10 @@ func (c *Conn) read() error {
 		src = newSockReader(c.raw)
 	}
 	for {
-		f, ok, err := c.in.next()
-		if err != nil {
+		if err := c.handleAll(); err != nil {
 			return err
 		}
-		if ok {
-			c.frames.Add(1)
-			if err := c.handle(f); err != nil {
-				return err
-			}
-			continue
-		}
+		c.endBatch()
 		c.uncork()
 		c.midFrame.Store(c.in.midFrame())
 		n, err := c.in.fill(src)
@@ -274,6 +313,40 @@ func (c *Conn) read() error {
 		}
 		c.received.Add(uint64(n))
 		c.cork()
+		if c.batch = c.batchOf(); c.batch != nil {
+			c.batch.Enter()
+		}
+	}
+}
+
+// readThere reads once from a shared connection and handles what came. The error
+// is EAGAIN where nothing had.
+func (c *Conn) readThere() error {
+	n, err := c.in.fill(c.polled)
+	if err != nil {
+		return err
+	}
+	c.received.Add(uint64(n))
+	c.cork()
+	if err := c.handleAll(); err != nil {
+		return err
+	}
+	c.uncork()
+	c.midFrame.Store(c.in.midFrame())
+	return nil
+}
+
+// handleAll handles the frames that are there.
+func (c *Conn) handleAll() error {
+	for {
+		f, ok, err := c.in.next()
+		if err != nil || !ok {
+			return err
+		}
+		c.frames.Add(1)
+		if err := c.handle(f); err != nil {
+			return err
+		}
 	}
 }
 
@@ -282,14 +355,9 @@ func (c *Conn) cork() {
 	c.mu.Lock()
 	c.corked = true
 	c.mu.Unlock()
-	if c.batcher != nil {
-		c.batcher.Begin()
-		c.batching = true
-	}
 }
 
 func (c *Conn) uncork() {
-	c.endBatch()
 	c.mu.Lock()
 	c.corked = false
 	own := c.claimLocked()
@@ -299,10 +367,18 @@ func (c *Conn) uncork() {
 	}
 }
 
+// batchOf is what is told of the calls that are about to be handled, or nil.
+func (c *Conn) batchOf() Batch {
+	if c.batcher == nil {
+		return nil
+	}
+	return c.batcher.Batch()
+}
+
 func (c *Conn) endBatch() {
-	if c.batching {
-		c.batching = false
-		c.batcher.End()
+	if b := c.batch; b != nil {
+		c.batch = nil
+		b.LeaveYielding(func() {})
 	}
 }
 

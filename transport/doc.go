@@ -28,7 +28,7 @@
 //	129   NOTICE    0     the notice: a message without an answer
 //
 // The highest bit of features says that an end knows NOTICE; others are sent
-// none. A code is a gearsfs.Code. Bytes behind what a body is known to hold are
+// none. The next one says that it may be read together with others, see below. A code is a gearsfs.Code. Bytes behind what a body is known to hold are
 // ignored, and so is a frame of an unknown kind whose highest bit is set; an
 // unknown kind without it, a wrong checksum or length, and whatever else
 // contradicts this page ends the connection with gearsfs.ErrProtocol. Since a
@@ -89,4 +89,16 @@
 // A Call that is not the only one in flight lets other goroutines run before it
 // writes: with 16 and 64 of them that made two and a half times the calls per
 // second, since one write then carries many (go test -bench Call).
+//
+// # Reading
+//
+// A connection has a goroutine that reads from it and hands over what came, or,
+// where both ends say Config.Shared and the socket is plain, the process's poller
+// reads from it: one goroutine for all of these, which reads once from each that
+// has something, hands over all of it, and only then has those told who do the
+// work (Batch). So what 64 clients ask for at the same time goes on together. The
+// poller's sockets are not known to Go's runtime, and the kernel says with what is
+// to be read whether the stream ends: no read finds nothing, and over a unix socket
+// nobody is woken because the peer has read. A Batch that is going to wait gives the
+// reading to another goroutine first.
 package transport

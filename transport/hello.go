@@ -147,10 +147,11 @@ func open(ctx context.Context, sock net.Conn, cfg Config, caller bool) (*Conn, e
 		if err = context.Cause(ctx); err == errHandshakeTimeout {
 			err = gearsfs.ErrNoNode.Because("%s did not say hello within %v", sock.RemoteAddr(), cfg.HandshakeTimeout)
 		}
+		c.discard()
 		return nil, err
 	}
 	if err != nil {
-		sock.Close() //nolint:errcheck // err says what was wrong
+		c.discard()
 		return nil, err
 	}
 	c.start()
@@ -170,7 +171,7 @@ func (c *Conn) handshake(ctx context.Context, caller bool) error {
 		return fmt.Errorf("ask who the peer is: %w", err)
 	}
 	mine := frame{kind: kindHello, body: hello{
-		features:    c.cfg.Features | featureNotices,
+		features:    c.features(),
 		callsMax:    uint32(min(c.cfg.CallsMax, 1<<31-1)),
 		windowBytes: uint64(c.cfg.WindowBytes),
 		frameBytes:  uint32(c.cfg.FrameBytesMax),
@@ -205,12 +206,21 @@ func (c *Conn) meet(theirs hello) (err error) {
 	c.callsMax = min(c.cfg.CallsMax, int(theirs.callsMax))
 	c.windowBytes = int(min(uint64(c.cfg.WindowBytes), theirs.windowBytes))
 	c.credit = c.windowBytes
+	c.share()
 	if c.cfg.NewHandler != nil {
 		c.handler, err = c.cfg.NewHandler(c)
 		c.notices, _ = c.handler.(NoticeHandler)
 		c.batcher, _ = c.handler.(Batcher)
 	}
 	return err
+}
+
+// features is what HELLO says.
+func (c *Conn) features() uint64 {
+	if c.cfg.Shared {
+		return c.cfg.Features | featureNotices | featureShared
+	}
+	return c.cfg.Features | featureNotices
 }
 
 // say writes a frame of the handshake.

@@ -22,8 +22,11 @@ const (
 	// featureNotices: whoever says this handles NOTICE, or passes over it.
 	featureNotices uint64 = 1 << 63
 
+	// featureShared: whoever says this may share a goroutine with others.
+	featureShared uint64 = 1 << 62
+
 	// featuresOwn is what Config.Features must not contain.
-	featuresOwn = featureNotices
+	featuresOwn = featureNotices | featureShared
 )
 
 // Notify sends a one-way message and returns without waiting. It has no answer:

@@ -15,13 +15,22 @@ type Handler interface {
 	Serve(call *Call)
 }
 
-// Batcher is a Handler that is told which calls and notices came together. Both
-// are called on the goroutine that reads from the connection, Begin before what
-// came is handed over and End behind that; End may wait for a moment.
+// Batcher is a Handler of which somebody is told which calls and notices came
+// together.
 type Batcher interface {
 	Handler
-	Begin()
-	End()
+	// Batch is asked before what came is handed over, for whom to tell; nil is
+	// nobody. Batches are compared: connections that are read together enter and
+	// leave one that they have in common once.
+	Batch() Batch
+}
+
+// Batch is told on the goroutine that reads: Enter before what came is handed
+// over, LeaveYielding behind that. LeaveYielding may wait if it calls yield
+// before, which lets another goroutine read.
+type Batch interface {
+	Enter()
+	LeaveYielding(yield func())
 }
 
 // HandlerFunc is a function as a Handler.

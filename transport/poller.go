@@ -1,0 +1,317 @@
+package transport
+
+import (
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// poller reads from the connections that are shared (Config.Shared). They are in
+// an epoll instance of its own, which Go's runtime waits for as for a socket; one
+// goroutine reads once from each connection that has something, handles all that
+// came, and leaves their Batches only then, so that what many clients ask for at
+// once goes on together and wakes others once.
+//
+// Invariants:
+//
+//  1. One goroutine has the turn: it alone touches in, again, hungUp and over of
+//     the connections, and more. It keeps the turn but for yield.
+//  2. A connection is reported when something comes (edge-triggered), so it is read
+//     until a read was not full, and where the peer has ended until that is read:
+//     until then it is in more. Each round reads once from each of these, so one
+//     that floods gets one read of each round.
+//  3. A Batch that may wait says so before; the turn then goes to another goroutine
+//     where there are other connections, or when one is added.
+type poller struct {
+	epfd int
+	file *os.File // the epoll instance
+	raw  syscall.RawConn
+
+	running sync.WaitGroup // pollReaders
+
+	more []*Conn // to be read again; whoever has the turn
+
+	mu    sync.Mutex
+	conns map[int32]*Conn // by descriptor
+	away  *pollReader     // has the turn, and may be waiting
+	spare *pollReader     // waits for the turn; nil where none does
+	over  bool            // nobody is to wait for it any more
+}
+
+// What the kernel is to report.
+const (
+	edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
+	wantRead      = syscall.EPOLLIN | syscall.EPOLLRDHUP | edgeTriggered
+	wantBoth      = wantRead | syscall.EPOLLOUT
+	hangUp        = syscall.EPOLLRDHUP | syscall.EPOLLHUP | syscall.EPOLLERR
+)
+
+// errEnd is the end of a stream.
+var errEnd = io.EOF
+
+// pollers has the process's poller while connections use it.
+var pollers struct {
+	mu    sync.Mutex
+	p     *poller
+	users int
+}
+
+// joinPoller returns the process's poller for a connection, which is to call part
+// at its end.
+func joinPoller() (*poller, error) {
+	pollers.mu.Lock()
+	defer pollers.mu.Unlock()
+	if pollers.p == nil {
+		p, err := newPoller()
+		if err != nil {
+			return nil, err
+		}
+		pollers.p = p
+	}
+	pollers.users++
+	return pollers.p, nil
+}
+
+// part ends the poller behind its last connection, and waits for that.
+func (p *poller) part() {
+	pollers.mu.Lock()
+	pollers.users--
+	last := pollers.users == 0
+	if last {
+		pollers.p = nil
+	}
+	pollers.mu.Unlock()
+	if !last {
+		return
+	}
+	p.mu.Lock()
+	p.over = true
+	if p.spare != nil {
+		close(p.spare.turn)
+		p.spare = nil
+	}
+	p.mu.Unlock()
+	p.file.Close() //nolint:errcheck // it holds nothing
+	p.running.Wait()
+}
+
+func newPoller() (*poller, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	file := os.NewFile(uintptr(fd), "epoll")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	p := &poller{epfd: fd, file: file, raw: raw, conns: make(map[int32]*Conn)}
+	p.running.Go(p.newReader().run)
+	return p, nil
+}
+
+// want asks the kernel for reports on fd.
+func (p *poller) want(fd, op int, events uint32) error {
+	return syscall.EpollCtl(p.epfd, op, fd, &syscall.EpollEvent{Events: events, Fd: int32(fd)})
+}
+
+// add has c read from. What has come before is reported, too.
+func (p *poller) add(c *Conn) error {
+	p.mu.Lock()
+	p.conns[int32(c.polled.fd)] = c
+	if r := p.away; r != nil {
+		p.away = nil
+		p.passLocked(r)
+	}
+	p.mu.Unlock()
+	err := p.want(c.polled.fd, syscall.EPOLL_CTL_ADD, wantRead)
+	if err != nil {
+		p.forget(c)
+	}
+	return err
+}
+
+// remove ends what add began, once c has ended.
+func (p *poller) remove(c *Conn) {
+	p.forget(c)
+	p.want(c.polled.fd, syscall.EPOLL_CTL_DEL, 0) //nolint:errcheck // it goes with the descriptor
+	c.polled.leave()
+	p.part()
+}
+
+func (p *poller) forget(c *Conn) {
+	p.mu.Lock()
+	delete(p.conns, int32(c.polled.fd))
+	p.mu.Unlock()
+}
+
+// passLocked gives r's turn to another.
+func (p *poller) passLocked(r *pollReader) {
+	r.gone = true
+	if s := p.spare; s != nil {
+		p.spare = nil
+		s.gone = false
+		s.turn <- struct{}{}
+		return
+	}
+	p.running.Go(p.newReader().run)
+}
+
+// pollReader is a goroutine of a poller.
+type pollReader struct {
+	p       *poller
+	gone    bool          // under p.mu: the turn
+	turn    chan struct{} // of capacity 1: it is there
+	events  []syscall.EpollEvent
+	n       int // of events
+	ready   []*Conn
+	batches []Batch          // that were entered
+	look    func(fd uintptr) // poll, bound once, as are those that follow
+	attempt func(fd uintptr) bool
+	yields  func()
+}
+
+// eventsMax is how many connections a round begins with at most.
+const eventsMax = 256
+
+func (p *poller) newReader() *pollReader {
+	r := &pollReader{p: p, turn: make(chan struct{}, 1), events: make([]syscall.EpollEvent, eventsMax)}
+	r.look = r.poll
+	r.attempt = func(fd uintptr) bool {
+		r.poll(fd)
+		return r.n > 0
+	}
+	r.yields = r.yield
+	return r
+}
+
+// run reads until the poller ends, or its turn is gone and another waits for the
+// next one.
+func (r *pollReader) run() {
+	for r.wait() {
+		r.gather()
+		for _, c := range r.ready {
+			r.serve(c)
+		}
+		clear(r.ready)
+		if r.leave() {
+			continue
+		}
+		r.p.mu.Lock()
+		enough := r.p.spare != nil || r.p.over
+		if !enough {
+			r.p.spare = r
+		}
+		r.p.mu.Unlock()
+		if enough {
+			return
+		}
+		if _, ok := <-r.turn; !ok {
+			return
+		}
+	}
+}
+
+// wait returns true when there is something to do, and false when the poller has
+// ended. Nothing that comes after the look is missed: raw.Read forgets only what
+// was reported before it.
+func (r *pollReader) wait() bool {
+	if len(r.p.more) > 0 {
+		return r.p.raw.Control(r.look) == nil
+	}
+	return r.p.raw.Read(r.attempt) == nil
+}
+
+// poll asks the kernel, without waiting and so without telling the scheduler.
+func (r *pollReader) poll(fd uintptr) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, fd,
+			uintptr(unsafe.Pointer(unsafe.SliceData(r.events))), uintptr(len(r.events)), 0, 0, 0)
+		if errno != syscall.EINTR {
+			r.n = int(n)
+			if errno != 0 {
+				r.n = 0
+			}
+			return
+		}
+	}
+}
+
+// gather lists the connections to be read, in a round of their own those first
+// that waited for it.
+func (r *pollReader) gather() {
+	r.ready, r.p.more = append(r.ready[:0], r.p.more...), r.p.more[:0]
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	for _, e := range r.events[:r.n] {
+		c := r.p.conns[e.Fd]
+		if c == nil {
+			continue // it has ended
+		}
+		if e.Events&(syscall.EPOLLOUT|hangUp) != 0 {
+			c.polled.wakeWriter()
+		}
+		c.hungUp = c.hungUp || e.Events&hangUp != 0
+		if !c.again && !c.over && e.Events&^syscall.EPOLLOUT != 0 {
+			c.again = true
+			r.ready = append(r.ready, c)
+		}
+	}
+}
+
+// serve reads from a connection once and handles what came.
+func (r *pollReader) serve(c *Conn) {
+	c.again = false
+	if b := c.batchOf(); b != nil && !slices.Contains(r.batches, b) {
+		b.Enter()
+		r.batches = append(r.batches, b)
+	}
+	switch err := c.readThere(); {
+	case err == syscall.EAGAIN:
+	case err != nil:
+		c.over = true
+		go c.end(err) // Done is closed behind it
+	case c.polled.full || c.hungUp:
+		c.again = true
+		r.p.more = append(r.p.more, c)
+	}
+}
+
+// leave leaves the batches, and reports whether the turn is still there.
+func (r *pollReader) leave() bool {
+	for _, b := range r.batches {
+		b.LeaveYielding(r.yields)
+	}
+	clear(r.batches)
+	r.batches = r.batches[:0]
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	if r.p.away == r {
+		r.p.away = nil
+	}
+	return !r.gone
+}
+
+// yield gives the turn away where the caller's wait would hold up others.
+func (r *pollReader) yield() {
+	p := r.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case r.gone:
+	case len(p.conns) > 1:
+		p.away = nil
+		p.passLocked(r)
+	default:
+		p.away = r
+	}
+}
