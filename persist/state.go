@@ -39,12 +39,20 @@ type View = interface {
 // comes back by applying the node's log again from the applied index that was
 // committed with it. A crash leaves the state as it was after some Commit.
 //
+// What was committed is at first in an overlay, and moves into Pebble when that
+// is full, or a reader needs all rows in order. An entry that does not fit, or
+// scans rows or deletes ranges of them after changes of its own, has its changes
+// in an indexed batch of Pebble's from there on:
+//
+//	Set, Add, Delete -> overlay, open -> Commit -> overlay, committed -> moveLocked -> Pebble
+//	                        settle -> batch -> Commit -> Pebble
+//
 // State implements file.Store. View, Flush, Bytes and Checkpoint are safe for
 // concurrent use with everything but Close; the other methods are for the one
 // goroutine that applies entries. Data.Install, on that goroutine too, replaces
 // the tables by others: what reads the old ones goes on doing so.
 type State struct {
-	batch *pebble.Batch // open batch of tables, indexed, where overlay does not hold it; the applying goroutine's
+	batch *pebble.Batch // what is open and not in overlay, indexed; owned by the applying goroutine
 	err   error         // first error of the open batch
 
 	mu      sync.Mutex // guards what follows, and the uses of all tables
@@ -289,8 +297,8 @@ func (s *State) settle() error {
 	return nil
 }
 
-// moveLocked moves what is committed in the overlay to Pebble. It may wait for
-// memory, as Commit does.
+// moveLocked moves what is committed in the overlay to Pebble, in one batch; after
+// an error all of it is where it was.
 func (s *State) moveLocked() error {
 	if s.overlay.empty() {
 		return nil
@@ -310,8 +318,9 @@ func (s *State) moveLocked() error {
 }
 
 // Commit applies the open batch atomically and begins a new one. It does not
-// wait for the disk, but for memory where four memtables wait to be flushed.
-// After an error the state must not be used any more, only closed.
+// wait for the disk, but for memory where four memtables wait to be flushed, as
+// all other methods may that move rows into Pebble. After an error the state
+// must not be used any more, only closed.
 func (s *State) Commit() error {
 	err := errors.Join(s.err, s.tables.faults.fatal())
 	if err == nil && !s.batch.Empty() {
