@@ -51,6 +51,9 @@ type memoryRows struct {
 
 var _ stream.Records = (*memoryRows)(nil)
 
+// AddOut implements stream.Outs.
+func (r *memoryRows) AddOut(at gearsfs.Place, out stream.Out) { r.SetOut(at, stream.Out{}, out) }
+
 // SetOut implements stream.Outs.
 func (r *memoryRows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	r.Memory.SetOut(at, was, out)

@@ -92,20 +92,29 @@ func (m *Machine) get(key []byte) (value []byte, ok bool, err error) {
 	return value, ok, err
 }
 
-// set marshals a row into the open batch.
-func (m *Machine) set(key []byte, row interface {
+// message is a row of wire/row.proto.
+type message interface {
 	SizeVT() int
 	MarshalToSizedBufferVT([]byte) (int, error)
-}) {
-	n := row.SizeVT()
+}
+
+// set puts a row into the open batch.
+func (m *Machine) set(key []byte, r message) { m.store.Set(key, m.marshal(r)) }
+
+// add is set of a row that there is not yet.
+func (m *Machine) add(key []byte, r message) { m.store.Add(key, m.marshal(r)) }
+
+// marshal encodes a row in the scratch row buffer.
+func (m *Machine) marshal(r message) []byte {
+	n := r.SizeVT()
 	if cap(m.scratch.row) < n {
 		m.scratch.row = make([]byte, n+n/2)
 	}
 	buf := m.scratch.row[:n]
-	if _, err := row.MarshalToSizedBufferVT(buf); err != nil {
+	if _, err := r.MarshalToSizedBufferVT(buf); err != nil {
 		panic(err) // only strings that are not UTF-8 or nil rows fail: a bug
 	}
-	m.store.Set(key, buf)
+	return buf
 }
 
 func damaged(table string, err error) error {

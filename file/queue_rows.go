@@ -326,13 +326,28 @@ func (r *streamRows) handOver(kept *wire.KeptRecord, from, to gearsfs.Place) {
 	r.m.store.Delete(r.recordKey(at))
 }
 
-// SetOut implements stream.Outs, and keeps the timers and the index of leases.
-func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
+// AddOut implements stream.Outs, and keeps the timers and the index of leases, as
+// SetOut and DeleteOut do.
+func (r *streamRows) AddOut(at gearsfs.Place, out stream.Out) {
+	r.m.add(r.outKey(at), r.outRow(out))
+	r.m.setTimer(r.timer(out.Deadline, at))
+	if out.Leased {
+		r.m.sessions.addLease(out.Holder, leaseKey{r.ino, r.key, at})
+	}
+}
+
+// outRow fills in the scratch row of a mark.
+func (r *streamRows) outRow(out stream.Out) *wire.OutRow {
 	row := &r.m.scratch.out
 	row.Leased, row.SessionMinted, row.SessionSalt = out.Leased, uint64(out.Holder.Minted), out.Holder.Salt
 	row.Fence, row.Deliveries, row.Bytes = out.Fence, out.Deliveries, out.Bytes
 	row.Tries, row.Deadline, row.Jumped = out.Tries, out.Deadline, out.Jumped
-	r.m.set(r.outKey(at), row)
+	return row
+}
+
+// SetOut implements stream.Outs.
+func (r *streamRows) SetOut(at gearsfs.Place, was, out stream.Out) {
+	r.m.set(r.outKey(at), r.outRow(out))
 	if was.Deadline != out.Deadline {
 		r.m.removeTimer(r.timer(was.Deadline, at))
 		r.m.setTimer(r.timer(out.Deadline, at))

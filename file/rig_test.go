@@ -68,8 +68,25 @@ func (r *rig) open(create bool) {
 	var err error
 	r.data, err = persist.Open("/data", persist.Options{FS: r.fs, Create: create, Name: "n", CacheBytes: 8 << 20, MemTableBytes: 8 << 20})
 	require.NoError(r.t, err)
-	r.m, err = New(r.data.State, &r.seen)
+	var store Store = r.data.State
+	if t, ok := r.t.(*testing.T); ok {
+		store = addsChecked{r.data.State, t}
+	}
+	r.m, err = New(store, &r.seen)
 	require.NoError(r.t, err)
+}
+
+// addsChecked fails where a row is added that is there.
+type addsChecked struct {
+	*persist.State
+	t *testing.T
+}
+
+func (s addsChecked) Add(key, value []byte) {
+	_, ok, err := s.Get(key, nil)
+	require.NoError(s.t, err)
+	require.False(s.t, ok, "row %q is there", key)
+	s.State.Add(key, value)
 }
 
 // reopen closes the state and opens it again.

@@ -4,10 +4,13 @@ package file
 // with one open batch. Only the goroutine that applies entries uses it, but
 // for View; the keys are made by package persist's key functions.
 //
-// Errors of Set, Delete and DeleteRange come out of Commit.
+// Errors of Set, Add, Delete and DeleteRange come out of Commit.
 type Store interface {
 	Reader // sees what is committed and the open batch
 	Set(key, value []byte)
+	// Add is Set of a row that there is not: one that is deleted again before long
+	// costs less.
+	Add(key, value []byte)
 	Delete(key []byte)
 	DeleteRange(lo, hi []byte) // [lo, hi)
 	// Commit applies the open batch atomically and begins a new one. It does

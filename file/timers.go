@@ -128,7 +128,7 @@ func (m *Machine) setTimer(t persist.Timer) {
 		return
 	}
 	m.scratch.key = persist.AppendTimerKey(m.scratch.key[:0], t)
-	m.store.Set(m.scratch.key, nil)
+	m.store.Add(m.scratch.key, nil)
 	m.timers.add(t.Due)
 }
 

@@ -46,6 +46,12 @@
 // A session's minting time is signed; its sign bit is turned over, so that
 // earlier times come first.
 //
+// Rows that entries have changed wait in an overlay in memory, of half a MiB, and
+// move into Pebble as one batch of whole entries, see overlay.go. Pebble, which has
+// no log, flushes behind some batch, so its files are always the rows as they were
+// after some entry; which one says the volume's row. What was not flushed yet
+// the log brings back, wherever it was.
+//
 // Invariants of the tables' keys:
 //
 //  1. For each constructor f and its parser p: p(f(x)) == x, and f(p(k)) == k

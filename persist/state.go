@@ -39,16 +39,25 @@ type View = interface {
 // comes back by applying the node's log again from the applied index that was
 // committed with it. A crash leaves the state as it was after some Commit.
 //
+// What was committed is at first in an overlay, and moves into Pebble when that
+// is full, or a reader needs all rows in order. An entry that does not fit, or
+// scans rows or deletes ranges of them after changes of its own, has its changes
+// in an indexed batch of Pebble's from there on:
+//
+//	Set, Add, Delete -> overlay, open -> Commit -> overlay, committed -> moveLocked -> Pebble
+//	                        settle -> batch -> Commit -> Pebble
+//
 // State implements file.Store. View, Flush, Bytes and Checkpoint are safe for
 // concurrent use with everything but Close; the other methods are for the one
 // goroutine that applies entries. Data.Install, on that goroutine too, replaces
 // the tables by others: what reads the old ones goes on doing so.
 type State struct {
-	batch *pebble.Batch // open batch of tables, indexed; owned by the applying goroutine
+	batch *pebble.Batch // what is open and not in overlay, indexed; owned by the applying goroutine
 	err   error         // first error of the open batch
 
-	mu     sync.Mutex // guards what follows, and the uses of all tables
-	tables *tables    // the applying goroutine, which alone replaces them, reads this without mu
+	mu      sync.Mutex // guards what follows, and the uses of all tables
+	tables  *tables    // the applying goroutine, which alone replaces them, reads this without mu
+	overlay overlay    // empty where batch is not
 
 	work    sync.WaitGroup // goroutines of Flush, and those that close replaced tables
 	closing chan struct{}
@@ -206,15 +215,27 @@ func valueSeparation() pebble.ValueSeparationPolicy {
 
 // Get appends the value of key, as the open batch leaves it, to buf.
 func (s *State) Get(key, buf []byte) ([]byte, bool, error) {
-	if s.batch.Empty() {
-		return get(s.tables.db, key, buf)
+	if !s.batch.Empty() {
+		return get(s.batch, key, buf)
 	}
-	return get(s.batch, key, buf)
+	s.mu.Lock()
+	value, kind := s.overlay.get(key)
+	if kind != unchanged {
+		buf = append(buf, value...)
+	}
+	s.mu.Unlock()
+	if kind != unchanged {
+		return buf, kind == set, nil
+	}
+	return get(s.tables.db, key, buf)
 }
 
 // Scan iterates over [lo, hi) of the state with the open batch as of the call.
 // The iterator must be closed before Commit.
 func (s *State) Scan(lo, hi []byte) (Iterator, error) {
+	if err := s.settle(); err != nil {
+		return nil, err
+	}
 	if s.batch.Empty() {
 		return scan(s.tables.db, lo, hi)
 	}
@@ -222,13 +243,32 @@ func (s *State) Scan(lo, hi []byte) (Iterator, error) {
 }
 
 // Set adds a row to the open batch, replacing one of the same key.
-func (s *State) Set(key, value []byte) {
-	s.err = errors.Join(s.err, s.batch.Set(key, value, nil))
-}
+func (s *State) Set(key, value []byte) { s.change(key, set, value) }
+
+// Add is Set of a row that the state with the open batch does not have: if it is
+// deleted soon Pebble never hears of it.
+func (s *State) Add(key, value []byte) { s.change(key, added, value) }
 
 // Delete removes a row in the open batch.
-func (s *State) Delete(key []byte) {
-	s.err = errors.Join(s.err, s.batch.Delete(key, nil))
+func (s *State) Delete(key []byte) { s.change(key, deleted, nil) }
+
+// change changes a row in the overlay, or, where that is full or the batch has
+// changes already, in the batch.
+func (s *State) change(key []byte, kind changeKind, value []byte) {
+	if s.batch.Empty() {
+		s.mu.Lock()
+		done := s.overlay.change(key, kind, value)
+		s.mu.Unlock()
+		if done {
+			return
+		}
+		s.err = errors.Join(s.err, s.settle())
+	}
+	if kind == deleted {
+		s.err = errors.Join(s.err, s.batch.Delete(key, nil))
+	} else {
+		s.err = errors.Join(s.err, s.batch.Set(key, value, nil))
+	}
 }
 
 // DeleteRange removes the rows in [lo, hi) in the open batch.
@@ -236,12 +276,51 @@ func (s *State) DeleteRange(lo, hi []byte) {
 	if bytes.Compare(lo, hi) >= 0 {
 		return
 	}
-	s.err = errors.Join(s.err, s.batch.DeleteRange(lo, hi, nil))
+	s.err = errors.Join(s.err, s.settle(), s.batch.DeleteRange(lo, hi, nil))
+}
+
+// settle empties the overlay: what is committed goes to Pebble, what is open
+// into the batch.
+func (s *State) settle() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.overlay.empty() {
+		return nil
+	}
+	if err := s.moveLocked(); err != nil {
+		return err
+	}
+	if err := s.overlay.putOpen(s.batch); err != nil {
+		return err
+	}
+	s.overlay.clear()
+	return nil
+}
+
+// moveLocked moves what is committed in the overlay to Pebble, in one batch; after
+// an error all of it is where it was.
+func (s *State) moveLocked() error {
+	if s.overlay.empty() {
+		return nil
+	}
+	if err := s.tables.faults.fatal(); err != nil {
+		return err
+	}
+	b := s.tables.db.NewBatch()
+	err := s.overlay.putCommitted(b)
+	if err == nil {
+		err = s.tables.db.Apply(b, pebble.NoSync)
+	}
+	if err == nil {
+		s.overlay.moved()
+	}
+	return errors.Join(err, b.Close())
 }
 
 // Commit applies the open batch atomically and begins a new one. It does not
-// wait for the disk, but for memory where four memtables wait to be flushed.
-// After an error the state must not be used any more, only closed.
+// wait for the disk, but for memory where four memtables wait to be flushed, as
+// all other methods may that move rows into Pebble. After an error the state
+// must not be used any more, only closed.
 func (s *State) Commit() error {
 	err := errors.Join(s.err, s.tables.faults.fatal())
 	if err == nil && !s.batch.Empty() {
@@ -251,18 +330,32 @@ func (s *State) Commit() error {
 		return fmt.Errorf("commit to the state: %w", err)
 	}
 	s.batch.Reset()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.overlay.commit()
 	return nil
 }
 
 // View returns the committed state as of now; it must be closed before the
 // State is.
 func (s *State) View() View {
-	t := s.acquire()
+	t, err := s.acquireWhole()
+	if err != nil {
+		s.release(t)
+		return noView{fmt.Errorf("read the state: %w", err)}
+	}
 	return view{t.db.NewSnapshot(), func() error {
 		s.release(t)
 		return nil
 	}}
 }
+
+// noView is what there is instead of a View when Pebble takes no more rows.
+type noView struct{ err error }
+
+func (v noView) Get(_, buf []byte) ([]byte, bool, error) { return buf, false, v.err }
+func (v noView) Scan(_, _ []byte) (Iterator, error)      { return nil, v.err }
+func (v noView) Close() error                            { return nil }
 
 // view is a moment of some tables; done lets go of them.
 type view struct {
@@ -311,9 +404,18 @@ func (it iterator) Close() error { return readError(it.Iterator.Close()) }
 // then Pebble keeps trying, and a later Flush may succeed. It yields
 // gearsfs.ErrClosed where the state is closed meanwhile.
 func (s *State) Flush() <-chan error {
-	t := s.acquire()
+	t, err := s.acquireWhole()
 	defer s.release(t)
+	if err != nil {
+		return failed(err)
+	}
 	return s.flush(t)
+}
+
+func failed(err error) <-chan error {
+	done := make(chan error, 1)
+	done <- fmt.Errorf("flush the state: %w", err)
+	return done
 }
 
 // flush is Flush of tables that the caller has acquired.
@@ -346,8 +448,11 @@ func (s *State) flush(t *tables) <-chan error {
 // which must not exist: it is as after some Commit since the call, or the last
 // one before. Files are linked where the file system can.
 func (s *State) Checkpoint(dir string) error {
-	t := s.acquire()
+	t, err := s.acquireWhole()
 	defer s.release(t)
+	if err != nil {
+		return err
+	}
 	if err := <-s.flush(t); err != nil {
 		return err
 	}

@@ -98,7 +98,11 @@ func TestStateAgainstMap(t *testing.T) {
 		case n < 50:
 			k, v := key(), fmt.Sprintf("%d%s", i, bytes.Repeat([]byte("v"), rng.IntN(3000)*rng.IntN(2)))
 			kb, vb := []byte(k), []byte(v)
-			s.Set(kb, vb)
+			if _, there := open[k]; there || n%2 == 0 {
+				s.Set(kb, vb)
+			} else {
+				s.Add(kb, vb)
+			}
 			clear(kb) // neither is kept
 			clear(vb)
 			open[k] = v

@@ -75,6 +75,15 @@ func (s *State) acquire() *tables {
 	return s.tables
 }
 
+// acquireWhole is acquire of tables that hold all that is committed, as far as
+// there is no error. They are to be released in any case.
+func (s *State) acquireWhole() (*tables, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tables.uses++
+	return s.tables, s.moveLocked()
+}
+
 func (s *State) release(t *tables) {
 	s.mu.Lock()
 	t.uses--
@@ -92,6 +101,7 @@ func (s *State) replace(t *tables) error {
 	err := s.batch.Close()
 	s.batch = t.db.NewIndexedBatch()
 	s.mu.Lock()
+	s.overlay.clear()
 	old := s.tables
 	s.tables = t
 	old.retired = true
@@ -125,7 +135,10 @@ func (s *State) empty() error {
 	if s.err != nil {
 		return s.err
 	}
-	if !s.batch.Empty() {
+	s.mu.Lock()
+	open := len(s.overlay.open) > 0
+	s.mu.Unlock()
+	if open || !s.batch.Empty() {
 		return gearsfs.ErrInvalid.Because("changes of the state are not committed")
 	}
 	return nil

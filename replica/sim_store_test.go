@@ -217,6 +217,7 @@ func (s *simStore) committed() *simTree { return s.commits[len(s.commits)-1] }
 func (s *simStore) Get(key, buf []byte) ([]byte, bool, error) { return simView{s.open}.Get(key, buf) }
 func (s *simStore) Scan(lo, hi []byte) (file.Iterator, error) { return simView{s.open}.Scan(lo, hi) }
 func (s *simStore) Set(key, value []byte)                     { s.open = s.open.set(newLeaf(key, value)) }
+func (s *simStore) Add(key, value []byte)                     { s.Set(key, value) }
 func (s *simStore) Delete(key []byte)                         { s.open = s.open.delete(key) }
 func (s *simStore) DeleteRange(lo, hi []byte)                 { s.open = s.open.without(lo, hi) }
 func (s *simStore) View() file.View                           { return simView{s.committed()} }

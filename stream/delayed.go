@@ -30,7 +30,7 @@ func (q *Queue) AppendRecordDelayed(r Record, until uint64) gearsfs.Place {
 	}
 	out := Out{Bytes: uint64(n), Deadline: until}
 	q.outs.set(at, out)
-	q.rows.SetOut(at, Out{}, out)
+	q.rows.AddOut(at, out)
 	return at
 }
 

@@ -80,6 +80,9 @@ func (m *Memory) Discard(from, to gearsfs.Place) {
 	}
 }
 
+// AddOut implements Outs.
+func (m *Memory) AddOut(at gearsfs.Place, out Out) { m.outs.set(at, out) }
+
 // SetOut implements Outs.
 func (m *Memory) SetOut(at gearsfs.Place, _, out Out) { m.outs.set(at, out) }
 

@@ -227,7 +227,7 @@ func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
 	q.s.Leased++
 	out := h.out(&t, uint64(n))
 	q.outs.set(t.Place, out)
-	q.rows.SetOut(t.Place, Out{}, out)
+	q.rows.AddOut(t.Place, out)
 	return t, true, nil
 }
 

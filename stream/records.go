@@ -63,7 +63,9 @@ type Rows interface {
 
 // Outs are the marks of the records in front of the cursor that live.
 type Outs interface {
-	// SetOut sets a mark; was is what it was, zero where there was none.
+	// AddOut makes a mark where there is none.
+	AddOut(at gearsfs.Place, out Out)
+	// SetOut changes a mark; was is what it was.
 	SetOut(at gearsfs.Place, was, out Out)
 	// DeleteOut removes a mark; was is what it was.
 	DeleteOut(at gearsfs.Place, was Out)
