@@ -188,6 +188,9 @@ func (m *Machine) pieces(s *openStream, pos, end gearsfs.Pos) ([]piece, error) {
 	if blockStart(pos) >= s.queue.State().Tail {
 		return nil, nil // nothing is there: the way of files that are written from front to back
 	}
+	if ok, err := m.soleRow(s, pos, end); ok || err != nil {
+		return m.scratch.pieces, err
+	}
 	rows := m.rowsOf(s)
 	it, err := m.store.Scan(rows.recordRange(gearsfs.Place{}, gearsfs.Place{Pos: end}))
 	if err != nil {
@@ -203,7 +206,67 @@ func (m *Machine) pieces(s *openStream, pos, end gearsfs.Pos) ([]piece, error) {
 			break // looking on would pass older versions of the row
 		}
 	}
+	m.noteSole(s, pos, end)
 	return m.scratch.pieces, it.Close()
+}
+
+// soleRow adds the piece of a row that is known to begin an aligned block, if it
+// covers [pos, end): records that live don't overlap, so there is no other.
+func (m *Machine) soleRow(s *openStream, pos, end gearsfs.Pos) (bool, error) {
+	known := m.scratch.soles.of(s, pos)
+	if known.ino != s.node.ino || known.at.Pos != s.rowStart(pos) || pos >= end || !s.queue.Lives(known.at) {
+		return false, nil
+	}
+	value, ok, err := m.store.Get(m.rowsOf(s).recordKey(known.at), m.scratch.value[:0])
+	if err != nil || !ok {
+		return false, err
+	}
+	m.scratch.value = value
+	rec, err := parseRecordRow(value)
+	if err != nil || known.at.Pos+gearsfs.Pos(rec.Len()) < end {
+		return false, err
+	}
+	m.addPiece(known.at, rec, pos, end)
+	return true, nil
+}
+
+// noteSole remembers the one piece that was found in [pos, end).
+func (m *Machine) noteSole(s *openStream, pos, end gearsfs.Pos) {
+	if len(m.scratch.pieces) != 1 || pos >= end {
+		return
+	}
+	if p := &m.scratch.pieces[0]; p.at.Pos == s.rowStart(pos) && p.end() >= end {
+		*m.scratch.soles.of(s, pos) = sole{s.node.ino, p.at}
+	}
+}
+
+// soles remembers of which records rows at the beginning of an aligned block are:
+// so that a write within one gets the row, and need not look for it in all tables
+// of the store. What it says may be out of date, as the row is read again and must
+// be of a record that lives.
+type soles [1 << 12]sole
+
+type sole struct {
+	ino gearsfs.Ino
+	at  gearsfs.Place
+}
+
+// of returns the slot for the row that begins the block of pos.
+func (t *soles) of(s *openStream, pos gearsfs.Pos) *sole {
+	block := gearsfs.Pos(blockBytes)
+	if s.extents > 0 {
+		block = extentBlockBytes
+	}
+	const spread = 0x9e3779b97f4a7c15 // so that two files do not meet in each block
+	return &t[(uint64(pos/block)+uint64(s.node.ino)*spread)%uint64(len(t))]
+}
+
+// rowStart is where the row that covers pos begins, as most do.
+func (s *openStream) rowStart(pos gearsfs.Pos) gearsfs.Pos {
+	if s.extents > 0 {
+		return extentBlockStart(pos)
+	}
+	return blockStart(pos)
 }
 
 // addPiece adds a record that lives to the pieces of [pos, end), in place of
@@ -253,17 +316,23 @@ func parseRecord(it Iterator) (at gearsfs.Place, rec stream.Record, err error) {
 	if at, err = persist.ParsePlace(it.Key()); err != nil {
 		return at, rec, err
 	}
+	rec, err = parseRecordRow(it.Value())
+	return at, rec, err
+}
+
+// parseRecordRow returns a row's record. Its bytes are the row's.
+func parseRecordRow(value []byte) (rec stream.Record, err error) {
 	var row wire.RecordRow
-	if err := row.UnmarshalVTUnsafe(it.Value()); err != nil {
-		return at, rec, damaged("record", err)
+	if err := row.UnmarshalVTUnsafe(value); err != nil {
+		return rec, damaged("record", err)
 	}
 	if rec, err = soundRecord(&row); err != nil {
-		return at, rec, err
+		return rec, err
 	}
 	if rec.Type != "" {
 		rec.Type = string([]byte(rec.Type)) // it outlives the iterator's step
 	}
-	return at, rec, nil
+	return rec, nil
 }
 
 // writing is one write: it walks over the pieces and the gaps between them and

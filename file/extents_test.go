@@ -253,3 +253,34 @@ func TestFormatIsRaised(t *testing.T) {
 	_, err = New(r.data.State, nil)
 	require.ErrorIs(t, err, gearsfs.ErrFormat)
 }
+
+// TestRowIsFoundAgain: the row that a write found at the beginning of a block is
+// remembered, and by the next write it may have become shorter, or another.
+func TestRowIsFoundAgain(t *testing.T) {
+	r := newBlocksRig(t)
+	f := r.create(1, "f", 0o644)
+	want := letters(128*k, 'a')
+	write := func(pos int, data []byte) {
+		r.do(&wire.Write{Ino: uint64(f), Pos: uint64(pos), Extents: r.blocks.one(data)})
+		want = append(want, make([]byte, max(0, pos+len(data)-len(want)))...)
+		copy(want[pos:], data)
+		require.Equal(t, want, r.read(f, 0, len(want)+1))
+		r.sound()
+	}
+	truncate := func(size int) {
+		r.do(&wire.SetAttr{Ino: uint64(f), Size: ptr(uint64(size))})
+		want = want[:size]
+	}
+	write(0, want)
+	write(128*k, letters(128*k, 'z'))
+	write(8*k, letters(4*k, 'b'))
+	write(126*k, letters(4*k, 'y')) // over its end, into the next row
+	truncate(10 * k)
+	write(8*k, letters(4*k, 'c')) // over the end of the row
+	write(9*k, letters(k, 'd'))
+	truncate(0)
+	write(64*k, letters(4*k, 'e')) // a row that begins elsewhere
+	truncate(0)
+	write(0, letters(128*k, 'f')) // another row at the same position
+	write(8*k, letters(4*k, 'g'))
+}

@@ -67,6 +67,7 @@ type scratch struct {
 	runs2  []pageRun
 	data   []byte // of pieces
 	block  []byte // a block row that is being made
+	soles  soles
 
 	stream wire.StreamRow
 	record wire.RecordRow

@@ -25,9 +25,9 @@ const (
 	segmentSuffix   = ".seg"
 	sparePrefix     = "spare-"
 	sparesMax       = 8
-	segmentBytesMin = 1 << 20 // where the disk is nearly full
-	segmentBytesMax = 1 << 30 // offsets in records have 32 bits
-	zerosBytes      = 1 << 20 // written at once to fill a new file
+	segmentBytesMin = 1 << 20  // where the disk is nearly full
+	segmentBytesMax = 1 << 30  // offsets in records have 32 bits
+	zerosBytes      = 64 << 10 // written at once to fill a new file; see fillZeros
 )
 
 func segmentName(number uint64) string { return fmt.Sprintf("%08d%s", number, segmentSuffix) }
@@ -183,7 +183,10 @@ func (l *Log) haveSpare(size int64, number uint64) (spare, error) {
 }
 
 // fillZeros writes what records will be written over: so their writes need no
-// block to be allocated, and can't fail for want of one.
+// block to be allocated, and can't fail for want of one. It does so in small
+// pieces, because the page cache keeps the file in units as large as it was
+// written in, and for each later write, however short, ext4 goes through all
+// blocks of the unit: after pieces of 1 MiB that doubles what such a write costs.
 func fillZeros(f vfs.File, size int64) error {
 	zeros := make([]byte, min(size, zerosBytes))
 	for size > 0 {
