@@ -106,9 +106,11 @@ func (v *Volume) warnings(g replica.Status) []string {
 	return w
 }
 
-// WaitVoter returns when this node has a vote in its volume's group, telling
-// progress, where that is not nil, about once a second how far it is. Errors:
-// gearsfs.ErrNotMember where the node was removed, ctx's, and gearsfs.ErrClosed.
+// WaitVoter returns when this node has a vote in its volume's group, and knows that
+// the group needs no old majority besides the new one any more: from then on any
+// minority may die. It tells progress, where that is not nil, about once a second
+// how far it is. Errors: gearsfs.ErrNotMember where the node was removed, ctx's, and
+// gearsfs.ErrClosed.
 func (v *Volume) WaitVoter(ctx context.Context, progress func(gearsfs.NodeStatus)) error {
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
@@ -119,7 +121,7 @@ func (v *Volume) WaitVoter(ctx context.Context, progress func(gearsfs.NodeStatus
 		if !v.enter() {
 			return gearsfs.ErrClosed
 		}
-		voters := v.group.Status().Voters
+		group := v.group.Status()
 		row, ok := v.machine.MemberRow(v.member)
 		var s gearsfs.NodeStatus
 		if progress != nil {
@@ -127,7 +129,7 @@ func (v *Volume) WaitVoter(ctx context.Context, progress func(gearsfs.NodeStatus
 		}
 		v.leave()
 		switch {
-		case slices.Contains(voters, v.member):
+		case slices.Contains(group.Voters, v.member) && !group.Joint:
 			return nil
 		case ok && row.Removed:
 			return gearsfs.ErrNotMember.Because("%s was removed from the volume", row.Name)

@@ -104,7 +104,8 @@ func (c *cluster) join(id uint64) *clusterNode {
 func (c *cluster) promoted(n *clusterNode) {
 	c.t.Helper()
 	c.eventually("a voter", func() bool {
-		return slices.Contains(n.Status().Voters, gearsfs.MemberID(n.id))
+		s := n.Status()
+		return slices.Contains(s.Voters, gearsfs.MemberID(n.id)) && !s.Joint
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -272,4 +273,28 @@ func TestInstalled(t *testing.T) {
 	require.True(t, <-synced)
 	require.EqualValues(t, 100, d.syncedIndex())
 	require.False(t, d.sync())
+}
+
+// TestJoint: who is given a vote knows until when the old voters are needed for it,
+// and from then on the group can lose its leader.
+func TestJoint(t *testing.T) {
+	inCluster(t, 2, nil, func(t *testing.T, c *cluster) {
+		leader, other := c.leader(), c.follower()
+		leaves := func(e *raftpb.Entry) bool {
+			return e.GetType() == raftpb.EntryConfChangeV2 && len(e.GetData()) == 0
+		}
+		c.setDrop(func(_, to uint64, message []byte) bool {
+			m, err := decodeMessage(message)
+			return err == nil && to == other.id && slices.ContainsFunc(m.GetEntries(), leaves)
+		})
+		n := c.add(3, true)
+		c.addLearner(3)
+		votes := func() bool { return slices.Contains(n.Status().Voters, gearsfs.MemberID(3)) }
+		c.eventually("a vote", votes)
+		require.True(t, n.Status().Joint)
+		c.setDrop(nil)
+		c.promoted(n)
+		leader.kill()
+		require.NotSame(t, leader, c.leader())
+	})
 }

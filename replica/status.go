@@ -19,6 +19,10 @@ type Status struct {
 	LogBytes        uint64
 	Voters          []gearsfs.MemberID
 	Learners        []gearsfs.MemberID
+	// Joint says that the voters are changing, as far as this node knows: they are
+	// the old and the new ones, and need a majority of each. Until it is over here,
+	// others may not be able to go on without who leads.
+	Joint bool
 	// Removed says that this node was a member and is none any more. It stays
 	// as it is then.
 	Removed bool
@@ -45,7 +49,7 @@ type published struct {
 
 type groupFigures struct {
 	voters, learners []gearsfs.MemberID
-	removed          bool
+	removed, joint   bool
 	progress         map[gearsfs.MemberID]Progress
 }
 
@@ -54,6 +58,7 @@ type groupFigures struct {
 func (g *Group) publish() {
 	l := &g.loop
 	f := &groupFigures{voters: memberIDs(l.conf.voters), learners: memberIDs(l.conf.learners)}
+	f.joint = l.conf.joint
 	f.removed = len(f.voters) > 0 && !l.conf.has(g.cfg.ID)
 	if l.tenure && !l.conf.sole(g.cfg.ID) {
 		f.progress = make(map[gearsfs.MemberID]Progress)
@@ -94,6 +99,7 @@ func (g *Group) Status() Status {
 	}
 	f := g.status.group.Load()
 	s.Voters, s.Learners, s.Removed = slices.Clone(f.voters), slices.Clone(f.learners), f.removed
+	s.Joint = f.joint
 	if f.progress != nil {
 		s.Progress = make(map[gearsfs.MemberID]Progress, len(f.progress))
 		for id, p := range f.progress {
