@@ -171,7 +171,8 @@ func TestReplicas(t *testing.T) {
 	traffic := newTraffic(rand.New(rand.NewPCG(seed, 3)), quiet.m)
 	traffic.blocks.t = t
 	var log []logged
-	for i := range *replicaEntries {
+	// What is seldom possible may take longer to come.
+	for i := 0; i < *replicaEntries || traffic.missing() != "" && i < 10**replicaEntries; i++ {
 		log = append(log, traffic.next(uint64(i+1)))
 		end := uint64(len(log))
 		if due, ok := quiet.m.NextDue(); ok && log[i].entry != nil && due <= log[i].entry.Time {
@@ -194,7 +195,7 @@ func TestReplicas(t *testing.T) {
 		case 2:
 			behind.reopen()
 		}
-		if i%100 != 99 && i != *replicaEntries-1 {
+		if i%100 != 99 && i < *replicaEntries-1 {
 			continue
 		}
 		quiet.check()
@@ -212,7 +213,7 @@ func TestReplicas(t *testing.T) {
 	require.Positive(t, fired)
 	require.Positive(t, installs)
 	require.Positive(t, cleaned)
-	traffic.requireVariety(t)
+	require.Empty(t, traffic.missing(), "a command that never succeeded")
 }
 
 // TestReplaceShowsOneState: a reader beside Replace sees the state before or

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -67,7 +68,7 @@ func memoryAndDisk(t *testing.T, s *suite) {
 	require.ErrorIs(t, err, gearsfs.ErrEmpty)
 
 	// m2 d2 d3 n1 n2
-	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(held), Extend: soon}))
+	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(held), Extend: time.Minute}))
 	require.NoError(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(held[:2])}), "m2 and d2")
 	for _, rs := range [][]gearsfs.Record{{held[0], held[2]}, {held[1], held[3]}, {held[2], held[3], held[3]}, {held[2], held[2], held[3]}} {
 		require.ErrorIs(t, s.m.Settle(s.ctx, dgm.Settle{Receipts: receipts(rs)}), gearsfs.ErrGone)
