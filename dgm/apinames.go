@@ -200,6 +200,11 @@ func (a api) Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Open{Open: uint64(ino)}})
 }
 
+// OpenMade implements Content.
+func (a api) OpenMade(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
+	return a.queryAttr(ctx, &wire.Query{Made: true, Op: &wire.Query_Open{Open: uint64(ino)}})
+}
+
 // Release implements Content.
 func (a api) Release(ctx context.Context, ino gearsfs.Ino) error {
 	_, err := a.fast(ctx, &wire.Query{Op: &wire.Query_Release{Release: uint64(ino)}})

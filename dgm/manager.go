@@ -340,6 +340,10 @@ type Content interface {
 	// Open keeps the inode while it is open, also when its last name goes; each
 	// Open needs one Release. It returns the attributes as of now.
 	Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
+	// OpenMade is Open for an inode that the caller has made just before, as a part
+	// of one operation: it opens it as it was made, or as of some time since then, and
+	// so need not ask a majority what others have done meanwhile.
+	OpenMade(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
 	Release(ctx context.Context, ino gearsfs.Ino) error
 	// Read returns up to n bytes (at most 1 MiB) from pos on; fewer only at
 	// the tail, none at or behind it. What was taken and gaps read as zeros.

@@ -20,9 +20,10 @@ import (
 //     is released; when it does not come back its end releases all.
 
 // open counts an open of ino, once the state knows the session, and answers with
-// the inode's attributes where it is still there.
-func (t *tenure) open(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
-	finish := func() { t.finishOpen(s, ino, done) }
+// the inode's attributes where it is still there; those of one that was made for it
+// need not be certain.
+func (t *tenure) open(s *session, ino gearsfs.Ino, made bool, done func(*wire.Response)) {
+	finish := func() { t.finishOpen(s, ino, made, done) }
 	rowed, err := t.opened(s, ino, finish)
 	switch {
 	case err != nil:
@@ -74,7 +75,7 @@ func (t *tenure) behindUnlinks(ino gearsfs.Ino, then func()) {
 	}
 }
 
-func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Response)) {
+func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, done func(*wire.Response)) {
 	v := t.vol
 	if !v.enter() { // it has waited for an unlink
 		done(failure(gearsfs.ErrClosed))
@@ -89,7 +90,7 @@ func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, done func(*wire.Respons
 	}
 	// Alone nobody else can have changed it, and what the mount does need not be
 	// on disk.
-	v.answer(attrResponse(attrToWire(attr)), nil, v.alone(), done)
+	v.answer(attrResponse(attrToWire(attr)), nil, made || v.alone(), done)
 }
 
 // late says that an inode had lost its last name when a session opened it first,

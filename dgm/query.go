@@ -18,7 +18,7 @@ func (t *tenure) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 		v.answer(&wire.Response{}, nil, false, done)
 		return nil
 	case *wire.Query_Open:
-		t.open(s, gearsfs.Ino(kind.Open), done)
+		t.open(s, gearsfs.Ino(kind.Open), q.Made, done)
 		return nil
 	case *wire.Query_Release:
 		t.released(s, gearsfs.Ino(kind.Release))

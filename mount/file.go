@@ -44,7 +44,7 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 		attr, st = s.openCurrent(ino, by.Pid)
 	} else {
 		var err error
-		attr, err = s.m.Open(s.ctx, ino)
+		attr, err = s.m.OpenMade(s.ctx, ino)
 		st = gone(err)
 	}
 	if st != fuse.OK {

@@ -2150,6 +2150,7 @@ type Query struct {
 	//	*Query_Lock
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	Fast          bool       `protobuf:"varint,32,opt,name=fast,proto3" json:"fast,omitempty"` // may show what is not on disk yet (mounts)
+	Made          bool       `protobuf:"varint,33,opt,name=made,proto3" json:"made,omitempty"` // opens what the same request of a mount has just made
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2410,6 +2411,13 @@ func (x *Query) GetLock() *Lock {
 func (x *Query) GetFast() bool {
 	if x != nil {
 		return x.Fast
+	}
+	return false
+}
+
+func (x *Query) GetMade() bool {
+	if x != nil {
+		return x.Made
 	}
 	return false
 }
@@ -4194,7 +4202,7 @@ const file_request_proto_rawDesc = "" +
 	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x1f\n" +
 	"\vstate_bytes\x18\f \x01(\x04R\n" +
 	"stateBytes\x12\x18\n" +
-	"\atrouble\x18\r \x01(\tR\atrouble\"\xd6\x06\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xea\x06\n" +
 	"\x05Query\x12)\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x0f.gearsfs.LookupH\x00R\x06lookup\x12,\n" +
 	"\aresolve\x18\x02 \x01(\v2\x10.gearsfs.ResolveH\x00R\aresolve\x12\x1b\n" +
@@ -4223,7 +4231,8 @@ const file_request_proto_rawDesc = "" +
 	"stat_fs_at\x18\x16 \x01(\x04H\x00R\bstatFsAt\x12\x16\n" +
 	"\x05quota\x18\x17 \x01(\x04H\x00R\x05quota\x12#\n" +
 	"\x04lock\x18\x18 \x01(\v2\r.gearsfs.LockH\x00R\x04lock\x12\x12\n" +
-	"\x04fast\x18  \x01(\bR\x04fastB\x04\n" +
+	"\x04fast\x18  \x01(\bR\x04fast\x12\x12\n" +
+	"\x04made\x18! \x01(\bR\x04madeB\x04\n" +
 	"\x02op\"\x17\n" +
 	"\x05Watch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\".\n" +

@@ -179,8 +179,9 @@ func openWithoutName(t *testing.T, s *suite) {
 	f := s.make(gearsfs.RootIno, "f", fileMode)
 	_, err := s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
 	require.NoError(t, err)
-	_, err = s.m.Open(s.ctx, f.Ino)
+	made, err := s.m.OpenMade(s.ctx, f.Ino)
 	require.NoError(t, err)
+	require.EqualValues(t, 7, made.Size)
 	other := s.open(t)
 	_, err = other.Open(s.ctx, f.Ino)
 	require.NoError(t, err)
@@ -198,6 +199,8 @@ func openWithoutName(t *testing.T, s *suite) {
 	_, err = s.m.GetAttr(s.ctx, f.Ino)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
 	_, err = s.m.Open(s.ctx, f.Ino)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
+	_, err = s.m.OpenMade(s.ctx, f.Ino)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
 }
 
