@@ -53,9 +53,13 @@ func with(ctx context.Context, s system, f func() error) (err error) {
 // batch is how many records travel in one round trip where it is more than one.
 const batch = 64
 
-// clusterWorks are what throughput measures, and what a row of it is called.
+// clusterWorks are what throughput measures of what -rows names, and what a row
+// of it is called.
 func (b *bench) clusterWorks() (works []load.Work, names []string) {
 	add := func(name string, w load.Work) {
+		if !b.rows.MatchString(name) {
+			return
+		}
 		w.Time = b.seconds
 		works, names = append(works, w), append(names, name)
 	}

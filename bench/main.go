@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string) (err error) {
 	peers := flags.String("peers", "all", "what work and cluster measure beside GearsFS, of "+
 		strings.Join(slices.Sorted(maps.Keys(servers)), ", ")+`; "" is nothing`)
 	symbols := flags.Bool("symbols", false, "build what is measured with symbols, so that perf can name its functions")
-	rows := flags.String("rows", "", "the rows of work's tables to measure, a regular expression")
+	rows := flags.String("rows", "", "the rows to measure of the tables of work and throughput, a regular expression")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
