@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -7,13 +7,10 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/wire"
 )
 
-const (
-	fsckBytesPerSecond = 64 << 20 // read for who asks a node that serves others
-	fsckFaultsMax      = 1000     // are listed
-)
+// faultsMax is how many faults are listed.
+const faultsMax = 1000
 
 // checkRun is a check of all bytes of large payloads that rows of this node refer
 // to. A fault is mended, where it is to be, when it is found.
@@ -38,14 +35,14 @@ func (u *upkeep) newRun(mend bool, rate int64, progress func(gearsfs.FsckReport)
 // check reads and compares, and says which files the faults are in. Rows come and
 // go meanwhile: what is wrong with a row that does not refer to it any more is none.
 func (r *checkRun) check(ctx context.Context) error {
-	b := r.upkeep.blocks
+	k := r.upkeep.keeper
 	live := func(yield func(gearsfs.Extent) error) error {
-		return b.vol.machine.LiveRows(func(row file.Row, off uint64, e gearsfs.Extent) error {
+		return k.cfg.Machine.LiveRows(func(row file.Row, off uint64, e gearsfs.Extent) error {
 			r.row, r.off = row, off
 			return yield(e)
 		})
 	}
-	found, err := b.store.Check(ctx, live, block.CheckOptions{
+	found, err := k.store.Check(ctx, live, block.CheckOptions{
 		Rate: r.rate, Age: r.upkeep.settled, FaultsMax: 1, StillLive: r.stillLive,
 		Found: func(e gearsfs.Extent, absent bool, f block.Fault) { r.found(ctx, e, absent, f) },
 		Progress: func(p block.Progress) {
@@ -56,7 +53,7 @@ func (r *checkRun) check(ctx context.Context) error {
 	r.report.Extents, r.report.Bytes, r.report.Segments = found.Extents, found.Bytes, uint64(found.Segments)
 	r.report.Allocated, r.report.Unreferenced, r.report.Recent = uint64(found.Allocated), uint64(found.Unreferenced), uint64(found.Recent)
 	if r.report.Mended > 0 {
-		err = errors.Join(err, b.store.Sync())
+		err = errors.Join(err, k.store.Sync())
 	}
 	if err == nil {
 		err = r.name()
@@ -71,7 +68,7 @@ func (r *checkRun) tell() {
 }
 
 func (r *checkRun) stillLive(e gearsfs.Extent) bool {
-	live, err := r.upkeep.blocks.vol.machine.Refers(r.row, e)
+	live, err := r.upkeep.keeper.cfg.Machine.Refers(r.row, e)
 	return live || err != nil
 }
 
@@ -98,12 +95,12 @@ func (r *checkRun) found(ctx context.Context, e gearsfs.Extent, absent bool, f b
 
 // mendOnce fetches an extent, once for all its faults.
 func (r *checkRun) mendOnce(ctx context.Context, e gearsfs.Extent) (bool, error) {
-	b := r.upkeep.blocks
-	if b.vol.alone() {
+	k := r.upkeep.keeper
+	if k.cfg.Members.Alone() {
 		return false, nil
 	}
 	if r.tried.Origin != e.Origin || r.tried.Segment != e.Segment || r.tried.At != e.At {
-		r.failed = b.fetch(ctx, e)
+		r.failed = k.fetch(ctx, e)
 		r.tried, r.mended = e, r.failed == nil
 	}
 	return r.mended, r.failed
@@ -114,7 +111,7 @@ func (r *checkRun) add(f gearsfs.Fault) {
 	if f.Mended {
 		r.report.Mended++
 	}
-	if len(r.report.Faults) < fsckFaultsMax {
+	if len(r.report.Faults) < faultsMax {
 		r.report.Faults = append(r.report.Faults, f)
 	}
 }
@@ -130,7 +127,7 @@ func (r *checkRun) name() error {
 	if len(inos) == 0 {
 		return nil
 	}
-	paths, err := r.upkeep.blocks.vol.machine.Paths(inos)
+	paths, err := r.upkeep.keeper.cfg.Machine.Paths(inos)
 	for i := range r.report.Faults {
 		f := &r.report.Faults[i]
 		f.Path = paths[f.Ino]
@@ -138,27 +135,13 @@ func (r *checkRun) name() error {
 	return err
 }
 
-// Fsck checks this node's data: the tables, and all bytes of large payloads, of
-// which it reads at most so many in a second; 0 is no bound. With repair it mends
-// what other nodes have and frees what nothing refers to. progress, where it is
-// not nil, is told on the same goroutine how far it is. gearsfs.ErrBusy while
-// another check is under way.
-func (v *Volume) Fsck(ctx context.Context, repair bool, rate int64, progress func(gearsfs.FsckReport)) (gearsfs.FsckReport, error) {
-	if !v.enter() {
-		return gearsfs.FsckReport{}, gearsfs.ErrClosed
-	}
-	defer v.leave()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(v.busy, cancel)()
-	report, err := v.blocks.upkeep.fsck(ctx, repair, rate, progress)
-	if err != nil && v.busy.Err() != nil {
-		err = gearsfs.ErrClosed
-	}
-	return report, err
-}
-
-func (u *upkeep) fsck(ctx context.Context, repair bool, rate int64, progress func(gearsfs.FsckReport)) (gearsfs.FsckReport, error) {
+// Fsck checks the tables of this node, and all bytes of large payloads, of which
+// it reads at most so many in a second; 0 is no bound. With repair it mends what
+// other nodes have and frees what nothing refers to. progress, where it is not nil,
+// is told on the same goroutine how far it is. gearsfs.ErrBusy while another check
+// is under way.
+func (k *Keeper) Fsck(ctx context.Context, repair bool, rate int64, progress func(gearsfs.FsckReport)) (gearsfs.FsckReport, error) {
+	u := &k.upkeep
 	u.mu.Lock()
 	if u.running {
 		u.mu.Unlock()
@@ -180,7 +163,7 @@ func (u *upkeep) fsck(ctx context.Context, repair bool, rate int64, progress fun
 			progress(r)
 		}
 	})
-	for _, err := range u.blocks.vol.machine.Check() {
+	for _, err := range k.cfg.Machine.Check() {
 		run.add(gearsfs.Fault{What: gearsfs.FaultTables, Reason: err.Error()})
 	}
 	if err := run.check(ctx); err != nil {
@@ -191,65 +174,4 @@ func (u *upkeep) fsck(ctx context.Context, repair bool, rate int64, progress fun
 		run.report.Unreferenced -= min(run.report.Unreferenced, run.report.Freed)
 	}
 	return run.report, ctx.Err()
-}
-
-// fsckCall is a check that a connection has asked for.
-type fsckCall struct{ stop context.CancelFunc }
-
-func (c fsckCall) cancel(error) { c.stop() }
-
-// beginFsck has done called when this node has checked its data, or the caller
-// does not want it any more.
-func (v *Volume) beginFsck(trusted bool, who gearsfs.Caller, op *wire.Fsck, done func(*wire.Response)) canceller {
-	if err := v.mayManage(trusted, who); err != nil {
-		done(failure(err))
-		return nil
-	}
-	ctx, stop := context.WithCancel(v.busy)
-	begun := v.spawn(func() {
-		defer stop()
-		report, err := v.Fsck(ctx, op.Repair, fsckBytesPerSecond, nil)
-		if err != nil {
-			if errors.Is(err, context.Canceled) {
-				err = gearsfs.ErrCancelled
-			}
-			done(failure(err))
-			return
-		}
-		done(&wire.Response{Fsck: fsckToWire(report)})
-	})
-	if !begun {
-		stop()
-		done(failure(gearsfs.ErrClosed))
-		return nil
-	}
-	return fsckCall{stop}
-}
-
-func fsckToWire(r gearsfs.FsckReport) *wire.FsckReport {
-	w := &wire.FsckReport{
-		Extents: r.Extents, Bytes: r.Bytes, Segments: r.Segments, Allocated: r.Allocated, Unreferenced: r.Unreferenced,
-		Recent: r.Recent, Freed: r.Freed, Unswept: r.Unswept, Found: r.Found, Mended: r.Mended,
-	}
-	for _, f := range r.Faults {
-		w.Faults = append(w.Faults, &wire.Fault{
-			What: f.What, Path: f.Path, Ino: uint64(f.Ino), Key: string(f.Key), Pos: uint64(f.Pos), Bytes: f.Bytes,
-			Segment: f.Segment, At: f.At, Reason: f.Reason, Mended: f.Mended,
-		})
-	}
-	return w
-}
-
-func fsckFromWire(w *wire.FsckReport) gearsfs.FsckReport {
-	r := gearsfs.FsckReport{
-		Extents: w.GetExtents(), Bytes: w.GetBytes(), Segments: w.GetSegments(), Allocated: w.GetAllocated(), Unreferenced: w.GetUnreferenced(),
-		Recent: w.GetRecent(), Freed: w.GetFreed(), Unswept: w.GetUnswept(), Found: w.GetFound(), Mended: w.GetMended(),
-	}
-	for _, f := range w.GetFaults() {
-		r.Faults = append(r.Faults, gearsfs.Fault{
-			What: f.What, Path: f.Path, Ino: gearsfs.Ino(f.Ino), Key: gearsfs.Key(f.Key), Pos: gearsfs.Pos(f.Pos), Bytes: f.Bytes,
-			Segment: f.Segment, At: f.At, Reason: f.Reason, Mended: f.Mended,
-		})
-	}
-	return r
 }

@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -20,105 +20,18 @@ const (
 	lendPatience   = 5 * time.Second // of one member, for a block
 )
 
-// blockWay is the connection to a member that blocks go over, made when needed.
-type blockWay struct {
-	blocks *blocks
-	to     gearsfs.MemberID
+// The time between two tries to send to a member, doubled from the one to the
+// other, and jittered.
+const (
+	sendPauseMin = 20 * time.Millisecond
+	sendPauseMax = time.Second
+)
 
-	dialling sync.Mutex // held while it is made; taken before mu
-	mu       sync.Mutex
-	conn     *transport.Conn
-}
-
-// wayTo returns the way to a member.
-func (b *blocks) wayTo(id gearsfs.MemberID) *blockWay {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	w := b.ways[id]
-	if w == nil {
-		w = &blockWay{blocks: b, to: id}
-		b.ways[id] = w
-	}
-	return w
-}
-
-// endWays closes the connections to the other members.
-func (b *blocks) endWays() {
-	b.mu.Lock()
-	ways := b.ways
-	b.ways = make(map[gearsfs.MemberID]*blockWay)
-	b.mu.Unlock()
-	for _, w := range ways {
-		if conn := w.current(); conn != nil {
-			conn.Close() //nolint:errcheck // nothing is left that matters
-		}
-	}
-}
-
-func (w *blockWay) current() *transport.Conn {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.conn != nil && w.conn.Err() != nil {
-		w.conn = nil
-	}
-	return w.conn
-}
-
-// open returns the connection, dialled where there is none.
-func (w *blockWay) open(ctx context.Context) (*transport.Conn, error) {
-	if conn := w.current(); conn != nil {
-		return conn, nil
-	}
-	w.dialling.Lock()
-	defer w.dialling.Unlock()
-	if conn := w.current(); conn != nil {
-		return conn, nil
-	}
-	link := w.blocks.vol.mesh.link(w.to)
-	if link == nil {
-		return nil, gearsfs.ErrNotMember.Because("%x is not a member", uint64(w.to))
-	}
-	conn, err := w.blocks.vol.mesh.dial(ctx, link.who(), true)
-	if err != nil {
-		return nil, err
-	}
-	w.mu.Lock()
-	w.conn = conn
-	w.mu.Unlock()
-	return conn, nil
-}
-
-// ask has the member answer a request whose body is encoded already.
-func (w *blockWay) ask(ctx context.Context, body []byte) (*wire.Response, error) {
-	return w.carry(ctx, func(conn *transport.Conn, done func([]byte, error)) *transport.Pending {
+// ask has a member answer a request whose body is encoded already.
+func (k *Keeper) ask(ctx context.Context, to gearsfs.MemberID, body []byte) (*wire.Response, error) {
+	return k.cfg.Members.Carry(ctx, to, func(conn *transport.Conn, done func([]byte, error)) *transport.Pending {
 		return conn.Start(body, done)
 	})
-}
-
-// carry has the member answer what start starts.
-func (w *blockWay) carry(ctx context.Context, start func(*transport.Conn, func([]byte, error)) *transport.Pending) (*wire.Response, error) {
-	conn, err := w.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make(chan remoteOutcome, 1)
-	call := start(conn, func(body []byte, err error) {
-		resp := new(wire.Response)
-		if err == nil {
-			err = resp.UnmarshalVT(body)
-		}
-		if err == nil {
-			err = errorOf(resp)
-		}
-		out <- remoteOutcome{resp, err}
-	})
-	select {
-	case o := <-out:
-		return o.resp, o.err
-	case <-ctx.Done():
-		call.Cancel()
-		return nil, ctx.Err()
-	}
 }
 
 func blocksRequest(op *wire.Blocks) ([]byte, error) {
@@ -128,38 +41,40 @@ func blocksRequest(op *wire.Blocks) ([]byte, error) {
 // spread brings what was appended here to the other members, all at once, and
 // returns when it is on the disks of a majority of the voters, this node's
 // included where it votes. Who is not reached, or is slow, fetches it later.
-func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload []byte) error {
+func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload []byte) error {
 	load, err := newCargo(extents, payload)
 	if err != nil {
 		return err
 	}
 	asked := ctx
-	ctx, cancel := context.WithTimeoutCause(b.vol.busy, gearsfs.SessionTTL,
+	ctx, cancel := context.WithTimeoutCause(k.cfg.Busy, gearsfs.SessionTTL,
 		gearsfs.ErrNoNode.Because("no majority of the nodes can be reached with the bytes"))
-	status := b.vol.group.Status()
-	others := b.vol.mesh.others()
+	voters := slices.Concat(k.cfg.Members.Quorums()...)
+	slices.Sort(voters)
+	voters = slices.Compact(voters)
+	others := k.cfg.Members.Others()
 	stored := make(chan gearsfs.MemberID, len(others)+1)
 	failed := make(chan error, 1)
 	var spreading sync.WaitGroup
 	for _, id := range others {
 		spreading.Go(func() { // ends with ctx
-			if b.send(ctx, id, load) {
+			if k.send(ctx, id, load) {
 				stored <- id
 			}
 		})
 	}
 	spreading.Go(func() { // ends with the disk's answer
-		if err := b.store.Sync(); err != nil {
+		if err := k.store.Sync(); err != nil {
 			failed <- err
 			return
 		}
-		stored <- b.vol.member
+		stored <- k.cfg.Self
 	})
-	need := len(status.Voters)/2 + 1
+	need := len(voters)/2 + 1
 	for have := 0; have < need; {
 		select {
 		case id := <-stored:
-			if slices.Contains(status.Voters, id) {
+			if slices.Contains(voters, id) {
 				have++
 			}
 		case err := <-failed:
@@ -174,7 +89,7 @@ func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 		}
 	}
 	late := time.AfterFunc(spreadPatience, cancel)
-	if !b.vol.spawn(func() {
+	if !k.cfg.Node.Spawn(func() {
 		spreading.Wait()
 		late.Stop()
 		cancel()
@@ -187,10 +102,10 @@ func (b *blocks) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 
 // send brings a block to one member and says whether it has it; it tries until
 // ctx ends.
-func (b *blocks) send(ctx context.Context, to gearsfs.MemberID, load *cargo) bool {
-	pause := linkPauseMin
+func (k *Keeper) send(ctx context.Context, to gearsfs.MemberID, load *cargo) bool {
+	pause := sendPauseMin
 	for {
-		_, err := b.wayTo(to).carry(ctx, load.start)
+		_, err := k.cfg.Members.Carry(ctx, to, load.start)
 		if err == nil {
 			return true
 		}
@@ -199,7 +114,7 @@ func (b *blocks) send(ctx context.Context, to gearsfs.MemberID, load *cargo) boo
 		}
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
-			pause = min(2*pause, linkPauseMax)
+			pause = min(2*pause, sendPauseMax)
 		case <-ctx.Done():
 			return false
 		}
@@ -208,26 +123,26 @@ func (b *blocks) send(ctx context.Context, to gearsfs.MemberID, load *cargo) boo
 
 // dropAway tells the other members of what drop gives back. Who misses it keeps
 // some pages that nobody needs.
-func (b *blocks) dropAway(extents []gearsfs.Extent) {
-	if len(extents) == 0 || b.vol.group == nil || b.vol.alone() {
+func (k *Keeper) dropAway(extents []gearsfs.Extent) {
+	if len(extents) == 0 || k.cfg.Members.Alone() {
 		return
 	}
 	body, err := blocksRequest(&wire.Blocks{Drop: file.ExtentsToWire(extents)})
 	if err != nil {
 		return
 	}
-	for _, id := range b.vol.mesh.others() {
-		b.vol.spawn(func() {
-			ctx, cancel := context.WithTimeout(b.vol.root, spreadPatience)
+	for _, id := range k.cfg.Members.Others() {
+		k.cfg.Node.Spawn(func() {
+			ctx, cancel := context.WithTimeout(k.cfg.Root, spreadPatience)
 			defer cancel()
-			b.wayTo(id).ask(ctx, body) //nolint:errcheck // see above
+			k.ask(ctx, id, body) //nolint:errcheck // see above
 		})
 	}
 }
 
 // fetch brings what an extent stores here from another member that has it.
-func (b *blocks) fetch(ctx context.Context, e gearsfs.Extent) error {
-	others := b.vol.mesh.others()
+func (k *Keeper) fetch(ctx context.Context, e gearsfs.Extent) error {
+	others := k.cfg.Members.Others()
 	if i := slices.Index(others, e.Origin); i > 0 {
 		others[0], others[i] = others[i], others[0] // it has had it, if anyone
 	}
@@ -237,7 +152,7 @@ func (b *blocks) fetch(ctx context.Context, e gearsfs.Extent) error {
 	}
 	failed := error(gearsfs.ErrNoNode.Because("no other node has it"))
 	for _, id := range others {
-		err := b.borrow(ctx, id, body, e)
+		err := k.borrow(ctx, id, body, e)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -246,31 +161,31 @@ func (b *blocks) fetch(ctx context.Context, e gearsfs.Extent) error {
 	return failed
 }
 
-func (b *blocks) borrow(ctx context.Context, from gearsfs.MemberID, body []byte, e gearsfs.Extent) error {
+func (k *Keeper) borrow(ctx context.Context, from gearsfs.MemberID, body []byte, e gearsfs.Extent) error {
 	ctx, cancel := context.WithTimeout(ctx, lendPatience)
 	defer cancel()
-	resp, err := b.wayTo(from).ask(ctx, body)
+	resp, err := k.ask(ctx, from, body)
 	if err != nil {
 		return err
 	}
-	return b.store.Store(e, resp.Data)
+	return k.store.Store(e, resp.Data)
 }
 
-// serve answers another member about blocks; done is called once. It may write to
+// Serve answers another member about blocks; done is called once. It may write to
 // the disk, and does not wait for it.
-func (b *blocks) serve(op *wire.Blocks, done func(*wire.Response)) {
-	if err := b.serveOp(op, done); err != nil {
-		done(failure(err))
+func (k *Keeper) Serve(op *wire.Blocks, done func(*wire.Response, error)) {
+	if err := k.serveOp(op, done); err != nil {
+		done(nil, err)
 	}
 }
 
 // serveOp has done called, now or later, unless it returns an error.
-func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
+func (k *Keeper) serveOp(op *wire.Blocks, done func(*wire.Response, error)) error {
 	switch {
 	case op.Pending:
-		segments, err := b.pending.list()
+		segments, err := k.pending.list()
 		if err == nil {
-			done(&wire.Response{Segments: segments})
+			done(&wire.Response{Segments: segments}, nil)
 		}
 		return err
 	case op.Lend != nil:
@@ -278,10 +193,10 @@ func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
 		if err != nil {
 			return err
 		}
-		return b.later(func() error {
-			data, err := b.store.ReadStored(e)
+		return k.later(func() error {
+			data, err := k.store.ReadStored(e)
 			if err == nil {
-				done(&wire.Response{Data: data})
+				done(&wire.Response{Data: data}, nil)
 			}
 			return err
 		}, done)
@@ -290,18 +205,18 @@ func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
 		if err != nil {
 			return err
 		}
-		b.mu.Lock()
-		b.ready = append(b.ready, extents...)
-		b.freeLocked()
-		b.mu.Unlock()
-		done(&wire.Response{})
+		k.mu.Lock()
+		k.ready = append(k.ready, extents...)
+		k.freeLocked()
+		k.mu.Unlock()
+		done(&wire.Response{}, nil)
 		return nil
 	}
 	extents, err := extentsFromWire(op.Store)
 	if err != nil {
 		return err
 	}
-	if b.vol.space.full() {
+	if k.cfg.Node.Full() {
 		return gearsfs.ErrNoSpace
 	}
 	data := op.Data
@@ -309,15 +224,15 @@ func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
 		if e.Inline() || e.Size > uint64(len(data)) {
 			return gearsfs.ErrProtocol.Because("a block of %d bytes comes with %d", e.Size, len(data))
 		}
-		if err := b.store.Store(e, data[:e.Size]); err != nil {
+		if err := k.store.Store(e, data[:e.Size]); err != nil {
 			return err
 		}
 		data = data[e.Size:]
 	}
-	return b.later(func() error {
-		err := b.store.Sync()
+	return k.later(func() error {
+		err := k.store.Sync()
 		if err == nil {
-			done(&wire.Response{})
+			done(&wire.Response{}, nil)
 		}
 		return err
 	}, done)
@@ -325,10 +240,10 @@ func (b *blocks) serveOp(op *wire.Blocks, done func(*wire.Response)) error {
 
 // later runs what waits for the disk on a goroutine of its own, and has its error
 // told.
-func (b *blocks) later(f func() error, done func(*wire.Response)) error {
-	if !b.vol.spawn(func() {
+func (k *Keeper) later(f func() error, done func(*wire.Response, error)) error {
+	if !k.cfg.Node.Spawn(func() {
 		if err := f(); err != nil {
-			done(failure(err))
+			done(nil, err)
 		}
 	}) {
 		return gearsfs.ErrClosed
