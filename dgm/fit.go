@@ -42,7 +42,7 @@ func (v *Volume) fitToVote(member uint64) bool {
 func (v *Volume) askWhole(member uint64) {
 	ctx, cancel := context.WithTimeout(v.busy, fitFor)
 	defer cancel()
-	_, err := v.mesh.ask(ctx, gearsfs.MemberID(member), &wire.NodeOp{Op: &wire.NodeOp_Whole{Whole: true}})
+	_, err := v.mesh.Ask(ctx, gearsfs.MemberID(member), &wire.NodeOp{Op: &wire.NodeOp_Whole{Whole: true}})
 	f := &v.fitness
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -57,8 +57,8 @@ func (v *Volume) askWhole(member uint64) {
 func (v *Volume) answerWhole(ctx context.Context) (*wire.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, fitFor/2)
 	defer cancel()
-	if err := v.blocks.heal.wait(ctx); err != nil {
-		return nil, gearsfs.ErrBusy.Because("%d blocks are still missing here", v.blocks.heal.lacking())
+	if err := v.payloads.Whole(ctx); err != nil {
+		return nil, gearsfs.ErrBusy.Because("%d blocks are still missing here", v.payloads.Lacking())
 	}
 	return &wire.Response{}, nil
 }

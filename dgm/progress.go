@@ -127,7 +127,7 @@ func (v *Volume) MembersChanged() {
 func (v *Volume) replaceState(swap func() error) error {
 	err := v.machine.Replace(swap)
 	v.watches.loseAll()
-	v.blocks.heal.rescan()
+	v.payloads.Rescan()
 	return err
 }
 
@@ -138,6 +138,6 @@ func (v *Volume) membersChanged() {
 	v.membersNoted = make(chan struct{})
 	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
-	v.mesh.update()
-	v.blocks.heal.grown()
+	v.mesh.Update()
+	v.payloads.Grown()
 }

@@ -141,7 +141,7 @@ func (v *Volume) look(who gearsfs.Caller, q *wire.Query) (*wire.Response, error)
 		if r.Length > contentBytesMax {
 			return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
 		}
-		data, err := v.blocks.content(v.busy, who, r, nil)
+		data, err := v.payloads.Content(v.busy, who, r, nil)
 		return &wire.Response{Data: data}, err
 	case *wire.Query_Seek:
 		pos, err := m.Seek(gearsfs.Ino(op.Seek.Ino), gearsfs.Pos(op.Seek.Pos), op.Seek.Hole, who)
@@ -190,7 +190,7 @@ func (t *tenure) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	}
 	resp := &wire.Response{Streams: make([]*wire.Stream, len(infos))}
 	for i, info := range infos {
-		t.vol.memory.describe(ino, &info)
+		t.vol.memory.Describe(ino, &info)
 		info.Waiting = t.waitingOn(ino, info.Key)
 		resp.Streams[i] = streamToWire(info)
 	}

@@ -14,10 +14,12 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/dgm/internal/memory"
+	"github.com/gearsfs/gearsfs/dgm/internal/mesh"
+	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
-	"github.com/gearsfs/gearsfs/wire"
 )
 
 // VolumeConfig says what a Volume is made of.
@@ -88,15 +90,14 @@ type Volume struct {
 	member  gearsfs.MemberID
 	machine *file.Machine
 	group   *replica.Group // set when opened is closed
-	mesh    *mesh
+	mesh    *mesh.Mesh
 	door    door          // inside is who uses the machine for a caller
 	opened  chan struct{} // closed when group is set, or never will be
 	ended   chan struct{} // closed when Close is done
 	left    chan struct{} // closed when the door is shut and nobody is inside
 	reads   chan struct{} // holds one for each bulky query that reads
 	space   space
-	memory  memory
-	blocks  blocks
+	memory  *memory.Machine
 	fitness fitness
 	started time.Time
 
@@ -115,6 +116,7 @@ type Volume struct {
 	progress progress
 	replies  replies
 	watches  watches
+	payloads payload.Keeper
 	joining  sync.RWMutex    // held while a node is added or removed; shared, while a stream comes into memory
 	busy     context.Context // ends when the volume begins to close
 	quit     context.CancelFunc
@@ -145,7 +147,6 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 		reads:         make(chan struct{}, readsMax),
 	}
 	v.watches.init()
-	v.memory.init(v)
 	v.root, v.stop = context.WithCancel(context.Background())
 	v.busy, v.quit = context.WithCancel(v.root)
 	if err := v.open(ctx); err != nil {
@@ -167,7 +168,7 @@ func (cfg *VolumeConfig) setDefaults() {
 	if cfg.ReserveBytes == 0 {
 		cfg.ReserveBytes = reserveBytesDefault
 	}
-	if cfg.SnapshotBytesPerSecond == 0 {
+	if cfg.SnapshotBytesPerSecond <= 0 {
 		cfg.SnapshotBytesPerSecond = snapshotBytesPerSecondDefault
 	}
 	if cfg.VerifyEvery == 0 {
@@ -209,25 +210,9 @@ func (v *Volume) open(ctx context.Context) error {
 	if v.cfg.Offline {
 		return nil
 	}
-	v.mesh.begin(v.group)
-	v.owned.Go(v.blocks.heal.run) // ends when the volume begins to close
-	v.blocks.upkeep.begin()
+	v.mesh.Begin(v.group)
+	v.payloads.Begin()
 	return nil
-}
-
-// applier is the state machine, and has the healer see what is applied.
-type applier struct {
-	*file.Machine
-	heal *healer
-}
-
-// Apply implements replica.Machine.
-func (a applier) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, error) {
-	answers, err := a.Machine.Apply(index, term, e)
-	if err == nil && answers != nil {
-		a.heal.named(e.Commands)
-	}
-	return answers, err
 }
 
 // openReplica opens the state machine and the log above it. Where this node is
@@ -238,6 +223,7 @@ func (v *Volume) openReplica() error {
 		return err
 	}
 	v.machine = machine
+	v.memory = memory.New(machine, memoryNode{v})
 	index, _ := machine.Applied()
 	v.progress.reach(index)
 	v.space.init(v.cfg.Data, v.cfg.ReserveBytes, v.cfg.Clock)
@@ -249,14 +235,14 @@ func (v *Volume) openReplica() error {
 	if v.member == founder && joined && index == 0 && v.cfg.Data.Log.Last() == 0 {
 		return gearsfs.ErrDamaged.Because("%s has lost its log and its state: let it join the volume with new data", who.Name)
 	}
-	if err := v.blocks.open(v); err != nil {
+	if err := v.openPayloads(); err != nil {
 		return err
 	}
 	v.mesh = newMesh(v)
 	v.group, err = replica.Open(replica.Config{
-		ID: uint64(v.member), Joined: joined, Log: blockLog{v.cfg.Data.Log, &v.blocks}, Machine: applier{machine, &v.blocks.heal}, Clock: v.cfg.Clock,
-		Fit: v.fitToVote, Intact: v.blocks.intact, Sure: v.cfg.Data.Log.Sure(),
-		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
+		ID: uint64(v.member), Joined: joined, Log: syncedLog{v.cfg.Data.Log, &v.payloads}, Machine: applier{machine, &v.payloads}, Clock: v.cfg.Clock,
+		Fit: v.fitToVote, Intact: v.payloads.Intact, Sure: v.cfg.Data.Log.Sure(),
+		Peers: v.mesh, Snapshots: v.mesh.Snapshots(), Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
 }
@@ -341,14 +327,13 @@ func (v *Volume) Close() error {
 	if v.group != nil {
 		errs = append(errs, v.group.Close())
 	}
-	v.blocks.endWays()
 	if v.mesh != nil {
-		v.mesh.close()
+		v.mesh.Close()
 	}
 	v.replies.drain()
 	v.stop()
 	v.owned.Wait()
-	errs = append(errs, v.blocks.close(), v.cfg.Data.Close())
+	errs = append(errs, v.payloads.Close(), v.cfg.Data.Close())
 	return errors.Join(errs...)
 }
 

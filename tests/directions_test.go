@@ -40,11 +40,18 @@ var house = map[string]room{
 	"replica":         {rooms: []string{nouns, "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
 	"dgm": {rooms: []string{
 		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica",
+		"dgm/internal/answer", "dgm/internal/memory", "dgm/internal/mesh", "dgm/internal/payload",
 	}},
-	"dgm/dgmtest":   {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
-	"mount":         {rooms: []string{nouns, "dgm", "mount/journal"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
-	"mount/journal": {outside: []string{"golang.org/x/sys"}},
-	"wordcount":     {rooms: []string{nouns, "dgm"}},
+	"dgm/internal/answer": {rooms: []string{nouns, "wire"}},
+	"dgm/internal/memory": {rooms: []string{nouns, "stream", "wire", "file", "dgm/internal/answer"}},
+	"dgm/internal/mesh": {rooms: []string{
+		nouns, "transport", "wire", "persist", "file", "replica", "dgm/internal/answer",
+	}},
+	"dgm/internal/payload": {rooms: []string{nouns, "transport", "wire", "persist", "block", "file"}},
+	"dgm/dgmtest":          {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
+	"mount":                {rooms: []string{nouns, "dgm", "mount/journal"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
+	"mount/journal":        {outside: []string{"golang.org/x/sys"}},
+	"wordcount":            {rooms: []string{nouns, "dgm"}},
 	"cmd/internal/node": { // wires it all
 		rooms:   []string{nouns, "transport", "persist", "dgm", "mount"},
 		outside: []string{"golang.org/x/sys"},
