@@ -235,12 +235,17 @@ func TestSharedFlood(t *testing.T) {
 			<-hold
 		case string(body) == "lone":
 			before <- served.Load()
+		case string(body) == "here":
 		default:
 			served.Add(1)
 		}
 		call.Reply(nil)
 	}))))
 	holder, flooder, lone := wireTo(t, addr), wireTo(t, addr), wireTo(t, addr)
+	for _, w := range []*wirePeer{flooder, lone} { // else the poller may not know them yet
+		w.send(t, frame{id: flood + 1, kind: kindRequest, body: []byte("here")})
+		w.receive(t)
+	}
 	holder.send(t, frame{id: 1, kind: kindRequest, body: []byte("hold")})
 	<-holds
 	var frames []frame
