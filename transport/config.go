@@ -42,6 +42,12 @@ type Config struct {
 	// the others.
 	Shared bool
 
+	// OneWay is for an end that sends all the time and is sent little. Go's runtime
+	// asks the kernel for room to write along with what comes, and a unix socket has
+	// room, and tells so, each time that the peer has read: a wake-up for nothing with
+	// each message. So a poller of the connection's own reads from such a socket.
+	OneWay bool
+
 	// FrameBytesMax bounds one frame, overheadBytes included; 0 is 32 MiB,
 	// which holds gearsfs.BatchRecordsMax records of gearsfs.BatchBytesMax bytes with
 	// the longest names. The smaller of both ends' values counts.

@@ -47,7 +47,7 @@ type Conn struct {
 	notices NoticeHandler // handler, or nil
 	batcher Batcher       // likewise
 
-	// Of a shared connection; what is not polled belongs to the poller's turn.
+	// Of a connection that a poller reads; what is not polled belongs to its turn.
 	polled              *pollSock // nil where the connection has a goroutine of its own
 	again, hungUp, over bool      // in more; the peer has ended; it is not read any more
 
@@ -138,12 +138,21 @@ func (c *Conn) start() {
 }
 
 // share has the connection read by the process's poller, where the socket and
-// both ends allow it. It is called before anybody else knows the connection.
+// both ends allow it, or by one of its own, where that spares wake-ups
+// (Config.OneWay). It is called before anybody else knows the connection.
 func (c *Conn) share() {
-	if c.raw == nil || !c.cfg.Shared || c.theirs.features&featureShared == 0 {
+	join := joinPoller
+	_, unix := c.sock.(*net.UnixConn)
+	switch {
+	case c.raw == nil:
+		return
+	case c.cfg.Shared && c.theirs.features&featureShared != 0:
+	case c.cfg.OneWay && unix:
+		join = newPoller
+	default:
 		return
 	}
-	p, err := joinPoller()
+	p, err := join()
 	if err != nil {
 		return // it is read by a goroutine of its own
 	}

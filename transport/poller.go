@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller reads from the connections that are shared (Config.Shared). They are in
-// an epoll instance of its own, which Go's runtime waits for as for a socket; one
-// goroutine reads once from each connection that has something, handles all that
-// came, and leaves their Batches only then, so that what many clients ask for at
-// once goes on together and wakes others once.
+// poller reads from the connections that are shared (Config.Shared), or from one
+// (Config.OneWay). They are in an epoll instance of its own, which Go's runtime waits
+// for as for a socket; one goroutine reads once from each connection that has
+// something, handles all that came, and leaves their Batches only then, so that what
+// many clients ask for at once goes on together and wakes others once.
 //
 // Invariants:
 //
@@ -34,6 +34,7 @@ type poller struct {
 	raw  syscall.RawConn
 
 	running sync.WaitGroup // pollReaders
+	users   int            // connections; under pollers.mu
 
 	more []*Conn // to be read again; whoever has the turn
 
@@ -55,11 +56,10 @@ const (
 // errEnd is the end of a stream.
 var errEnd = io.EOF
 
-// pollers has the process's poller while connections use it.
+// pollers has the process's poller while connections share it.
 var pollers struct {
-	mu    sync.Mutex
-	p     *poller
-	users int
+	mu sync.Mutex
+	p  *poller
 }
 
 // joinPoller returns the process's poller for a connection, which is to call part
@@ -67,23 +67,24 @@ var pollers struct {
 func joinPoller() (*poller, error) {
 	pollers.mu.Lock()
 	defer pollers.mu.Unlock()
-	if pollers.p == nil {
-		p, err := newPoller()
-		if err != nil {
-			return nil, err
-		}
-		pollers.p = p
+	if p := pollers.p; p != nil {
+		p.users++
+		return p, nil
 	}
-	pollers.users++
-	return pollers.p, nil
+	p, err := newPoller()
+	if err != nil {
+		return nil, err
+	}
+	pollers.p = p
+	return p, nil
 }
 
 // part ends the poller behind its last connection, and waits for that.
 func (p *poller) part() {
 	pollers.mu.Lock()
-	pollers.users--
-	last := pollers.users == 0
-	if last {
+	p.users--
+	last := p.users == 0
+	if last && pollers.p == p {
 		pollers.p = nil
 	}
 	pollers.mu.Unlock()
@@ -101,6 +102,7 @@ func (p *poller) part() {
 	p.running.Wait()
 }
 
+// newPoller is joinPoller for a connection that nobody else is to read with.
 func newPoller() (*poller, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -114,7 +116,7 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	p := &poller{epfd: fd, file: file, raw: raw, conns: make(map[int32]*Conn)}
+	p := &poller{epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn)}
 	p.running.Go(p.newReader().run)
 	return p, nil
 }

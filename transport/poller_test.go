@@ -85,6 +85,49 @@ func TestSharedBySome(t *testing.T) {
 	}
 }
 
+// TestOneWay: over a unix socket a poller of its own reads for the end that says so,
+// which sends more than a socket holds, is answered, and hears of the peer's end.
+func TestOneWay(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		ends := make(chan *Conn, 2)
+		told := make(chan []byte, 64)
+		addr := serveOn(t, network, Config{Shared: true, NewHandler: func(c *Conn) (Handler, error) {
+			ends <- c
+			return toldHandler{echo, told}, nil
+		}})
+		other := dial(t, addr, Config{OneWay: true})
+		c := dial(t, addr, Config{OneWay: true, IdleTimeout: time.Hour})
+		require.Equal(t, network == "unix", c.polled != nil)
+		if c.polled != nil {
+			require.NotSame(t, c.polled.poller, other.polled.poller)
+		}
+		<-ends
+		far := <-ends
+		require.Nil(t, far.polled)
+		for i := range cap(told) {
+			require.NoError(t, c.Notify(bytes.Repeat([]byte{byte(i)}, (i+1)<<12)))
+		}
+		answer, err := c.Call(t.Context(), []byte("a"))
+		require.NoError(t, err)
+		require.Equal(t, "a", string(answer))
+		for i := range cap(told) {
+			require.Equal(t, bytes.Repeat([]byte{byte(i)}, (i+1)<<12), <-told)
+		}
+		far.closeSock()
+		<-c.Done()
+		require.ErrorIs(t, c.Err(), gearsfs.ErrNoNode)
+		_, err = other.Call(t.Context(), nil)
+		require.NoError(t, err)
+	}
+}
+
+type toldHandler struct {
+	Handler
+	told chan<- []byte
+}
+
+func (h toldHandler) Notice(body []byte) { h.told <- body }
+
 // TestSharedEcho has many connections busy at once, some with more than a socket
 // or a read holds, so that both ends wait for room and read in pieces.
 func TestSharedEcho(t *testing.T) {
@@ -192,12 +235,17 @@ func TestSharedFlood(t *testing.T) {
 			<-hold
 		case string(body) == "lone":
 			before <- served.Load()
+		case string(body) == "here":
 		default:
 			served.Add(1)
 		}
 		call.Reply(nil)
 	}))))
 	holder, flooder, lone := wireTo(t, addr), wireTo(t, addr), wireTo(t, addr)
+	for _, w := range []*wirePeer{flooder, lone} { // else the poller may not know them yet
+		w.send(t, frame{id: flood + 1, kind: kindRequest, body: []byte("here")})
+		w.receive(t)
+	}
 	holder.send(t, frame{id: 1, kind: kindRequest, body: []byte("hold")})
 	<-holds
 	var frames []frame

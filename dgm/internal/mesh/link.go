@@ -285,14 +285,36 @@ func (m *Mesh) dial(ctx context.Context, to gearsfs.Member, bulk bool) (*transpo
 	}
 	slices.SortStableFunc(addrs, func(a, b transport.Addr) int { return -cmp.Compare(a.Network, b.Network) })
 	failed := new(unreached)
+	var absent []transport.Addr
 	for _, addr := range addrs {
 		conn, err := m.hail(ctx, addr, to.ID, bulk)
-		if err == nil {
-			return conn, nil
+		switch {
+		case err == nil:
+			return m.nearer(ctx, conn, absent, to.ID, bulk), nil
+		case errors.Is(err, transport.ErrRefused) && addr.Network == "unix":
+			absent = append(absent, addr)
 		}
 		failed.errs = append(failed.errs, err)
 	}
 	return nil, failed
+}
+
+// nearer returns a connection to one of the unix sockets at which nobody listened
+// before conn was made, if somebody does now, else conn. A node makes the socket in
+// its data directory when it is about to serve, but who dials its other addresses
+// while it starts waits for that in their backlog: the link would stay with TCP.
+func (m *Mesh) nearer(ctx context.Context, conn *transport.Conn, absent []transport.Addr, to gearsfs.MemberID, bulk bool) *transport.Conn {
+	for _, addr := range absent {
+		near, err := m.hail(ctx, addr, to, bulk)
+		if err != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), farewellPause)
+		defer cancel()
+		conn.Shutdown(ctx) //nolint:errcheck // nothing is in flight
+		return near
+	}
+	return conn
 }
 
 // hail connects to a member at one address.
@@ -300,7 +322,7 @@ func (m *Mesh) hail(ctx context.Context, addr transport.Addr, to gearsfs.MemberI
 	ctx, cancel := context.WithTimeoutCause(ctx, hailTimeout, gearsfs.ErrNoNode.Because("%s does not answer", addr))
 	defer cancel()
 	cfg := Transport()
-	cfg.TLS = m.cfg.tls
+	cfg.TLS, cfg.OneWay = m.cfg.tls, !bulk
 	conn, err := transport.Dial(ctx, addr, cfg)
 	if err == nil {
 		if err = m.introduce(ctx, conn, to, bulk); err != nil {

@@ -455,6 +455,38 @@ func TestMeshAddresses(t *testing.T) {
 	a.reaches(b)
 }
 
+// A node that is reached over TCP before it has its unix socket is talked with over
+// that from then on.
+func TestMeshNearer(t *testing.T) {
+	a, b := newMeshNode(t, 1), newMeshNode(t, 2)
+	ln, err := transport.Listen(transport.Addr{Network: "tcp", Address: "127.0.0.1:0"})
+	require.NoError(t, err)
+	far := make(chan *transport.Conn, 1)
+	cfg := Transport()
+	cfg.NewHandler = func(conn *transport.Conn) (transport.Handler, error) {
+		b.listen() // it was about to
+		far <- conn
+		return meshHandler{b, &Peer{Conn: conn}}, nil
+	}
+	server, err := transport.Serve(ln, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { server.Close() }) //nolint:errcheck // the test is over
+	b.self.Addrs += "," + ln.Address().String()
+	a.roster.set(2, b.row())
+	b.roster.set(1, a.row())
+	b.mesh.Begin(b.group)
+	a.mesh.Begin(a.group)
+	a.reaches(b)
+	conn, err := (*a.mesh.links.Load())[2].current()
+	require.NoError(t, err)
+	require.Equal(t, transport.PeerUnix, conn.Peer().Kind)
+	<-(<-far).Done()
+	a.mesh.Send(2, [][]byte{[]byte("x")})
+	eventually(t, func() bool { return len(b.group.received()) == 1 }, "nothing came")
+	require.Empty(t, a.group.died)
+	require.Empty(t, b.group.died)
+}
+
 // A node whose log is behind does not know a newer member, which may be the
 // only one that could tell it more.
 func TestMeshGuest(t *testing.T) {
