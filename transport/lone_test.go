@@ -289,16 +289,16 @@ func TestLoneEnd(t *testing.T) {
 // hears hands on what it is told.
 type hears struct {
 	Handler
-	heard chan string
+	hear func(string)
 }
 
-func (h hears) Notice(body []byte) { h.heard <- string(body) }
+func (h hears) Notice(body []byte) { h.hear(string(body)) }
 
 // TestLoneHears: what the far end says by itself is heard while a caller is alone,
 // and afterwards.
 func TestLoneHears(t *testing.T) {
 	heard := make(chan string, 1)
-	loneCalls(t, time.Hour, hears{echo, heard}, func(t *testing.T, l *loneEnds) {
+	loneCalls(t, time.Hour, hears{echo, func(s string) { heard <- s }}, func(t *testing.T, l *loneEnds) {
 		for range 3 {
 			request, out := l.alone(t, "a")
 			l.far.send(t, frame{kind: kindNotice, body: []byte("while")})
@@ -341,6 +341,26 @@ func TestLoneRoom(t *testing.T) {
 			requireAnswer(t, "", done)
 		})
 	}
+}
+
+// TestLoneTurn: nobody has a connection to itself while the poller reads from some.
+func TestLoneTurn(t *testing.T) {
+	holds, hold := make(chan struct{}), make(chan struct{})
+	h := hears{echo, func(string) { // against the rules
+		holds <- struct{}{}
+		<-hold
+	}}
+	loneCalls(t, time.Hour, h, func(t *testing.T, l *loneEnds) {
+		other := dial(t, serveOn(t, "unix", shared(serving(echo))), shared(Config{}))
+		require.Same(t, l.poller, other.polled.poller)
+		l.far.send(t, frame{kind: kindNotice})
+		<-holds
+		out := make(chan outcome, 1)
+		call := other.Start([]byte("a"), func(answer []byte, err error) { out <- outcome{answer, err} })
+		require.False(t, l.poller.claim(call))
+		hold <- struct{}{}
+		requireAnswer(t, "a", out)
+	})
 }
 
 type batcherHandler struct {
