@@ -9,14 +9,14 @@ import (
 )
 
 // A caller whose call is the only one of the process reads its answer itself. By
-// way of the poller an answer passes through three threads, of which each is woken
-// by the one before, and that takes longer than all else that the caller does; the
-// lone caller waits for its socket in a system call and is woken by the kernel
-// alone. The invariants are the poller's.
+// way of the poller an answer passes through threads of which each is woken by the
+// one before, and that takes longer than all else that the caller does; the lone
+// caller waits for its socket in a system call and is woken by the kernel alone. The
+// invariants are the poller's.
 const (
-	// loneWait is up to how long a lone caller keeps a thread. What takes longer
-	// would not be much faster by it.
-	loneWait = time.Millisecond
+	// loneWait is up to how long a lone caller keeps a thread, and may be late to see
+	// that its ctx has ended. What takes longer would not be much faster by it.
+	loneWait = 2 * time.Millisecond
 
 	// calmCalls is how many calls in a row must have had their answers before
 	// another began, once one has not, or has taken longer than loneWait. What
@@ -24,24 +24,23 @@ const (
 	// nothing.
 	calmCalls = 3
 
-	// loneRunMax is after how many calls in a row a lone caller lets others run.
-	// Go's watchdog would take the processor from a goroutine that is not
-	// rescheduled for 10 ms, and then look around every 20 µs for a while.
-	loneRunMax = 16
+	// loneRun is after how long lone callers let others run. From a goroutine that
+	// is not rescheduled for 10 ms Go's watchdog takes the processor while it is in
+	// a system call, and then looks around every 20 µs for a while.
+	loneRun = 4 * time.Millisecond
 )
 
-// Attend waits for the outcome, up to about a millisecond, where the process seems
-// to have no other call under way: the caller then reads from the connection, and
-// what else has come is handled on its goroutine, as done is. Else, and where the
-// outcome is there, it returns at once. It is for who is going to wait anyway, once,
-// right behind Start.
+// Attend waits for the outcome, up to 2 ms, where the process seems to have no other
+// call under way: the caller then reads from the connection, and what else has come
+// is handled on its goroutine, as done is. Else, and where the outcome is there, it
+// returns at once. It is for who is going to wait anyway, once, right behind Start;
+// Call does so by itself.
 func (p *Pending) Attend() {
 	s := p.conn.polled
 	if s == nil || !s.poller.claim(p) {
 		return
 	}
-	run := s.poller.giveBack(p.conn, p.conn.readAlone(p))
-	if run%loneRunMax == 0 {
+	if s.poller.giveBack(p.conn, p.conn.readAlone(p)) {
 		runtime.Gosched()
 	}
 }
@@ -84,12 +83,15 @@ func (p *poller) claim(call *Pending) bool {
 }
 
 // giveBack ends what claim began. What has come and was not read is reported
-// now, and so is the end of the stream. It returns how many claims have ended.
-func (p *poller) giveBack(c *Conn, err error) (claims int) {
+// now, and so is the end of the stream. It tells whether others should run.
+func (p *poller) giveBack(c *Conn, err error) (enough bool) {
+	now := time.Now()
 	p.mu.Lock()
 	p.lone = nil
 	p.claims++
-	claims = p.claims
+	if enough = now.Sub(p.yielded) >= loneRun; enough {
+		p.yielded = now
+	}
 	c.over = err != nil
 	p.watchLocked(c.polled) //nolint:errcheck // as before the claim
 	p.mu.Unlock()
@@ -97,7 +99,7 @@ func (p *poller) giveBack(c *Conn, err error) (claims int) {
 	if err != nil {
 		go c.end(err) // Done is closed behind it
 	}
-	return claims
+	return enough
 }
 
 // underWay tells whether a call is written and has no outcome.

@@ -57,7 +57,8 @@ type poller struct {
 	atRest   bool      // nothing is being read, and more is empty
 	lone     *pollSock // is claimed; nil where none is
 	loneWait time.Duration
-	claims   int // that have ended
+	claims   int       // that have ended
+	yielded  time.Time // when lone callers last let others run
 
 	asked    [1]unix.PollFd // what the lone caller waits for
 	patience unix.Timespec  // and for how long still
