@@ -173,8 +173,12 @@ func (l *callList) remove(c *remoteCall) {
 func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
 	c := &remoteCall{req: req, bytes: req.SizeVT()}
 	c.out = r.outs.Get().(chan remoteOutcome)
-	if err := r.enter(ctx, c); err != nil {
+	under, err := r.enter(ctx, c)
+	if err != nil {
 		return nil, err
+	}
+	if a, ok := under.(attender); ok {
+		a.Attend()
 	}
 	var o remoteOutcome
 	select {
@@ -193,12 +197,18 @@ func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, e
 	return resp, err
 }
 
+// attender is a canceller who gains where the caller does a part of the work that
+// its wait is for.
+type attender interface{ Attend() }
+
+var _ attender = pendingCall{}
+
 // enter admits a call, gives a change its sequence number and sends it where
-// there is a link.
-func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
+// there is a link. What it returns, where that is not nil, is the attempt there.
+func (r *Remote) enter(ctx context.Context, c *remoteCall) (canceller, error) {
 	begun := r.begun(ctx, c.req)
 	if err := ctx.Err(); err != nil && !begun {
-		return err
+		return nil, err
 	}
 	r.mu.Lock()
 	if r.fullLocked(c) {
@@ -214,22 +224,21 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) error {
 		if err == nil || begun {
 			err = gearsfs.ErrClosed
 		}
-		return err
+		return nil, err
 	}
 	if err := r.numberLocked(ctx, c); err != nil {
 		r.mu.Unlock()
-		return err
+		return nil, err
 	}
 	r.calls.add(c)
 	l := r.link
 	if l == nil || r.drained {
 		r.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	attempt := r.giveLocked(c, l)
 	r.mu.Unlock()
-	r.send(c, l, attempt)
-	return nil
+	return r.send(c, l, attempt), nil
 }
 
 func (r *Remote) fullLocked(c *remoteCall) bool {
@@ -253,11 +262,12 @@ func (r *Remote) giveLocked(c *remoteCall, l link) *wire.Request {
 	return attempt
 }
 
-// send starts an attempt on the link that the call was given to.
-func (r *Remote) send(c *remoteCall, l link, attempt *wire.Request) {
+// send starts an attempt on the link that the call was given to, and returns what
+// cancels it.
+func (r *Remote) send(c *remoteCall, l link, attempt *wire.Request) canceller {
 	cancel := l.start(attempt, func(resp *wire.Response) { r.answered(c, l, attempt, resp) })
 	if cancel == nil {
-		return
+		return nil
 	}
 	r.mu.Lock()
 	cancelled := c.cancelled
@@ -268,6 +278,7 @@ func (r *Remote) send(c *remoteCall, l link, attempt *wire.Request) {
 	if cancelled {
 		cancel.cancel(gearsfs.ErrCancelled)
 	}
+	return cancel
 }
 
 // answered takes what a link says of an attempt. One that a lost link, or a

@@ -16,6 +16,8 @@ type Pending struct {
 	done func(answer []byte, err error)
 	// ended gets the outcome instead of done, of a Call.
 	ended chan outcome
+	// number is of the poller's calls, where the connection has one.
+	number uint64
 
 	// Guarded by conn.mu.
 	state      pendingState
@@ -73,6 +75,7 @@ func (c *Conn) Call(ctx context.Context, body []byte) ([]byte, error) {
 	p := c.waiters.Get().(*Pending)
 	p.conn, p.body, p.state, p.cancelled = c, body, pendingWaits, false
 	c.begin(p)
+	p.Attend()
 	var out outcome
 	select {
 	case out = <-p.ended:
@@ -141,6 +144,9 @@ func (c *Conn) endLaterLocked(p *Pending, err error) {
 
 // begin sends p, makes it wait for credit, or refuses it.
 func (c *Conn) begin(p *Pending) {
+	if c.polled != nil {
+		p.number = c.polled.poller.began()
+	}
 	c.mu.Lock()
 	err := c.startErrorLocked()
 	switch {
@@ -225,6 +231,9 @@ func (c *Conn) handleAnswer(id uint64, answer []byte, err error) error {
 	p.state = pendingEnded
 	c.admitLocked()
 	c.mu.Unlock()
+	if c.polled != nil {
+		c.polled.poller.ended(p.number)
+	}
 	p.end(answer, err)
 	return nil
 }

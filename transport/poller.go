@@ -6,7 +6,9 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +30,14 @@ import (
 //     that floods gets one read of each round.
 //  3. A Batch that may wait says so before; the turn then goes to another goroutine
 //     where there are other connections, or when one is added.
+//  4. One caller in the process, the lone one, may have a connection to itself: it
+//     is claimed only while the turn is at rest, so that no connection is being
+//     read or in more, and until it is given back what the turn has of a
+//     connection is the lone caller's, and no round reads from it.
+//  5. The kernel does not report what comes on the lone connection, but the end of
+//     the stream and room to write. Asking for reports again reports what is there
+//     then, so what came between the lone caller's last read and that is not missed.
+//  6. A connection with a Batch is never claimed.
 type poller struct {
 	epfd int
 	file *os.File // the epoll instance
@@ -43,13 +53,25 @@ type poller struct {
 	away  *pollReader     // has the turn, and may be waiting
 	spare *pollReader     // waits for the turn; nil where none does
 	over  bool            // nobody is to wait for it any more
+
+	// Of the lone caller, see lone.go.
+	atRest   bool      // nothing is being read, and more is empty
+	lone     *pollSock // is claimed; nil where none is
+	loneWait time.Duration
+	claims   int       // that have ended
+	yielded  time.Time // when lone callers last let others run
+
+	asked    [1]unix.PollFd // what the lone caller waits for
+	patience unix.Timespec  // and for how long still
+
+	calls  atomic.Uint64 // that were begun
+	unrest atomic.Int32  // calls that are to end undisturbed before one is alone
 }
 
 // What the kernel is to report.
 const (
 	edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
-	wantRead      = syscall.EPOLLIN | syscall.EPOLLRDHUP | edgeTriggered
-	wantBoth      = wantRead | syscall.EPOLLOUT
+	wantRead      = syscall.EPOLLIN | syscall.EPOLLRDHUP
 	hangUp        = syscall.EPOLLRDHUP | syscall.EPOLLHUP | syscall.EPOLLERR
 )
 
@@ -116,14 +138,37 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	p := &poller{epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn)}
+	p := &poller{
+		epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn), atRest: true, loneWait: loneWait,
+	}
 	p.running.Go(p.newReader().run)
 	return p, nil
 }
 
 // want asks the kernel for reports on fd.
 func (p *poller) want(fd, op int, events uint32) error {
-	return syscall.EpollCtl(p.epfd, op, fd, &syscall.EpollEvent{Events: events, Fd: int32(fd)})
+	return syscall.EpollCtl(p.epfd, op, fd, &syscall.EpollEvent{Events: edgeTriggered | events, Fd: int32(fd)})
+}
+
+// watchLocked asks for the reports on s that are wanted now. Those that are due are
+// repeated. It does not wait.
+func (p *poller) watchLocked(s *pollSock) error {
+	var events uint32
+	if p.lone != s {
+		events |= wantRead
+	}
+	if s.stuck {
+		events |= syscall.EPOLLOUT
+	}
+	return p.want(s.fd, syscall.EPOLL_CTL_MOD, events)
+}
+
+// watchRoom says whether somebody waits for room to write.
+func (p *poller) watchRoom(s *pollSock, stuck bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.stuck = stuck
+	return p.watchLocked(s)
 }
 
 // add has c read from. What has come before is reported, too.
@@ -254,6 +299,7 @@ func (r *pollReader) gather() {
 	r.ready, r.p.more = append(r.ready[:0], r.p.more...), r.p.more[:0]
 	r.p.mu.Lock()
 	defer r.p.mu.Unlock()
+	r.p.atRest = false
 	for _, e := range r.events[:r.n] {
 		c := r.p.conns[e.Fd]
 		if c == nil {
@@ -261,6 +307,9 @@ func (r *pollReader) gather() {
 		}
 		if e.Events&(syscall.EPOLLOUT|hangUp) != 0 {
 			c.polled.wakeWriter()
+		}
+		if c.polled == r.p.lone {
+			continue // it is reported again
 		}
 		c.hungUp = c.hungUp || e.Events&hangUp != 0
 		if !c.again && !c.over && e.Events&^syscall.EPOLLOUT != 0 {
@@ -300,6 +349,9 @@ func (r *pollReader) leave() bool {
 	if r.p.away == r {
 		r.p.away = nil
 	}
+	if !r.gone {
+		r.p.atRest = len(r.p.more) == 0
+	}
 	return !r.gone
 }
 
@@ -308,6 +360,9 @@ func (r *pollReader) yield() {
 	p := r.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !r.gone {
+		p.atRest = len(p.more) == 0
+	}
 	switch {
 	case r.gone:
 	case len(p.conns) > 1:

@@ -35,11 +35,16 @@ func wireTo(t *testing.T, addr Addr) *wirePeer {
 	require.NoError(t, err)
 	t.Cleanup(func() { sock.Close() })
 	w := &wirePeer{Conn: sock, in: newFrameReader(frameBytesLimit)}
+	w.greet(t)
+	return w
+}
+
+// greet exchanges HELLOs.
+func (w *wirePeer) greet(t *testing.T) {
 	w.send(t, frame{kind: kindHello, body: hello{
 		features: featureNotices | featureShared, callsMax: 1 << 20, windowBytes: 1 << 30, frameBytes: 1 << 26,
 	}.append(nil)})
 	require.Equal(t, kindHello, w.receive(t).kind)
-	return w
 }
 
 // send returns when the kernel has all frames.

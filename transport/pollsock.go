@@ -34,6 +34,7 @@ type pollSock struct {
 	cut      chan struct{} // closed by Close
 	writable chan struct{} // of capacity 1: look again
 	full     bool          // the reader's: the last Read may have left something
+	stuck    bool          // under poller.mu: somebody waits for writable
 }
 
 // newPollSock takes a socket from Go's runtime. An error leaves it as it was.
@@ -170,7 +171,7 @@ func (r pollRaw) Write(f func(fd uintptr) bool) error {
 	}
 	for {
 		// What became writable since is reported once more.
-		if err := r.poller.want(r.fd, syscall.EPOLL_CTL_MOD, wantBoth); err != nil {
+		if err := r.poller.watchRoom(r.pollSock, true); err != nil {
 			return err
 		}
 		select {
@@ -179,7 +180,7 @@ func (r pollRaw) Write(f func(fd uintptr) bool) error {
 			return net.ErrClosed
 		}
 		if f(uintptr(r.fd)) {
-			return r.poller.want(r.fd, syscall.EPOLL_CTL_MOD, wantRead)
+			return r.poller.watchRoom(r.pollSock, false)
 		}
 	}
 }
