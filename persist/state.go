@@ -72,6 +72,11 @@ const (
 	stateBloomBits    = 10
 	stateMemTables    = 4    // of Options.MemTableBytes; one more stops writes
 	stateValueBytes   = 2048 // larger values go to files of their own, not through each compaction
+
+	// stateFlushBlockBytes is the size of blocks in what a flush writes, the
+	// files of values too, which a take from a long stream reads one behind the
+	// other. What is looked up by itself is in smaller ones after a compaction.
+	stateFlushBlockBytes = 32 << 10
 )
 
 // openState opens the state in dir, as openTables does.
@@ -114,6 +119,7 @@ func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(stateBloomBits)
 	}
+	po.Levels[0].BlockSize = stateFlushBlockBytes
 	po.Experimental.ValueSeparationPolicy = valueSeparation
 	po.Experimental.SpanPolicyFunc = recordsApart
 	return po

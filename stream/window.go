@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/gearsfs/gearsfs"
@@ -34,7 +35,7 @@ func (p *Pool) copy(data []byte) []byte {
 		return nil
 	}
 	if n > chunkRecordMax {
-		return append(make([]byte, 0, n), data...)
+		return bytes.Clone(data) // does not zero it first
 	}
 	if n > cap(p.chunk)-len(p.chunk) {
 		p.chunk = make([]byte, 0, chunkBytes)
