@@ -89,6 +89,8 @@ func (w *window) push(at gearsfs.Place, r *Record) {
 
 func (w *window) front() *windowed { return &w.recs[w.first] }
 
+func (w *window) back() *windowed { return &w.recs[len(w.recs)-1] }
+
 func (w *window) pop() {
 	c := cost(&w.recs[w.first].rec)
 	w.bytes -= c
