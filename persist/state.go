@@ -75,7 +75,7 @@ const (
 
 	// stateFlushBlockBytes is the size of blocks in what a flush writes, the
 	// files of values too, which a take from a long stream reads one behind the
-	// other. What is looked up by itself is in smaller ones after a compaction.
+	// other. What is looked up by itself is in smaller ones once it is compacted.
 	stateFlushBlockBytes = 32 << 10
 )
 
