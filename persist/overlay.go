@@ -30,13 +30,15 @@ const (
 //  2. What is committed here moves as a whole, in one batch: Pebble, which may
 //     flush behind any batch, always has the rows as they were after some Commit.
 //  3. Whoever reads otherwise than by Get reads Pebble, and has all rows moved
-//     there before.
+//     there before; but what scans tables of which no row is here reads them as
+//     they are.
 type overlay struct {
 	index  map[string]int // of rows
 	rows   []overlayRow
 	open   []int           // the rows that the open batch changes
 	keys   strings.Builder // of rows; what was handed out of it stays
 	values []byte          // of rows; there is no other memory for them
+	tables [256]int        // how many rows are of each table, by the first byte of its keys
 }
 
 // overlayRow is a row as it was committed and as the open batch leaves it.
@@ -103,6 +105,7 @@ func (o *overlay) add(key []byte, absent bool) int {
 	o.keys.Write(key)
 	kept := o.keys.String()[at:]
 	o.index[kept] = len(o.rows)
+	o.tables[tableByte(kept)]++
 	o.rows = append(o.rows, overlayRow{key: kept, absent: absent})
 	return len(o.rows) - 1
 }
@@ -171,6 +174,28 @@ func (r *overlayRow) put(b *pebble.Batch, c *change) error {
 	return nil
 }
 
+// tableByte is the byte of a key that names its table.
+func tableByte[K string | []byte](key K) byte {
+	if len(key) == 0 {
+		return 0
+	}
+	return key[0]
+}
+
+// mayTouch reports whether a row of a table that [lo, hi) has a part of is here.
+func (o *overlay) mayTouch(lo, hi []byte) bool {
+	from, to := tableByte(lo), tableByte(hi)
+	if len(hi) == 0 {
+		to = 255
+	}
+	for t := int(from); t <= int(to); t++ {
+		if o.tables[t] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // moved says that Pebble has what is committed.
 func (o *overlay) moved() {
 	if len(o.open) == 0 {
@@ -190,6 +215,7 @@ func (o *overlay) moved() {
 func (o *overlay) clear() {
 	clear(o.index)
 	clear(o.rows)
+	o.tables = [256]int{}
 	o.rows, o.open, o.values = o.rows[:0], o.open[:0], o.values[:0]
 }
 

@@ -94,6 +94,9 @@ func TestOverlayCrashes(t *testing.T) {
 			switch rng.IntN(400) {
 			case 0:
 				requireRows(t, s, rows, "000", "zzz", rng)
+			case 3, 4: // one table
+				table := rng.IntN(3)
+				requireRows(t, s, rows, fmt.Sprint(table), fmt.Sprint(table+1), rng)
 			case 1:
 				view := s.View()
 				requireRows(t, view, h.committed[n-1], "000", "zzz", rng)
@@ -168,6 +171,36 @@ func TestOverlayForgetsShortLives(t *testing.T) {
 	require.NoError(t, s.overlay.putCommitted(b))
 	require.EqualValues(t, 1, b.Count())
 	require.NoError(t, b.Close())
+	require.NoError(t, s.close())
+}
+
+// TestOverlayStaysBehindScansOfOthers: rows move when their table is scanned, and
+// not when others are.
+func TestOverlayStaysBehindScansOfOthers(t *testing.T) {
+	s := newState(t, vfs.NewMem())
+	count := func(lo, hi string) (n int) {
+		it, err := s.Scan([]byte(lo), []byte(hi))
+		require.NoError(t, err)
+		for ok := it.First(); ok; ok = it.Next() {
+			n++
+		}
+		require.NoError(t, it.Close())
+		return n
+	}
+	s.Set([]byte("c1"), []byte("committed"))
+	require.NoError(t, s.Commit())
+	s.Set([]byte("c2"), []byte("open"))
+	require.Zero(t, count("a", "b9"))
+	require.Zero(t, count("d", "e"))
+	require.Len(t, s.overlay.rows, 2)
+	require.True(t, s.batch.Empty())
+	require.Equal(t, 1, count("c11", "d"), "its own changes too")
+	require.Empty(t, s.overlay.rows)
+	require.NoError(t, s.Commit())
+	s.Set([]byte("e"), nil)
+	require.Equal(t, 2, count("c", "d"))
+	require.Len(t, s.overlay.rows, 1)
+	require.Equal(t, 3, count("c", "z"))
 	require.NoError(t, s.close())
 }
 

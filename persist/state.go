@@ -41,8 +41,8 @@ type View = interface {
 //
 // What was committed is at first in an overlay, and moves into Pebble when that
 // is full, or a reader needs all rows in order. An entry that does not fit, or
-// scans rows or deletes ranges of them after changes of its own, has its changes
-// in an indexed batch of Pebble's from there on:
+// scans tables of which rows have changed or deletes ranges of rows after changes
+// of its own, has its changes in an indexed batch of Pebble's from there on:
 //
 //	Set, Add, Delete -> overlay, open -> Commit -> overlay, committed -> moveLocked -> Pebble
 //	                        settle -> batch -> Commit -> Pebble
@@ -72,6 +72,11 @@ const (
 	stateBloomBits    = 10
 	stateMemTables    = 4    // of Options.MemTableBytes; one more stops writes
 	stateValueBytes   = 2048 // larger values go to files of their own, not through each compaction
+
+	// stateFlushBlockBytes is the size of blocks in what a flush writes, the
+	// files of values too, which a take from a long stream reads one behind the
+	// other. What is looked up by itself is in smaller ones once it is compacted.
+	stateFlushBlockBytes = 32 << 10
 )
 
 // openState opens the state in dir, as openTables does.
@@ -114,8 +119,25 @@ func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(stateBloomBits)
 	}
+	po.Levels[0].BlockSize = stateFlushBlockBytes
 	po.Experimental.ValueSeparationPolicy = valueSeparation
+	po.Experimental.SpanPolicyFunc = recordsApart
 	return po
+}
+
+// recordsApart has Pebble end a file in front of the records' table and behind
+// it. New records lie behind those that are there, but the rows of streams and
+// sessions, which each flush has too, lie everywhere: in one file with these,
+// each compaction of them would write the rows of all records that are there
+// again. So a file of records that overlaps no other moves down as it is.
+func recordsApart(from []byte) (policy pebble.SpanPolicy, end []byte, err error) {
+	switch t := byte(TableRecord); {
+	case len(from) == 0 || from[0] < t:
+		end = []byte{t}
+	case from[0] == t:
+		end = []byte{t + 1}
+	}
+	return policy, end, nil
 }
 
 // markerFS makes the names of other files durable before that of a marker.
@@ -175,6 +197,8 @@ func openPebble(dir string, po *pebble.Options, faults *faults) (*pebble.DB, err
 	}
 	done := make(chan opened, 1)
 	failed := faults.next()
+	compactions := newCompactions()
+	po.Experimental.CompactionScheduler = compactions
 	go func() {
 		defer close(done)
 		defer func() { // Pebble panics where it can't sync its directory
@@ -188,6 +212,9 @@ func openPebble(dir string, po *pebble.Options, faults *faults) (*pebble.DB, err
 	select {
 	case o, ok := <-done:
 		if ok {
+			if o.err == nil {
+				compactions.opened()
+			}
 			return o.db, o.err
 		}
 	case <-failed:
@@ -233,8 +260,13 @@ func (s *State) Get(key, buf []byte) ([]byte, bool, error) {
 // Scan iterates over [lo, hi) of the state with the open batch as of the call.
 // The iterator must be closed before Commit.
 func (s *State) Scan(lo, hi []byte) (Iterator, error) {
-	if err := s.settle(); err != nil {
-		return nil, err
+	s.mu.Lock()
+	whole := !s.overlay.mayTouch(lo, hi)
+	s.mu.Unlock()
+	if !whole {
+		if err := s.settle(); err != nil {
+			return nil, err
+		}
 	}
 	if s.batch.Empty() {
 		return scan(s.tables.db, lo, hi)

@@ -27,7 +27,7 @@ func (q *Queue) DropOldest(n, bytes uint64) error {
 func (q *Queue) dropFirst() error {
 	at, isOut := q.outs.min()
 	if q.fresh() > 0 && (!isOut || !at.Less(q.s.Cursor)) {
-		if err := q.fill(); err != nil {
+		if err := q.fill(1); err != nil {
 			return err
 		}
 		if front := q.window.front().at; !isOut || front.Less(at) {
@@ -75,7 +75,7 @@ func (q *Queue) Front() (time uint64, err error) {
 		rec, err := q.rows.Get(at)
 		return rec.Time, err
 	}
-	if err := q.fill(); err != nil {
+	if err := q.fill(1); err != nil {
 		return 0, err
 	}
 	return q.window.front().rec.Time, nil

@@ -46,7 +46,7 @@ func (q *Queue) loseAll() error {
 	}
 	first := q.s.NextSeq
 	if q.fresh() > 0 {
-		if err := q.fill(); err != nil {
+		if err := q.fill(1); err != nil {
 			return err
 		}
 		first = q.window.front().at.Seq

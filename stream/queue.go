@@ -117,12 +117,17 @@ func (q *Queue) fresh() uint64 { return q.s.Ready - q.s.Returned }
 func (q *Queue) windowIsWhole() bool { return uint64(q.window.len()) == q.fresh() }
 
 // fill makes sure that the window holds the first ready record from the cursor
-// on. There must be one.
-func (q *Queue) fill() error {
-	if q.window.len() > 0 {
-		return nil
+// on, of which there must be one; and the first n of them, where more than half
+// of the window is free.
+func (q *Queue) fill(n int) error {
+	from := q.s.Cursor
+	if have := q.window.len(); have > 0 {
+		if have >= n || q.windowIsWhole() || q.window.bytes > windowBytesMax/2 {
+			return nil
+		}
+		from = next(q.window.back().at)
 	}
-	err := q.rows.Scan(q.s.Cursor, placeMax, func(at gearsfs.Place, r *Record) bool {
+	err := q.rows.Scan(from, placeMax, func(at gearsfs.Place, r *Record) bool {
 		if q.waits(at) {
 			return true
 		}
@@ -207,7 +212,7 @@ func (q *Queue) hand(dst []Taken, limit int, h *handing) ([]Taken, error) {
 
 // handFresh hands out the record at the cursor.
 func (q *Queue) handFresh(h *handing, must bool) (t Taken, ok bool, err error) {
-	if err := q.fill(); err != nil {
+	if err := q.fill(1); err != nil {
 		return t, false, err
 	}
 	w := q.window.front()
@@ -365,7 +370,7 @@ func (q *Queue) moveHead() error {
 		q.s.Head = q.s.End()
 		return nil
 	}
-	if err := q.fill(); err != nil {
+	if err := q.fill(1); err != nil {
 		return err
 	}
 	q.s.Head = q.window.front().at
@@ -381,9 +386,7 @@ func (q *Queue) Forget(from, to gearsfs.Place) {
 	if q.s.Cleaned.Less(to) {
 		to = q.s.Cleaned
 	}
-	if from.Less(to) {
-		q.rows.Discard(from, to)
-	}
+	q.discard(from, to)
 }
 
 // Clean removes the rows of records that are gone, once there are enough. It is
@@ -394,7 +397,8 @@ func (q *Queue) Clean() {
 		return
 	}
 	from, to, ranges, left := q.s.Cleaned, q.s.Cursor, 0, uint64(0)
-	for at := range q.outs.from(from) {
+	bare := from // as from, but behind the bytes of the record in front of it
+	for at, out := range q.outs.from(from) {
 		if !at.Less(to) {
 			break
 		}
@@ -403,14 +407,23 @@ func (q *Queue) Clean() {
 			break
 		}
 		if from.Less(at) {
-			q.rows.Discard(from, at)
+			q.discard(bare, at)
 			ranges++
 		}
 		from = next(at)
+		if bare = from; !q.s.Blocks { // else a row right behind may have a lower seq
+			bare.Pos += gearsfs.Pos(out.Bytes)
+		}
 	}
+	q.discard(bare, to)
+	q.s.Cleaned = to
+	q.s.Dead = left
+}
+
+// discard discards the rows in [from, to), if there can be any: a range deletion
+// of none costs as much as one of many.
+func (q *Queue) discard(from, to gearsfs.Place) {
 	if from.Less(to) {
 		q.rows.Discard(from, to)
 	}
-	q.s.Cleaned = to
-	q.s.Dead = left
 }

@@ -227,6 +227,73 @@ func TestCleaningKeepsWhatIsAhead(t *testing.T) {
 	require.Len(t, taken, 3)
 }
 
+// counted are rows that count what is asked of them.
+type counted struct {
+	*Memory
+	scans, discards int
+}
+
+func (c *counted) Scan(from, to gearsfs.Place, yield func(gearsfs.Place, *Record) bool) error {
+	c.scans++
+	return c.Memory.Scan(from, to, yield)
+}
+
+func (c *counted) Discard(from, to gearsfs.Place) {
+	c.discards++
+	c.Memory.Discard(from, to)
+}
+
+// Leased records that follow each other have nothing between them to delete.
+func TestCleaningDeletesNoEmptyRanges(t *testing.T) {
+	for _, size := range []int{0, 1, 100} {
+		c := &counted{Memory: new(Memory)}
+		q, err := NewQueue(NewState(), c, NewPool(1<<20))
+		require.NoError(t, err)
+		for range 3 * cleanEvery {
+			q.Append(make([]byte, size), "", 0)
+		}
+		fence, live := uint64(1), 0
+		for i := range 2 * cleanEvery {
+			if i/100%40 == 0 { // runs of leased ones
+				_, err = q.Lease(nil, 1, 1, Grant{Fence: fence})
+				fence++
+				live++
+			} else {
+				_, err = q.Take(nil, 1, 1, false)
+			}
+			require.NoError(t, err)
+		}
+		q.Clean()
+		require.LessOrEqual(t, c.discards, live/100+1, "records of %d bytes", size)
+		require.Equal(t, cleanEvery+live, c.rows.len())
+	}
+}
+
+// Who measures what it takes next reads the rows once.
+func TestMeasuringReadsIntoTheWindow(t *testing.T) {
+	const n, each = 10_000, 60
+	c := &counted{Memory: new(Memory)}
+	q, err := NewQueue(NewState(), c, NewPool(1<<20))
+	require.NoError(t, err)
+	for range n {
+		q.Append([]byte("0123456789"), "", 0)
+	}
+	q.DropWindow()
+	c.scans = 0
+	for i := 0; i < n; i += each {
+		count := min(each, n-i)
+		bytes, err := q.Measure(uint64(count), 1<<20)
+		require.NoError(t, err)
+		require.EqualValues(t, 10*count, bytes)
+		taken, err := q.Lease(nil, count, 1<<20, Grant{Fence: uint64(i + 1)})
+		require.NoError(t, err)
+		require.Len(t, taken, count)
+		require.EqualValues(t, i+1, taken[0].Place.Seq)
+		require.EqualValues(t, i+count, taken[count-1].Place.Seq)
+	}
+	require.LessOrEqual(t, c.scans, n/(windowRecordsMax-each)+1)
+}
+
 func TestSortedAgainstSlice(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

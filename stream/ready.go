@@ -34,6 +34,11 @@ func (q *Queue) Measure(n, bytesMax uint64) (bytes uint64, err error) {
 	if n == 0 {
 		return 0, nil
 	}
+	if fresh := q.fresh(); fresh > 0 { // who measures takes next
+		if err := q.fill(int(min(n, fresh))); err != nil {
+			return 0, err
+		}
+	}
 	err = q.EachReady(func(_ gearsfs.Place, r *Record) bool {
 		bytes += uint64(r.Len())
 		n--
@@ -51,7 +56,7 @@ func (q *Queue) First() (at gearsfs.Place, ok bool, err error) {
 	if q.fresh() == 0 {
 		return at, false, nil
 	}
-	if err := q.fill(); err != nil {
+	if err := q.fill(1); err != nil {
 		return at, false, err
 	}
 	return q.window.front().at, true, nil

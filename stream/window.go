@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/gearsfs/gearsfs"
@@ -34,7 +35,7 @@ func (p *Pool) copy(data []byte) []byte {
 		return nil
 	}
 	if n > chunkRecordMax {
-		return append(make([]byte, 0, n), data...)
+		return bytes.Clone(data) // does not zero it first
 	}
 	if n > cap(p.chunk)-len(p.chunk) {
 		p.chunk = make([]byte, 0, chunkBytes)
@@ -87,6 +88,8 @@ func (w *window) push(at gearsfs.Place, r *Record) {
 }
 
 func (w *window) front() *windowed { return &w.recs[w.first] }
+
+func (w *window) back() *windowed { return &w.recs[len(w.recs)-1] }
 
 func (w *window) pop() {
 	c := cost(&w.recs[w.first].rec)
