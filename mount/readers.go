@@ -44,7 +44,8 @@ type readers struct {
 	loops sync.WaitGroup
 
 	mu      sync.Mutex
-	waiting int    // readers that are in read(2), or about to be
+	waiting int // readers that are in read(2), or about to be
+	idle    []*reader
 	kept    bool   // a handler keeps the place of the reader
 	reads   uint64 // requests that were read
 	thread  uint32 // that sent the last of them
@@ -60,10 +61,12 @@ type readers struct {
 const (
 	// rowLeast is how many requests in a row come from one thread before it counts
 	// as alone.
-	rowLeast = 8
-	// waitingMax is how many wait for requests of several threads: one for the next
-	// and one for that behind it.
-	waitingMax = 2
+	rowLeast = 16
+	// waitingMax is how many wait for requests of several threads.
+	waitingMax = 4
+	// idleMax is how many are kept that nobody needs now: to start one anew costs as
+	// much as a request, as its stack has to grow.
+	idleMax = 16
 	// patience is how long a handler that keeps the place may take, and twice that
 	// at the most.
 	patience = 5 * time.Millisecond
@@ -97,13 +100,43 @@ func (r *readers) serve() {
 
 func (r *readers) startLocked() {
 	r.waiting++
-	r.loops.Go(r.run)
+	if last := len(r.idle) - 1; last >= 0 {
+		r.idle[last].needed <- struct{}{}
+		r.idle = r.idle[:last]
+		return
+	}
+	r.loops.Go(func() {
+		me := &reader{needed: make(chan struct{}, 1), answer: newAnswer(0)}
+		for me.read(r) && r.rest(me) {
+		}
+	})
 }
 
-// run is a reader, as long as it is needed.
-func (r *readers) run() {
+// rest returns when a reader that was not needed is, or false where it is not any
+// more.
+func (r *readers) rest(me *reader) bool {
+	r.mu.Lock()
+	if r.ended || len(r.idle) == idleMax {
+		r.mu.Unlock()
+		return false
+	}
+	r.idle = append(r.idle, me)
+	r.mu.Unlock()
+	_, needed := <-me.needed
+	return needed
+}
+
+// reader is one of readers.
+type reader struct {
+	needed  chan struct{} // it is taken from the idle ones; closed at the end
+	answer  []byte        // has room for most answers
+	request [pageBytes]byte
+}
+
+// read reads and answers requests as long as that is needed; it returns false
+// where there are no more.
+func (me *reader) read(r *readers) bool {
 	buf := r.buffer()
-	small := newAnswer(0)
 	for {
 		n, err := unix.Read(r.conn, buf)
 		switch {
@@ -112,22 +145,22 @@ func (r *readers) run() {
 			continue // ENOENT: it was interrupted before it was read
 		default:
 			r.end(err)
-			return
+			return false
 		}
 		request := buf[:n]
 		in := (*fuse.InHeader)(unsafe.Pointer(&request[0]))
 		keeps := r.took(in)
-		if !keeps && n <= pageBytes { // what may take long does so without the buffer
-			request = append(make([]byte, 0, n), request...)
+		if !keeps && n <= len(me.request) { // what may take long does so without the buffer
+			request = me.request[:copy(me.request[:], request)]
 			r.giveBack(buf)
 			buf = nil
 		}
-		r.handle(request, small)
+		r.handle(request, me.answer)
 		if !r.returns(request, keeps) {
 			if buf != nil {
 				r.giveBack(buf)
 			}
-			return
+			return true
 		}
 		if buf == nil {
 			buf = r.buffer()
@@ -217,6 +250,10 @@ func (r *readers) end(err error) {
 	for unique := range r.running {
 		running = append(running, unique)
 	}
+	for _, idle := range r.idle {
+		close(idle.needed)
+	}
+	r.idle = nil
 	r.mu.Unlock()
 	if first && !errors.Is(err, unix.ENODEV) {
 		r.log.Error("the kernel's requests can't be read", "err", err)
