@@ -506,19 +506,10 @@ func (s *server) settleNamed(dir gearsfs.Ino, in string) error {
 	return s.settleAll(s.ctx)
 }
 
-// Requests that settle sees to elsewhere, or for all files (enum fuse_opcode in
-// include/uapi/linux/fuse.h).
-const (
-	opSetAttr     = 4
-	opWrite       = 16
-	opGetXattr    = 22
-	opReadDirPlus = 44
-)
-
 // settleFor keeps invariant 2 of held for a request. Where it is interrupted
 // the handler finds its context ended.
 func (s *server) settleFor(in *fuse.InHeader) error {
-	switch {
+	switch { // what is missing here is seen to elsewhere
 	case s.held.busy.Load() == 0 || in.Opcode == opWrite || in.Opcode == opSetAttr || in.Opcode == opGetXattr:
 		return nil
 	case in.Opcode == opReadDirPlus || isControl(in.NodeId):

@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
-	"sync"
 	"testing"
 	"unsafe"
 
@@ -196,12 +195,12 @@ func TestReadsAreResident(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	b := birth{init: slices.Clone(bytesOf(&in))}
-	kernel, err := connect(fuse.NewDefaultRawFileSystem(), conn, &b, &fuse.MountOptions{MaxWrite: writeMax})
+	kernel, _, err := connect(fuse.NewDefaultRawFileSystem(), conn, &b, &fuse.MountOptions{MaxWrite: writeMax})
 	require.NoError(t, err)
-	pool := (*sync.Pool)(reflect.ValueOf(kernel).Elem().FieldByName("readPool").Addr().UnsafePointer())
+	r := newReaders(int(conn.Fd()), kernel, writeMax, func() bool { return false }, slog.Default())
 	var all [][]byte
 	for range 16 {
-		buf := pool.Get().([]byte)
+		buf := r.buffer()
 		require.GreaterOrEqual(t, len(buf), writeMax)
 		all = append(all, buf)
 	}

@@ -132,6 +132,7 @@ func mountWith(t *testing.T, m dgm.Manager, dir, options string, change func(*mo
 	o, err := mount.ParseOptions(options)
 	require.NoError(t, err)
 	o.Node = "unix:/test.sock"
+	o.Several = func() bool { return false }
 	change(&o)
 	mt, err := mount.New(t.Context(), m, dir, o)
 	require.NoError(t, err)

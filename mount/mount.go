@@ -108,7 +108,7 @@ func (mt *Mount) start(o Options) error {
 	}
 	s.believe.conn, s.believe.send = conn, o.Notify
 	s.writeMax = b.writeMax
-	kernel, err := connect(entrance{s}, conn, &b, s.fuseOptions())
+	fuseServer, flags, err := connect(entrance{s}, conn, &b, s.fuseOptions())
 	if err != nil {
 		conn.Close()
 		err = fmt.Errorf("mount on %s: %w", mt.dir, err)
@@ -117,8 +117,8 @@ func (mt *Mount) start(o Options) error {
 		}
 		return err
 	}
-	// What was not agreed on is not in the INIT that a next process is given.
-	s.xattrFlags = kernel.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
+	s.xattrFlags = flags&fuse.CAP_SETXATTR_EXT != 0
+	kernel := newReaders(int(conn.Fd()), fuseServer, b.writeMax, s.waitsForNobody, s.log)
 	if o.Succession.takesOver() {
 		return mt.resume(kernel, o.Succession.legacy)
 	}
@@ -150,7 +150,7 @@ func (mt *Mount) start(o Options) error {
 }
 
 // resume goes on with what the process before has left.
-func (mt *Mount) resume(kernel *fuse.Server, l *legacy) error {
+func (mt *Mount) resume(kernel *readers, l *legacy) error {
 	mt.device = l.birth.device
 	mt.server.restore(l)
 	err := mt.server.believe.notifyHere(noticeResend, nil)
@@ -175,7 +175,7 @@ func duplicate(f *os.File) (*os.File, error) {
 
 // serve owns the mount's goroutines; it ends when the kernel has let go of the
 // connection.
-func (mt *Mount) serve(kernel *fuse.Server) {
+func (mt *Mount) serve(kernel *readers) {
 	s := mt.server
 	s.believe.epochs = s.believe.notifyEpoch()
 	var workers sync.WaitGroup
@@ -184,12 +184,17 @@ func (mt *Mount) serve(kernel *fuse.Server) {
 	workers.Go(func() { s.watch(s.life) })
 	workers.Go(func() { s.calls.watch(s.life) })
 	workers.Go(func() { s.sendHeld(s.life) })
-	kernel.Serve()
+	kernel.serve()
+	s.OnUnmount()
 	s.cancel()
 	workers.Wait()
 	s.believe.conn.Close() // nothing is written that could be lost
 	close(mt.done)
 }
+
+// waitsForNobody says that handlers ask a node in this process, and that waits for
+// no other.
+func (s *server) waitsForNobody() bool { return s.o.Several != nil && !s.o.Several() }
 
 func (s *server) fuseOptions() *fuse.MountOptions {
 	level := slog.LevelDebug
@@ -205,9 +210,6 @@ func (s *server) fuseOptions() *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		EnableLocks:              true,
 		EnableAcl:                true,
-		// What is read is in memory, so there is nothing to splice; trying costs a
-		// pipe and three system calls for each READ.
-		DisableSplice: true,
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK | fuse.CAP_HAS_RESEND | fuse.CAP_SETXATTR_EXT |
 			fuse.CAP_DIRECT_IO_ALLOW_MMAP, // appending handles are past the cache, and mapped all the same
 		Debug:  s.o.Debug,

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"reflect"
-	"sync"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -73,75 +71,40 @@ func (s *Succession) Resends() bool { return s.legacy.birth.resends }
 // initBytesMax is room for the kernel's INIT, and for the answer.
 const initBytesMax = 64 << 10
 
-// connect makes a go-fuse server for a connection. go-fuse reads INIT from the
-// descriptor that it is given, and only once: so it gets a socket first, with
-// the INIT that the kernel has sent or had sent, and then the connection in the
-// socket's place. The answer goes to the kernel where that waits for it.
-func connect(fs fuse.RawFileSystem, conn *os.File, b *birth, opts *fuse.MountOptions) (*fuse.Server, error) {
+// connect makes what answers a connection's requests, and returns the flags that
+// it has agreed on with the kernel: by the INIT that the kernel has sent, or had
+// sent to the process before. The answer goes to the kernel where that waits for it.
+func connect(fs fuse.RawFileSystem, conn *os.File, b *birth, opts *fuse.MountOptions) (*fuse.ProtocolServer, uint64, error) {
 	first := b.init == nil
 	request := b.init
 	if first {
 		buf := make([]byte, max(initBytesMax, opts.MaxWrite+initBytesMax))
 		n, err := readRetry(int(conn.Fd()), buf)
 		if err != nil {
-			return nil, fmt.Errorf("read INIT: %w", err)
+			return nil, 0, fmt.Errorf("read INIT: %w", err)
 		}
 		request = buf[:n]
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
-	}
-	defer unix.Close(pair[1])
-	if _, err := unix.Write(pair[1], request); err != nil {
-		unix.Close(pair[0])
-		return nil, fmt.Errorf("hand INIT on: %w", err)
-	}
-	kernel, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", pair[0]), opts) // closes it where it fails
-	if err != nil {
-		return nil, err
-	}
+	kernel := fuse.NewProtocolServer(fs, opts)
 	answer := make([]byte, initBytesMax)
-	n, err := readRetry(pair[1], answer)
-	if err == nil && first {
-		if _, err = unix.Write(int(conn.Fd()), answer[:n]); err == nil {
-			b.agreed(request, answer[:n])
+	n, st := kernel.HandleRequest([][]byte{request}, [][]byte{answer})
+	answer = answer[:n]
+	var head fuse.OutHeader
+	copy(bytesOf(&head), answer)
+	if st == fuse.OK {
+		st = fuse.Status(-head.Status)
+	}
+	if st != fuse.OK {
+		return nil, 0, fmt.Errorf("answer INIT: %w", unix.Errno(st))
+	}
+	flags := agreed(request, answer)
+	if first {
+		if _, err := unix.Write(int(conn.Fd()), answer); err != nil {
+			return nil, 0, fmt.Errorf("answer INIT: %w", err)
 		}
+		b.agreed(request, flags)
 	}
-	if err == nil {
-		err = residentReads(kernel)
-	}
-	if err == nil {
-		err = unix.Dup3(int(conn.Fd()), pair[0], unix.O_CLOEXEC)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("answer INIT: %w", err) // the descriptor goes with the process
-	}
-	return kernel, nil
-}
-
-// residentReads makes go-fuse read requests into memory that is there. A thread
-// that waits for a request while its process is killed still reads one that
-// comes: into memory that is there, and the request is sent again to the next
-// process. Where a page is missing the kernel can't bring it for a dying thread
-// and fails the request, which nobody has seen, with EIO.
-func residentReads(kernel *fuse.Server) error {
-	field := reflect.ValueOf(kernel).Elem().FieldByName("readPool") // there is no way in that is exported
-	if !field.IsValid() || field.Type() != reflect.TypeFor[sync.Pool]() {
-		return errors.New("this version of go-fuse keeps the buffers that it reads into elsewhere")
-	}
-	pool := (*sync.Pool)(field.Addr().UnsafePointer())
-	fresh := pool.New
-	*pool = sync.Pool{New: func() any { // and without what it held
-		buf := fresh()
-		if b, ok := buf.([]byte); ok {
-			for page := unix.Getpagesize(); len(b) > 0; b = b[min(page, len(b)):] {
-				b[0], b[min(page, len(b))-1] = 0, 0
-			}
-		}
-		return buf
-	}}
-	return nil
+	return kernel, flags, nil
 }
 
 func readRetry(fd int, buf []byte) (int, error) {
@@ -153,20 +116,23 @@ func readRetry(fd int, buf []byte) (int, error) {
 	}
 }
 
-// agreed keeps the kernel's INIT for the next process, which must come to the
-// same agreement, so without what was declined.
-func (b *birth) agreed(request, answer []byte) {
-	const header = 16 // of an answer
+// agreed is what both sides of an INIT can do.
+func agreed(request, answer []byte) uint64 {
 	var in fuse.InitIn
 	var out fuse.InitOut
 	copy(bytesOf(&in), request)
-	if len(answer) > header {
-		copy(bytesOf(&out), answer[header:])
-	}
-	flags := in.Flags64() & (out.Flags64() | fuse.CAP_INIT_EXT)
+	copy(bytesOf(&out), answer[unsafe.Sizeof(fuse.OutHeader{}):])
+	return in.Flags64() & (out.Flags64() | fuse.CAP_INIT_EXT)
+}
+
+// agreed keeps the kernel's INIT for the next process, which must come to the
+// same agreement, so without what was declined.
+func (b *birth) agreed(request []byte, flags uint64) {
+	var in fuse.InitIn
+	copy(bytesOf(&in), request)
 	in.Flags, in.Flags2 = uint32(flags), uint32(flags>>32)
 	b.init = append([]byte(nil), bytesOf(&in)[:min(len(request), int(unsafe.Sizeof(in)))]...)
-	b.resends = out.Flags64()&fuse.CAP_HAS_RESEND != 0
+	b.resends = flags&fuse.CAP_HAS_RESEND != 0
 }
 
 // ErrNoSupervisor says that nobody keeps the mount for another process.
