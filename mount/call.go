@@ -22,11 +22,11 @@ type call struct {
 
 	// What the next process has to know, where there is a keeper.
 	once     dgm.Once
-	numbered bool   // it has made a change
-	effects  []byte // on what the mount keeps; see keep.go
-	reply    []byte // into which the handler answers
-	turns    []turn // of handles, which end when the entry is written: so entries are in the order of what they tell
-	known    bool   // it was answered before
+	numbered bool    // it has made a change
+	effects  []byte  // on what the mount keeps; see keep.go
+	reply    []byte  // into which the handler answers
+	turns    []ender // end when the entry is written: so entries are in the order of what they tell
+	known    bool    // it was answered before
 	status   fuse.Status
 
 	prev, next *call // in calls
@@ -37,6 +37,11 @@ type call struct {
 }
 
 var _ context.Context = (*call)(nil)
+
+// ender is what others wait for until it ends: a turn of a handle, or a giving.
+type ender interface{ end() }
+
+var _, _ ender = turn(nil), (*giving)(nil)
 
 // Deadline implements context.Context.
 func (c *call) Deadline() (time.Time, bool) { return time.Time{}, false }

@@ -193,8 +193,8 @@ func (c *call) leave() {
 	c.calls.remove(c)
 }
 
-// endTurn ends a turn with the request.
-func (s *server) endTurn(t turn) {
+// endTurn ends a turn, or a giving, with the request.
+func (s *server) endTurn(t ender) {
 	if s.call == nil {
 		t.end()
 		return
