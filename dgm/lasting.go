@@ -46,6 +46,9 @@ type Once struct {
 	Record func(Numbered)
 	// Before are the changes that an earlier process has recorded.
 	Before []Numbered
+	// Patient says that its changes wait for a lost node for as long as their
+	// context lasts.
+	Patient bool
 
 	held   []uint64
 	remote *Remote

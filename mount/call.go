@@ -86,6 +86,38 @@ func (c *call) end(err error) {
 	}
 }
 
+// closing returns the server for a close(2) that commits something, and can't be made
+// again: a signal that does not end its process, as those by which Go's runtime stops
+// its threads, is no reason to give up what was written. It ends with the mount, when
+// the process is being killed, or when nobody waits for the answer any more. stop
+// must be called before the handler returns.
+func (s *server) closing(thread uint32) (closing *server, stop func()) {
+	ctx, end := context.WithCancel(context.WithoutCancel(s.ctx))
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-s.ctx.Done():
+		case <-ctx.Done():
+			return
+		}
+		defer end()
+		ticker := time.NewTicker(beat)
+		defer ticker.Stop()
+		for !killed(thread) && s.believe.connected() {
+			select {
+			case <-ticker.C:
+			case <-s.life.Done():
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	patient := *s
+	patient.ctx = ctx
+	return &patient, func() { end(); watcher.Wait() }
+}
+
 // A request that has waited for patienceBeats is one whose node does not answer:
 // from then on an interruption is heard, at the next beat. A node that is there
 // is faster, and what it does for a process that got some signal is done.

@@ -221,6 +221,14 @@ func (c *call) answer(st fuse.Status) fuse.Status {
 	return st
 }
 
+// bePatient is for a RELEASE, whose answer nobody waits for: what it changes it does
+// when the node is back.
+func (s *server) bePatient() {
+	if s.call != nil {
+		s.call.once.Patient = true
+	}
+}
+
 // effect adds to what the request has changed here.
 func (s *server) effect(e []byte) {
 	if s.call != nil && s.keeper != nil {

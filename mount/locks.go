@@ -357,6 +357,7 @@ func (s *server) closed(ino gearsfs.Ino, id uint64) {
 // more.
 func (s *server) unlockHandle(ino gearsfs.Ino, fh uint64) {
 	for _, by := range s.locks.askedBy(ino, fh) {
+		s.bePatient()
 		g, err := s.locks.give(s.ctx, ino, by)
 		switch {
 		case err != nil || g == nil:

@@ -160,6 +160,7 @@ func (t *taker) release(s *server) {
 	if t.record == nil {
 		return
 	}
+	s.bePatient()
 	delivered := t.sent == len(t.record.Data) && !t.dying
 	if err := t.settle(s, delivered); err != nil && !errors.Is(err, gearsfs.ErrClosed) && !errors.Is(err, gearsfs.ErrGone) {
 		s.log.Error("a lease could not be settled", "key", t.at.key, "acknowledge", delivered, "err", err)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gearsfs/gearsfs"
 )
 
@@ -127,6 +129,16 @@ func (b *believe) notifyName(c gearsfs.Change) {
 	body = binary.NativeEndian.AppendUint32(body, uint32(len(c.Name)))
 	body = binary.NativeEndian.AppendUint32(body, 0)
 	b.notify(noticeEntry, append(append(body, c.Name...), 0))
+}
+
+// connected reports whether the kernel still waits for answers.
+func (b *believe) connected() bool {
+	if b.conn == nil {
+		return true
+	}
+	fds := []unix.PollFd{{Fd: int32(b.conn.Fd())}}
+	_, err := unix.Poll(fds, 0)
+	return err != nil || fds[0].Revents&unix.POLLERR == 0
 }
 
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
