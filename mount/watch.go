@@ -104,7 +104,7 @@ func (b *believe) notifyHere(kind uint32, body []byte) error {
 	return err
 }
 
-// changed is called with what others changed, in order.
+// changed is for what others changed, in order.
 func (b *believe) changed(changes []gearsfs.Change) {
 	b.moment.Add(1)
 	for _, c := range changes {
@@ -113,6 +113,16 @@ func (b *believe) changed(changes []gearsfs.Change) {
 		}
 		b.pages.push(c)
 	}
+}
+
+// changed is called with what others changed, in order.
+func (s *server) changed(changes []gearsfs.Change) {
+	for _, c := range changes {
+		if c.Name == "" && !c.Data {
+			s.inodes.doubt(c.Ino)
+		}
+	}
+	s.believe.changed(changes)
 }
 
 // changedHere tells the kernel of a change that this mount made behind its
@@ -156,6 +166,7 @@ func (b *believe) notifyEpoch() bool { return b.notifyHere(noticeEpoch, nil) == 
 
 // changedAll makes the kernel forget all that this mount told it.
 func (s *server) changedAll() {
+	s.inodes.doubtAll()
 	s.believe.moment.Add(1)
 	s.believe.notifyEpoch()
 	for _, ino := range s.inodes.all() {
@@ -178,7 +189,7 @@ func (s *server) watch(ctx context.Context) {
 			s.believe.moment.Add(1)
 			s.believe.watched.Store(true)
 			pause = rewatchMin
-		}, s.believe.changed)
+		}, s.changed)
 		s.believe.watched.Store(false)
 		if ctx.Err() != nil {
 			return
