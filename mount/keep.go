@@ -257,18 +257,34 @@ func (k *keeper) forgo(ctx context.Context, m dgm.Manager) {
 		if r.answered {
 			continue
 		}
-		if f, ok := m.(interface {
-			Forgo(context.Context, []dgm.Numbered) error
-		}); ok {
-			if err := f.Forgo(ctx, r.numbers); err != nil {
-				if ctx.Err() == nil {
-					k.log.Warn("what was begun and not sent again may stay leased until the mount ends", "err", err)
-				}
-				continue // the next process tries
-			}
+		if err := k.forgoOne(ctx, m, unique, r.numbers); err != nil && ctx.Err() == nil { // the next process tries
+			k.log.Warn("what was begun and not sent again may stay leased until the mount ends", "err", err)
 		}
-		k.add(encode(start(entryForgone), unique))
 	}
+}
+
+func (k *keeper) forgoOne(ctx context.Context, m dgm.Manager, unique uint64, numbers []dgm.Numbered) error {
+	f, ok := m.(interface {
+		Forgo(context.Context, []dgm.Numbered) error
+	})
+	if ok {
+		if err := f.Forgo(ctx, numbers); err != nil {
+			return err
+		}
+	}
+	k.add(encode(start(entryForgone), unique))
+	return nil
+}
+
+// forgoTakes gives back what the request may have taken in a process before: from
+// then on it is as new.
+func (s *server) forgoTakes() error {
+	c := s.call
+	err := s.keeper.forgoOne(s.life, s.m, c.unique, c.once.Before)
+	if err == nil {
+		c.once.Before = nil
+	}
+	return err
 }
 
 // bytesOf is the memory of a reply.
