@@ -18,6 +18,8 @@ type remoteCall struct {
 	bytes int
 	out   chan remoteOutcome // of capacity 1
 
+	patient bool // waits for a lost node for as long as its context lasts
+
 	// Guarded by Remote.mu.
 	prev, next *remoteCall // in its callList
 	link       link        // that it is given to; nil while it waits for one
@@ -173,6 +175,9 @@ func (l *callList) remove(c *remoteCall) {
 func (r *Remote) call(ctx context.Context, req *wire.Request) (*wire.Response, error) {
 	c := &remoteCall{req: req, bytes: req.SizeVT()}
 	c.out = r.outs.Get().(chan remoteOutcome)
+	if o, _ := ctx.Value(OnceKey).(*Once); o != nil && req.GetChange() != nil {
+		c.patient = o.Patient
+	}
 	under, err := r.enter(ctx, c)
 	if err != nil {
 		return nil, err

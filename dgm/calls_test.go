@@ -203,6 +203,33 @@ func TestGiveUp(t *testing.T) {
 	})
 }
 
+// TestPatient: a change that nobody waits for is made when a node is there again,
+// however long that takes, and under its number.
+func TestPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := newScriptLink(false)
+		r, route := scripted(t, RemoteOptions{GiveUp: 10 * time.Second}, first)
+		patient := WithOnce(t.Context(), &Once{Patient: true})
+		out, failed := later(func() (gearsfs.Attr, error) { return r.Write(patient, 7, 0, []byte("x")) })
+		synctest.Wait()
+		require.Len(t, first.asked(), 1)
+		first.lose()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Empty(t, drain(failed))
+
+		second := newScriptLink(false)
+		route.links <- second
+		time.Sleep(backoffMax)
+		synctest.Wait()
+		require.Len(t, second.asked(), 1)
+		again := second.asked()[0]
+		require.Equal(t, first.asked()[0].req.GetChange().Command.Seq, again.req.GetChange().Command.Seq)
+		again.done(attrResponse(&wire.Attr{Ino: 7}))
+		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
+	})
+}
+
 func drain(errs ...chan error) (out []error) {
 	for _, c := range errs {
 		select {

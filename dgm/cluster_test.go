@@ -2,6 +2,7 @@ package dgm_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net"
@@ -243,6 +244,28 @@ func TestWhoMayNotJoin(t *testing.T) {
 	again := c.add("c")
 	require.NoError(t, again.start(c.all[0].addr()))
 	require.NoError(t, again.vol.WaitVoter(t.Context(), nil))
+}
+
+// TestOpenOfWhatWasMade: nobody else can know of a file that the same request has
+// made, so its open asks no majority.
+func TestOpenOfWhatWasMade(t *testing.T) {
+	c := newNodes(t, "a", "b", "c")
+	for t.Context().Err() == nil {
+		leads := c.leader()
+		m, err := leads.vol.Local(client)
+		require.NoError(t, err)
+		made, err := m.Make(t.Context(), gearsfs.RootIno, rand.Text(), dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		_, err = m.OpenMade(t.Context(), made.Ino) // the state knows the session from now on
+		require.NoError(t, err)
+		atOnce, err := leads.vol.Tenure().OpensAtOnce(m.Session(), made.Ino, true)
+		require.NoError(t, m.Close())
+		if err == nil {
+			require.True(t, atOnce)
+			return
+		}
+		t.Log("another leads:", err)
+	}
 }
 
 // TestMadeElsewhere: whoever was told that a file was made or removed may have

@@ -131,3 +131,19 @@ func (v *Volume) Resolved(path string) (remembered int, err error) {
 	}
 	return remembered, nil
 }
+
+// OpensAtOnce opens a file in a session of the node that leads, and reports whether
+// that was answered at once, by who asked: a majority answers on another goroutine.
+// err is for a session that this node does not have, or not any more.
+func (t *Tenure) OpensAtOnce(id gearsfs.SessionID, ino gearsfs.Ino, made bool) (atOnce bool, err error) {
+	t.t.mu.Lock()
+	s := t.t.sessions[id]
+	t.t.mu.Unlock()
+	if s == nil {
+		return false, gearsfs.ErrSession
+	}
+	answers := make(chan error, 1)
+	t.t.open(s, ino, made, func(resp *wire.Response) { answers <- errorOf(resp) })
+	atOnce = len(answers) > 0
+	return atOnce, <-answers
+}

@@ -40,6 +40,11 @@ type Numbered struct {
 	Seq     uint64
 }
 
+// Takes reports whether the change is a take, which Forgo gives back.
+func (n Numbered) Takes() bool { return n.Kind == takeKind }
+
+var takeKind = kindOf(&wire.Command{Op: &wire.Command_Take{}})
+
 // Once makes the changes of one request happen once, though a process that
 // takes over begins the request anew. It belongs to one request.
 type Once struct {
@@ -48,6 +53,9 @@ type Once struct {
 	Record func(Numbered)
 	// Before are the changes that an earlier process has recorded.
 	Before []Numbered
+	// Patient says that its changes wait for a lost node for as long as their
+	// context lasts.
+	Patient bool
 
 	held   []uint64
 	remote *Remote
@@ -182,9 +190,9 @@ func (r *Remote) release(seqs []uint64) {
 // begins again: the volume may forget their answers. What they leased goes back, as
 // nobody knows of it. Where that fails it is to be done again.
 func (r *Remote) Forgo(ctx context.Context, steps []Numbered) error {
-	take, seqs := kindOf(&wire.Command{Op: &wire.Command_Take{}}), make([]uint64, len(steps))
+	seqs := make([]uint64, len(steps))
 	for i, s := range steps {
-		if seqs[i] = s.Seq; s.Kind != take {
+		if seqs[i] = s.Seq; !s.Takes() {
 			continue
 		}
 		if err := r.giveBack(ctx, s); err != nil {

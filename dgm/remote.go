@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -441,7 +442,7 @@ func (r *Remote) giveUp() {
 	r.mu.Lock()
 	var over []*remoteCall
 	if r.link == nil && time.Since(r.lostAt) >= r.opts.GiveUp {
-		over = r.calls.all()
+		over = slices.DeleteFunc(r.calls.all(), func(c *remoteCall) bool { return c.patient })
 	}
 	r.mu.Unlock()
 	for _, c := range over {

@@ -22,11 +22,11 @@ type call struct {
 
 	// What the next process has to know, where there is a keeper.
 	once     dgm.Once
-	numbered bool   // it has made a change
-	effects  []byte // on what the mount keeps; see keep.go
-	reply    []byte // into which the handler answers
-	turns    []turn // of handles, which end when the entry is written: so entries are in the order of what they tell
-	known    bool   // it was answered before
+	numbered bool    // it has made a change
+	effects  []byte  // on what the mount keeps; see keep.go
+	reply    []byte  // into which the handler answers
+	turns    []ender // end when the entry is written: so entries are in the order of what they tell
+	known    bool    // it was answered before
 	status   fuse.Status
 
 	prev, next *call // in calls
@@ -37,6 +37,11 @@ type call struct {
 }
 
 var _ context.Context = (*call)(nil)
+
+// ender is what others wait for until it ends: a turn of a handle, or a giving.
+type ender interface{ end() }
+
+var _, _ ender = turn(nil), (*giving)(nil)
 
 // Deadline implements context.Context.
 func (c *call) Deadline() (time.Time, bool) { return time.Time{}, false }
@@ -79,6 +84,38 @@ func (c *call) end(err error) {
 	if c.done != nil {
 		close(c.done)
 	}
+}
+
+// closing returns the server for a close(2) that commits something, and can't be made
+// again: a signal that does not end its process, as those by which Go's runtime stops
+// its threads, is no reason to give up what was written. It ends with the mount, when
+// the process is being killed, or when nobody waits for the answer any more. stop
+// must be called before the handler returns.
+func (s *server) closing(thread uint32) (closing *server, stop func()) {
+	ctx, end := context.WithCancel(context.WithoutCancel(s.ctx))
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-s.ctx.Done():
+		case <-ctx.Done():
+			return
+		}
+		defer end()
+		ticker := time.NewTicker(beat)
+		defer ticker.Stop()
+		for !killed(thread) && s.believe.connected() {
+			select {
+			case <-ticker.C:
+			case <-s.life.Done():
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	patient := *s
+	patient.ctx = ctx
+	return &patient, func() { end(); watcher.Wait() }
 }
 
 // A request that has waited for patienceBeats is one whose node does not answer:

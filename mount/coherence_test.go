@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -367,5 +368,30 @@ func TestOpenAfterLookupThatLagged(t *testing.T) {
 		data, err := os.ReadFile(f.path("f"))
 		require.NoError(t, err)
 		require.Equal(t, want, string(data))
+	}
+}
+
+// A write through one mount takes the capabilities that another has given the file,
+// though the file was known to have none.
+func TestWriteDropsWhatOthersGave(t *testing.T) {
+	for way, change := range ways {
+		t.Run(way, func(t *testing.T) {
+			f := newFixtureWith(t, change)
+			write := func(text string) {
+				file, err := os.OpenFile(f.path("f"), os.O_WRONLY|os.O_CREATE, 0o755)
+				require.NoError(t, err)
+				_, err = file.WriteString(text)
+				require.NoError(t, errors.Join(err, file.Close()))
+			}
+			write("one")
+			attr, err := f.other.Lookup(t.Context(), gearsfs.RootIno, "f")
+			require.NoError(t, err)
+			for _, text := range []string{"two", "three"} {
+				require.NoError(t, f.other.SetXattr(t.Context(), attr.Ino, "security.capability", []byte("some"), 0))
+				write(text)
+				_, err = f.other.GetXattr(t.Context(), attr.Ino, "security.capability")
+				require.ErrorIs(t, err, gearsfs.ErrNoAttr)
+			}
+		})
 	}
 }

@@ -168,6 +168,7 @@ func (s *server) dropPrivileges(attr *gearsfs.Attr, modeToo bool) error {
 	if !s.inodes.mayHaveCaps(attr.Ino) {
 		return nil
 	}
+	asOf := s.inodes.asOf()
 	_, err := s.m.GetXattr(s.ctx, attr.Ino, capabilityXattr)
 	if err == nil {
 		err = s.m.RemoveXattr(s.ctx, attr.Ino, capabilityXattr)
@@ -175,7 +176,7 @@ func (s *server) dropPrivileges(attr *gearsfs.Attr, modeToo bool) error {
 	if err != nil && !errors.Is(err, gearsfs.ErrNoAttr) {
 		return err
 	}
-	s.inodes.setCaps(attr.Ino, false)
+	s.inodes.hasNoCaps(attr.Ino, asOf)
 	return nil
 }
 

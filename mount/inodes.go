@@ -16,9 +16,15 @@ import (
 //     past the cache that is mapped is one of them from its first page on.
 //  3. A file that nobody has open is only remembered so that its next OPEN may
 //     keep the pages; forgetting it costs reading them again.
+//  4. A file is known to have no capabilities as of a moment at which the volume
+//     said so. Whatever may have given it some since ends that: a change of
+//     attributes by others of which the watch tells, one by this mount, and an OPEN
+//     that finds another change time than this mount has seen last, because what it
+//     shows may be ahead of what the watch has told.
 type inodes struct {
-	mu    sync.Mutex
-	table map[gearsfs.Ino]*inode
+	mu     sync.Mutex
+	table  map[gearsfs.Ino]*inode
+	doubts uint64 // changes that may have given some file capabilities
 }
 
 type inode struct {
@@ -28,6 +34,7 @@ type inode struct {
 	version uint64      // of the data stream that the pages show
 	ahead   []uint64    // versions that this mount's own writes made, above version+1
 	noCaps  bool        // the file is known to have no file capabilities
+	changed int64       // its change time when this mount saw it last
 }
 
 const (
@@ -48,7 +55,9 @@ func (t *inodes) open(attr *gearsfs.Attr, appending bool) (direct, keep bool) {
 		t.table[attr.Ino] = e
 	} else {
 		keep = e.version == attr.Version && e.base == attr.Head
+		e.noCaps = e.noCaps && e.changed == attr.Ctime.UnixNano()
 	}
+	e.changed = attr.Ctime.UnixNano()
 	e.opens++
 	if appending || attr.Taken || e.cached > 0 && e.base != attr.Head {
 		return true, false
@@ -122,7 +131,11 @@ func (t *inodes) wrote(attr *gearsfs.Attr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.table[attr.Ino]
-	if e == nil || attr.Version <= e.version {
+	if e == nil {
+		return
+	}
+	e.seenChangeLocked(attr)
+	if attr.Version <= e.version {
 		return
 	}
 	// A version that does not follow is another's change in between, or one
@@ -153,8 +166,23 @@ func (e *inode) seenLocked(version uint64) {
 	e.ahead = e.ahead[:0]
 }
 
+// set takes note of attributes that this mount has set.
+func (t *inodes) set(attr *gearsfs.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.table[attr.Ino]; e != nil {
+		e.seenChangeLocked(attr)
+	}
+}
+
+// seenChangeLocked notes a change time. Answers may come in another order than the
+// changes were made in.
+func (e *inode) seenChangeLocked(attr *gearsfs.Attr) {
+	e.changed = max(e.changed, attr.Ctime.UnixNano())
+}
+
 // mayHaveCaps reports whether the file may have file capabilities, which a
-// write must remove; setCaps says what is known.
+// write must remove.
 func (t *inodes) mayHaveCaps(ino gearsfs.Ino) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -162,11 +190,39 @@ func (t *inodes) mayHaveCaps(ino gearsfs.Ino) bool {
 	return e == nil || !e.noCaps
 }
 
-func (t *inodes) setCaps(ino gearsfs.Ino, present bool) {
+// asOf is called before the volume is asked whether a file has capabilities.
+func (t *inodes) asOf() (doubts uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.doubts
+}
+
+// hasNoCaps says that the volume said so, when it was asked after asOf.
+func (t *inodes) hasNoCaps(ino gearsfs.Ino, asOf uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.table[ino]; e != nil && t.doubts == asOf {
+		e.noCaps = true
+	}
+}
+
+// doubt is for a change that may have given a file capabilities.
+func (t *inodes) doubt(ino gearsfs.Ino) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.doubts++
 	if e := t.table[ino]; e != nil {
-		e.noCaps = !present
+		e.noCaps = false
+	}
+}
+
+// doubtAll is for when nobody has told of such changes.
+func (t *inodes) doubtAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.doubts++
+	for _, e := range t.table {
+		e.noCaps = false
 	}
 }
 

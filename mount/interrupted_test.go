@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -70,6 +71,37 @@ func TestInterruptedConversion(t *testing.T) {
 	}
 	a.ok("flock try none 0 0")
 	require.Equal(t, "ok", b.answer())
+}
+
+// away is a Manager whose node is away: puts wait until who asked stops waiting.
+type away struct {
+	dgm.Manager
+	asked, stopped chan struct{}
+}
+
+func (m *away) Put(ctx context.Context, _ dgm.Put) (dgm.PutResult, error) {
+	close(m.asked)
+	<-ctx.Done()
+	close(m.stopped)
+	return dgm.PutResult{}, ctx.Err()
+}
+
+// A process that closes a put while the node is away can be killed; its record is not
+// put then.
+func TestKilledClose(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	m := &away{session(t, vol), make(chan struct{}), make(chan struct{})}
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	mountOn(t, m, f.dir, "")
+	f.put(t, "/q", "k", "first")
+	cmd := exec.Command("bash", "-c", `echo second > "$0"`, f.control("q", "k", "put"))
+	require.NoError(t, cmd.Start())
+	<-m.asked
+	require.NoError(t, cmd.Process.Kill())
+	<-m.stopped
+	require.Error(t, cmd.Wait())
+	require.Equal(t, []string{"first"}, f.records(t, "/q", "k"))
 }
 
 // A put that makes its file is interrupted as any other, though the file is

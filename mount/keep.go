@@ -193,8 +193,8 @@ func (c *call) leave() {
 	c.calls.remove(c)
 }
 
-// endTurn ends a turn with the request.
-func (s *server) endTurn(t turn) {
+// endTurn ends a turn, or a giving, with the request.
+func (s *server) endTurn(t ender) {
 	if s.call == nil {
 		t.end()
 		return
@@ -219,6 +219,14 @@ func (c *call) answer(st fuse.Status) fuse.Status {
 	c.keeper.add(answeredEntry(c.unique, st, reply), c.effects)
 	c.once.Done()
 	return st
+}
+
+// bePatient is for a RELEASE, whose answer nobody waits for: what it changes it does
+// when the node is back.
+func (s *server) bePatient() {
+	if s.call != nil {
+		s.call.once.Patient = true
+	}
 }
 
 // effect adds to what the request has changed here.
@@ -249,18 +257,34 @@ func (k *keeper) forgo(ctx context.Context, m dgm.Manager) {
 		if r.answered {
 			continue
 		}
-		if f, ok := m.(interface {
-			Forgo(context.Context, []dgm.Numbered) error
-		}); ok {
-			if err := f.Forgo(ctx, r.numbers); err != nil {
-				if ctx.Err() == nil {
-					k.log.Warn("what was begun and not sent again may stay leased until the mount ends", "err", err)
-				}
-				continue // the next process tries
-			}
+		if err := k.forgoOne(ctx, m, unique, r.numbers); err != nil && ctx.Err() == nil { // the next process tries
+			k.log.Warn("what was begun and not sent again may stay leased until the mount ends", "err", err)
 		}
-		k.add(encode(start(entryForgone), unique))
 	}
+}
+
+func (k *keeper) forgoOne(ctx context.Context, m dgm.Manager, unique uint64, numbers []dgm.Numbered) error {
+	f, ok := m.(interface {
+		Forgo(context.Context, []dgm.Numbered) error
+	})
+	if ok {
+		if err := f.Forgo(ctx, numbers); err != nil {
+			return err
+		}
+	}
+	k.add(encode(start(entryForgone), unique))
+	return nil
+}
+
+// forgoTakes gives back what the request may have taken in a process before: from
+// then on it is as new.
+func (s *server) forgoTakes() error {
+	c := s.call
+	err := s.keeper.forgoOne(s.life, s.m, c.unique, c.once.Before)
+	if err == nil {
+		c.once.Before = nil
+	}
+	return err
 }
 
 // bytesOf is the memory of a reply.

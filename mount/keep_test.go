@@ -159,7 +159,7 @@ func FuzzLegacy(f *testing.F) {
 	f.Add(append(answeredEntry(1, fuse.OK, nil), handleEffect(2, newTaker(place{kind: kindTake, key: "k"}, true))...))
 	f.Add(append(answeredEntry(1, fuse.OK, nil), shownEffect(2, 0, []string{"a"})...))
 	f.Fuzz(func(t *testing.T, entry []byte) {
-		l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}, retries: map[uint32]retry{}}
+		l := newLegacy()
 		d := decoder{b: entry}
 		l.apply(&d)
 		for fh, h := range l.handles {

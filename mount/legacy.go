@@ -50,9 +50,17 @@ func (b *birth) entry() []byte {
 	return e
 }
 
+func newLegacy() *legacy {
+	held := newLocks()
+	return &legacy{
+		requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{},
+		retries: map[uint32]retry{}, locks: &held,
+	}
+}
+
 // readLegacy reads a journal.
 func readLegacy(j *journal.Log) (*legacy, error) {
-	l := &legacy{requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{}, retries: map[uint32]retry{}, locks: &locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}}}
+	l := newLegacy()
 	err := j.Entries(func(e []byte) error {
 		d := decoder{b: e}
 		l.apply(&d)
@@ -145,8 +153,8 @@ func (l *legacy) write(add func(parts ...[]byte)) error {
 		of(retryEffect(thread, r))
 	}
 	for ino, owners := range l.locks.table {
-		for by, handles := range owners {
-			for fh := range handles {
+		for by, h := range owners {
+			for fh := range h.asked {
 				of(lockEffect(ino, by, fh))
 			}
 		}

@@ -149,15 +149,23 @@ type taking struct {
 	record  gearsfs.Record
 	refuse  error // what the next Settle says
 	settled []gearsfs.Receipt
+	patient bool // who asked last waits for a node that is away
 }
 
-func (q *taking) Take(context.Context, dgm.Take) ([]gearsfs.Record, error) {
+func (q *taking) Take(ctx context.Context, _ dgm.Take) ([]gearsfs.Record, error) {
+	q.patient = isPatient(ctx)
 	r := q.record
 	r.Data = slices.Clone(r.Data)
 	return []gearsfs.Record{r}, nil
 }
 
-func (q *taking) Settle(_ context.Context, s dgm.Settle) error {
+func isPatient(ctx context.Context) bool {
+	o, _ := ctx.Value(dgm.OnceKey).(*dgm.Once)
+	return o != nil && o.Patient
+}
+
+func (q *taking) Settle(ctx context.Context, s dgm.Settle) error {
+	q.patient = isPatient(ctx)
 	if err := q.refuse; err != nil {
 		q.refuse = nil
 		return err
@@ -195,4 +203,65 @@ func TestInterruptedAcknowledgement(t *testing.T) {
 			require.Equal(t, []gearsfs.Receipt{*q.record.Receipt}, q.settled, "once")
 		})
 	}
+}
+
+// waitingQueue is a Manager whose puts are made when the gate is open, where nobody
+// stops waiting before.
+type waitingQueue struct {
+	dgm.Manager
+	gate chan struct{}
+	puts []string
+}
+
+func (q *waitingQueue) Stream(context.Context, gearsfs.File, gearsfs.Key) (gearsfs.StreamInfo, error) {
+	return gearsfs.StreamInfo{}, nil
+}
+
+func (q *waitingQueue) Put(ctx context.Context, p dgm.Put) (dgm.PutResult, error) {
+	select {
+	case <-q.gate:
+		q.puts = append(q.puts, string(p.Records[0].Data))
+		return dgm.PutResult{}, nil
+	case <-ctx.Done():
+		return dgm.PutResult{}, ctx.Err()
+	}
+}
+
+// A close that puts a record can't be made again: a signal that its process lives on
+// with, while the node is away, does not end it.
+func TestCloseOutlastsSignals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &waitingQueue{gate: make(chan struct{})}
+		w := newWorker(t, q, newKeeper(t))
+		w.opened(2, &putter{at: place{kind: kindPut, ino: 5, key: "k"}, opener: uint32(os.Getpid()), turn: newTurn()})
+		require.Equal(t, fuse.OK, w.write(4, "record"))
+		cancel, answer := make(chan struct{}), make(chan fuse.Status, 1)
+		go func() {
+			answer <- w.Flush(cancel, &fuse.FlushIn{InHeader: w.header(6, os.Getpid()), Fh: w.fh})
+		}()
+		synctest.Wait()
+		close(cancel)
+		for range 2 * patienceBeats {
+			w.calls.look()
+			synctest.Wait()
+		}
+		require.Empty(t, answer)
+		close(q.gate)
+		require.Equal(t, fuse.OK, <-answer)
+		require.Equal(t, []string{"record"}, q.puts)
+	})
+}
+
+// What a last close gives back or acknowledges waits for the node as long as the mount
+// lives: nobody else would do it.
+func TestLastCloseIsPatient(t *testing.T) {
+	q := &taking{record: gearsfs.Record{Data: []byte("record"), Receipt: &gearsfs.Receipt{Ino: 5, Key: "k", Fence: 1}}}
+	w := newWorker(t, q, newKeeper(t))
+	w.opened(2, newTaker(place{kind: kindTake, ino: 5, key: "k"}, true))
+	_, st := w.Read(nil, &fuse.ReadIn{InHeader: w.header(4, os.Getpid()), Fh: w.fh, Size: 100}, nil)
+	require.Equal(t, fuse.OK, st)
+	require.False(t, q.patient)
+	w.Release(nil, &fuse.ReleaseIn{InHeader: w.header(6, 0), Fh: w.fh})
+	require.Len(t, q.settled, 1)
+	require.True(t, q.patient)
 }

@@ -2,9 +2,13 @@ package mount
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // process tells of the process that a request is from.
@@ -37,6 +41,17 @@ func processOf(thread uint32) process {
 		p.dying = exitsBySignal(thread)
 	}
 	return p
+}
+
+// killed reports whether a signal is ending the process of a thread, which may wait
+// for an answer: the kernel then makes it SIGKILL for each of its threads.
+func killed(thread uint32) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
+	if errors.Is(err, fs.ErrNotExist) {
+		return thread != 0 // it can't be seen, or is gone
+	}
+	pending, err := strconv.ParseUint(statusField(text, "SigPnd"), 16, 64)
+	return err == nil && pending>>(unix.SIGKILL-1)&1 != 0
 }
 
 // statusField returns a field of /proc/PID/status, empty where there is none.

@@ -168,6 +168,8 @@ func (p *putter) flush(s *server, in *fuse.FlushIn) fuse.Status {
 		p.closedBy(s, in.Fh, by)
 		return fuse.OK
 	}
+	s, stop := s.closing(in.Pid)
+	defer stop()
 	if err := p.turn.begin(s.ctx); err != nil {
 		return status(err)
 	}
@@ -206,6 +208,7 @@ func (p *putter) takeLocked() (data []byte, ready, refused bool) {
 }
 
 func (p *putter) release(s *server) {
+	s.bePatient()
 	p.mu.Lock()
 	dying := p.dying
 	data, ready, _ := p.takeLocked()

@@ -69,7 +69,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
 		told:    newTold(),
-		locks:   locks{table: map[gearsfs.Ino]map[owner]map[uint64]struct{}{}},
+		locks:   newLocks(),
 	}
 	if o.Succession != nil {
 		s.keeper = o.Succession.keeper

@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -18,10 +19,8 @@ type turn chan struct{}
 func newTurn() turn { return make(turn, 1) }
 
 func (t turn) begin(ctx context.Context) error {
-	select {
-	case t <- struct{}{}: // though it was interrupted: it may have begun in an earlier process
+	if t.try() { // though it was interrupted: it may have begun in an earlier process
 		return nil
-	default:
 	}
 	select {
 	case t <- struct{}{}:
@@ -32,6 +31,16 @@ func (t turn) begin(ctx context.Context) error {
 }
 
 func (t turn) end() { <-t }
+
+// try begins it where that need not be waited for.
+func (t turn) try() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
 
 // taker is an open `take` or `peek`. Its first read waits for a record; the
 // reads after it hand out the record's bytes, then end of file, for good. A
@@ -64,7 +73,7 @@ func newTaker(p place, takes bool) *taker {
 func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) ([]byte, fuse.Status) {
 	ctx, stop := s.waiting(cancel)
 	defer stop()
-	if err := t.turn.begin(ctx); err != nil {
+	if err := t.begin(ctx, s); err != nil {
 		return nil, status(err)
 	}
 	defer s.endTurn(t.turn)
@@ -91,6 +100,36 @@ func (t *taker) read(s *server, cancel <-chan struct{}, in *fuse.ReadIn, _ []byt
 	err := t.settle(s, true)
 	s.effect(takerEffect(in.Fh, t, false))
 	return nil, gone(err)
+}
+
+// begin begins a read's turn. One that is sent again to the next process may have
+// leased a record in the one before. Where another read has gone on with the handle
+// meanwhile, which may be waiting for that record, it goes back to its place.
+func (t *taker) begin(ctx context.Context, s *server) error {
+	got := t.turn.try()
+	if s.call == nil || len(s.call.once.Before) == 0 {
+		if got {
+			return nil
+		}
+		return t.turn.begin(ctx)
+	}
+	switch took := slices.ContainsFunc(s.call.once.Before, dgm.Numbered.Takes); {
+	case got && (!took || t.record == nil && !t.ended):
+		return nil
+	case took:
+		if err := s.forgoTakes(); err != nil {
+			if got {
+				t.turn.end()
+			}
+			return err
+		}
+	default: // it may have acknowledged, as the other is about to
+		ctx = s.life
+	}
+	if got {
+		return nil
+	}
+	return t.turn.begin(ctx)
 }
 
 // fetch waits for a record.
@@ -160,6 +199,7 @@ func (t *taker) release(s *server) {
 	if t.record == nil {
 		return
 	}
+	s.bePatient()
 	delivered := t.sent == len(t.record.Data) && !t.dying
 	if err := t.settle(s, delivered); err != nil && !errors.Is(err, gearsfs.ErrClosed) && !errors.Is(err, gearsfs.ErrGone) {
 		s.log.Error("a lease could not be settled", "key", t.at.key, "acknowledge", delivered, "err", err)

@@ -121,6 +121,7 @@ func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 		}
 	}
 	s.told.note(&attr)
+	s.inodes.set(&attr)
 	s.inodes.shift(&attr)
 	fillAttr(&out.Attr, &attr)
 	out.SetTimeout(s.attrValid(at))
@@ -253,6 +254,7 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName stri
 func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
 	s.unkeep(s.takeRetry(in.Pid)) // what the thread was told ESTALE about is gone
+	asOf := s.inodes.asOf()
 	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
 	switch {
 	case st == fuse.Status(syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
@@ -263,7 +265,7 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
 		return st
 	}
-	s.inodes.setCaps(attr.Ino, false)
+	s.inodes.hasNoCaps(attr.Ino, asOf)
 	s.entry(&out.EntryOut, attr, gearsfs.Ino(in.NodeId), name, at)
 	return fuse.OK
 }

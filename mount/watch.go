@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gearsfs/gearsfs"
 )
 
@@ -102,7 +104,7 @@ func (b *believe) notifyHere(kind uint32, body []byte) error {
 	return err
 }
 
-// changed is called with what others changed, in order.
+// changed is for what others changed, in order.
 func (b *believe) changed(changes []gearsfs.Change) {
 	b.moment.Add(1)
 	for _, c := range changes {
@@ -111,6 +113,16 @@ func (b *believe) changed(changes []gearsfs.Change) {
 		}
 		b.pages.push(c)
 	}
+}
+
+// changed is called with what others changed, in order.
+func (s *server) changed(changes []gearsfs.Change) {
+	for _, c := range changes {
+		if c.Name == "" && !c.Data {
+			s.inodes.doubt(c.Ino)
+		}
+	}
+	s.believe.changed(changes)
 }
 
 // changedHere tells the kernel of a change that this mount made behind its
@@ -129,6 +141,16 @@ func (b *believe) notifyName(c gearsfs.Change) {
 	b.notify(noticeEntry, append(append(body, c.Name...), 0))
 }
 
+// connected reports whether the kernel still waits for answers.
+func (b *believe) connected() bool {
+	if b.conn == nil {
+		return true
+	}
+	fds := []unix.PollFd{{Fd: int32(b.conn.Fd())}}
+	_, err := unix.Poll(fds, 0)
+	return err != nil || fds[0].Revents&unix.POLLERR == 0
+}
+
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
 func (b *believe) notifyInode(c gearsfs.Change) {
 	if c.Data && c.Name == "" {
@@ -144,6 +166,7 @@ func (b *believe) notifyEpoch() bool { return b.notifyHere(noticeEpoch, nil) == 
 
 // changedAll makes the kernel forget all that this mount told it.
 func (s *server) changedAll() {
+	s.inodes.doubtAll()
 	s.believe.moment.Add(1)
 	s.believe.notifyEpoch()
 	for _, ino := range s.inodes.all() {
@@ -166,7 +189,7 @@ func (s *server) watch(ctx context.Context) {
 			s.believe.moment.Add(1)
 			s.believe.watched.Store(true)
 			pause = rewatchMin
-		}, s.believe.changed)
+		}, s.changed)
 		s.believe.watched.Store(false)
 		if ctx.Err() != nil {
 			return

@@ -123,11 +123,12 @@ func (s *server) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v
 		return st
 	}
 	ino := gearsfs.Ino(in.NodeId)
-	if err := s.m.SetXattr(s.ctx, ino, name, value, in.Flags); err != nil {
-		return gone(err)
-	}
+	err := s.m.SetXattr(s.ctx, ino, name, value, in.Flags)
 	if name == capabilityXattr {
-		s.inodes.setCaps(ino, true)
+		s.inodes.doubt(ino) // an error does not always say that it is not set
+	}
+	if err != nil {
+		return gone(err)
 	}
 	if name == aclXattr && s.xattrFlags && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
 		return gone(s.dropSetGID(ino))
