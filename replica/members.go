@@ -19,6 +19,7 @@ type membership struct {
 	voters   []uint64 // of both halves of a joint configuration
 	learners []uint64
 	joint    bool
+	quorums  [][]uint64 // the voters, or both halves of them
 }
 
 func (c *membership) votes(id uint64) bool { return slices.Contains(c.voters, id) }
@@ -42,6 +43,10 @@ func (c *membership) set(conf *raftpb.ConfState) {
 	c.voters = slices.Compact(c.voters)
 	c.learners = append(slices.Clone(conf.GetLearners()), conf.GetLearnersNext()...)
 	c.joint = len(conf.GetVotersOutgoing()) > 0
+	c.quorums = [][]uint64{conf.GetVoters()}
+	if c.joint {
+		c.quorums = append(c.quorums, conf.GetVotersOutgoing())
+	}
 }
 
 // change is a change of the membership that is on its way.

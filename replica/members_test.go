@@ -292,8 +292,10 @@ func TestJoint(t *testing.T) {
 		votes := func() bool { return slices.Contains(n.Status().Voters, gearsfs.MemberID(3)) }
 		c.eventually("a vote", votes)
 		require.True(t, n.Status().Joint)
+		require.Equal(t, [][]gearsfs.MemberID{{1, 2, 3}, {1, 2}}, n.Quorums())
 		c.setDrop(nil)
 		c.promoted(n)
+		require.Equal(t, [][]gearsfs.MemberID{{1, 2, 3}}, n.Quorums())
 		leader.kill()
 		require.NotSame(t, leader, c.leader())
 	})

@@ -50,8 +50,14 @@ type published struct {
 type groupFigures struct {
 	voters, learners []gearsfs.MemberID
 	removed, joint   bool
+	quorums          [][]gearsfs.MemberID
 	progress         map[gearsfs.MemberID]Progress
 }
+
+// Quorums are the sets of voters of each of which a majority has to agree: one, or
+// the new and the old ones while they change (Status.Joint). They are as of the last
+// entry of raft's that was applied here, and must not be changed.
+func (g *Group) Quorums() [][]gearsfs.MemberID { return g.status.group.Load().quorums }
 
 // publish shows Status what the loop knows of the group. The figures are never
 // changed afterwards.
@@ -59,6 +65,9 @@ func (g *Group) publish() {
 	l := &g.loop
 	f := &groupFigures{voters: memberIDs(l.conf.voters), learners: memberIDs(l.conf.learners)}
 	f.joint = l.conf.joint
+	for _, voters := range l.conf.quorums {
+		f.quorums = append(f.quorums, memberIDs(voters))
+	}
 	f.removed = len(f.voters) > 0 && !l.conf.has(g.cfg.ID)
 	if l.tenure && !l.conf.sole(g.cfg.ID) {
 		f.progress = make(map[gearsfs.MemberID]Progress)
