@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -97,31 +96,8 @@ func (t *Tenure) Busy() (held, waiting int) {
 	return held, t.t.waits.count
 }
 
-// BlockBytes is what the block store has on disk.
-func (v *Volume) BlockBytes() uint64 {
-	usage, err := v.blocks.store.Usage()
-	if err != nil {
-		panic(err)
-	}
-	return uint64(usage.Bytes)
-}
-
 // Whole returns when the healer knows of nothing that is missing.
-func (v *Volume) Whole(ctx context.Context) error { return v.blocks.heal.wait(ctx) }
-
-// Lacks counts the extents in the rows that the block store does not have.
-func (v *Volume) Lacks() (n int) {
-	err := v.machine.Live(func(e gearsfs.Extent) error {
-		if !v.blocks.store.Has(e) {
-			n++
-		}
-		return nil
-	})
-	if err != nil {
-		panic(err)
-	}
-	return n
-}
+func (v *Volume) Whole(ctx context.Context) error { return v.payloads.Whole(ctx) }
 
 // WriteExtents asks for a write of what another file may have in the store.
 func (r *Remote) WriteExtents(ctx context.Context, ino gearsfs.Ino) error {
@@ -129,32 +105,6 @@ func (r *Remote) WriteExtents(ctx context.Context, ino gearsfs.Ino) error {
 		{Origin: 1, Segment: 1, Size: 4096, Length: 4096, Sums: make([]byte, 4)},
 	}}}})
 	return err
-}
-
-// SweepAll has sweeps look at segments that were written to just now.
-func (v *Volume) SweepAll() { v.blocks.upkeep.settled = -1 }
-
-// Sweep sweeps, and says how much was freed, or why nothing was.
-func (v *Volume) Sweep(ctx context.Context) (freed uint64, why string) {
-	return v.blocks.upkeep.sweepNow(ctx)
-}
-
-// Scrub reads all large payloads once.
-func (v *Volume) Scrub(ctx context.Context) { v.blocks.upkeep.scrubNow(ctx) }
-
-// Pass lets time go by for what is known of uploads.
-func (v *Volume) Pass(d time.Duration) {
-	p := &v.blocks.pending
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	was := p.now
-	p.now = func() time.Time { return was().Add(d) }
-}
-
-// Upload stores what a command will refer to, whose final answer the result tells.
-func (v *Volume) Upload(ctx context.Context, data []byte) (answered func(error), err error) {
-	extents, err := v.blocks.put(ctx, data)
-	return func(err error) { v.blocks.unused(extents, err) }, err
 }
 
 // Resolved follows a path for each session as its requests do, and says how many

@@ -57,8 +57,8 @@ func (v *Volume) askWhole(member uint64) {
 func (v *Volume) answerWhole(ctx context.Context) (*wire.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, fitFor/2)
 	defer cancel()
-	if err := v.blocks.heal.wait(ctx); err != nil {
-		return nil, gearsfs.ErrBusy.Because("%d blocks are still missing here", v.blocks.heal.lacking())
+	if err := v.payloads.Whole(ctx); err != nil {
+		return nil, gearsfs.ErrBusy.Because("%d blocks are still missing here", v.payloads.Lacking())
 	}
 	return &wire.Response{}, nil
 }

@@ -2,6 +2,7 @@ package dgm
 
 import (
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -32,7 +33,11 @@ func (v *Volume) inside(as gearsfs.Caller) (*inside, error) {
 // returns, where that is not nil, ends the wait.
 func (in *inside) start(req *wire.Request, done func(*wire.Response)) canceller {
 	return in.peer.serve(req, func(resp *wire.Response) {
-		in.peer.vol.blocks.withBytes(resp, func(resp *wire.Response) { done(in.peer.spoken(resp)) })
+		if payload.LacksBytes(resp.Answer) {
+			in.peer.vol.fill(resp, func(resp *wire.Response) { done(in.peer.spoken(resp)) })
+			return
+		}
+		done(in.peer.spoken(resp))
 	})
 }
 

@@ -70,7 +70,7 @@ func (l *Local) call(ctx context.Context, req *wire.Request) (*wire.Response, er
 	if req.GetNode() != nil {
 		return l.askNode(ctx, req)
 	}
-	if cmd := req.GetChange().GetCommand(); cmd != nil && l.vol.blocks.bulky(cmd) {
+	if cmd := req.GetChange().GetCommand(); cmd != nil && l.vol.payloads.Bulky(cmd) {
 		return l.callBulky(ctx, req)
 	}
 	q := req.GetQuery()
@@ -106,7 +106,7 @@ func (l *Local) Read(ctx context.Context, ino gearsfs.Ino, pos gearsfs.Pos, n in
 		return nil, gearsfs.ErrClosed
 	}
 	defer l.vol.leave()
-	return l.vol.blocks.content(l.vol.busy, l.as, r, buf)
+	return l.vol.payloads.Content(l.vol.busy, l.as, r, buf)
 }
 
 // Sync implements Content.
@@ -143,12 +143,11 @@ func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Respons
 		defer cancel()
 		defer context.AfterFunc(l.remote.ctx, cancel)()
 	}
-	b := &l.vol.blocks
 	upload := ctx
 	if l.remote.begun(ctx, req) {
 		upload = l.remote.ctx
 	}
-	extents, err := b.upload(upload, req.GetChange().GetCommand())
+	extents, err := l.vol.upload(upload, req.GetChange().GetCommand())
 	if err != nil {
 		if l.remote.ctx.Err() != nil {
 			err = gearsfs.ErrClosed
@@ -156,7 +155,7 @@ func (l *Local) callBulky(ctx context.Context, req *wire.Request) (*wire.Respons
 		return nil, err
 	}
 	resp, err := l.ask(ctx, req, false)
-	b.unused(extents, err)
+	l.vol.payloads.Unused(extents, err)
 	return resp, err
 }
 

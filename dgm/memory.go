@@ -149,9 +149,9 @@ func (m *memory) wakeTouched() {
 // submitMemory does what an operation asks for; the answer comes as from the log.
 func (t *tenure) submitMemory(o *op) {
 	m := &t.vol.memory
-	if b := &t.vol.blocks; b.refers(o.change.Command) {
-		if err := b.inline(t.vol.busy, o.change.Command); err != nil {
-			o.outcome(nil, b.lost(err, "what was to be put"))
+	if k := &t.vol.payloads; k.Refers(o.change.Command) {
+		if err := k.Inline(t.vol.busy, o.change.Command); err != nil {
+			o.outcome(nil, err)
 			return
 		}
 	}

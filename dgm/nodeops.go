@@ -83,7 +83,7 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 		return &wire.Response{}, v.transferLead(ctx, kind.Transfer)
 	case *wire.NodeOp_Fsck:
 		if kind.Fsck.Progress {
-			return &wire.Response{Fsck: fsckToWire(v.blocks.upkeep.progress())}, nil
+			return &wire.Response{Fsck: fsckToWire(v.payloads.Progress())}, nil
 		}
 	case *wire.NodeOp_Verify:
 		if v.tenure.Load() == nil {

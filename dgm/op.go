@@ -422,7 +422,7 @@ func (t *tenure) startChange(s *session, ch *wire.Change, done func(*wire.Respon
 		return nil
 	}
 	if !s.near.Load() {
-		if t.vol.blocks.refers(cmd) {
+		if t.vol.payloads.Refers(cmd) {
 			o.fail(gearsfs.ErrInvalid.Because("only nodes of the volume name extents"))
 			return nil
 		}

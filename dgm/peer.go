@@ -106,7 +106,7 @@ func (p *peer) serveNode(req *wire.Request, done func(*wire.Response)) {
 			done(failure(gearsfs.ErrAccess.Because("only a member may ask for blocks")))
 			return
 		}
-		p.vol.blocks.serve(kind.Blocks, done)
+		p.vol.serveBlocks(kind.Blocks, done)
 	}
 }
 

@@ -127,7 +127,7 @@ func (v *Volume) MembersChanged() {
 func (v *Volume) replaceState(swap func() error) error {
 	err := v.machine.Replace(swap)
 	v.watches.loseAll()
-	v.blocks.heal.rescan()
+	v.payloads.Rescan()
 	return err
 }
 
@@ -139,5 +139,5 @@ func (v *Volume) membersChanged() {
 	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
 	v.mesh.update()
-	v.blocks.heal.grown()
+	v.payloads.Grown()
 }

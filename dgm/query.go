@@ -141,7 +141,7 @@ func (v *Volume) look(who gearsfs.Caller, q *wire.Query) (*wire.Response, error)
 		if r.Length > contentBytesMax {
 			return nil, gearsfs.ErrInvalid.Because("a read has at most %d bytes", contentBytesMax)
 		}
-		data, err := v.blocks.content(v.busy, who, r, nil)
+		data, err := v.payloads.Content(v.busy, who, r, nil)
 		return &wire.Response{Data: data}, err
 	case *wire.Query_Seek:
 		pos, err := m.Seek(gearsfs.Ino(op.Seek.Ino), gearsfs.Pos(op.Seek.Pos), op.Seek.Hole, who)

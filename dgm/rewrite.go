@@ -1,8 +1,6 @@
 package dgm
 
 import (
-	"fmt"
-
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
@@ -17,9 +15,9 @@ const rewritesMax = 16
 // that has changed meanwhile is looked at again.
 func (o *op) rewrite(row *wire.FragmentedRow) {
 	o.rewrites++
-	t, b := o.ten, &o.ten.vol.blocks
+	t, payloads := o.ten, &o.ten.vol.payloads
 	if !t.vol.spawn(func() {
-		joined, err := b.rejoin(row)
+		joined, err := payloads.Rejoin(row)
 		if err != nil {
 			o.settled()
 			o.failCertain(err)
@@ -31,20 +29,10 @@ func (o *op) rewrite(row *wire.FragmentedRow) {
 			if err == nil {
 				err = answerError(answer)
 			}
-			b.unused(joined, err)
+			payloads.Unused(joined, err)
 			o.relaunch()
 		})
 	}) {
 		o.fail(gearsfs.ErrClosed)
 	}
-}
-
-// rejoin stores the bytes of a row in one piece.
-func (b *blocks) rejoin(row *wire.FragmentedRow) ([]gearsfs.Extent, error) {
-	ctx := b.vol.busy
-	data, err := b.join(ctx, row.Extents)
-	if err != nil {
-		return nil, b.lost(err, fmt.Sprintf("inode %d at byte %d of stream %q", row.Ino, row.Pos, row.Key))
-	}
-	return b.put(ctx, data)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -202,8 +203,8 @@ func (p *peer) keepBack(req *wire.Request) error {
 
 // reply answers a call.
 func (p *peer) reply(call *transport.Call, resp *wire.Response) {
-	if lacksBytes(resp.Answer) {
-		p.vol.blocks.fill(resp, func(resp *wire.Response) { p.vol.replies.push(reply{call: call, resp: p.spoken(resp)}) })
+	if payload.LacksBytes(resp.Answer) {
+		p.vol.fill(resp, func(resp *wire.Response) { p.vol.replies.push(reply{call: call, resp: p.spoken(resp)}) })
 		return
 	}
 	p.vol.replies.push(reply{call: call, resp: p.spoken(resp)})

@@ -64,5 +64,5 @@ func TestLargeRemovals(t *testing.T) {
 		require.NoError(t, m.Unlink(t.Context(), gearsfs.RootIno, name))
 	}
 	require.NoError(t, m.Sync(t.Context()))
-	require.Eventually(t, func() bool { return vol.BlockBytes() == 0 }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return blockBytes(t, dir) == 0 }, time.Minute, 10*time.Millisecond)
 }

@@ -20,11 +20,10 @@ type uploads struct {
 
 // push takes a change that is to wait; not one that need not.
 func (u *uploads) push(o *op) bool {
-	b := &o.ten.vol.blocks
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if !u.running {
-		if !b.bulky(o.change.Command) || !o.ten.vol.spawn(u.run) {
+		if !o.ten.vol.payloads.Bulky(o.change.Command) || !o.ten.vol.spawn(u.run) {
 			return false
 		}
 		u.running = true
@@ -58,7 +57,7 @@ func (o *op) uploadAndLaunch() {
 		return
 	}
 	if !o.answeredBefore() {
-		extents, err := v.blocks.upload(v.busy, o.change.Command)
+		extents, err := v.upload(v.busy, o.change.Command)
 		switch {
 		case errors.Is(err, context.Canceled):
 			o.fail(gearsfs.ErrClosed)
@@ -69,7 +68,7 @@ func (o *op) uploadAndLaunch() {
 		case len(extents) > 0:
 			done := o.done
 			o.done = func(resp *wire.Response) {
-				v.blocks.unused(extents, errorOf(resp))
+				v.payloads.Unused(extents, errorOf(resp))
 				done(resp)
 			}
 		}

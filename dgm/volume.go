@@ -14,10 +14,10 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
-	"github.com/gearsfs/gearsfs/wire"
 )
 
 // VolumeConfig says what a Volume is made of.
@@ -96,7 +96,6 @@ type Volume struct {
 	reads   chan struct{} // holds one for each bulky query that reads
 	space   space
 	memory  memory
-	blocks  blocks
 	fitness fitness
 	started time.Time
 
@@ -115,6 +114,8 @@ type Volume struct {
 	progress progress
 	replies  replies
 	watches  watches
+	payloads payload.Keeper
+	bulk     bulkWays
 	joining  sync.RWMutex    // held while a node is added or removed; shared, while a stream comes into memory
 	busy     context.Context // ends when the volume begins to close
 	quit     context.CancelFunc
@@ -210,24 +211,8 @@ func (v *Volume) open(ctx context.Context) error {
 		return nil
 	}
 	v.mesh.begin(v.group)
-	v.owned.Go(v.blocks.heal.run) // ends when the volume begins to close
-	v.blocks.upkeep.begin()
+	v.payloads.Begin()
 	return nil
-}
-
-// applier is the state machine, and has the healer see what is applied.
-type applier struct {
-	*file.Machine
-	heal *healer
-}
-
-// Apply implements replica.Machine.
-func (a applier) Apply(index, term uint64, e *wire.Entry) ([]*wire.Answer, error) {
-	answers, err := a.Machine.Apply(index, term, e)
-	if err == nil && answers != nil {
-		a.heal.named(e.Commands)
-	}
-	return answers, err
 }
 
 // openReplica opens the state machine and the log above it. Where this node is
@@ -249,13 +234,13 @@ func (v *Volume) openReplica() error {
 	if v.member == founder && joined && index == 0 && v.cfg.Data.Log.Last() == 0 {
 		return gearsfs.ErrDamaged.Because("%s has lost its log and its state: let it join the volume with new data", who.Name)
 	}
-	if err := v.blocks.open(v); err != nil {
+	if err := v.openPayloads(); err != nil {
 		return err
 	}
 	v.mesh = newMesh(v)
 	v.group, err = replica.Open(replica.Config{
-		ID: uint64(v.member), Joined: joined, Log: blockLog{v.cfg.Data.Log, &v.blocks}, Machine: applier{machine, &v.blocks.heal}, Clock: v.cfg.Clock,
-		Fit: v.fitToVote, Intact: v.blocks.intact, Sure: v.cfg.Data.Log.Sure(),
+		ID: uint64(v.member), Joined: joined, Log: syncedLog{v.cfg.Data.Log, &v.payloads}, Machine: applier{machine, &v.payloads}, Clock: v.cfg.Clock,
+		Fit: v.fitToVote, Intact: v.payloads.Intact, Sure: v.cfg.Data.Log.Sure(),
 		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
@@ -341,14 +326,14 @@ func (v *Volume) Close() error {
 	if v.group != nil {
 		errs = append(errs, v.group.Close())
 	}
-	v.blocks.endWays()
+	v.bulk.end()
 	if v.mesh != nil {
 		v.mesh.close()
 	}
 	v.replies.drain()
 	v.stop()
 	v.owned.Wait()
-	errs = append(errs, v.blocks.close(), v.cfg.Data.Close())
+	errs = append(errs, v.payloads.Close(), v.cfg.Data.Close())
 	return errors.Join(errs...)
 }
 

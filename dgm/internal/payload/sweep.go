@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -39,51 +39,42 @@ const (
 // comes in front of free.
 //
 // It needs a majority: what is unknown here can't be told from what is not needed.
-func (b *blocks) sweep(ctx context.Context) (block.SweepReport, error) {
-	s := &sweepRun{blocks: b, pending: make(map[gearsfs.MemberID]map[uint64]bool)}
-	return b.store.Sweep(ctx,
+func (k *Keeper) sweep(ctx context.Context) (block.SweepReport, error) {
+	s := &sweepRun{keeper: k, pending: make(map[gearsfs.MemberID]map[uint64]bool)}
+	return k.store.Sweep(ctx,
 		func(yield func(gearsfs.Extent) error) error { return s.live(ctx, yield) },
-		block.SweepOptions{Rate: sweepBytes, Age: b.upkeep.settled, Skip: s.skip})
+		block.SweepOptions{Rate: sweepBytes, Age: k.upkeep.settled, Skip: s.skip})
 }
 
 type sweepRun struct {
-	blocks  *blocks
+	keeper  *Keeper
 	pending map[gearsfs.MemberID]map[uint64]bool // of the origins that have said it
 }
 
 // live is a block.Live, and finds out what skip is to say.
 func (s *sweepRun) live(ctx context.Context, yield func(gearsfs.Extent) error) error {
-	b := s.blocks
+	k := s.keeper
 	if err := s.askAll(ctx); err != nil {
 		return err
 	}
-	l, err := b.vol.Local(Client{Caller: gearsfs.Root, Process: "sweep"})
-	if err != nil {
+	if err := k.cfg.Node.Certain(ctx); err != nil {
 		return err
 	}
-	defer l.Close() //nolint:errcheck // nothing is left that matters
-	barrier := func() error {
-		_, err := l.ask(ctx, certain(&wire.Query{Op: &wire.Query_Sync{Sync: true}}), true)
+	if err := k.cfg.Machine.Live(yield); err != nil {
 		return err
 	}
-	if err := barrier(); err != nil {
+	index, _ := k.cfg.Machine.Applied()
+	if err := k.cfg.Node.Certain(ctx); err != nil {
 		return err
 	}
-	if err := b.vol.machine.Live(yield); err != nil {
-		return err
-	}
-	index, _ := b.vol.machine.Applied()
-	if err := barrier(); err != nil {
-		return err
-	}
-	return b.awaitDisk(ctx, index)
+	return k.awaitDisk(ctx, index)
 }
 
 // awaitDisk returns when this node's log is on its disk up to an index.
-func (b *blocks) awaitDisk(ctx context.Context, index uint64) error {
+func (k *Keeper) awaitDisk(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, sweepDisk, gearsfs.ErrBusy.Because("the log was not on disk within %v", sweepDisk))
 	defer cancel()
-	for uint64(b.vol.group.Status().Durable) < index {
+	for uint64(k.cfg.Node.Durable()) < index {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
@@ -96,19 +87,19 @@ func (b *blocks) awaitDisk(ctx context.Context, index uint64) error {
 // askAll asks all members for their uploads. Segments of those that don't answer
 // are left alone.
 func (s *sweepRun) askAll(ctx context.Context) error {
-	b := s.blocks
-	if b.vol.alone() { // with an earlier life its Locals and its queues ended
-		s.note(b.vol.member, b.pending.known())
+	k := s.keeper
+	if k.cfg.Members.Alone() { // with an earlier life its Locals and its queues ended
+		s.note(k.cfg.Self, k.pending.known())
 		return nil
 	}
-	if b.vol.cfg.Offline {
+	if k.cfg.Offline {
 		return gearsfs.ErrNoNode.Because("uploads of the other nodes are not known while this one does not run")
 	}
-	own, err := b.pending.list()
+	own, err := k.pending.list()
 	if err != nil {
 		return err
 	}
-	s.note(b.vol.member, own)
+	s.note(k.cfg.Self, own)
 	body, err := blocksRequest(&wire.Blocks{Pending: true})
 	if err != nil {
 		return err
@@ -117,9 +108,9 @@ func (s *sweepRun) askAll(ctx context.Context) error {
 	defer cancel()
 	var asking sync.WaitGroup
 	var mu sync.Mutex
-	for _, id := range b.vol.mesh.others() {
+	for _, id := range k.cfg.Members.Others() {
 		asking.Go(func() { // ends with ctx
-			if resp, err := b.wayTo(id).ask(ctx, body); err == nil {
+			if resp, err := k.ask(ctx, id, body); err == nil {
 				mu.Lock()
 				s.note(id, resp.Segments)
 				mu.Unlock()
@@ -143,15 +134,15 @@ func (s *sweepRun) skip(origin gearsfs.MemberID, segment uint64) bool {
 	if set, ok := s.pending[origin]; ok {
 		return set[segment]
 	}
-	row, ok := s.blocks.vol.machine.MemberRow(origin)
-	return !ok || !row.Removed || !s.blocks.upkeep.longGone(origin)
+	row, ok := s.keeper.cfg.Machine.MemberRow(origin)
+	return !ok || !row.Removed || !s.keeper.upkeep.longGone(origin)
 }
 
 // longGone reports whether a removed member was known as such long ago.
 func (u *upkeep) longGone(id gearsfs.MemberID) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	now := u.blocks.pending.now()
+	now := u.keeper.pending.now()
 	since, ok := u.removed[id]
 	if !ok {
 		u.removed[id] = now
@@ -162,8 +153,8 @@ func (u *upkeep) longGone(id gearsfs.MemberID) bool {
 
 // sweepNow is sweep, and says why nothing was freed where that is so.
 func (u *upkeep) sweepNow(ctx context.Context) (freed uint64, why string) {
-	report, err := u.blocks.sweep(ctx)
-	v := u.blocks.vol
+	report, err := u.keeper.sweep(ctx)
+	cfg := &u.keeper.cfg
 	switch {
 	case err == nil:
 	case ctx.Err() != nil, errors.Is(err, gearsfs.ErrClosed):
@@ -172,7 +163,7 @@ func (u *upkeep) sweepNow(ctx context.Context) (freed uint64, why string) {
 		why = fmt.Sprintf("what nothing refers to was not swept: %v", err)
 	}
 	if report.Freed > 0 {
-		v.log.Info("freed what uploads have left in the block store", "bytes", report.Freed, "segments", report.Segments)
+		cfg.Log.Info("freed what uploads have left in the block store", "bytes", report.Freed, "segments", report.Segments)
 	}
 	return uint64(report.Freed), why
 }

@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -18,7 +18,7 @@ const (
 // once a week it reads all that rows refer to. Both are paced. It also runs the
 // checks that somebody asks for, one at a time.
 type upkeep struct {
-	blocks  *blocks
+	keeper  *Keeper
 	settled time.Duration // see block.SweepOptions.Age
 
 	mu      sync.Mutex
@@ -28,28 +28,28 @@ type upkeep struct {
 	sofar   gearsfs.FsckReport             // of that one
 }
 
-func (u *upkeep) init(b *blocks) {
-	u.blocks = b
+func (u *upkeep) init(k *Keeper) {
+	u.keeper = k
 	u.removed = make(map[gearsfs.MemberID]time.Time)
 }
 
 // begin looks after the store until the volume begins to close.
 func (u *upkeep) begin() {
-	v := u.blocks.vol
-	v.owned.Go(func() {
+	cfg := &u.keeper.cfg
+	cfg.Node.Spawn(func() {
 		u.regularly(sweepFirst, sweepEvery, func(ctx context.Context) {
 			if _, why := u.sweepNow(ctx); why != "" {
-				v.log.Info(why)
+				cfg.Log.Info(why)
 			}
 		})
 	})
-	if v.cfg.ScrubBytesPerSecond > 0 {
-		v.owned.Go(func() { u.regularly(scrubFirst, scrubEvery, u.scrubNow) })
+	if cfg.ScrubBytesPerSecond > 0 {
+		cfg.Node.Spawn(func() { u.regularly(scrubFirst, scrubEvery, u.scrubNow) })
 	}
 }
 
 func (u *upkeep) regularly(first, every time.Duration, do func(context.Context)) {
-	ctx := u.blocks.vol.busy
+	ctx := u.keeper.cfg.Busy
 	for pause := first; ; pause = every {
 		timer := time.NewTimer(pause)
 		select {
@@ -64,12 +64,12 @@ func (u *upkeep) regularly(first, every time.Duration, do func(context.Context))
 
 // scrubNow reads all live extents slowly and mends them from other nodes.
 func (u *upkeep) scrubNow(ctx context.Context) {
-	v := u.blocks.vol
+	cfg := &u.keeper.cfg
 	began := time.Now()
-	run := u.newRun(true, v.cfg.ScrubBytesPerSecond, nil)
+	run := u.newRun(true, cfg.ScrubBytesPerSecond, nil)
 	if err := run.check(ctx); err != nil {
 		if ctx.Err() == nil {
-			v.log.Warn("the large payloads can't be checked", "error", err)
+			cfg.Log.Warn("the large payloads can't be checked", "error", err)
 		}
 		return
 	}
@@ -80,12 +80,12 @@ func (u *upkeep) scrubNow(ctx context.Context) {
 		args := []any{"what", f.What, "path", f.Path, "inode", uint64(f.Ino), "stream", string(f.Key), "pos", uint64(f.Pos), "bytes", f.Bytes,
 			"segment", f.Segment, "at", f.At, "reason", f.Reason}
 		if f.Mended {
-			v.log.Warn("bytes of a large payload were wrong here, and are mended", args...)
+			cfg.Log.Warn("bytes of a large payload were wrong here, and are mended", args...)
 		} else {
-			v.log.Error("bytes of a large payload are lost", args...)
+			cfg.Log.Error("bytes of a large payload are lost", args...)
 		}
 	}
-	v.log.Info("checked all large payloads", "bytes", run.report.Bytes, "took", time.Since(began).Truncate(time.Second),
+	cfg.Log.Info("checked all large payloads", "bytes", run.report.Bytes, "took", time.Since(began).Truncate(time.Second),
 		"faults", run.report.Found, "mended", run.report.Mended)
 }
 
@@ -99,8 +99,9 @@ func (u *upkeep) warnings() (w []string) {
 	return w
 }
 
-// progress is how far the check is that somebody has asked for.
-func (u *upkeep) progress() gearsfs.FsckReport {
+// Progress is how far the check is that somebody has asked for (Fsck).
+func (k *Keeper) Progress() gearsfs.FsckReport {
+	u := &k.upkeep
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.sofar

@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -12,7 +12,6 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
 	"github.com/gearsfs/gearsfs/file"
-	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -28,10 +27,11 @@ const (
 	rowBytes = 128 << 10
 )
 
-// blocks keeps large payloads outside of the log and the state of a volume.
+// Keeper keeps large payloads outside of the log and the state of a volume, for one
+// node. All methods are safe for concurrent use but Open, Begin and Close.
 //
 //	who got the bytes        the other members
-//	upload  Append ------------> Store         in parallel; a majority has them
+//	Upload  Append ------------> Store         in parallel; a majority has them
 //	   |                           |           on disk before
 //	   v                           v
 //	command with extents ------> applied       has it not got them? heal
@@ -44,13 +44,13 @@ const (
 //     disk, as far as the node has it at all, when a sync of the log or a flush of
 //     the state that covers it has returned (persist.Data.BeforeFlush). An entry
 //     that came to the disk before it, of which nothing was promised, is taken back
-//     when a node that is alone starts (intact).
+//     when a node that is alone starts (Intact).
 //  2. Pages are given back when the entry after which no row refers to them is
-//     on disk, so no crash brings back a row without its bytes.
+//     on disk (Durable), so no crash brings back a row without its bytes.
 //  3. Who reads finds the bytes, or by looking at the rows again that they have
 //     changed meanwhile; else they are lost or damaged, and other members have them.
-type blocks struct {
-	vol   *Volume
+type Keeper struct {
+	cfg   Config
 	store *block.Store
 	heal  healer
 
@@ -64,7 +64,6 @@ type blocks struct {
 	onDisk  uint64     // the log's last index that is
 	freeing bool       // a goroutine gives pages back
 	ready   []gearsfs.Extent
-	ways    map[gearsfs.MemberID]*blockWay
 }
 
 // freed are extents that no row refers to from the entry at index on.
@@ -73,90 +72,82 @@ type freed struct {
 	extents []gearsfs.Extent
 }
 
-func (b *blocks) open(v *Volume) error {
-	b.vol = v
-	b.ways = make(map[gearsfs.MemberID]*blockWay)
-	b.heal.init(b)
-	b.pending.init()
-	b.upkeep.init(b)
-	store, err := block.Open(v.cfg.Data.Blocks(), block.Options{Self: v.member, FS: v.cfg.BlockFS, Now: v.cfg.Clock})
+// Open opens the block store, and has it on the disk before the state is.
+func (k *Keeper) Open(cfg Config) error {
+	k.cfg = cfg
+	k.heal.init(k)
+	k.pending.init()
+	k.upkeep.init(k)
+	store, err := block.Open(cfg.Data.Blocks(), block.Options{Self: cfg.Self, FS: cfg.FS, Now: cfg.Clock})
 	if err != nil {
 		return fmt.Errorf("open the block store: %w", err)
 	}
-	b.store = store
-	v.cfg.Data.BeforeFlush(store.Sync, store.Dirty)
+	k.store = store
+	cfg.Data.BeforeFlush(store.Sync, store.Dirty)
 	return nil
 }
 
-// close gives back what can be, and closes the store. Nobody uses it any more.
-func (b *blocks) close() error {
-	if b.store == nil {
+// Begin looks after the payloads until the node begins to close: what is missing
+// here is fetched from other nodes, what nobody needs is swept.
+func (k *Keeper) Begin() {
+	k.cfg.Node.Spawn(k.heal.run)
+	k.upkeep.begin()
+}
+
+// Close gives back what can be, and closes the store. Nobody uses it any more.
+func (k *Keeper) Close() error {
+	if k.store == nil {
 		return nil
 	}
-	synced := b.store.Sync()
-	b.vol.cfg.Data.BeforeFlush(nil, nil)
-	b.mu.Lock()
-	ready := b.ready
-	b.ready = nil
-	b.mu.Unlock()
-	return errors.Join(synced, b.store.Free(ready), b.store.Close())
+	synced := k.store.Sync()
+	k.cfg.Data.BeforeFlush(nil, nil)
+	k.mu.Lock()
+	ready := k.ready
+	k.ready = nil
+	k.mu.Unlock()
+	return errors.Join(synced, k.store.Free(ready), k.store.Close())
 }
 
-// blockLog is a node's log whose Sync tells what keeps invariant 2 of blocks.
-type blockLog struct {
-	replica.Log
-	blocks *blocks
+// Freed is told, as a file.Observer, that no row refers to extents any more from
+// the entry at index on.
+func (k *Keeper) Freed(index uint64, extents []gearsfs.Extent) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.freed = append(k.freed, freed{index, slices.Clone(extents)})
+	k.yieldLocked()
 }
 
-func (l blockLog) Sync() error {
-	upTo := l.Last()
-	if err := l.Log.Sync(); err != nil {
-		return err
-	}
-	l.blocks.durable(upTo)
-	return nil
-}
-
-// Freed implements file.Observer.
-func (v *Volume) Freed(index uint64, extents []gearsfs.Extent) {
-	b := &v.blocks
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.freed = append(b.freed, freed{index, slices.Clone(extents)})
-	b.yieldLocked()
-}
-
-// durable says that the log is on disk up to an index.
-func (b *blocks) durable(index uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.onDisk = max(b.onDisk, index)
-	b.yieldLocked()
+// Durable says that the log is on disk up to an index.
+func (k *Keeper) Durable(index uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.onDisk = max(k.onDisk, index)
+	k.yieldLocked()
 }
 
 // yieldLocked gives back what invariant 2 allows.
-func (b *blocks) yieldLocked() {
+func (k *Keeper) yieldLocked() {
 	n := 0
-	for n < len(b.freed) && b.freed[n].index <= b.onDisk {
-		b.ready = append(b.ready, b.freed[n].extents...)
+	for n < len(k.freed) && k.freed[n].index <= k.onDisk {
+		k.ready = append(k.ready, k.freed[n].extents...)
 		n++
 	}
-	b.freed = b.freed[n:]
-	if len(b.freed) == 0 {
-		b.freed = nil
+	k.freed = k.freed[n:]
+	if len(k.freed) == 0 {
+		k.freed = nil
 	}
-	b.freeLocked()
+	k.freeLocked()
 }
 
 // drop gives back, here and at the other members, what an upload stored and no
 // entry will ever refer to.
-func (b *blocks) drop(extents []gearsfs.Extent) {
-	b.pending.end(extents)
-	b.mu.Lock()
-	b.ready = append(b.ready, extents...)
-	b.freeLocked()
-	b.mu.Unlock()
-	b.dropAway(extents)
+func (k *Keeper) drop(extents []gearsfs.Extent) {
+	k.pending.end(extents)
+	k.mu.Lock()
+	k.ready = append(k.ready, extents...)
+	k.freeLocked()
+	k.mu.Unlock()
+	k.dropAway(extents)
 }
 
 // freeAfter is how long pages stay that nobody needs: for who has read a row
@@ -164,37 +155,37 @@ func (b *blocks) drop(extents []gearsfs.Extent) {
 const freeAfter = time.Second
 
 // freeLocked has pages given back on a goroutine of its own.
-func (b *blocks) freeLocked() {
-	if b.freeing || len(b.ready) == 0 {
+func (k *Keeper) freeLocked() {
+	if k.freeing || len(k.ready) == 0 {
 		return
 	}
-	b.freeing = b.vol.spawn(func() {
+	k.freeing = k.cfg.Node.Spawn(func() {
 		for {
 			select {
 			case <-time.After(freeAfter):
-			case <-b.vol.root.Done():
+			case <-k.cfg.Root.Done():
 				return // close does it
 			}
-			b.mu.Lock()
-			batch := b.ready
-			b.ready = nil
-			b.freeing = len(batch) > 0
-			b.mu.Unlock()
+			k.mu.Lock()
+			batch := k.ready
+			k.ready = nil
+			k.freeing = len(batch) > 0
+			k.mu.Unlock()
 			if len(batch) == 0 {
 				return
 			}
-			if err := b.store.Free(batch); err != nil {
-				b.vol.log.Warn("pages of the block store that nobody needs are still there", "extents", len(batch), "error", err)
+			if err := k.store.Free(batch); err != nil {
+				k.cfg.Log.Warn("pages of the block store that nobody needs are still there", "extents", len(batch), "error", err)
 			}
 		}
 	})
 }
 
-// intact reports whether this node has all bytes that an entry refers to.
-func (b *blocks) intact(e *wire.Entry) bool {
+// Intact reports whether this node has all bytes that an entry refers to.
+func (k *Keeper) Intact(e *wire.Entry) bool {
 	buf := make([]byte, gearsfs.PageBytes)
 	for _, cmd := range e.Commands {
-		err := b.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error {
+		err := k.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error {
 			for _, w := range *extents {
 				if w.Origin == 0 {
 					continue
@@ -202,7 +193,7 @@ func (b *blocks) intact(e *wire.Entry) bool {
 				e, err := extentFromWire(w)
 				for off := uint64(0); err == nil && off < e.Length; off += uint64(len(buf)) {
 					n := min(e.Length-off, uint64(len(buf)))
-					err = b.store.Read(e, off, n, buf)
+					err = k.store.Read(e, off, n, buf)
 				}
 				if err != nil {
 					return err
@@ -211,7 +202,7 @@ func (b *blocks) intact(e *wire.Entry) bool {
 			return nil
 		})
 		if err != nil {
-			b.vol.log.Warn("the power was cut before a payload was on disk: what was not promised yet did not happen", "error", err)
+			k.cfg.Log.Warn("the power was cut before a payload was on disk: what was not promised yet did not happen", "error", err)
 			return false
 		}
 	}
@@ -221,23 +212,23 @@ func (b *blocks) intact(e *wire.Entry) bool {
 // put stores a payload and returns its extents. Errors: gearsfs.ErrNoSpace, ctx's,
 // gearsfs.ErrNoNode where no majority can be reached, and a broken store's, which
 // is fatal.
-func (b *blocks) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, error) {
-	if b.vol.space.full() {
+func (k *Keeper) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, error) {
+	if k.cfg.Node.Full() {
 		return nil, gearsfs.ErrNoSpace
 	}
-	extents, err := b.store.Append(payload)
+	extents, err := k.store.Append(payload)
 	if err != nil {
 		if !errors.Is(err, gearsfs.ErrNoSpace) {
-			b.vol.fatal(fmt.Errorf("write to the block store: %w", err))
+			k.cfg.Node.Fatal(fmt.Errorf("write to the block store: %w", err))
 		}
 		return nil, err
 	}
-	b.pending.begin(extents)
-	if b.vol.alone() {
+	k.pending.begin(extents)
+	if k.cfg.Members.Alone() {
 		return extents, nil
 	}
-	if err := b.spread(ctx, extents, payload); err != nil {
-		b.drop(extents)
+	if err := k.spread(ctx, extents, payload); err != nil {
+		k.drop(extents)
 		return nil, err
 	}
 	return extents, nil
@@ -253,21 +244,21 @@ func positionOf(cmd *wire.Command) uint64 {
 
 // putPieces is put of what lies at a position of the file, so that no page has
 // bytes of two rows: what is in front of the first end of a row is by itself.
-func (b *blocks) putPieces(ctx context.Context, payload []byte, pos uint64) ([]gearsfs.Extent, error) {
+func (k *Keeper) putPieces(ctx context.Context, payload []byte, pos uint64) ([]gearsfs.Extent, error) {
 	head := uint64(0)
 	if pos%gearsfs.PageBytes != 0 {
 		head = rowBytes - pos%rowBytes
 	}
 	if head == 0 || head >= uint64(len(payload)) {
-		return b.put(ctx, payload)
+		return k.put(ctx, payload)
 	}
-	first, err := b.put(ctx, payload[:head])
+	first, err := k.put(ctx, payload[:head])
 	if err != nil {
 		return nil, err
 	}
-	rest, err := b.put(ctx, payload[head:])
+	rest, err := k.put(ctx, payload[head:])
 	if err != nil {
-		b.drop(first)
+		k.drop(first)
 		return nil, err
 	}
 	return append(first, rest...), nil
@@ -275,10 +266,10 @@ func (b *blocks) putPieces(ctx context.Context, payload []byte, pos uint64) ([]g
 
 // payloads visits what a command would bring into the log: each payload, how
 // many bytes it needs to go to the block store instead, and where its extents go.
-func (b *blocks) payloads(cmd *wire.Command, visit func(data *[]byte, least int, extents *[]*wire.Extent) error) error {
+func (k *Keeper) payloads(cmd *wire.Command, visit func(data *[]byte, least int, extents *[]*wire.Extent) error) error {
 	records := func(records []*wire.NewRecord) error {
 		for _, r := range records {
-			if err := visit(&r.Data, b.vol.cfg.BlockLeast, &r.Extents); err != nil {
+			if err := visit(&r.Data, k.cfg.Least, &r.Extents); err != nil {
 				return err
 			}
 		}
@@ -286,10 +277,10 @@ func (b *blocks) payloads(cmd *wire.Command, visit func(data *[]byte, least int,
 	}
 	switch op := cmd.GetOp().(type) {
 	case *wire.Command_Write:
-		return visit(&op.Write.Data, b.leastOf(op.Write), &op.Write.Extents)
+		return visit(&op.Write.Data, k.leastOf(op.Write), &op.Write.Extents)
 	case *wire.Command_Save:
 		if w := op.Save.GetWrite(); w != nil {
-			return visit(&w.Data, b.leastOf(w), &w.Extents)
+			return visit(&w.Data, k.leastOf(w), &w.Extents)
 		}
 	case *wire.Command_Put:
 		return records(op.Put.Records)
@@ -313,12 +304,12 @@ func (b *blocks) payloads(cmd *wire.Command, visit func(data *[]byte, least int,
 }
 
 // leastOf is the length from which on a write goes to the block store.
-func (b *blocks) leastOf(w *wire.Write) int {
-	least := b.vol.cfg.BlockLeast
+func (k *Keeper) leastOf(w *wire.Write) int {
+	least := k.cfg.Least
 	if len(w.Data) < patchLeast || len(w.Data) >= least {
 		return least
 	}
-	attr, err := b.vol.machine.GetAttr(gearsfs.Ino(w.Ino))
+	attr, err := k.cfg.Machine.GetAttr(gearsfs.Ino(w.Ino))
 	if err == nil && attr.Size >= patchedLeast {
 		return patchLeast
 	}
@@ -328,9 +319,9 @@ func (b *blocks) leastOf(w *wire.Write) int {
 // errFound ends a visit.
 var errFound = errors.New("found")
 
-// bulky reports whether upload has something to do.
-func (b *blocks) bulky(cmd *wire.Command) bool {
-	return b.payloads(cmd, func(data *[]byte, least int, _ *[]*wire.Extent) error {
+// Bulky reports whether upload has something to do.
+func (k *Keeper) Bulky(cmd *wire.Command) bool {
+	return k.payloads(cmd, func(data *[]byte, least int, _ *[]*wire.Extent) error {
 		if len(*data) >= least {
 			return errFound
 		}
@@ -338,9 +329,9 @@ func (b *blocks) bulky(cmd *wire.Command) bool {
 	}) != nil
 }
 
-// refers reports whether a command names extents that are in the block store.
-func (b *blocks) refers(cmd *wire.Command) bool {
-	return b.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error {
+// Refers reports whether a command names extents that are in the block store.
+func (k *Keeper) Refers(cmd *wire.Command) bool {
+	return k.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error {
 		if len(*extents) > 0 {
 			return errFound
 		}
@@ -348,14 +339,10 @@ func (b *blocks) refers(cmd *wire.Command) bool {
 	}) != nil
 }
 
-// upload brings the large payloads of a command to the block store and puts
+// Upload brings the large payloads of a command to the block store and puts
 // extents in their places. It returns them, to be dropped where the command is
 // refused. With an error nothing of the command has changed.
-func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Extent, error) {
-	if !b.vol.enter() {
-		return nil, gearsfs.ErrClosed
-	}
-	defer b.vol.leave()
+func (k *Keeper) Upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Extent, error) {
 	type change struct {
 		data    *[]byte
 		extents *[]*wire.Extent
@@ -363,11 +350,11 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 	}
 	var changes []change
 	var all []gearsfs.Extent
-	err := b.payloads(cmd, func(data *[]byte, least int, extents *[]*wire.Extent) error {
+	err := k.payloads(cmd, func(data *[]byte, least int, extents *[]*wire.Extent) error {
 		if len(*data) < least {
 			return nil
 		}
-		stored, err := b.putPieces(ctx, *data, positionOf(cmd))
+		stored, err := k.putPieces(ctx, *data, positionOf(cmd))
 		if err != nil {
 			return err
 		}
@@ -375,7 +362,7 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 		return nil
 	})
 	if err != nil {
-		b.drop(all)
+		k.drop(all)
 		return nil, err
 	}
 	for _, c := range changes {
@@ -384,12 +371,12 @@ func (b *blocks) upload(ctx context.Context, cmd *wire.Command) ([]gearsfs.Exten
 	return all, nil
 }
 
-// unused takes the final answer of the command that extents were uploaded for:
+// Unused takes the final answer of the command that extents were uploaded for:
 // where that is an error they came to nothing. Where the command may have happened all the same, or may yet, the pages
 // stay: they are swept where nothing comes to refer to them.
-func (b *blocks) unused(extents []gearsfs.Extent, err error) {
+func (k *Keeper) Unused(extents []gearsfs.Extent, err error) {
 	if len(extents) == 0 || err == nil {
-		b.pending.end(extents)
+		k.pending.end(extents)
 		return
 	}
 	for _, open := range []error{
@@ -397,54 +384,54 @@ func (b *blocks) unused(extents []gearsfs.Extent, err error) {
 		gearsfs.ErrCancelled, context.Canceled, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, open) {
-			b.pending.end(extents)
+			k.pending.end(extents)
 			return
 		}
 	}
-	b.drop(extents)
+	k.drop(extents)
 }
 
 // read puts the bytes [off, off+len(dst)) of an extent of the store into dst. What this node
 // lacks, or has damaged, comes from another one. Errors: gearsfs.ErrDamaged,
 // block.ErrAbsent where nobody has it, and those of the disk.
-func (b *blocks) read(ctx context.Context, e gearsfs.Extent, off uint64, dst []byte) error {
+func (k *Keeper) read(ctx context.Context, e gearsfs.Extent, off uint64, dst []byte) error {
 	n := uint64(len(dst))
-	err := b.store.Read(e, off, n, dst)
-	if err == nil || b.vol.alone() {
+	err := k.store.Read(e, off, n, dst)
+	if err == nil || k.cfg.Members.Alone() {
 		return err
 	}
 	if !errors.Is(err, block.ErrAbsent) && !errors.Is(err, gearsfs.ErrDamaged) {
 		return err
 	}
-	if fetchErr := b.fetch(ctx, e); fetchErr != nil {
+	if fetchErr := k.fetch(ctx, e); fetchErr != nil {
 		return fmt.Errorf("%w; %w", err, fetchErr)
 	}
-	return b.store.Read(e, off, n, dst)
+	return k.store.Read(e, off, n, dst)
 }
 
-// content reads bytes of a file, into buf where that has room for them.
-func (b *blocks) content(ctx context.Context, who gearsfs.Caller, r *wire.Read, buf []byte) ([]byte, error) {
+// Content reads bytes of a file, into buf where that has room for them.
+func (k *Keeper) Content(ctx context.Context, who gearsfs.Caller, r *wire.Read, buf []byte) ([]byte, error) {
 	var last error
 	for range readTries {
-		c, err := b.vol.machine.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who, buf)
+		c, err := k.cfg.Machine.Read(gearsfs.Ino(r.Ino), gearsfs.Pos(r.Pos), int(r.Length), who, buf)
 		if err != nil {
 			return nil, err
 		}
-		if last = b.assemble(ctx, c); last == nil {
+		if last = k.assemble(ctx, c); last == nil {
 			return c.Data, nil
 		}
 	}
-	return nil, b.lost(last, fmt.Sprintf("inode %d from byte %d on", r.Ino, r.Pos))
+	return nil, k.lost(last, fmt.Sprintf("inode %d from byte %d on", r.Ino, r.Pos))
 }
 
 // readTries is how often rows are looked at for bytes that are not where they
 // say: they may have changed meanwhile.
 const readTries = 3
 
-func (b *blocks) assemble(ctx context.Context, c file.Content) error {
+func (k *Keeper) assemble(ctx context.Context, c file.Content) error {
 	for i := range c.Parts {
 		p := &c.Parts[i]
-		if err := b.read(ctx, p.Extent, 0, c.Data[p.At:p.At+int(p.Extent.Length)]); err != nil {
+		if err := k.read(ctx, p.Extent, 0, c.Data[p.At:p.At+int(p.Extent.Length)]); err != nil {
 			return err
 		}
 	}
@@ -452,24 +439,24 @@ func (b *blocks) assemble(ctx context.Context, c file.Content) error {
 }
 
 // lost makes an error that callers know of one of the store, and tells it.
-func (b *blocks) lost(err error, what string) error {
+func (k *Keeper) lost(err error, what string) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, gearsfs.ErrClosed) {
 		return err
 	}
-	b.damaged.Add(1)
-	b.vol.log.Error("bytes can't be read", "of", what, "error", err)
+	k.damaged.Add(1)
+	k.cfg.Log.Error("bytes can't be read", "of", what, "error", err)
 	return gearsfs.ErrDamaged.Because("%s: %v", what, err)
 }
 
-// warnings are for the node's status.
-func (b *blocks) warnings() (w []string) {
-	if n := b.damaged.Load(); n > 0 {
+// Warnings are for the node's status.
+func (k *Keeper) Warnings() (w []string) {
+	if n := k.damaged.Load(); n > 0 {
 		w = append(w, fmt.Sprintf("the bytes of large payloads are damaged or missing: %d reads failed since this node started", n))
 	}
-	if n := b.heal.lacking(); n > 0 {
+	if n := k.heal.lacking(); n > 0 {
 		w = append(w, fmt.Sprintf("%d pieces of large payloads are missing here, and no node that was reached has them", n))
 	}
-	return append(w, b.upkeep.warnings()...)
+	return append(w, k.upkeep.warnings()...)
 }
 
 // recordsOf visits the records of an answer whose bytes are in the block store.
@@ -484,50 +471,36 @@ func recordsOf(a *wire.Answer, visit func(*wire.TakenRecord)) {
 	}
 }
 
-// withBytes has done called with a response whose records have their bytes: at
-// once where they do, else on another goroutine.
-func (b *blocks) withBytes(resp *wire.Response, done func(*wire.Response)) {
-	if !lacksBytes(resp.Answer) {
-		done(resp)
-		return
-	}
-	b.fill(resp, done)
-}
-
-// fill is withBytes for a response whose records lack some.
-func (b *blocks) fill(resp *wire.Response, done func(*wire.Response)) {
-	begun := b.vol.spawn(func() {
-		b.vol.reads <- struct{}{}
-		defer func() { <-b.vol.reads }()
+// Fill has done called with a response whose records lack bytes (LacksBytes) when
+// they have them, on another goroutine, or with an error.
+func (k *Keeper) Fill(resp *wire.Response, done func(*wire.Response, error)) {
+	begun := k.cfg.Node.Spawn(func() {
+		k.cfg.Reads <- struct{}{}
+		defer func() { <-k.cfg.Reads }()
 		var failed error
 		recordsOf(resp.Answer, func(r *wire.TakenRecord) {
-			data, err := b.join(b.vol.root, r.Extents)
+			data, err := k.join(k.cfg.Root, r.Extents)
 			if err != nil {
-				failed = errors.Join(failed, b.lost(err, fmt.Sprintf("record %d of stream %q", r.Seq, r.Key)))
+				failed = errors.Join(failed, k.lost(err, fmt.Sprintf("record %d of stream %q", r.Seq, r.Key)))
 				return
 			}
 			r.Data, r.Extents = data, nil
 		})
-		if failed != nil {
-			index := resp.Index
-			resp = failure(failed)
-			resp.Index = index
-		}
-		done(resp)
+		done(resp, failed)
 	})
 	if !begun {
-		done(failure(gearsfs.ErrClosed))
+		done(nil, gearsfs.ErrClosed)
 	}
 }
 
-// lacksBytes says whether bytes of an answer's records are in the block store.
-func lacksBytes(a *wire.Answer) bool {
+// LacksBytes says whether bytes of an answer's records are in the block store.
+func LacksBytes(a *wire.Answer) bool {
 	return slices.ContainsFunc(a.GetRecords(), func(r *wire.TakenRecord) bool { return len(r.Extents) > 0 }) ||
-		slices.ContainsFunc(a.GetSteps(), lacksBytes)
+		slices.ContainsFunc(a.GetSteps(), LacksBytes)
 }
 
 // join reads extents one behind the other.
-func (b *blocks) join(ctx context.Context, wires []*wire.Extent) ([]byte, error) {
+func (k *Keeper) join(ctx context.Context, wires []*wire.Extent) ([]byte, error) {
 	n := uint64(0)
 	for _, w := range wires {
 		if n += w.Length; n > gearsfs.RecordBytesMax {
@@ -545,7 +518,7 @@ func (b *blocks) join(ctx context.Context, wires []*wire.Extent) ([]byte, error)
 		}
 		e, err := extentFromWire(w)
 		if err == nil {
-			err = b.read(ctx, e, 0, dst)
+			err = k.read(ctx, e, 0, dst)
 		}
 		if err != nil {
 			return nil, err
@@ -554,17 +527,28 @@ func (b *blocks) join(ctx context.Context, wires []*wire.Extent) ([]byte, error)
 	return data, nil
 }
 
-// inline puts the bytes of a command's payloads back in the place of their
+// Inline puts the bytes of a command's payloads back in the place of their
 // extents: for who keeps them in memory.
-func (b *blocks) inline(ctx context.Context, cmd *wire.Command) error {
-	return b.payloads(cmd, func(data *[]byte, _ int, extents *[]*wire.Extent) error {
+func (k *Keeper) Inline(ctx context.Context, cmd *wire.Command) error {
+	return k.payloads(cmd, func(data *[]byte, _ int, extents *[]*wire.Extent) error {
 		if len(*extents) == 0 {
 			return nil
 		}
-		bytes, err := b.join(ctx, *extents)
-		if err == nil {
-			*data, *extents = bytes, nil
+		bytes, err := k.join(ctx, *extents)
+		if err != nil {
+			return k.lost(err, "what was to be put")
 		}
-		return err
+		*data, *extents = bytes, nil
+		return nil
 	})
+}
+
+// Rejoin stores the bytes of a row in one piece.
+func (k *Keeper) Rejoin(row *wire.FragmentedRow) ([]gearsfs.Extent, error) {
+	ctx := k.cfg.Busy
+	data, err := k.join(ctx, row.Extents)
+	if err != nil {
+		return nil, k.lost(err, fmt.Sprintf("inode %d at byte %d of stream %q", row.Ino, row.Pos, row.Key))
+	}
+	return k.put(ctx, data)
 }

@@ -1,4 +1,4 @@
-package dgm
+package payload
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 //
 // Nothing runs in a group of one: nobody has more than this node.
 type healer struct {
-	blocks *blocks
+	keeper *Keeper
 	wake   chan struct{} // of capacity 1
 
 	mu    sync.Mutex
@@ -39,8 +39,8 @@ const (
 	healWantsMax = 64 << 10 // extents to remember; beyond, all rows are looked at
 )
 
-func (h *healer) init(b *blocks) {
-	h.blocks = b
+func (h *healer) init(k *Keeper) {
+	h.keeper = k
 	h.wake = make(chan struct{}, 1)
 	h.whole = make(chan struct{})
 	h.scan = true
@@ -48,18 +48,18 @@ func (h *healer) init(b *blocks) {
 
 // run heals until the volume begins to close.
 func (h *healer) run() {
-	v := h.blocks.vol
+	cfg := &h.keeper.cfg
 	pause := healPauseMin
 	for {
-		if !v.alone() {
-			if h.round(v.busy) {
+		if !cfg.Members.Alone() {
+			if h.round(cfg.Busy) {
 				pause = healPauseMin
 			} else {
 				select {
 				case <-time.After(pause):
 					pause = min(2*pause, healPauseMax)
 					h.rescan()
-				case <-v.busy.Done():
+				case <-cfg.Busy.Done():
 					return
 				}
 				continue
@@ -67,19 +67,31 @@ func (h *healer) run() {
 		}
 		select {
 		case <-h.wake:
-		case <-v.busy.Done():
+		case <-cfg.Busy.Done():
 			return
 		}
 		select { // what is being spread arrives meanwhile
 		case <-time.After(healDelay):
-		case <-v.busy.Done():
+		case <-cfg.Busy.Done():
 			return
 		}
 	}
 }
 
-// grown says that the node may not be alone any more.
-func (h *healer) grown() {
+// Grown is told that the node may not be alone any more.
+func (k *Keeper) Grown() { k.heal.look() }
+
+// Rescan has all rows looked at for what is missing here: the state is another one.
+func (k *Keeper) Rescan() { k.heal.rescan() }
+
+// Whole returns when nothing is known to be missing here.
+func (k *Keeper) Whole(ctx context.Context) error { return k.heal.wait(ctx) }
+
+// Lacking is how many extents could not be had from any node at the last try.
+func (k *Keeper) Lacking() int { return k.heal.lacking() }
+
+// look has the healer look whether there is something to do.
+func (h *healer) look() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -107,17 +119,16 @@ func (h *healer) mendLocked() {
 	}
 }
 
-// named is told of the commands of an entry that was applied.
-func (h *healer) named(commands []*wire.Command) {
-	b := h.blocks
-	if b.vol.group == nil || b.vol.alone() {
+// Named is told of the commands of an entry that was applied.
+func (k *Keeper) Named(commands []*wire.Command) {
+	if k.cfg.Members.Alone() {
 		return
 	}
 	for _, cmd := range commands {
-		b.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error { //nolint:errcheck // it returns none
+		k.payloads(cmd, func(_ *[]byte, _ int, extents *[]*wire.Extent) error { //nolint:errcheck // it returns none
 			for _, w := range *extents {
-				if e, err := extentFromWire(w); err == nil && !e.Inline() && !b.store.Has(e) {
-					h.lack(e)
+				if e, err := extentFromWire(w); err == nil && !e.Inline() && !k.store.Has(e) {
+					k.heal.lack(e)
 				}
 			}
 			return nil
@@ -144,7 +155,7 @@ func (h *healer) round(ctx context.Context) bool {
 	h.mu.Unlock()
 	left := 0
 	mend := func(e gearsfs.Extent) {
-		if !h.blocks.store.Has(e) && h.blocks.fetch(ctx, e) != nil {
+		if !h.keeper.store.Has(e) && h.keeper.fetch(ctx, e) != nil {
 			left++
 		}
 	}
@@ -152,13 +163,13 @@ func (h *healer) round(ctx context.Context) bool {
 		mend(e)
 	}
 	if scan {
-		err := h.blocks.vol.machine.Live(func(e gearsfs.Extent) error {
+		err := h.keeper.cfg.Machine.Live(func(e gearsfs.Extent) error {
 			mend(e)
 			return ctx.Err()
 		})
 		if err != nil && ctx.Err() == nil {
 			left++
-			h.blocks.vol.log.Warn("the rows can't be read for what is missing in the block store", "error", err)
+			h.keeper.cfg.Log.Warn("the rows can't be read for what is missing in the block store", "error", err)
 		}
 	}
 	h.mu.Lock()
