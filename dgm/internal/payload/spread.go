@@ -39,8 +39,8 @@ func blocksRequest(op *wire.Blocks) ([]byte, error) {
 }
 
 // spread brings what was appended here to the other members, all at once, and
-// returns when it is on the disks of a majority of the voters, this node's
-// included where it votes. Who is not reached, or is slow, fetches it later.
+// returns when it is on the disks of a majority of the voters, of the old and of the
+// new ones while they change, this node's included where it votes. Who is not reached, or is slow, fetches it later.
 func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload []byte) error {
 	load, err := newCargo(extents, payload)
 	if err != nil {
@@ -49,9 +49,7 @@ func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 	asked := ctx
 	ctx, cancel := context.WithTimeoutCause(k.cfg.Busy, gearsfs.SessionTTL,
 		gearsfs.ErrNoNode.Because("no majority of the nodes can be reached with the bytes"))
-	voters := slices.Concat(k.cfg.Members.Quorums()...)
-	slices.Sort(voters)
-	voters = slices.Compact(voters)
+	quorums := k.cfg.Members.Quorums()
 	others := k.cfg.Members.Others()
 	stored := make(chan gearsfs.MemberID, len(others)+1)
 	failed := make(chan error, 1)
@@ -70,13 +68,10 @@ func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 		}
 		stored <- k.cfg.Self
 	})
-	need := len(voters)/2 + 1
-	for have := 0; have < need; {
+	for have := []gearsfs.MemberID(nil); !reached(quorums, have); {
 		select {
 		case id := <-stored:
-			if slices.Contains(voters, id) {
-				have++
-			}
+			have = append(have, id)
 		case err := <-failed:
 			cancel()
 			return err
@@ -98,6 +93,19 @@ func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload [
 		cancel()
 	}
 	return nil
+}
+
+// reached says whether a majority of each set of voters is among have.
+func reached(quorums [][]gearsfs.MemberID, have []gearsfs.MemberID) bool {
+	return !slices.ContainsFunc(quorums, func(voters []gearsfs.MemberID) bool {
+		n := 0
+		for _, id := range voters {
+			if slices.Contains(have, id) {
+				n++
+			}
+		}
+		return n <= len(voters)/2
+	})
 }
 
 // send brings a block to one member and says whether it has it; it tries until
