@@ -39,8 +39,9 @@ func blocksRequest(op *wire.Blocks) ([]byte, error) {
 }
 
 // spread brings what was appended here to the other members, all at once, and
-// returns when it is on the disks of a majority of the voters, of the old and of the
-// new ones while they change, this node's included where it votes. Who is not reached, or is slow, fetches it later.
+// returns when it is on the disks of a majority of the voters, this node's included
+// where it votes; while they change, of the old ones and of the new ones. Who is
+// not reached, or is slow, fetches it later.
 func (k *Keeper) spread(ctx context.Context, extents []gearsfs.Extent, payload []byte) error {
 	load, err := newCargo(extents, payload)
 	if err != nil {
