@@ -1,10 +1,10 @@
 package dgm
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -229,24 +229,8 @@ func sessionID(minted, salt uint64) gearsfs.SessionID {
 	return gearsfs.SessionID{Minted: int64(minted), Salt: salt}
 }
 
-// failure is the response that carries err and nothing else.
-func failure(err error) *wire.Response {
-	return &wire.Response{Answer: &wire.Answer{Code: uint32(gearsfs.CodeOf(err)), Reason: err.Error()}}
-}
+// These are so many that they have short names here.
 
-// errorOf is the error that a response carries, or nil.
-func errorOf(r *wire.Response) error {
-	if r.Answer == nil {
-		return nil
-	}
-	return answerError(r.Answer)
-}
-
-// answerError is the error that an answer carries, or nil.
-func answerError(a *wire.Answer) error {
-	reason := a.Reason
-	if a.FailedStep != 0 {
-		reason = fmt.Sprintf("step %d: %s", a.FailedStep, reason)
-	}
-	return gearsfs.FromCode(gearsfs.Code(a.Code), reason)
-}
+func failure(err error) *wire.Response { return answer.Failure(err) }
+func errorOf(r *wire.Response) error   { return answer.ErrorOf(r) }
+func answerError(a *wire.Answer) error { return answer.Error(a) }

@@ -15,17 +15,18 @@
 //
 // # The nodes of a volume
 //
-// A node dials every other member of its volume (mesh, peerLink) and asks to
-// join one with new data (Join). Each connection carries one thing:
+// A node dials every other member of its volume (package mesh) and asks to join
+// one with new data (Join). Each connection carries one thing:
 //
 //	who dials          begins with   carries
 //	a client           Hello         its sessions' requests
 //	a member, always   Peer          Notice: raft's messages, offers of
 //	                                 snapshots; NodeOp: status, hashes
-//	a member, to       Peer, bulk    Fetch: pieces of a snapshot
-//	fetch a snapshot
+//	a member, to       Peer, bulk    Fetch: pieces of a snapshot; Blocks: large
+//	fetch what is                    payloads (package payload)
+//	large, or send it
 //	anybody            NodeOp        questions about the cluster
 //
-// Members that are too far behind for the log get the state as a snapshot
-// (snapshots, pull), and now and then all replicas are compared (verifier).
+// Members that are too far behind for the log get the state as a snapshot, and now
+// and then all replicas are compared: both are jobs of package mesh, too.
 package dgm

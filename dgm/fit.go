@@ -42,7 +42,7 @@ func (v *Volume) fitToVote(member uint64) bool {
 func (v *Volume) askWhole(member uint64) {
 	ctx, cancel := context.WithTimeout(v.busy, fitFor)
 	defer cancel()
-	_, err := v.mesh.ask(ctx, gearsfs.MemberID(member), &wire.NodeOp{Op: &wire.NodeOp_Whole{Whole: true}})
+	_, err := v.mesh.Ask(ctx, gearsfs.MemberID(member), &wire.NodeOp{Op: &wire.NodeOp_Whole{Whole: true}})
 	f := &v.fitness
 	f.mu.Lock()
 	defer f.mu.Unlock()

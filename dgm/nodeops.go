@@ -66,7 +66,7 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 		if !trusted {
 			return nil, errUntrusted
 		}
-		return v.answerVerify(ctx, op)
+		return v.mesh.AnswerVerify(ctx, op)
 	case *wire.NodeOp_Join:
 		if !trusted {
 			return nil, errUntrusted
@@ -89,7 +89,7 @@ func (v *Volume) answerNode(trusted bool, who gearsfs.Caller, op *wire.NodeOp) (
 		if v.tenure.Load() == nil {
 			return nil, errNotLeader
 		}
-		return &wire.Response{}, v.verifyNow(ctx)
+		return &wire.Response{}, v.mesh.Compare(ctx)
 	}
 	return nil, gearsfs.ErrUnknownOp
 }
@@ -317,7 +317,7 @@ func (v *Volume) askNode(ctx context.Context, m gearsfs.Member) *wire.NodeInfo {
 	if m.ID == v.member {
 		s = statusToWire(v.nodeStatus())
 	} else {
-		resp, err := v.mesh.ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Status{Status: true}})
+		resp, err := v.mesh.Ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Status{Status: true}})
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer within %v", askTimeout)
 		}
@@ -374,7 +374,7 @@ func (v *Volume) noteMembers() {
 	if t == nil {
 		return
 	}
-	for _, self := range v.mesh.said() {
+	for _, self := range v.mesh.Said() {
 		row, ok := v.machine.MemberRow(gearsfs.MemberID(self.Id))
 		if !ok || row.Removed || row.Name == self.Name && row.Addrs == self.Addrs {
 			continue

@@ -53,11 +53,11 @@ func (n payloadNode) Alone() bool {
 	}
 }
 
-func (n payloadNode) Others() []gearsfs.MemberID    { return n.vol.mesh.others() }
+func (n payloadNode) Others() []gearsfs.MemberID    { return n.vol.mesh.Others() }
 func (n payloadNode) Quorums() [][]gearsfs.MemberID { return n.vol.group.Quorums() }
 
 func (n payloadNode) Carry(ctx context.Context, to gearsfs.MemberID, start payload.Start) (*wire.Response, error) {
-	return n.vol.bulk.to(to).carry(ctx, n.vol.mesh, start)
+	return n.vol.mesh.Carry(ctx, to, start)
 }
 
 // syncedLog is a node's log that tells what is on the disk, before anybody who

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/mesh"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
@@ -23,11 +24,10 @@ type peer struct {
 	conn *transport.Conn // nil in this process
 	as   *gearsfs.Caller
 
-	// Which member's connection it is, and for what; 0 where it is none's. They
-	// belong to the goroutine that reads from it.
-	member gearsfs.MemberID
-	bulk   bool
-	group  *replica.Group // once it is there
+	// Which member's connection it is. It and group belong to the goroutine that
+	// reads from it.
+	far   mesh.Peer
+	group *replica.Group // once it is there
 
 	// mu is taken after tenure.mu and Volume.mu.
 	mu        sync.Mutex
@@ -91,18 +91,18 @@ func (p *peer) serveNode(req *wire.Request, done func(*wire.Response)) {
 	}
 	switch kind := req.Kind.(type) {
 	case *wire.Request_Peer:
-		resp, err := p.vol.mesh.accept(p, kind.Peer)
+		resp, err := p.vol.mesh.Accept(&p.far, kind.Peer)
 		if err != nil {
 			resp = failure(err)
 		}
 		done(resp)
-		if p.member != 0 && !p.bulk {
+		if p.far.Member() != 0 && !p.far.Bulk() {
 			p.vol.noteMembers()
 		}
 	case *wire.Request_Fetch:
-		p.vol.mesh.fetch(p, kind.Fetch, done)
+		p.vol.mesh.Fetch(&p.far, kind.Fetch, done)
 	case *wire.Request_Blocks:
-		if p.member == 0 || !p.bulk {
+		if p.far.Member() == 0 || !p.far.Bulk() {
 			done(failure(gearsfs.ErrAccess.Because("only a member may ask for blocks")))
 			return
 		}
@@ -112,8 +112,8 @@ func (p *peer) serveNode(req *wire.Request, done func(*wire.Response)) {
 
 // Notice implements transport.NoticeHandler.
 func (p *peer) Notice(body []byte) {
-	if p.member != 0 {
-		p.vol.mesh.notice(p, body)
+	if p.far.Member() != 0 {
+		p.vol.mesh.Notice(&p.far, body)
 	}
 }
 

@@ -138,6 +138,6 @@ func (v *Volume) membersChanged() {
 	v.membersNoted = make(chan struct{})
 	v.leaderChangedLocked() // it may be somewhere else
 	v.mu.Unlock()
-	v.mesh.update()
+	v.mesh.Update()
 	v.payloads.Grown()
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/mesh"
 	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
@@ -27,7 +28,7 @@ func (v *Volume) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	defer stop()
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	cfg := peerTransport()
+	cfg := mesh.Transport()
 	cfg.TLS, cfg.NewHandler, cfg.Shared = tlsConfig, v.newPeer(nil), true
 	pause := acceptPauseMin
 	for {
@@ -98,7 +99,7 @@ func (v *Volume) serveConn(ctx context.Context, nc net.Conn, cfg transport.Confi
 // where it is not nil, is who the far side counts as.
 func (v *Volume) newPeer(as *gearsfs.Caller) func(*transport.Conn) (transport.Handler, error) {
 	return func(conn *transport.Conn) (transport.Handler, error) {
-		p := &peer{vol: v, conn: conn, as: as, sessions: make(map[gearsfs.SessionID]*session)}
+		p := &peer{vol: v, conn: conn, far: mesh.Peer{Conn: conn}, as: as, sessions: make(map[gearsfs.SessionID]*session)}
 		go p.run() // ends with the connection, which the acceptor or dialer waits for
 		return p, nil
 	}
@@ -118,7 +119,7 @@ func (p *peer) run() {
 // the replica from being woken nor brings through the log what came over other
 // connections.
 func (p *peer) Batch() transport.Batch {
-	if p.bulk {
+	if p.far.Bulk() {
 		return nil
 	}
 	if p.group == nil {

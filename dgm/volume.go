@@ -14,6 +14,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/dgm/internal/mesh"
 	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
@@ -88,7 +89,7 @@ type Volume struct {
 	member  gearsfs.MemberID
 	machine *file.Machine
 	group   *replica.Group // set when opened is closed
-	mesh    *mesh
+	mesh    *mesh.Mesh
 	door    door          // inside is who uses the machine for a caller
 	opened  chan struct{} // closed when group is set, or never will be
 	ended   chan struct{} // closed when Close is done
@@ -115,7 +116,6 @@ type Volume struct {
 	replies  replies
 	watches  watches
 	payloads payload.Keeper
-	bulk     bulkWays
 	joining  sync.RWMutex    // held while a node is added or removed; shared, while a stream comes into memory
 	busy     context.Context // ends when the volume begins to close
 	quit     context.CancelFunc
@@ -168,7 +168,7 @@ func (cfg *VolumeConfig) setDefaults() {
 	if cfg.ReserveBytes == 0 {
 		cfg.ReserveBytes = reserveBytesDefault
 	}
-	if cfg.SnapshotBytesPerSecond == 0 {
+	if cfg.SnapshotBytesPerSecond <= 0 {
 		cfg.SnapshotBytesPerSecond = snapshotBytesPerSecondDefault
 	}
 	if cfg.VerifyEvery == 0 {
@@ -210,7 +210,7 @@ func (v *Volume) open(ctx context.Context) error {
 	if v.cfg.Offline {
 		return nil
 	}
-	v.mesh.begin(v.group)
+	v.mesh.Begin(v.group)
 	v.payloads.Begin()
 	return nil
 }
@@ -241,7 +241,7 @@ func (v *Volume) openReplica() error {
 	v.group, err = replica.Open(replica.Config{
 		ID: uint64(v.member), Joined: joined, Log: syncedLog{v.cfg.Data.Log, &v.payloads}, Machine: applier{machine, &v.payloads}, Clock: v.cfg.Clock,
 		Fit: v.fitToVote, Intact: v.payloads.Intact, Sure: v.cfg.Data.Log.Sure(),
-		Peers: v.mesh, Snapshots: v.mesh.snapshots, Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
+		Peers: v.mesh, Snapshots: v.mesh.Snapshots(), Leads: v.leads, LeaderChanged: v.leaderMoved, Flush: v.cfg.Data.State.Flush, Answers: &v.replies, Freed: machine.Freed, Fatal: v.fatal, Logger: v.log,
 	})
 	return err
 }
@@ -326,9 +326,8 @@ func (v *Volume) Close() error {
 	if v.group != nil {
 		errs = append(errs, v.group.Close())
 	}
-	v.bulk.end()
 	if v.mesh != nil {
-		v.mesh.close()
+		v.mesh.Close()
 	}
 	v.replies.drain()
 	v.stop()

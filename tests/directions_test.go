@@ -39,13 +39,18 @@ var house = map[string]room{
 	"file":            {rooms: []string{nouns, "stream", "persist", "wire"}, outside: []string{"github.com/emirpasic/gods/v2"}},
 	"replica":         {rooms: []string{nouns, "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
 	"dgm": {rooms: []string{
-		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica", "dgm/internal/payload",
+		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica",
+		"dgm/internal/answer", "dgm/internal/mesh", "dgm/internal/payload",
+	}},
+	"dgm/internal/answer": {rooms: []string{nouns, "wire"}},
+	"dgm/internal/mesh": {rooms: []string{
+		nouns, "transport", "wire", "persist", "file", "replica", "dgm/internal/answer",
 	}},
 	"dgm/internal/payload": {rooms: []string{nouns, "transport", "wire", "persist", "block", "file"}},
-	"dgm/dgmtest":   {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
-	"mount":         {rooms: []string{nouns, "dgm", "mount/journal"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
-	"mount/journal": {outside: []string{"golang.org/x/sys"}},
-	"wordcount":     {rooms: []string{nouns, "dgm"}},
+	"dgm/dgmtest":          {rooms: []string{nouns, "dgm"}, outside: []string{"github.com/stretchr/testify"}},
+	"mount":                {rooms: []string{nouns, "dgm", "mount/journal"}, outside: []string{"github.com/hanwen/go-fuse/v2", "golang.org/x/sys"}},
+	"mount/journal":        {outside: []string{"golang.org/x/sys"}},
+	"wordcount":            {rooms: []string{nouns, "dgm"}},
 	"cmd/internal/node": { // wires it all
 		rooms:   []string{nouns, "transport", "persist", "dgm", "mount"},
 		outside: []string{"golang.org/x/sys"},

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -51,7 +52,7 @@ func (n *snapNode) verify(propose func(context.Context, *wire.Command) error, ev
 	n.ops = func(op *wire.NodeOp) *wire.Response {
 		resp, err := n.mesh.verifier.answer(n.t.Context(), op)
 		if err != nil {
-			return failure(err)
+			return answer.Failure(err)
 		}
 		return resp
 	}
@@ -74,21 +75,21 @@ func TestVerify(t *testing.T) {
 	a, b, c := nodes[0], nodes[1], nodes[2]
 	require.NoError(t, a.mesh.verifier.compare(t.Context()))
 	for _, n := range nodes {
-		require.Empty(t, n.mesh.warnings())
+		require.Empty(t, n.mesh.Warnings())
 	}
 
 	repair := c.corrupt()
 	err := a.mesh.verifier.compare(t.Context())
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 	require.ErrorContains(t, err, "the state of n3 differs from that of n1, n2")
-	require.Contains(t, a.mesh.warnings()[0], "n3")
-	require.Empty(t, b.mesh.warnings())
-	require.Contains(t, c.mesh.warnings()[0], "n3")
+	require.Contains(t, a.mesh.Warnings()[0], "n3")
+	require.Empty(t, b.mesh.Warnings())
+	require.Contains(t, c.mesh.Warnings()[0], "n3")
 
 	repair()
 	require.NoError(t, a.mesh.verifier.compare(t.Context()))
 	for _, n := range nodes {
-		require.Empty(t, n.mesh.warnings(), "all is well again")
+		require.Empty(t, n.mesh.Warnings(), "all is well again")
 	}
 
 	// Who compares may be the one that differs.
@@ -106,7 +107,7 @@ func TestVerify(t *testing.T) {
 	require.ErrorIs(t, err, gearsfs.ErrDamaged)
 	require.ErrorContains(t, err, "the states of n1, n2 differ")
 	require.ErrorContains(t, err, "not compared: n3 (")
-	require.Contains(t, b.mesh.warnings()[0], "none has a majority")
+	require.Contains(t, b.mesh.Warnings()[0], "none has a majority")
 }
 
 func TestVerifyMissing(t *testing.T) {
@@ -166,7 +167,7 @@ func TestVerifyRegularly(t *testing.T) {
 	}, time.Millisecond)
 	nodes[1].corrupt()
 	a.mesh.verifier.begin()
-	eventually(t, func() bool { return len(nodes[1].mesh.warnings()) == 1 }, "nobody compares")
+	eventually(t, func() bool { return len(nodes[1].mesh.Warnings()) == 1 }, "nobody compares")
 	require.Equal(t, int64(1), times.Load(), "nothing has happened since")
 }
 

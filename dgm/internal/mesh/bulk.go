@@ -1,11 +1,10 @@
-package dgm
+package mesh
 
 import (
 	"context"
 	"sync"
 
 	"github.com/gearsfs/gearsfs"
-	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -64,7 +63,7 @@ func (w *bulkWay) current() *transport.Conn {
 }
 
 // open returns the connection, dialled where there is none.
-func (w *bulkWay) open(ctx context.Context, m *mesh) (*transport.Conn, error) {
+func (w *bulkWay) open(ctx context.Context, m *Mesh) (*transport.Conn, error) {
 	if conn := w.current(); conn != nil {
 		return conn, nil
 	}
@@ -87,28 +86,12 @@ func (w *bulkWay) open(ctx context.Context, m *mesh) (*transport.Conn, error) {
 	return conn, nil
 }
 
-// carry has the member answer what start starts.
-func (w *bulkWay) carry(ctx context.Context, m *mesh, start payload.Start) (*wire.Response, error) {
-	conn, err := w.open(ctx, m)
+// Carry has another member answer the request that start begins on a connection to
+// it, one for what is large. It waits for the answer, or until ctx ends.
+func (m *Mesh) Carry(ctx context.Context, to gearsfs.MemberID, start func(*transport.Conn, func([]byte, error)) *transport.Pending) (*wire.Response, error) {
+	conn, err := m.bulk.to(to).open(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	out := make(chan remoteOutcome, 1)
-	call := start(conn, func(body []byte, err error) {
-		resp := new(wire.Response)
-		if err == nil {
-			err = resp.UnmarshalVT(body)
-		}
-		if err == nil {
-			err = errorOf(resp)
-		}
-		out <- remoteOutcome{resp, err}
-	})
-	select {
-	case o := <-out:
-		return o.resp, o.err
-	case <-ctx.Done():
-		call.Cancel()
-		return nil, ctx.Err()
-	}
+	return await(ctx, conn, start)
 }

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"context"

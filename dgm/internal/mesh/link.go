@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"bytes"
@@ -43,15 +43,15 @@ const noticeBytesMax = 4 << 20
 // the frame of a client, and what is around it.
 const peerFrameBytesMax = 40 << 20
 
-// peerTransport is how nodes talk with each other, and a node with everyone.
-func peerTransport() transport.Config {
+// Transport is how nodes talk with each other, and a node with everyone.
+func Transport() transport.Config {
 	return transport.Config{FrameBytesMax: peerFrameBytesMax}
 }
 
 // peerLink keeps a connection to one member: it is dialled until it is made, and
 // again when it is lost.
 type peerLink struct {
-	mesh *mesh
+	mesh *Mesh
 	id   gearsfs.MemberID
 	ctx  context.Context
 	stop context.CancelFunc
@@ -65,7 +65,7 @@ type peerLink struct {
 	keptLen int             // their bytes
 }
 
-func newPeerLink(m *mesh, member gearsfs.Member) *peerLink {
+func newPeerLink(m *Mesh, member gearsfs.Member) *peerLink {
 	l := &peerLink{mesh: m, id: member.ID, member: member, hint: make(chan struct{}, 1)}
 	l.why = gearsfs.ErrNoNode.Because("not connected yet")
 	l.ctx, l.stop = context.WithCancel(m.ctx)
@@ -83,8 +83,8 @@ func (l *peerLink) moved(member gearsfs.Member) {
 	}
 }
 
-// group is there: links are made from begin on.
-func (l *peerLink) group() receiver { return l.mesh.station.Load().group }
+// group is there: links are made from Begin on.
+func (l *peerLink) group() Group { return l.mesh.station.Load().group }
 
 func (l *peerLink) who() gearsfs.Member {
 	l.mu.Lock()
@@ -278,7 +278,7 @@ func refused(err error) bool {
 
 // dial connects to a member at one of its addresses, unix sockets first, and
 // agrees with it on who both are.
-func (m *mesh) dial(ctx context.Context, to gearsfs.Member, bulk bool) (*transport.Conn, error) {
+func (m *Mesh) dial(ctx context.Context, to gearsfs.Member, bulk bool) (*transport.Conn, error) {
 	addrs, err := transport.ParseAddrs(to.Addrs)
 	if err != nil {
 		return nil, err
@@ -296,10 +296,10 @@ func (m *mesh) dial(ctx context.Context, to gearsfs.Member, bulk bool) (*transpo
 }
 
 // hail connects to a member at one address.
-func (m *mesh) hail(ctx context.Context, addr transport.Addr, to gearsfs.MemberID, bulk bool) (*transport.Conn, error) {
+func (m *Mesh) hail(ctx context.Context, addr transport.Addr, to gearsfs.MemberID, bulk bool) (*transport.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, hailTimeout, gearsfs.ErrNoNode.Because("%s does not answer", addr))
 	defer cancel()
-	cfg := peerTransport()
+	cfg := Transport()
 	cfg.TLS = m.cfg.tls
 	conn, err := transport.Dial(ctx, addr, cfg)
 	if err == nil {
@@ -319,12 +319,12 @@ func (m *mesh) hail(ctx context.Context, addr transport.Addr, to gearsfs.MemberI
 
 // introduce says who this node is, and makes sure that the other end is the one
 // that was meant.
-func (m *mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.MemberID, bulk bool) error {
+func (m *Mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.MemberID, bulk bool) error {
 	if who := conn.Peer(); who.Kind == transport.PeerUnix && who.UID != 0 && int(who.UID) != os.Geteuid() {
 		return gearsfs.ErrAccess.Because("user %d listens there, not this node's", who.UID)
 	}
 	st := m.station.Load()
-	resp, err := roundTrip(ctx, connLink{conn}, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
+	resp, err := call(ctx, conn, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
 		VolumeId: st.volume[:], Member: st.self.Id, To: uint64(to), Self: st.self, Bulk: bulk,
 		Format: persist.FormatVersion, Incarnation: m.incarnation,
 	}}})

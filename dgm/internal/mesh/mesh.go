@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"bytes"
@@ -12,18 +12,20 @@ import (
 	"sync/atomic"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // meshConfig is what a mesh knows of its node.
 type meshConfig struct {
-	// identity says who this node is, and of which volume; it is asked by begin.
+	// identity says who this node is, and of which volume; it is asked by Begin.
 	identity func() (self *wire.Member, volume persist.ID)
 	tls      *tls.Config
 	log      *slog.Logger
-	roster   roster
+	roster   Roster
 	// offered is called for a snapshot that another member has for this node,
 	// answered for what another says to one that this node has for it, lend for
 	// a piece that another wants of such a one. They are called on goroutines
@@ -33,22 +35,22 @@ type meshConfig struct {
 	lend     func(to gearsfs.MemberID, want *wire.Fetch, done func(*wire.Response))
 }
 
-// roster says who the members are; it is the state machine.
-type roster interface {
+// Roster says who the members are; it is the state machine.
+type Roster interface {
 	Members() ([]gearsfs.Member, error)
 	MemberRow(id gearsfs.MemberID) (row *wire.MemberRow, ok bool)
 }
 
-// receiver is what takes messages and hears of the ways to others; it is the
+// Group is what takes messages and hears of the ways to others; it is the
 // replica.
-type receiver interface {
+type Group interface {
 	Receive(message []byte)
 	Status() replica.Status
 	Unreachable(member gearsfs.MemberID)
 	Died(member gearsfs.MemberID)
 }
 
-// mesh connects this node with the other members of its volume: a link to each,
+// Mesh connects this node with the other members of its volume: a link to each,
 // over which messages go one way, and the connections that the others have made
 // for theirs.
 //
@@ -60,14 +62,15 @@ type receiver interface {
 // A member that the node has not heard of is welcome all the same as long as it
 // knows the volume: the entry that added it may be one that only itself has to
 // give, as when a node begins with an empty log, or was away for long.
-type mesh struct {
+type Mesh struct {
 	cfg         meshConfig
 	incarnation uint64
 	snapshots   *snapshots
 	verifier    *verifier
-	station     atomic.Pointer[station] // nil before begin
+	bulk        bulkWays
+	station     atomic.Pointer[station] // nil before Begin
 
-	ctx   context.Context // ends with close
+	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
 	owned sync.WaitGroup
 
@@ -86,39 +89,39 @@ type mesh struct {
 
 // station is what a mesh works for.
 type station struct {
-	group  receiver
+	group  Group
 	self   *wire.Member
 	volume persist.ID
 }
 
 func (st *station) id() gearsfs.MemberID { return gearsfs.MemberID(st.self.Id) }
 
+// Peer is the far end of a connection that was made to this node. Accept says which
+// member's it is, and for what; until then it is nobody's. It belongs to the
+// goroutine that reads from the connection.
+type Peer struct {
+	Conn   *transport.Conn
+	member gearsfs.MemberID
+	bulk   bool
+}
+
+// Member is whose connection it is; 0 is nobody's.
+func (p *Peer) Member() gearsfs.MemberID { return p.member }
+
+// Bulk says that the connection is for what is large.
+func (p *Peer) Bulk() bool { return p.bulk }
+
 // arrival is a member's latest connection to this node, for notices.
 type arrival struct {
-	peer *peer
+	peer *Peer
 	self *wire.Member
 }
 
 // guestsMax bounds the members that are only known by what they say.
 const guestsMax = 64
 
-// newMesh makes the mesh of a volume, and what carries its snapshots and
-// compares its replicas. It connects to nobody before begin.
-func newMesh(v *Volume) *mesh {
-	m := makeMesh(meshConfig{
-		identity: func() (*wire.Member, persist.ID) {
-			id := v.cfg.Data.Identity()
-			return &wire.Member{Id: uint64(id.Member), Name: id.Name, NodeId: id.Node[:], Addrs: v.cfg.Addrs}, id.Volume
-		},
-		tls: v.cfg.TLS, log: v.log, roster: v.machine,
-	})
-	m.snapshots = newSnapshots(v, m)
-	m.verifier = newVerifier(v, m)
-	return m
-}
-
-func makeMesh(cfg meshConfig) *mesh {
-	m := &mesh{
+func makeMesh(cfg meshConfig) *Mesh {
+	m := &Mesh{
 		cfg:         cfg,
 		incarnation: rand.Uint64() | 1,
 		arrived:     make(map[gearsfs.MemberID]*arrival),
@@ -130,21 +133,21 @@ func makeMesh(cfg meshConfig) *mesh {
 	return m
 }
 
-// begin connects to the members; what arrives is for group from now on. The
+// Begin connects to the members; what arrives is for group from now on. The
 // node's identity must say which member of which volume it is. Before that the
 // mesh drops what is to be sent, and answers that it is too early.
-func (m *mesh) begin(group receiver) {
+func (m *Mesh) Begin(group Group) {
 	self, volume := m.cfg.identity()
 	m.station.Store(&station{group, self, volume})
-	m.update()
+	m.Update()
 	if m.verifier != nil {
 		m.verifier.begin()
 	}
 }
 
-// update takes over who the members are, and where. It waits for nothing but
+// Update takes over who the members are, and where. It waits for nothing but
 // the state.
-func (m *mesh) update() {
+func (m *Mesh) Update() {
 	st := m.station.Load()
 	if st == nil {
 		return
@@ -183,13 +186,13 @@ func (m *mesh) update() {
 	for id, a := range m.arrived {
 		if _, ok := want[id]; !ok && !m.closed {
 			delete(m.arrived, id)
-			m.owned.Go(func() { a.peer.conn.Close() }) //nolint:errcheck // it is told when it comes again
+			m.owned.Go(func() { a.peer.Conn.Close() }) //nolint:errcheck // it is told when it comes again
 		}
 	}
 }
 
 // connectLocked makes the links those to want.
-func (m *mesh) connectLocked(want map[gearsfs.MemberID]gearsfs.Member) {
+func (m *Mesh) connectLocked(want map[gearsfs.MemberID]gearsfs.Member) {
 	if m.closed {
 		return
 	}
@@ -212,14 +215,14 @@ func (m *mesh) connectLocked(want map[gearsfs.MemberID]gearsfs.Member) {
 	m.links.Store(&links)
 }
 
-// others are the members that this node has links to, connected or not.
-func (m *mesh) others() []gearsfs.MemberID { return slices.Sorted(maps.Keys(*m.links.Load())) }
+// Others are the members that this node has links to, connected or not.
+func (m *Mesh) Others() []gearsfs.MemberID { return slices.Sorted(maps.Keys(*m.links.Load())) }
 
-func (m *mesh) link(to gearsfs.MemberID) *peerLink { return (*m.links.Load())[to] }
+func (m *Mesh) link(to gearsfs.MemberID) *peerLink { return (*m.links.Load())[to] }
 
 // Send implements replica.Peers. It writes to the member's connection right
 // away, as far as the socket takes it.
-func (m *mesh) Send(to gearsfs.MemberID, messages [][]byte) {
+func (m *Mesh) Send(to gearsfs.MemberID, messages [][]byte) {
 	if l := m.link(to); l != nil {
 		l.send(messages)
 		return
@@ -231,14 +234,14 @@ func (m *mesh) Send(to gearsfs.MemberID, messages [][]byte) {
 
 // say sends a notice that is not raft's. It returns false where there is no
 // connection.
-func (m *mesh) say(to gearsfs.MemberID, n *wire.Notice) bool {
+func (m *Mesh) say(to gearsfs.MemberID, n *wire.Notice) bool {
 	l := m.link(to)
 	return l != nil && l.say(n)
 }
 
-// ask has another node answer a question. Errors: gearsfs.ErrNoNode with the
+// Ask has another node answer a question. Errors: gearsfs.ErrNoNode with the
 // reason why it can't be reached, ctx's, and the node's own.
-func (m *mesh) ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*wire.Response, error) {
+func (m *Mesh) Ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*wire.Response, error) {
 	l := m.link(to)
 	if l == nil {
 		return nil, gearsfs.ErrNotMember.Because("%x is not a member", to)
@@ -247,11 +250,11 @@ func (m *mesh) ask(ctx context.Context, to gearsfs.MemberID, op *wire.NodeOp) (*
 	if err != nil {
 		return nil, err
 	}
-	return roundTrip(ctx, connLink{conn}, &wire.Request{Kind: &wire.Request_Node{Node: op}})
+	return call(ctx, conn, &wire.Request{Kind: &wire.Request_Node{Node: op}})
 }
 
 // reachable reports whether there is a connection to a member, and if not, why.
-func (m *mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
+func (m *Mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
 	if st := m.station.Load(); st != nil && to == st.id() {
 		return true, ""
 	}
@@ -265,8 +268,8 @@ func (m *mesh) reachable(to gearsfs.MemberID) (ok bool, why string) {
 	return true, ""
 }
 
-// warnings are for the node's status, the worst first.
-func (m *mesh) warnings() []string {
+// Warnings are for the node's status, the worst first.
+func (m *Mesh) Warnings() []string {
 	var all []string
 	m.mu.Lock()
 	expelled := m.expelled
@@ -284,7 +287,7 @@ func (m *mesh) warnings() []string {
 }
 
 // expel notes that this node was removed.
-func (m *mesh) expel(says string) {
+func (m *Mesh) expel(says string) {
 	m.mu.Lock()
 	first := m.expelled == ""
 	if first {
@@ -296,14 +299,14 @@ func (m *mesh) expel(says string) {
 	}
 }
 
-// said returns what the members that are connected to this node say of
+// Said returns what the members that are connected to this node say of
 // themselves.
-func (m *mesh) said() []*wire.Member {
+func (m *Mesh) Said() []*wire.Member {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var all []*wire.Member
 	for _, a := range m.arrived {
-		if a.peer.conn.Err() == nil {
+		if a.peer.Conn.Err() == nil {
 			all = append(all, a.self)
 		}
 	}
@@ -311,16 +314,16 @@ func (m *mesh) said() []*wire.Member {
 }
 
 // isHere reports whether a member has a live connection to this node.
-func (m *mesh) isHere(id gearsfs.MemberID) bool {
+func (m *Mesh) isHere(id gearsfs.MemberID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a := m.arrived[id]
-	return a != nil && a.peer.conn.Err() == nil
+	return a != nil && a.peer.Conn.Err() == nil
 }
 
 // met notes which process of a member there was talk with. Another one than
 // before means that the member's process has died, however quickly it is back.
-func (m *mesh) met(id gearsfs.MemberID, life uint64) {
+func (m *Mesh) met(id gearsfs.MemberID, life uint64) {
 	m.mu.Lock()
 	before := m.lives[id]
 	m.lives[id] = life
@@ -330,10 +333,10 @@ func (m *mesh) met(id gearsfs.MemberID, life uint64) {
 	}
 }
 
-// accept answers a node that says which member it is. The caller has made sure
+// Accept answers a node that says which member it is. The caller has made sure
 // that it may be trusted. p belongs to that member from then on. It is called on
 // the goroutine that reads from the connection.
-func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
+func (m *Mesh) Accept(p *Peer, hello *wire.Peer) (*wire.Response, error) {
 	st := m.station.Load()
 	if st == nil {
 		return nil, gearsfs.ErrNoNode.Because("the node is starting")
@@ -345,7 +348,7 @@ func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
 	id := gearsfs.MemberID(hello.Member)
 	row, known := m.cfg.roster.MemberRow(id)
 	if known && row.Removed && bytes.Equal(hello.VolumeId, st.volume[:]) {
-		resp := failure(gearsfs.ErrNotMember.Because("%s (member %x) was removed from the volume", self.Name, uint64(id)))
+		resp := answer.Failure(gearsfs.ErrNotMember.Because("%s (member %x) was removed from the volume", self.Name, uint64(id)))
 		resp.Joined = &wire.Joined{Removed: true}
 		return resp, nil
 	}
@@ -363,7 +366,7 @@ func (m *mesh) accept(p *peer, hello *wire.Peer) (*wire.Response, error) {
 		if l := m.link(id); l != nil {
 			l.kick()
 		} else {
-			m.update() // the member was removed meanwhile
+			m.Update() // the member was removed meanwhile
 		}
 	}
 	m.met(id, hello.Incarnation)
@@ -393,7 +396,7 @@ func (st *station) check(hello *wire.Peer, self *wire.Member, row *wire.MemberRo
 }
 
 // guest welcomes a member that is not in the roster yet.
-func (m *mesh) guest(id gearsfs.MemberID, self *wire.Member) bool {
+func (m *Mesh) guest(id gearsfs.MemberID, self *wire.Member) bool {
 	m.mu.Lock()
 	_, again := m.guests[id]
 	if !again && len(m.guests) >= guestsMax {
@@ -402,13 +405,13 @@ func (m *mesh) guest(id gearsfs.MemberID, self *wire.Member) bool {
 	}
 	m.guests[id] = gearsfs.Member{ID: id, Name: self.Name, Addrs: self.Addrs}
 	m.mu.Unlock()
-	m.update()
+	m.Update()
 	return true
 }
 
-// notice takes what a member sends. It is called on the goroutine that reads
+// Notice takes what a member sends. It is called on the goroutine that reads
 // from the connection; body is the mesh's.
-func (m *mesh) notice(p *peer, body []byte) {
+func (m *Mesh) Notice(p *Peer, body []byte) {
 	st := m.station.Load()
 	if p.member == 0 || p.bulk || st == nil {
 		return // it has not said who it is
@@ -429,21 +432,22 @@ func (m *mesh) notice(p *peer, body []byte) {
 	}
 }
 
-// fetch serves a piece of a snapshot to another member; done is called once.
-func (m *mesh) fetch(p *peer, want *wire.Fetch, done func(*wire.Response)) {
+// Fetch serves a piece of a snapshot to another member; done is called once.
+func (m *Mesh) Fetch(p *Peer, want *wire.Fetch, done func(*wire.Response)) {
 	if p.member == 0 || !p.bulk || m.cfg.lend == nil {
-		done(failure(gearsfs.ErrAccess.Because("only a member may fetch a snapshot")))
+		done(answer.Failure(gearsfs.ErrAccess.Because("only a member may fetch a snapshot")))
 		return
 	}
 	m.cfg.lend(p.member, want, done)
 }
 
-// close ends all links and waits for what they have begun. The group must be
+// Close ends all links and waits for what they have begun. The group must be
 // closed before.
-func (m *mesh) close() {
+func (m *Mesh) Close() {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
+	m.bulk.end()
 	if m.verifier != nil {
 		m.verifier.close()
 	}

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"cmp"
@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/transport"
@@ -109,7 +110,7 @@ type meshNode struct {
 	t      *testing.T
 	cfg    meshConfig
 	self   *wire.Member
-	mesh   *mesh
+	mesh   *Mesh
 	roster *fakeRoster
 	group  *fakeReplica
 	addr   transport.Addr
@@ -132,7 +133,7 @@ func newMeshNode(t *testing.T, id gearsfs.MemberID) *meshNode {
 	}
 	n.mesh = makeMesh(n.cfg)
 	t.Cleanup(func() {
-		n.mesh.close()
+		n.mesh.Close()
 		n.unlisten()
 	})
 	return n
@@ -149,9 +150,9 @@ func (n *meshNode) listen() {
 	n.t.Helper()
 	ln, err := transport.Listen(n.addr)
 	require.NoError(n.t, err)
-	cfg := peerTransport()
+	cfg := Transport()
 	cfg.NewHandler = func(conn *transport.Conn) (transport.Handler, error) {
-		return meshHandler{n, &peer{conn: conn}}, nil
+		return meshHandler{n, &Peer{Conn: conn}}, nil
 	}
 	n.server, err = transport.Serve(ln, cfg)
 	require.NoError(n.t, err)
@@ -166,13 +167,13 @@ func (n *meshNode) unlisten() {
 
 // reborn replaces the mesh, as a new process would.
 func (n *meshNode) reborn() {
-	n.mesh.close()
+	n.mesh.Close()
 	n.mesh = makeMesh(n.cfg)
 }
 
 type meshHandler struct {
 	n *meshNode
-	p *peer
+	p *Peer
 }
 
 func (h meshHandler) Serve(call *transport.Call) {
@@ -184,13 +185,13 @@ func (h meshHandler) Serve(call *transport.Call) {
 	switch kind := req.Kind.(type) {
 	case *wire.Request_Peer:
 		var err error
-		if resp, err = h.n.mesh.accept(h.p, kind.Peer); err != nil {
-			resp = failure(err)
+		if resp, err = h.n.mesh.Accept(h.p, kind.Peer); err != nil {
+			resp = answer.Failure(err)
 		}
 	case *wire.Request_Fetch:
-		h.n.mesh.fetch(h.p, kind.Fetch, func(resp *wire.Response) {
+		h.n.mesh.Fetch(h.p, kind.Fetch, func(resp *wire.Response) {
 			if h.n.lent != nil {
-				h.n.lent(h.p.conn, kind.Fetch, resp)
+				h.n.lent(h.p.Conn, kind.Fetch, resp)
 			}
 			h.reply(call, resp)
 		})
@@ -212,7 +213,7 @@ func (h meshHandler) reply(call *transport.Call, resp *wire.Response) {
 	call.Reply(body)
 }
 
-func (h meshHandler) Notice(body []byte) { h.n.mesh.notice(h.p, body) }
+func (h meshHandler) Notice(body []byte) { h.n.mesh.Notice(h.p, body) }
 
 // meshOf makes nodes that know each other, listen and are connected.
 func meshOf(t *testing.T, ids ...gearsfs.MemberID) []*meshNode {
@@ -228,7 +229,7 @@ func meshOf(t *testing.T, ids ...gearsfs.MemberID) []*meshNode {
 		n.listen()
 	}
 	for _, n := range nodes {
-		n.mesh.begin(n.group)
+		n.mesh.Begin(n.group)
 	}
 	for _, n := range nodes {
 		for _, o := range nodes {
@@ -294,7 +295,7 @@ func TestMeshKeeps(t *testing.T) {
 		n.roster.set(1, a.row())
 		n.roster.set(2, b.row())
 	}
-	a.mesh.begin(a.group)
+	a.mesh.Begin(a.group)
 	for i := range keptMessagesMax + 10 {
 		a.mesh.Send(2, [][]byte{fmt.Append(nil, i)})
 	}
@@ -302,7 +303,7 @@ func TestMeshKeeps(t *testing.T) {
 	ok, why := a.mesh.reachable(2)
 	require.False(t, ok)
 	require.NotEmpty(t, why)
-	b.mesh.begin(b.group)
+	b.mesh.Begin(b.group)
 	b.listen()
 	eventually(t, func() bool { return len(b.group.received()) == keptMessagesMax }, "messages are missing")
 	require.Equal(t, "10", b.group.received()[0])
@@ -313,7 +314,7 @@ func TestMeshKeeps(t *testing.T) {
 func TestMeshDeath(t *testing.T) {
 	nodes := meshOf(t, 1, 2, 3)
 	a, b := nodes[0], nodes[1]
-	b.mesh.close()
+	b.mesh.Close()
 	b.unlisten()
 	eventually(t, func() bool { return a.group.deaths() == 1 }, "the death is not noticed")
 	ok, why := a.mesh.reachable(2)
@@ -321,7 +322,7 @@ func TestMeshDeath(t *testing.T) {
 	require.Contains(t, why, "nobody listens")
 	require.Contains(t, a.group.unreachable, gearsfs.MemberID(2))
 	b.reborn()
-	b.mesh.begin(b.group)
+	b.mesh.Begin(b.group)
 	b.listen()
 	a.reaches(b)
 	b.reaches(a)
@@ -334,7 +335,7 @@ func TestMeshRestart(t *testing.T) {
 	nodes := meshOf(t, 1, 2)
 	a, b := nodes[0], nodes[1]
 	b.reborn()
-	b.mesh.begin(b.group)
+	b.mesh.Begin(b.group)
 	eventually(t, func() bool { return a.group.deaths() == 1 }, "the death is not noticed")
 }
 
@@ -346,7 +347,7 @@ func TestMeshStopped(t *testing.T) {
 	ln, err := net.Listen("unix", b.addr.Address)
 	require.NoError(t, err)
 	defer ln.Close()
-	a.mesh.begin(a.group)
+	a.mesh.Begin(a.group)
 	eventually(t, func() bool {
 		_, why := a.mesh.reachable(2)
 		return why == b.addr.String()+" does not answer"
@@ -357,7 +358,7 @@ func TestMeshStopped(t *testing.T) {
 func TestMeshRefuses(t *testing.T) {
 	n := newMeshNode(t, 1)
 	n.roster.set(1, n.row())
-	n.mesh.begin(n.group)
+	n.mesh.Begin(n.group)
 	n.roster.set(2, &wire.MemberRow{Name: "two", NodeId: slices.Repeat([]byte{2}, 16)})
 	n.roster.set(3, &wire.MemberRow{Name: "three", Removed: true})
 	good := func() *wire.Peer {
@@ -397,10 +398,10 @@ func TestMeshRefuses(t *testing.T) {
 			require.NoError(t, err)
 			defer conn.Close()
 			defer (<-done).Close()
-			p := &peer{conn: conn}
-			resp, err := n.mesh.accept(p, hello)
+			p := &Peer{Conn: conn}
+			resp, err := n.mesh.Accept(p, hello)
 			if err == nil {
-				err = errorOf(resp)
+				err = answer.ErrorOf(resp)
 			}
 			if test.err == nil {
 				require.NoError(t, err)
@@ -419,14 +420,14 @@ func TestMeshRefuses(t *testing.T) {
 func TestMeshRemoved(t *testing.T) {
 	nodes := meshOf(t, 1, 2)
 	a, b := nodes[0], nodes[1]
-	require.Empty(t, b.mesh.warnings())
+	require.Empty(t, b.mesh.Warnings())
 	gone := b.row()
 	gone.Removed = true
 	a.roster.set(2, gone)
-	a.mesh.update()
-	eventually(t, func() bool { return len(b.mesh.warnings()) == 1 }, "it does not hear of it")
-	require.Contains(t, b.mesh.warnings()[0], "removed")
-	eventually(t, func() bool { return len(a.mesh.said()) == 0 }, "its connection stays")
+	a.mesh.Update()
+	eventually(t, func() bool { return len(b.mesh.Warnings()) == 1 }, "it does not hear of it")
+	require.Contains(t, b.mesh.Warnings()[0], "removed")
+	eventually(t, func() bool { return len(a.mesh.Said()) == 0 }, "its connection stays")
 	ok, _ := a.mesh.reachable(2)
 	require.False(t, ok)
 }
@@ -439,7 +440,7 @@ func TestMeshAddresses(t *testing.T) {
 	nowhere := "unix:" + filepath.Join(t.TempDir(), "none")
 	elsewhere.Addrs = nowhere + "," + c.addr.String()
 	a.roster.set(2, elsewhere)
-	a.mesh.update()
+	a.mesh.Update()
 	require.Empty(t, a.group.died)
 	b.unlisten() // the connection ends, and is made again at the new addresses
 	eventually(t, func() bool {
@@ -450,7 +451,7 @@ func TestMeshAddresses(t *testing.T) {
 	elsewhere.Addrs = nowhere + "," + c.addr.String() + "," + b.addr.String()
 	b.listen()
 	a.roster.set(2, elsewhere)
-	a.mesh.update()
+	a.mesh.Update()
 	a.reaches(b)
 }
 
@@ -462,16 +463,16 @@ func TestMeshGuest(t *testing.T) {
 	b.roster.set(2, b.row())
 	a.listen()
 	b.listen()
-	a.mesh.begin(a.group)
-	b.mesh.begin(b.group)
+	a.mesh.Begin(a.group)
+	b.mesh.Begin(b.group)
 	a.reaches(b)
 	a.mesh.Send(2, [][]byte{[]byte("welcome")})
 	eventually(t, func() bool { return len(b.group.received()) == 1 }, "the guest does not hear")
-	a.mesh.update()
+	a.mesh.Update()
 	ok, _ := a.mesh.reachable(2)
 	require.True(t, ok, "still a guest")
 	a.roster.set(2, &wire.MemberRow{Name: "n2", Removed: true})
-	a.mesh.update()
+	a.mesh.Update()
 	ok, _ = a.mesh.reachable(2)
 	require.False(t, ok)
 }
@@ -485,19 +486,19 @@ func TestMeshAsk(t *testing.T) {
 		}
 		return nil // never
 	}
-	resp, err := a.mesh.ask(t.Context(), 2, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: 5}})
+	resp, err := a.mesh.Ask(t.Context(), 2, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: 5}})
 	require.NoError(t, err)
 	require.Equal(t, "hash", string(resp.Data))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	_, err = a.mesh.ask(ctx, 2, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: 6}})
+	_, err = a.mesh.Ask(ctx, 2, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: 6}})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	_, err = a.mesh.ask(t.Context(), 3, &wire.NodeOp{})
+	_, err = a.mesh.Ask(t.Context(), 3, &wire.NodeOp{})
 	require.ErrorIs(t, err, gearsfs.ErrNotMember)
-	b.mesh.close()
+	b.mesh.Close()
 	b.unlisten()
 	eventually(t, func() bool {
-		_, err := a.mesh.ask(t.Context(), 2, &wire.NodeOp{})
+		_, err := a.mesh.Ask(t.Context(), 2, &wire.NodeOp{})
 		return err != nil
 	}, "an answer of nobody")
 }

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
@@ -318,7 +319,7 @@ func askPiece(conn *transport.Conn, want *wire.Fetch) piece {
 			err = resp.UnmarshalVTUnsafe(body)
 		}
 		if err == nil {
-			err = errorOf(resp)
+			err = answer.ErrorOf(resp)
 		}
 		if err == nil && len(resp.Data) != int(want.Length) {
 			err = gearsfs.ErrProtocol.Because("a piece of %d bytes instead of %d", len(resp.Data), want.Length)

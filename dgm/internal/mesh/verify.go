@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"context"
@@ -28,7 +28,7 @@ const (
 type verifierConfig struct {
 	every time.Duration // at the leader; <= 0 is never
 	log   *slog.Logger
-	mesh  *mesh
+	mesh  *Mesh
 	pace  *pace
 	// propose puts a command into the log and returns when it is applied here.
 	propose func(context.Context, *wire.Command) error
@@ -69,16 +69,6 @@ type stateHash struct {
 	index uint64
 	sum   []byte
 	err   error
-}
-
-func newVerifier(v *Volume, m *mesh) *verifier {
-	return makeVerifier(verifierConfig{
-		every: v.cfg.VerifyEvery, log: v.log, mesh: m, pace: newPace(verifyBytesPerSecond),
-		propose: v.proposeVerify,
-		leads:   func() bool { return v.tenure.Load() != nil },
-		applied: func() uint64 { index, _ := v.machine.Applied(); return index },
-		size:    v.cfg.Data.State.Bytes,
-	})
 }
 
 func makeVerifier(cfg verifierConfig) *verifier {
@@ -286,7 +276,7 @@ func (x *verifier) hashOf(ctx context.Context, id gearsfs.MemberID, index uint64
 	if id == x.cfg.mesh.station.Load().id() {
 		return x.await(ctx, index)
 	}
-	resp, err := x.cfg.mesh.ask(ctx, id, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: index}})
+	resp, err := x.cfg.mesh.Ask(ctx, id, &wire.NodeOp{Op: &wire.NodeOp_StateHash{StateHash: index}})
 	if err != nil {
 		return nil, err
 	}
@@ -383,7 +373,7 @@ func (x *verifier) publish(members []gearsfs.Member, v verdict) {
 			told.Trouble = trouble
 		}
 		wait.Go(func() {
-			if _, err := x.cfg.mesh.ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Verdict{Verdict: told}}); err != nil && told.Trouble != "" {
+			if _, err := x.cfg.mesh.Ask(ctx, m.ID, &wire.NodeOp{Op: &wire.NodeOp_Verdict{Verdict: told}}); err != nil && told.Trouble != "" {
 				x.cfg.log.Warn("a node that differs could not be told", "node", m.Name, "error", err)
 			}
 		})
@@ -403,7 +393,7 @@ func (x *verifier) judged(v *wire.Verdict) {
 	}
 }
 
-// warnings are for the node's status.
+// Warnings are for the node's status.
 func (x *verifier) warnings() []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -438,31 +428,4 @@ func (x *verifier) answer(ctx context.Context, op *wire.NodeOp) (*wire.Response,
 		return nil, err
 	}
 	return &wire.Response{Data: sum}, nil
-}
-
-// Verify implements file.Observer.
-func (v *Volume) Verify(index uint64, state file.View) { v.mesh.verifier.observe(index, state) }
-
-// proposeVerify returns when the entry that asks all replicas for their hash is
-// applied here.
-func (v *Volume) proposeVerify(ctx context.Context, cmd *wire.Command) error {
-	t := v.tenure.Load()
-	if t == nil {
-		return errNotLeader
-	}
-	done := make(chan error, 1)
-	t.order(nil, cmd, func(_ *wire.Answer, err error) { done <- err })
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// verifyNow compares the replicas; this node must lead.
-func (v *Volume) verifyNow(ctx context.Context) error { return v.mesh.verifier.compare(ctx) }
-
-func (v *Volume) answerVerify(ctx context.Context, op *wire.NodeOp) (*wire.Response, error) {
-	return v.mesh.verifier.answer(ctx, op)
 }

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
@@ -22,14 +23,12 @@ const (
 	offerPatience = time.Minute      // without a word from the member
 	snapshotIdle  = 10 * time.Minute // kept for whoever may come back for it
 	loansMax      = 256              // pieces that are asked for and not sent yet
-
-	snapshotBytesPerSecond = 128 << 20
 )
 
 // snapshotsConfig is what snapshots know of their node.
 type snapshotsConfig struct {
 	data *persist.Data
-	mesh *mesh
+	mesh *Mesh
 	log  *slog.Logger
 	pace *pace
 	// applied is the index of the last entry in the state; replace has the state
@@ -96,17 +95,6 @@ type loan struct {
 	done func(*wire.Response)
 }
 
-func newSnapshots(v *Volume, m *mesh) *snapshots {
-	rate := uint64(max(v.cfg.SnapshotBytesPerSecond, 0))
-	if rate == 0 {
-		rate = snapshotBytesPerSecond
-	}
-	return makeSnapshots(snapshotsConfig{
-		data: v.cfg.Data, mesh: m, log: v.log, pace: newPace(rate), replace: v.replaceState,
-		applied: func() uint64 { index, _ := v.machine.Applied(); return index },
-	})
-}
-
 func makeSnapshots(cfg snapshotsConfig) *snapshots {
 	s := &snapshots{
 		cfg:    cfg,
@@ -118,8 +106,8 @@ func makeSnapshots(cfg snapshotsConfig) *snapshots {
 	return s
 }
 
-// group is what the snapshots are for; nil before the mesh's begin.
-func (s *snapshots) group() receiver {
+// group is what the snapshots are for; nil before the mesh's Begin.
+func (s *snapshots) group() Group {
 	if st := s.cfg.mesh.station.Load(); st != nil {
 		return st.group
 	}
@@ -332,7 +320,7 @@ func (s *snapshots) answered(from gearsfs.MemberID, n *wire.Notice) {
 // lend takes a request for a piece of a snapshot; done is called once.
 func (s *snapshots) lend(to gearsfs.MemberID, want *wire.Fetch, done func(*wire.Response)) {
 	if err := s.queueLoan(loan{to, want, done}); err != nil {
-		done(failure(err))
+		done(answer.Failure(err))
 	}
 }
 
@@ -371,7 +359,7 @@ func (s *snapshots) lendAll() {
 		s.mu.Unlock()
 		piece, err := s.read(next.want)
 		if err != nil {
-			next.done(failure(err))
+			next.done(answer.Failure(err))
 			continue
 		}
 		next.done(&wire.Response{Data: piece})

@@ -1,4 +1,4 @@
-package dgm
+package mesh
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
 	"github.com/gearsfs/gearsfs/replica"
@@ -64,7 +65,7 @@ func (n *snapNode) Verify(index uint64, state file.View)           { n.mesh.veri
 
 func (n *snapNode) shut() {
 	if n.data != nil {
-		n.mesh.close()
+		n.mesh.Close()
 		require.NoError(n.t, n.data.Close())
 		n.data = nil
 	}
@@ -77,7 +78,7 @@ func (n *snapNode) restart() {
 	n.mesh = makeMesh(n.cfg)
 	n.open()
 	n.listen()
-	n.mesh.begin(n.group)
+	n.mesh.Begin(n.group)
 }
 
 func (n *snapNode) applied() uint64 {
@@ -171,7 +172,7 @@ func snapNodes(t *testing.T, count, bytes int) []*snapNode {
 			n.roster.set(o.id(), o.row())
 		}
 		n.listen()
-		n.mesh.begin(n.group)
+		n.mesh.Begin(n.group)
 	}
 	nodes[0].fill(meshVolume, bytes)
 	for _, n := range nodes {
@@ -254,7 +255,7 @@ func TestSnapshotRestart(t *testing.T) {
 		p := b.mesh.snapshots.pull
 		return p != nil && p.have.Load() > 6<<20
 	}, "nothing is written")
-	require.Contains(t, b.mesh.warnings()[0], "fetching a snapshot from n1")
+	require.Contains(t, b.mesh.Warnings()[0], "fetching a snapshot from n1")
 	b.restart()
 	before := a.sent.Load()
 	close(gone)
@@ -299,7 +300,7 @@ func TestSnapshotForeign(t *testing.T) {
 		n.roster.set(1, a.row())
 		n.roster.set(2, b.row())
 		n.listen()
-		n.mesh.begin(n.group)
+		n.mesh.Begin(n.group)
 	}
 	a.fill(persist.ID{9}, 1<<20)
 	err := <-a.send(b, a.snapshot())
@@ -382,14 +383,14 @@ func TestFetchRefuses(t *testing.T) {
 	m := nodes[0].mesh
 	meta := nodes[0].snapshot()
 	made := meta.Data.(*madeSnapshot)
-	member := &peer{member: 2, bulk: true}
+	member := &Peer{member: 2, bulk: true}
 	for name, test := range map[string]struct {
-		peer *peer
+		peer *Peer
 		want *wire.Fetch
 		err  error
 	}{
-		"no member":    {&peer{bulk: true}, &wire.Fetch{Id: made.ID}, gearsfs.ErrAccess},
-		"not bulk":     {&peer{member: 2}, &wire.Fetch{Id: made.ID}, gearsfs.ErrAccess},
+		"no member":    {&Peer{bulk: true}, &wire.Fetch{Id: made.ID}, gearsfs.ErrAccess},
+		"not bulk":     {&Peer{member: 2}, &wire.Fetch{Id: made.ID}, gearsfs.ErrAccess},
 		"no snapshot":  {member, &wire.Fetch{Id: "x"}, gearsfs.ErrNotFound},
 		"no file":      {member, &wire.Fetch{Id: made.ID, File: "../LOCK"}, gearsfs.ErrNotFound},
 		"behind":       {member, &wire.Fetch{Id: made.ID, File: made.Files[0].Name, Offset: 1 << 50}, gearsfs.ErrRange},
@@ -397,8 +398,8 @@ func TestFetchRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := make(chan *wire.Response, 1)
-			m.fetch(test.peer, test.want, func(resp *wire.Response) { out <- resp })
-			require.ErrorIs(t, errorOf(<-out), test.err)
+			m.Fetch(test.peer, test.want, func(resp *wire.Response) { out <- resp })
+			require.ErrorIs(t, answer.ErrorOf(<-out), test.err)
 		})
 	}
 }
