@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/memory"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -27,7 +28,7 @@ type idAt struct {
 // false where a record has none.
 func (t *tenure) lacksID(at place, records []*wire.NewRecord) (lacks string, all bool) {
 	if t.inMemory(at) {
-		return t.vol.memory.lacksID(at, records)
+		return t.vol.memory.LacksID(memory.Place{Ino: at.ino, Key: at.key}, records)
 	}
 	return t.vol.machine.LacksID(at.ino, at.key, records)
 }

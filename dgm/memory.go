@@ -1,162 +1,85 @@
 package dgm
 
 import (
-	"bytes"
 	"slices"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/answer"
+	"github.com/gearsfs/gearsfs/dgm/internal/memory"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// memory holds the streams of a volume whose records never touch the disk: those
-// with the setting for it, in a volume that this node alone has. Their settings
-// are in the state as all streams' are; what is put to them is here, and gone
-// with the process.
-//
-// What would be proposed for one of them comes to work instead, in which one
-// goroutine does it, in order, as the log would; so waiting, order and fairness
-// are those of all streams, and so are the answers to retries, which are kept
-// until the session confirms them.
-type memory struct {
-	vol   *Volume
-	count atomic.Int32 // of streams, so that nothing is looked for in vain
+// What is asked of streams in memory takes the way of all operations up to the log:
+// instead of there it goes to the memory.Machine (submit), which a node alone has.
 
-	workMu sync.Mutex
-	work   []func()
-	runs   bool // a goroutine does the work
+// memoryNode is a Volume as its streams in memory know it.
+type memoryNode struct{ vol *Volume }
 
-	// mu guards the rest. It is taken after tenure.mu; no lock is taken and
-	// nothing waited for while it is held.
-	mu      sync.Mutex
-	streams map[place]*memoryStream
-	answers map[gearsfs.SessionID]map[uint64]*wire.Answer
-	fence   uint64  // of the next lease
-	touched []place // where something has changed that nobody was woken for
-}
+var _ memory.Node = memoryNode{}
 
-func (m *memory) init(v *Volume) {
-	m.vol = v
-	m.streams = make(map[place]*memoryStream)
-	m.answers = make(map[gearsfs.SessionID]map[uint64]*wire.Answer)
-}
+func (n memoryNode) Now() uint64                   { return n.vol.group.Time() }
+func (n memoryNode) InMemory(at memory.Place) bool { return n.vol.inMemory(place{at.Ino, at.Key}) }
 
-// push has something done, behind what was pushed before.
-func (m *memory) push(do func()) {
-	m.workMu.Lock()
-	defer m.workMu.Unlock()
-	m.work = append(m.work, do)
-	if m.runs || m.vol.isStopped() {
+func (n memoryNode) Wake(at []memory.Place) {
+	t := n.vol.tenure.Load()
+	if t == nil {
 		return
 	}
-	m.runs = true
-	m.vol.owned.Go(m.run)
-}
-
-func (m *memory) run() {
-	for {
-		m.workMu.Lock()
-		todo := m.work
-		m.work = nil
-		m.runs = len(todo) > 0
-		m.workMu.Unlock()
-		if len(todo) == 0 {
-			return
-		}
-		for _, do := range todo {
-			do()
-		}
+	for _, p := range at {
+		t.wake(p.Ino, p.Key)
 	}
 }
 
-func (v *Volume) isStopped() bool { return v.root.Err() != nil }
+func (n memoryNode) Configure() func(*wire.Configure, func()) {
+	t := n.vol.tenure.Load()
+	if t == nil {
+		return nil
+	}
+	return func(c *wire.Configure, then func()) {
+		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
+			t.configured(c, func() {})
+			then()
+		})
+	}
+}
+
+func (n memoryNode) Go(f func()) bool {
+	if n.vol.root.Err() != nil {
+		return false
+	}
+	n.vol.owned.Go(f)
+	return true
+}
 
 // inMemory says whether a stream's records are in memory.
-func (t *tenure) inMemory(at place) bool {
-	return at.ino != 0 && t.vol.alone() && t.vol.machine.InMemory(at.ino, at.key)
+func (v *Volume) inMemory(at place) bool {
+	return at.ino != 0 && v.alone() && v.machine.InMemory(at.ino, at.key)
 }
+
+func (t *tenure) inMemory(at place) bool { return t.vol.inMemory(at) }
 
 // stateOf is the state of a stream, wherever its records are.
 func (t *tenure) stateOf(ino gearsfs.Ino, key gearsfs.Key) file.StreamState {
-	m := &t.vol.memory
-	if m.count.Load() > 0 {
-		m.mu.Lock()
-		q := m.streams[place{ino, key}]
-		if q != nil {
-			defer m.mu.Unlock()
-			return file.StreamStateOf(*q.State())
+	if m := t.vol.memory; m.Any() {
+		if st, ok := m.State(memory.Place{Ino: ino, Key: key}); ok {
+			return st
 		}
-		m.mu.Unlock()
 	}
 	return t.vol.machine.StreamState(ino, key)
 }
 
-// streamLocked is the stream at a place, with its settings as of now.
-func (m *memory) streamLocked(at place) *memoryStream {
-	st := m.vol.machine.StreamState(at.ino, at.key)
-	rules := st.State()
-	s := m.streams[at]
-	if s == nil {
-		s = newMemoryStream(at, m.vol.group.Time(), rules.Version)
-		m.streams[at] = s
-		m.count.Store(int32(len(m.streams)))
-	}
-	state := s.State()
-	if state.Sealed != rules.Sealed {
-		s.SetSealed(rules.Sealed)
-	}
-	if state.Limits != rules.Limits {
-		s.SetLimits(rules.Limits)
-	}
-	state.Full, state.Type, state.Tries, state.Age, state.AppendOnly, state.Memory = rules.Full, rules.Type, rules.Tries, rules.Age, rules.AppendOnly, true
-	state.IDWindow = rules.IDWindow
-	return s
-}
-
-// currentLocked is a stream of which all is done that is due.
-func (m *memory) currentLocked(at place) *memoryStream {
-	s := m.streamLocked(at)
-	m.dueLocked(s)
-	return s
-}
-
-// touchLocked notes that something of a stream has changed.
-func (m *memory) touchLocked(at place) {
-	if !slices.Contains(m.touched, at) {
-		m.touched = append(m.touched, at)
-	}
-}
-
-// wakeTouched wakes who waits at the streams that have changed.
-func (m *memory) wakeTouched() {
-	m.mu.Lock()
-	touched := m.touched
-	m.touched = nil
-	for _, at := range touched {
-		if s := m.streams[at]; s != nil {
-			m.armLocked(s)
-		}
-	}
-	m.mu.Unlock()
-	if t := m.vol.tenure.Load(); t != nil {
-		t.wakeAll(touched)
-	}
-}
-
 // submitMemory does what an operation asks for; the answer comes as from the log.
 func (t *tenure) submitMemory(o *op) {
-	m := &t.vol.memory
+	m := t.vol.memory
 	if k := &t.vol.payloads; k.Refers(o.change.Command) {
 		if err := k.Inline(t.vol.busy, o.change.Command); err != nil {
 			o.outcome(nil, err)
 			return
 		}
 	}
-	m.push(func() {
-		defer m.wakeTouched()
+	m.Push(func() {
+		defer m.Wake()
 		answer, further := t.answerMemory(o)
 		switch {
 		case further != nil:
@@ -179,7 +102,7 @@ func (t *tenure) sealMemory(o *op, answer *wire.Answer) {
 			answer = sealed
 		}
 		o.outcome(answer, err)
-		t.vol.memory.push(func() { t.settingsChanged(at) })
+		t.vol.memory.Push(func() { t.vol.memory.Changed(memory.Place{Ino: at.ino, Key: at.key}) })
 	})
 }
 
@@ -192,120 +115,29 @@ func (o *op) misplaced() bool {
 	return o.inMemory != slices.ContainsFunc(o.keys, func(key gearsfs.Key) bool { return o.ten.inMemory(place{o.ino, key}) })
 }
 
-// settingsChanged has a stream take over its settings.
-func (t *tenure) settingsChanged(at place) {
-	m := &t.vol.memory
-	m.mu.Lock()
-	if m.streams[at] != nil {
-		m.currentLocked(at)
-	}
-	m.touchLocked(at)
-	m.mu.Unlock()
-	m.wakeTouched()
-}
-
 // answerMemory does an operation, or says what is to be done further for it.
-func (t *tenure) answerMemory(o *op) (answer *wire.Answer, further func()) {
-	m, cmd := &t.vol.memory, o.change.Command
+func (t *tenure) answerMemory(o *op) (done *wire.Answer, further func()) {
 	t.mu.Lock()
 	ended, givenUp := o.sess.ended, o.epoch != o.sess.epoch.Load()
 	before := o.isPut() && t.earlierWaitsLocked(o)
 	t.mu.Unlock()
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	switch {
 	case ended:
-		return refusal(gearsfs.ErrClosed), nil
+		return answer.Of(gearsfs.ErrClosed), nil
 	case givenUp: // its client has asked again, and may have been answered from elsewhere
-		return refusal(gearsfs.ErrCancelled), nil
+		return answer.Of(gearsfs.ErrCancelled), nil
 	}
-	if answer := m.keptLocked(o); answer != nil {
-		return answer, nil
-	}
-	var err error
+	out := t.vol.memory.Do(&memory.Request{
+		Session: o.sess.id, Caller: o.sess.caller, Command: o.change.Command, Ino: o.ino, Keys: o.keys,
+		Retry: o.change.Retry, Logged: o.logged, Behind: before,
+	})
 	switch {
-	case before && !m.addsNothingLocked(o):
-		err = gearsfs.ErrFull
-	case o.isTake():
-		answer, further, err = t.takeMemoryLocked(o, cmd.GetTake())
-	case cmd.GetSettle() != nil:
-		answer, further, err = t.settleMemoryLocked(o, cmd.GetSettle())
-	default:
-		answer, err = m.doLocked(o, place{o.ino, o.keys[0]})
+	case out.Keys != nil:
+		return nil, func() { t.takeOnDisk(o, out.Keys) }
+	case out.Receipts != nil:
+		return nil, func() { t.settleOnDisk(o, o.change.Command.GetSettle(), out.Receipts) }
 	}
-	switch {
-	case err != nil:
-		return refusal(err), nil
-	case further != nil:
-		return nil, further
-	}
-	m.keepLocked(o, answer)
-	return answer, nil
-}
-
-// keptLocked is the answer that an operation had before, if it had one. One of a
-// take is without the records whose leases have ended; where none is left the
-// take begins anew, as it does in the log.
-func (m *memory) keptLocked(o *op) *wire.Answer {
-	cmd := o.change.Command
-	kept := m.answers[o.sess.id]
-	for seq := range kept {
-		if seq < cmd.Confirmed && !slices.Contains(cmd.Unconfirmed, seq) {
-			delete(kept, seq)
-		}
-	}
-	answer := kept[cmd.Seq]
-	if answer == nil || cmd.Seq == 0 {
-		return nil
-	}
-	answer = copyAnswer(answer)
-	if cmd.GetTake().GetLease() {
-		answer.Records = slices.DeleteFunc(answer.Records, func(r *wire.TakenRecord) bool {
-			at := place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}
-			s := m.streams[at]
-			if s == nil {
-				return true
-			}
-			m.dueLocked(s)
-			out, ok := s.Out(gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)})
-			return !ok || !out.Leased || out.Fence != r.Fence
-		})
-		if len(answer.Records) == 0 {
-			delete(kept, cmd.Seq)
-			return nil
-		}
-	}
-	return answer
-}
-
-// keepLocked keeps an answer until the session confirms it.
-func (m *memory) keepLocked(o *op, answer *wire.Answer) {
-	seq := o.change.Command.Seq
-	if seq == 0 {
-		return
-	}
-	kept := m.answers[o.sess.id]
-	if kept == nil {
-		kept = make(map[uint64]*wire.Answer)
-		m.answers[o.sess.id] = kept
-	}
-	kept[seq] = copyAnswer(answer)
-}
-
-func refusal(err error) *wire.Answer {
-	return &wire.Answer{Code: uint32(gearsfs.CodeOf(err)), Reason: err.Error()}
-}
-
-// copyAnswer copies what a caller may write into.
-func copyAnswer(a *wire.Answer) *wire.Answer {
-	out := &wire.Answer{Ino: a.Ino, FirstSeq: a.FirstSeq, LastSeq: a.LastSeq, Records: make([]*wire.TakenRecord, len(a.Records))}
-	for i, r := range a.Records {
-		out.Records[i] = &wire.TakenRecord{
-			Key: r.Key, Pos: r.Pos, Seq: r.Seq, Data: bytes.Clone(r.Data), Type: r.Type, Time: r.Time,
-			Deliveries: r.Deliveries, Fence: r.Fence, Ino: r.Ino, Deadline: r.Deadline,
-		}
-	}
-	return out
+	return out.Answer, nil
 }
 
 // earlierWaitsLocked says whether an earlier put of the session waits for room.
@@ -320,58 +152,11 @@ func (t *tenure) earlierWaitsLocked(o *op) bool {
 // endMemory gives back what a session that ends holds in memory. Its answers stay
 // for a retry until SessionTTL, or go now with forget.
 func (t *tenure) endMemory(id gearsfs.SessionID, forget bool) {
-	m := &t.vol.memory
-	if m.count.Load() == 0 {
-		return
-	}
-	m.push(func() {
-		m.mu.Lock()
-		if forget {
-			delete(m.answers, id)
-		} else if m.answers[id] != nil {
-			time.AfterFunc(gearsfs.SessionTTL, func() { t.forgetMemory(id) })
-		}
-		for at, s := range m.streams {
-			for record, out := range s.EachOut() {
-				if out.Leased && out.Holder == id {
-					m.comeBackLocked(s, record, 0, 0)
-					m.touchLocked(at)
-				}
-			}
-		}
-		m.mu.Unlock()
-		m.wakeTouched()
+	t.vol.memory.End(id, forget, func() bool { // then its next end does it
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.sessions[id] != nil
 	})
-}
-
-// forgetMemory forgets the answers of a session that has ended, unless it is back:
-// then its next end does it.
-func (t *tenure) forgetMemory(id gearsfs.SessionID) {
-	t.mu.Lock()
-	back := t.sessions[id] != nil
-	t.mu.Unlock()
-	if back {
-		return
-	}
-	m := &t.vol.memory
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.answers, id)
-}
-
-// drop forgets a stream, or with key "" all of a file.
-func (m *memory) drop(at place) {
-	if m.count.Load() == 0 {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for have := range m.streams {
-		if have == at || at.key == "" && have.ino == at.ino {
-			delete(m.streams, have)
-		}
-	}
-	m.count.Store(int32(len(m.streams)))
 }
 
 // configured is for a stream whose settings a command has changed: what waits
@@ -379,21 +164,17 @@ func (m *memory) drop(at place) {
 // is done.
 func (t *tenure) configured(c *wire.Configure, then func()) {
 	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
-	m := &t.vol.memory
+	m, stream := t.vol.memory, memory.Place{Ino: at.ino, Key: at.key}
 	if !t.inMemory(at) {
-		m.drop(at)
+		m.Drop(stream)
 		then()
 		return
 	}
-	m.push(func() {
-		m.mu.Lock()
-		if s := m.streams[at]; s != nil && c.Clear {
-			if err := s.Clear(); err != nil {
-				panic(err) // rows in memory are read without errors
-			}
+	m.Push(func() {
+		if c.Clear {
+			m.Clear(stream)
 		}
-		m.mu.Unlock()
-		t.settingsChanged(at)
+		m.Changed(stream)
 		then()
 	})
 	var moved []*op
@@ -493,4 +274,45 @@ func (t *tenure) startSettle(o *op, s *wire.Settle) {
 		}
 	}
 	t.submit(o)
+}
+
+// takeOnDisk sends a take to the log, with those of its keys that are on disk.
+func (t *tenure) takeOnDisk(o *op, onDisk []gearsfs.Key) {
+	take := o.change.Command.GetTake()
+	all := take.Keys
+	take.Keys = keysToWire(onDisk)
+	o.then = func(answer *wire.Answer, err error) {
+		take.Keys, o.then = all, nil
+		if err != nil {
+			o.answered(answer, err)
+			return
+		}
+		switch gearsfs.Code(answer.Code) {
+		case gearsfs.ErrEmpty.Code, gearsfs.ErrEnd.Code:
+			o.logged, o.change.Retry = true, false
+			t.submitMemory(o)
+		case gearsfs.ErrUnsupported.Code: // one of them is in memory by now
+			o.relaunch()
+		default:
+			o.answered(answer, nil)
+		}
+	}
+	t.toLog(o)
+}
+
+// settleOnDisk sends a settlement to the log, with those of its receipts that are
+// of streams on disk.
+func (t *tenure) settleOnDisk(o *op, settle *wire.Settle, onDisk []*wire.Receipt) {
+	all := settle.Receipts
+	settle.Receipts = onDisk
+	o.then = func(answer *wire.Answer, err error) {
+		settle.Receipts, o.then = all, nil
+		if err != nil || answer.Code != 0 {
+			o.answered(answer, err)
+			return
+		}
+		o.logged = true
+		t.submitMemory(o)
+	}
+	t.toLog(o)
 }

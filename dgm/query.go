@@ -190,7 +190,7 @@ func (t *tenure) listStreams(s *session, l *wire.ListStreams) (*wire.Response, e
 	}
 	resp := &wire.Response{Streams: make([]*wire.Stream, len(infos))}
 	for i, info := range infos {
-		t.vol.memory.describe(ino, &info)
+		t.vol.memory.Describe(ino, &info)
 		info.Waiting = t.waitingOn(ino, info.Key)
 		resp.Streams[i] = streamToWire(info)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
+	"github.com/gearsfs/gearsfs/dgm/internal/memory"
 	"github.com/gearsfs/gearsfs/dgm/internal/mesh"
 	"github.com/gearsfs/gearsfs/dgm/internal/payload"
 	"github.com/gearsfs/gearsfs/file"
@@ -96,7 +97,7 @@ type Volume struct {
 	left    chan struct{} // closed when the door is shut and nobody is inside
 	reads   chan struct{} // holds one for each bulky query that reads
 	space   space
-	memory  memory
+	memory  *memory.Machine
 	fitness fitness
 	started time.Time
 
@@ -146,7 +147,6 @@ func OpenVolume(ctx context.Context, cfg VolumeConfig) (*Volume, error) {
 		reads:         make(chan struct{}, readsMax),
 	}
 	v.watches.init()
-	v.memory.init(v)
 	v.root, v.stop = context.WithCancel(context.Background())
 	v.busy, v.quit = context.WithCancel(v.root)
 	if err := v.open(ctx); err != nil {
@@ -223,6 +223,7 @@ func (v *Volume) openReplica() error {
 		return err
 	}
 	v.machine = machine
+	v.memory = memory.New(machine, memoryNode{v})
 	index, _ := machine.Applied()
 	v.progress.reach(index)
 	v.space.init(v.cfg.Data, v.cfg.ReserveBytes, v.cfg.Clock)

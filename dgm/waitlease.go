@@ -3,6 +3,7 @@ package dgm
 import (
 	"slices"
 
+	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -24,6 +25,11 @@ func (o *op) settles(f func(at place, r *wire.Receipt) bool) {
 			}
 		}
 	}
+}
+
+// receiptAt is the stream and the place of a receipt.
+func receiptAt(r *wire.Receipt) (place, gearsfs.Place) {
+	return place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}, gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 }
 
 // listLeases lists a transaction that waits.

@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm/internal/memory"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/wire"
 )
@@ -347,7 +348,7 @@ func (t *tenure) tryPeek(o *op) bool {
 // look reads what a peek asks for.
 func (t *tenure) look(o *op, p *wire.Peek) ([]*wire.TakenRecord, error) {
 	if at := (place{o.ino, o.keys[0]}); t.inMemory(at) {
-		return t.vol.memory.peek(at, p, o.sess.caller)
+		return t.vol.memory.Peek(memory.Place{Ino: at.ino, Key: at.key}, p, o.sess.caller)
 	}
 	return t.vol.machine.Peek(o.ino, o.keys[0], file.PeekWhat{
 		Max: int(p.Max), Follow: p.Follow, After: gearsfs.Seq(p.After), Last: p.Last,
@@ -381,7 +382,7 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 	t.mu.Lock()
 	idle := t.waits.count == 0
 	t.mu.Unlock()
-	if idle && t.vol.memory.count.Load() == 0 {
+	if idle && !t.vol.memory.Any() {
 		return
 	}
 	for _, at := range touched {
@@ -389,7 +390,7 @@ func (t *tenure) applied(touched []file.Touched, changed []file.Changed) {
 			t.leaseEnded(place{at.Ino, at.Key})
 		}
 		if at.Gone {
-			t.vol.memory.drop(place{at.Ino, at.Key})
+			t.vol.memory.Drop(memory.Place{Ino: at.Ino, Key: at.Key})
 		}
 		if at.Unlocked {
 			t.wakeLocks(at.Ino)

@@ -40,9 +40,10 @@ var house = map[string]room{
 	"replica":         {rooms: []string{nouns, "wire", "persist"}, outside: []string{"go.etcd.io/raft/v3", "google.golang.org/protobuf"}},
 	"dgm": {rooms: []string{
 		nouns, "stream", "transport", "wire", "persist", "block", "file", "replica",
-		"dgm/internal/answer", "dgm/internal/mesh", "dgm/internal/payload",
+		"dgm/internal/answer", "dgm/internal/memory", "dgm/internal/mesh", "dgm/internal/payload",
 	}},
 	"dgm/internal/answer": {rooms: []string{nouns, "wire"}},
+	"dgm/internal/memory": {rooms: []string{nouns, "stream", "wire", "file", "dgm/internal/answer"}},
 	"dgm/internal/mesh": {rooms: []string{
 		nouns, "transport", "wire", "persist", "file", "replica", "dgm/internal/answer",
 	}},

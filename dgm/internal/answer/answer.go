@@ -9,10 +9,13 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// Failure is the response that carries err and nothing else.
-func Failure(err error) *wire.Response {
-	return &wire.Response{Answer: &wire.Answer{Code: uint32(gearsfs.CodeOf(err)), Reason: err.Error()}}
+// Of is the answer that carries err and nothing else.
+func Of(err error) *wire.Answer {
+	return &wire.Answer{Code: uint32(gearsfs.CodeOf(err)), Reason: err.Error()}
 }
+
+// Failure is the response that carries err and nothing else.
+func Failure(err error) *wire.Response { return &wire.Response{Answer: Of(err)} }
 
 // ErrorOf is the error that a response carries, or nil.
 func ErrorOf(r *wire.Response) error {

@@ -1,4 +1,4 @@
-package dgm
+package memory
 
 import (
 	"cmp"
@@ -11,11 +11,11 @@ import (
 )
 
 // doLocked does what an operation asks for, or nothing and says why.
-func (m *memory) doLocked(o *op, at place) (*wire.Answer, error) {
-	if err := m.vol.machine.MayWait(at.ino, false, true, o.sess.caller); err != nil {
+func (m *Machine) doLocked(r *Request, at Place) (*wire.Answer, error) {
+	if err := m.state.MayWait(at.Ino, false, true, r.Caller); err != nil {
 		return nil, err
 	}
-	switch op := o.change.Command.Op.(type) {
+	switch op := r.Command.Op.(type) {
 	case *wire.Command_Put:
 		return m.putLocked(at, op.Put)
 	case *wire.Command_Update:
@@ -24,20 +24,20 @@ func (m *memory) doLocked(o *op, at place) (*wire.Answer, error) {
 	return nil, gearsfs.ErrUnknownOp
 }
 
-func (m *memory) putLocked(at place, p *wire.Put) (*wire.Answer, error) {
+func (m *Machine) putLocked(at Place, p *wire.Put) (*wire.Answer, error) {
 	if err := file.CheckRecords(p.Records); err != nil {
 		return nil, err
 	}
 	s := m.currentLocked(at)
 	fresh, known := m.freshLocked(s, p.Records)
-	answer := &wire.Answer{Ino: uint64(at.ino)}
+	answer := &wire.Answer{Ino: uint64(at.Ino)}
 	if len(p.Records) == 1 {
 		answer.FirstSeq, answer.LastSeq = known, known
 	}
 	if len(fresh) == 0 {
 		return answer, nil
 	}
-	now := m.vol.group.Time()
+	now := m.node.Now()
 	until := p.At
 	if p.Delay != 0 {
 		until = max(until, now+p.Delay)
@@ -45,7 +45,10 @@ func (m *memory) putLocked(at place, p *wire.Put) (*wire.Answer, error) {
 	if err := file.CheckAppend(s.State(), fresh, until > now); err != nil {
 		return nil, err
 	}
-	records, bytes := sizeOf(&wire.Put{Records: fresh})
+	records, bytes := uint64(len(fresh)), uint64(0)
+	for _, r := range fresh {
+		bytes += uint64(len(r.Data))
+	}
 	if s.State().Full == gearsfs.FullDropOldest {
 		if err := s.DropOldest(records, bytes); err != nil {
 			return nil, err
@@ -75,8 +78,8 @@ func (m *memory) putLocked(at place, p *wire.Put) (*wire.Answer, error) {
 
 // freshLocked returns those of the records of a put whose ids their stream does
 // not know, and the seq of the last one that it knows.
-func (m *memory) freshLocked(s *memoryStream, records []*wire.NewRecord) (fresh []*wire.NewRecord, known uint64) {
-	now := m.vol.group.Time()
+func (m *Machine) freshLocked(s *queue, records []*wire.NewRecord) (fresh []*wire.NewRecord, known uint64) {
+	now := m.node.Now()
 	var seen map[string]struct{}
 	for _, r := range records {
 		if r.Id != "" {
@@ -97,18 +100,18 @@ func (m *memory) freshLocked(s *memoryStream, records []*wire.NewRecord) (fresh 
 	return fresh, known
 }
 
-// lacksID is LacksID of a stream in memory.
-func (m *memory) lacksID(at place, records []*wire.NewRecord) (lacks string, all bool) {
+// LacksID is file.Machine.LacksID of a stream in memory.
+func (m *Machine) LacksID(at Place, records []*wire.NewRecord) (lacks string, all bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.lacksIDLocked(at, records)
 }
 
-func (m *memory) lacksIDLocked(at place, records []*wire.NewRecord) (lacks string, all bool) {
+func (m *Machine) lacksIDLocked(at Place, records []*wire.NewRecord) (lacks string, all bool) {
 	if len(records) == 0 || slices.ContainsFunc(records, func(r *wire.NewRecord) bool { return r.Id == "" }) {
 		return "", false
 	}
-	s, now := m.streamLocked(at), m.vol.group.Time()
+	s, now := m.streamLocked(at), m.node.Now()
 	for _, r := range records {
 		if _, ok := s.ids.known(r.Id, now, s.idWindow()); !ok {
 			return r.Id, true
@@ -118,17 +121,17 @@ func (m *memory) lacksIDLocked(at place, records []*wire.NewRecord) (lacks strin
 }
 
 // addsNothingLocked says whether a put, which waits behind others, changes nothing.
-func (m *memory) addsNothingLocked(o *op) bool {
-	p := o.change.Command.GetPut()
-	lacks, all := m.lacksIDLocked(place{o.ino, o.keys[0]}, p.Records)
+func (m *Machine) addsNothingLocked(r *Request) bool {
+	p := r.Command.GetPut()
+	lacks, all := m.lacksIDLocked(Place{r.Ino, r.Keys[0]}, p.Records)
 	return all && lacks == "" && !p.Seal
 }
 
-func shown(at place, taken []stream.Taken) []*wire.TakenRecord {
+func shown(at Place, taken []stream.Taken) []*wire.TakenRecord {
 	out := make([]*wire.TakenRecord, len(taken))
 	for i, t := range taken {
 		out[i] = &wire.TakenRecord{
-			Ino: uint64(at.ino), Key: string(at.key), Pos: uint64(t.Place.Pos), Seq: uint64(t.Place.Seq),
+			Ino: uint64(at.Ino), Key: string(at.Key), Pos: uint64(t.Place.Pos), Seq: uint64(t.Place.Seq),
 			Data: slices.Clone(t.Record.Data), Type: t.Record.Type, Time: t.Record.Time,
 			Deliveries: t.Deliveries, Fence: t.Fence, Deadline: t.Deadline,
 		}
@@ -136,7 +139,7 @@ func shown(at place, taken []stream.Taken) []*wire.TakenRecord {
 	return out
 }
 
-func (m *memory) updateLocked(at place, u *wire.Update) (*wire.Answer, error) {
+func (m *Machine) updateLocked(at Place, u *wire.Update) (*wire.Answer, error) {
 	if u.Record == nil {
 		return nil, gearsfs.ErrInvalid.Because("an update has one record")
 	}
@@ -146,7 +149,7 @@ func (m *memory) updateLocked(at place, u *wire.Update) (*wire.Answer, error) {
 	}
 	s := m.currentLocked(at)
 	if fresh, known := m.freshLocked(s, record); len(fresh) == 0 {
-		return &wire.Answer{Ino: uint64(at.ino), FirstSeq: known, LastSeq: known}, nil
+		return &wire.Answer{Ino: uint64(at.Ino), FirstSeq: known, LastSeq: known}, nil
 	}
 	state := *s.State()
 	state.Limits = gearsfs.Limits{} // an update fits always
@@ -162,32 +165,32 @@ func (m *memory) updateLocked(at place, u *wire.Update) (*wire.Answer, error) {
 	if err := s.Clear(); err != nil {
 		return nil, err
 	}
-	now := m.vol.group.Time()
+	now := m.node.Now()
 	seq := uint64(s.Append(u.Record.Data, u.Record.Type, now).Seq)
 	if u.Record.Id != "" {
 		s.ids.remember(u.Record.Id, seq, now)
 	}
 	m.touchLocked(at)
-	return &wire.Answer{Ino: uint64(at.ino), FirstSeq: seq, LastSeq: seq}, nil
+	return &wire.Answer{Ino: uint64(at.Ino), FirstSeq: seq, LastSeq: seq}, nil
 }
 
 // receiptAt is the stream and the place of a receipt.
-func receiptAt(r *wire.Receipt) (place, gearsfs.Place) {
-	return place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}, gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
+func receiptAt(r *wire.Receipt) (Place, gearsfs.Place) {
+	return Place{gearsfs.Ino(r.Ino), gearsfs.Key(r.Key)}, gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 }
 
 // checkSettleLocked checks whether a session may settle leases, all of them.
-func (m *memory) checkSettleLocked(o *op, receipts []*wire.Receipt) error {
+func (m *Machine) checkSettleLocked(r *Request, receipts []*wire.Receipt) error {
 	seen := make(map[uint64]bool, len(receipts))
-	for _, r := range receipts {
-		at, record := receiptAt(r)
+	for _, receipt := range receipts {
+		at, record := receiptAt(receipt)
 		out, ok := m.currentLocked(at).Out(record)
-		if !ok || !out.Leased || out.Fence != r.Fence || seen[r.Fence] || !out.Holder.IsZero() && out.Holder != o.sess.id {
+		if !ok || !out.Leased || out.Fence != receipt.Fence || seen[receipt.Fence] || !out.Holder.IsZero() && out.Holder != r.Session {
 			return gearsfs.ErrGone
 		}
-		seen[r.Fence] = true
+		seen[receipt.Fence] = true
 		if out.Holder.IsZero() {
-			if err := m.vol.machine.MayWait(at.ino, true, true, o.sess.caller); err != nil {
+			if err := m.state.MayWait(at.Ino, true, true, r.Caller); err != nil {
 				return err
 			}
 		}
@@ -196,8 +199,8 @@ func (m *memory) checkSettleLocked(o *op, receipts []*wire.Receipt) error {
 }
 
 // settleLocked ends or extends leases that may be settled.
-func (m *memory) settleLocked(s *wire.Settle, receipts []*wire.Receipt) error {
-	now := m.vol.group.Time()
+func (m *Machine) settleLocked(s *wire.Settle, receipts []*wire.Receipt) error {
+	now := m.node.Now()
 	for _, r := range receipts {
 		at, record := receiptAt(r)
 		q := m.streamLocked(at)
@@ -219,15 +222,15 @@ func (m *memory) settleLocked(s *wire.Settle, receipts []*wire.Receipt) error {
 
 // comeBackLocked ends a lease: the record is ready again, or after a delay; or it
 // goes to the dead, where it was handed out too often.
-func (m *memory) comeBackLocked(s *memoryStream, record gearsfs.Place, tries uint32, delay uint64) {
+func (m *Machine) comeBackLocked(s *queue, record gearsfs.Place, tries uint32, delay uint64) {
 	out, _ := s.Out(record)
 	tries = cmp.Or(tries, out.Tries, s.State().Tries)
-	dead := place{s.at.ino, s.at.key + ".dead"}
-	if tries != 0 && out.Deliveries >= tries && dead.key.Check() == nil && m.buryLocked(s, record, dead) {
+	dead := Place{s.at.Ino, s.at.Key + ".dead"}
+	if tries != 0 && out.Deliveries >= tries && dead.Key.Check() == nil && m.buryLocked(s, record, dead) {
 		return
 	}
 	if delay != 0 {
-		s.Delay(record, m.vol.group.Time()+delay)
+		s.Delay(record, m.node.Now()+delay)
 		return
 	}
 	s.Return(record)
@@ -235,13 +238,13 @@ func (m *memory) comeBackLocked(s *memoryStream, record gearsfs.Place, tries uin
 
 // buryLocked moves a record to a stream of the dead, which is in memory, too: it
 // is made where it is missing. Where there is one on disk it reports false.
-func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) bool {
-	if m.vol.machine.InMemory(dead.ino, dead.key) {
+func (m *Machine) buryLocked(s *queue, record gearsfs.Place, dead Place) bool {
+	if m.state.InMemory(dead.Ino, dead.Key) {
 		m.moveLocked(s, record, dead)
 		return true
 	}
-	t := m.vol.tenure.Load()
-	if st := m.vol.machine.StreamState(dead.ino, dead.key); t == nil || st.State().NextSeq != 0 {
+	configure := m.node.Configure()
+	if st := m.state.StreamState(dead.Ino, dead.Key); configure == nil || st.State().NextSeq != 0 {
 		return false
 	}
 	fence := m.nextFence()
@@ -249,15 +252,14 @@ func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) b
 	s.Relet(record, stream.Grant{Fence: fence}) // nobody's, until there is a stream for it
 	yes := true
 	c := &wire.Configure{
-		Target: &wire.Target{Ino: uint64(dead.ino)}, Key: string(dead.key), Settings: &wire.Settings{Memory: &yes},
+		Target: &wire.Target{Ino: uint64(dead.Ino)}, Key: string(dead.Key), Settings: &wire.Settings{Memory: &yes},
 	}
-	m.push(func() {
-		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
-			t.configured(c, func() {})
-			m.push(func() {
+	m.Push(func() {
+		configure(c, func() {
+			m.Push(func() {
 				m.mu.Lock()
 				if out, ok := s.Out(record); ok && out.Leased && out.Fence == fence && m.streams[s.at] == s {
-					if m.vol.machine.InMemory(dead.ino, dead.key) {
+					if m.state.InMemory(dead.Ino, dead.Key) {
 						m.moveLocked(s, record, dead)
 					} else {
 						s.Return(record)
@@ -265,7 +267,7 @@ func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) b
 					m.touchLocked(s.at)
 				}
 				m.mu.Unlock()
-				m.wakeTouched()
+				m.Wake()
 			})
 		})
 	})
@@ -273,7 +275,7 @@ func (m *memory) buryLocked(s *memoryStream, record gearsfs.Place, dead place) b
 }
 
 // moveLocked moves a leased record to another stream in memory.
-func (m *memory) moveLocked(s *memoryStream, record gearsfs.Place, to place) {
+func (m *Machine) moveLocked(s *queue, record gearsfs.Place, to Place) {
 	row, err := s.Row(record)
 	if err == nil {
 		s.Lose(record.Seq, record.Seq, gearsfs.FateDead)
@@ -282,13 +284,13 @@ func (m *memory) moveLocked(s *memoryStream, record gearsfs.Place, to place) {
 	if err != nil {
 		panic(err) // rows in memory are read without errors
 	}
-	m.streamLocked(to).Append(row.Data, row.Type, m.vol.group.Time())
+	m.streamLocked(to).Append(row.Data, row.Type, m.node.Now())
 	m.touchLocked(to)
 }
 
-// peek shows records of a stream that is in memory.
-func (m *memory) peek(at place, what *wire.Peek, caller gearsfs.Caller) ([]*wire.TakenRecord, error) {
-	if err := m.vol.machine.MayWait(at.ino, true, false, caller); err != nil {
+// Peek shows records of a stream that is in memory.
+func (m *Machine) Peek(at Place, what *wire.Peek, caller gearsfs.Caller) ([]*wire.TakenRecord, error) {
+	if err := m.state.MayWait(at.Ino, true, false, caller); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
@@ -326,14 +328,14 @@ func (m *memory) peek(at place, what *wire.Peek, caller gearsfs.Caller) ([]*wire
 	return shown(at, taken), nil
 }
 
-// describe fills in what the state does not know of a stream that is in memory.
-func (m *memory) describe(ino gearsfs.Ino, info *gearsfs.StreamInfo) {
+// Describe fills in what the state does not know of a stream that is in memory.
+func (m *Machine) Describe(ino gearsfs.Ino, info *gearsfs.StreamInfo) {
 	if !info.Settings.Memory || m.count.Load() == 0 {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	q := m.streams[place{ino, info.Key}]
+	q := m.streams[Place{ino, info.Key}]
 	if q == nil {
 		return
 	}

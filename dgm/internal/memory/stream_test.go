@@ -1,4 +1,4 @@
-package dgm
+package memory
 
 import (
 	"fmt"
@@ -12,9 +12,9 @@ import (
 
 // Ids are forgotten by time and by count, oldest first, and a stream is looked at
 // when the oldest leaves the window.
-func TestMemoryIDs(t *testing.T) {
+func TestIDs(t *testing.T) {
 	const window = 100
-	var ids memoryIDs
+	var ids putIDs
 	for i := range uint64(10) {
 		ids.remember(fmt.Sprint(i), i+1, 10*i)
 	}
@@ -43,8 +43,8 @@ func TestMemoryIDs(t *testing.T) {
 
 // A stream is looked at when the first of what it has is due, and what is over is
 // not kept.
-func TestMemoryDues(t *testing.T) {
-	s := newMemoryStream(place{1, "k"}, 5_000_000, 0)
+func TestDues(t *testing.T) {
+	s := newQueue(Place{1, "k"}, 5_000_000, 0)
 	require.Zero(t, s.next())
 	s.ids.remember("a", 1, 7)
 	s.State().IDWindow = 100

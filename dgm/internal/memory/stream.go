@@ -1,4 +1,4 @@
-package dgm
+package memory
 
 import (
 	"cmp"
@@ -9,67 +9,67 @@ import (
 	"github.com/gearsfs/gearsfs/stream"
 )
 
-// memoryStream is one stream whose records are in memory.
-type memoryStream struct {
+// queue is one stream whose records are in memory.
+type queue struct {
 	*stream.Queue
-	at    place
-	dues  memoryDues
+	at    Place
+	dues  dues
 	armed uint64 // when a timer looks at it; 0 for none
-	ids   memoryIDs
+	ids   putIDs
 	began gearsfs.Seq // of its first record
 }
 
-// memoryDue is the end of a lease or of a delay. Those that ended before, or were
+// due is the end of a lease or of a delay. Those that ended before, or were
 // given another time, are passed over when they come up.
-type memoryDue struct {
+type due struct {
 	time   uint64
 	record gearsfs.Place
 }
 
-// memoryDues is a heap of them, the earliest first.
-type memoryDues []memoryDue
+// dues is a heap of them, the earliest first.
+type dues []due
 
-var _ heap.Interface = (*memoryDues)(nil)
+var _ heap.Interface = (*dues)(nil)
 
-func (d memoryDues) Len() int           { return len(d) }
-func (d memoryDues) Less(i, j int) bool { return d[i].time < d[j].time }
-func (d memoryDues) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
-func (d *memoryDues) Push(x any)        { *d = append(*d, x.(memoryDue)) }
+func (d dues) Len() int           { return len(d) }
+func (d dues) Less(i, j int) bool { return d[i].time < d[j].time }
+func (d dues) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
+func (d *dues) Push(x any)        { *d = append(*d, x.(due)) }
 
-func (d *memoryDues) Pop() any {
+func (d *dues) Pop() any {
 	last := len(*d) - 1
 	due := (*d)[last]
 	*d = (*d)[:last]
 	return due
 }
 
-// memoryRows are the rows of a stream in memory; they note what is due when.
-type memoryRows struct {
+// rows are the rows of a stream in memory; they note what is due when.
+type rows struct {
 	stream.Memory
-	s *memoryStream
+	s *queue
 }
 
-var _ stream.Records = (*memoryRows)(nil)
+var _ stream.Records = (*rows)(nil)
 
 // AddOut implements stream.Outs.
-func (r *memoryRows) AddOut(at gearsfs.Place, out stream.Out) { r.SetOut(at, stream.Out{}, out) }
+func (r *rows) AddOut(at gearsfs.Place, out stream.Out) { r.SetOut(at, stream.Out{}, out) }
 
 // SetOut implements stream.Outs.
-func (r *memoryRows) SetOut(at gearsfs.Place, was, out stream.Out) {
+func (r *rows) SetOut(at gearsfs.Place, was, out stream.Out) {
 	r.Memory.SetOut(at, was, out)
 	if out.Deadline != 0 && out.Deadline != was.Deadline {
-		heap.Push(&r.s.dues, memoryDue{out.Deadline, at})
+		heap.Push(&r.s.dues, due{out.Deadline, at})
 		r.s.tidyDues()
 	}
 }
 
-// newMemoryStream returns a stream that begins at a time: no former process gave
+// newQueue returns a stream that begins at a time: no former process gave
 // its seqs, if that put fewer than a million records a second.
-func newMemoryStream(at place, now, version uint64) *memoryStream {
-	s := &memoryStream{at: at, began: gearsfs.Seq(max(now/uint64(time.Microsecond), 1))}
+func newQueue(at Place, now, version uint64) *queue {
+	s := &queue{at: at, began: gearsfs.Seq(max(now/uint64(time.Microsecond), 1))}
 	state := stream.NewState()
 	state.NextSeq, state.Head.Seq, state.Version, state.LostBefore = s.began, s.began, version, s.began-1
-	q, err := stream.NewQueue(state, &memoryRows{s: s}, stream.NewPool(memoryWindowBytes))
+	q, err := stream.NewQueue(state, &rows{s: s}, stream.NewPool(windowBytes))
 	if err != nil {
 		panic(err) // an empty queue reads nothing
 	}
@@ -77,10 +77,10 @@ func newMemoryStream(at place, now, version uint64) *memoryStream {
 	return s
 }
 
-const memoryWindowBytes = 1 << 20
+const windowBytes = 1 << 20
 
 // newest is the seq of the last record that was put, 0 where none was.
-func (s *memoryStream) newest() gearsfs.Seq {
+func (s *queue) newest() gearsfs.Seq {
 	if s.State().NextSeq == s.began {
 		return 0
 	}
@@ -88,7 +88,7 @@ func (s *memoryStream) newest() gearsfs.Seq {
 }
 
 // tidyDues drops the dues that are over where they are most of all.
-func (s *memoryStream) tidyDues() {
+func (s *queue) tidyDues() {
 	live := int(s.State().Leased + s.State().Delayed)
 	if len(s.dues) < 64+4*live {
 		return
@@ -96,7 +96,7 @@ func (s *memoryStream) tidyDues() {
 	s.dues = nil
 	for record, out := range s.EachOut() {
 		if out.Deadline != 0 {
-			s.dues = append(s.dues, memoryDue{out.Deadline, record})
+			s.dues = append(s.dues, due{out.Deadline, record})
 		}
 	}
 	heap.Init(&s.dues)
@@ -104,12 +104,12 @@ func (s *memoryStream) tidyDues() {
 
 // over returns a record whose lease or delay is over; ok is false where there is
 // none.
-func (s *memoryStream) over(now uint64) (record gearsfs.Place, out stream.Out, ok bool) {
+func (s *queue) over(now uint64) (record gearsfs.Place, out stream.Out, ok bool) {
 	for {
 		if len(s.dues) == 0 || s.dues[0].time > now {
 			return record, out, false
 		}
-		due := heap.Pop(&s.dues).(memoryDue)
+		due := heap.Pop(&s.dues).(due)
 		if out, ok = s.Out(due.record); ok && out.Deadline == due.time {
 			return due.record, out, true
 		}
@@ -117,7 +117,7 @@ func (s *memoryStream) over(now uint64) (record gearsfs.Place, out stream.Out, o
 }
 
 // next is when something is due; 0 where nothing is.
-func (s *memoryStream) next() uint64 {
+func (s *queue) next() uint64 {
 	var next uint64
 	sooner := func(at uint64) {
 		if next == 0 || at < next {
@@ -140,21 +140,21 @@ func (s *memoryStream) next() uint64 {
 	return next
 }
 
-func (s *memoryStream) idWindow() uint64 {
+func (s *queue) idWindow() uint64 {
 	return cmp.Or(s.State().IDWindow, uint64(gearsfs.IDWindowDefault))
 }
 
 // armLocked has a stream looked at when something of it is due.
-func (m *memory) armLocked(s *memoryStream) {
+func (m *Machine) armLocked(s *queue) {
 	next := s.next()
 	if next == 0 || s.armed != 0 && s.armed <= next {
 		return
 	}
 	s.armed = next
-	now := m.vol.group.Time()
+	now := m.node.Now()
 	after := time.Duration(min(next-min(next, now), uint64(1<<62)))
 	time.AfterFunc(after, func() {
-		m.push(func() {
+		m.Push(func() {
 			m.mu.Lock()
 			if m.streams[s.at] == s {
 				if s.armed == next {
@@ -164,15 +164,15 @@ func (m *memory) armLocked(s *memoryStream) {
 				m.armLocked(s)
 			}
 			m.mu.Unlock()
-			m.wakeTouched()
+			m.Wake()
 		})
 	})
 }
 
 // dueLocked ends leases and delays whose time has come, discards what is too old
 // and forgets ids.
-func (m *memory) dueLocked(s *memoryStream) {
-	now := m.vol.group.Time()
+func (m *Machine) dueLocked(s *queue) {
+	now := m.node.Now()
 	for record, out, ok := s.over(now); ok; record, out, ok = s.over(now) {
 		if out.Leased {
 			m.comeBackLocked(s, record, 0, 0)
@@ -194,35 +194,35 @@ func (m *memory) dueLocked(s *memoryStream) {
 	s.Clean()
 }
 
-// memoryIDs are the ids that a stream in memory remembers: within the same window
+// putIDs are the ids that a stream in memory remembers: within the same window
 // as those of the others.
-type memoryIDs struct {
-	last  map[string]memoryID
-	order []memoryID // oldest first; one that was put again is there twice
+type putIDs struct {
+	last  map[string]putID
+	order []putID // oldest first; one that was put again is there twice
 }
 
-type memoryID struct {
+type putID struct {
 	id        string
 	seq, time uint64
 }
 
 // known returns the seq under which an id was put within the window.
-func (ids *memoryIDs) known(id string, now, window uint64) (seq uint64, ok bool) {
+func (ids *putIDs) known(id string, now, window uint64) (seq uint64, ok bool) {
 	last, ok := ids.last[id]
 	return last.seq, ok && now-last.time < window
 }
 
-func (ids *memoryIDs) remember(id string, seq, now uint64) {
+func (ids *putIDs) remember(id string, seq, now uint64) {
 	if ids.last == nil {
-		ids.last = make(map[string]memoryID)
+		ids.last = make(map[string]putID)
 	}
-	entry := memoryID{id, seq, now}
+	entry := putID{id, seq, now}
 	ids.last[id] = entry
 	ids.order = append(ids.order, entry)
 }
 
 // forget forgets what has left the window.
-func (ids *memoryIDs) forget(now, window uint64) {
+func (ids *putIDs) forget(now, window uint64) {
 	for len(ids.order) > 0 {
 		first := ids.order[0]
 		if len(ids.order) <= gearsfs.IDsMax && now-first.time < window {
@@ -231,7 +231,7 @@ func (ids *memoryIDs) forget(now, window uint64) {
 		if ids.last[first.id] == first {
 			delete(ids.last, first.id)
 		}
-		ids.order[0] = memoryID{}
+		ids.order[0] = putID{}
 		ids.order = ids.order[1:]
 	}
 	ids.order = nil
