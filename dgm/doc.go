@@ -29,4 +29,25 @@
 //
 // Members that are too far behind for the log get the state as a snapshot, and now
 // and then all replicas are compared: both are jobs of package mesh, too.
+//
+// # Where it is
+//
+//	manager api* typed convert     the API, and its calls as requests
+//	remote calls attempt lasting   a session at the client's end,
+//	route hunt, local inside       and its way to the node that leads
+//	cluster join                   questions to a node, and joining a volume
+//	volume door progress space     a replica of a volume in this process
+//	server peer replies forward    connections to it, and requests passed on
+//	session opens watch target     the sessions of a tenure
+//	tenure gate ticks              the time in which a node leads
+//	op rewrite shrink uploads      an operation, and what it may need before
+//	wake* wait* known locks        what can't be done yet, and when it can
+//	listwaits recent               who waits, for people
+//	query status quota fsck        what only looks
+//	nodeops nodes fit payloads     what a node does for the others, and what it
+//	memory                         has from the packages in internal/
+//
+// What could be told apart from the rest is below internal/: mesh connects the
+// nodes, payload keeps large payloads, memory has the streams that are in memory,
+// answer says errors in answers. They know no session and no operation.
 package dgm

@@ -121,11 +121,18 @@ func (n *node) Certain(context.Context) error                  { return nil }
 func (n *node) Durable() gearsfs.Index                         { return gearsfs.Index(n.rig.index) }
 func (n *node) Fatal(err error)                                { n.rig.t.Errorf("fatal: %v", err) }
 func (n *node) Alone() bool                                    { return len(n.rig.nodes) == 1 }
-func (n *node) Quorums() [][]gearsfs.MemberID                  { return [][]gearsfs.MemberID{append(n.Others(), n.id)} }
 
 func (n *node) Spawn(f func()) bool {
 	n.owned.Go(f)
 	return true
+}
+
+// Quorums has what is stored be at all nodes: each is a set by itself.
+func (n *node) Quorums() (sets [][]gearsfs.MemberID) {
+	for _, o := range n.rig.nodes {
+		sets = append(sets, []gearsfs.MemberID{o.id})
+	}
+	return sets
 }
 
 func (n *node) Others() (ids []gearsfs.MemberID) {

@@ -78,7 +78,6 @@ func TestSweepOfNodes(t *testing.T) {
 		n.sweepAll()
 	}
 	answered := origin.upload(1 << 20)
-	origin.owned.Wait() // all have it
 	require.EqualValues(t, 1<<20, other.bytes())
 	_, why := other.keeper.upkeep.sweepNow(t.Context())
 	require.Contains(t, why, "before the node was started")
@@ -100,7 +99,6 @@ func TestScrub(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newRig(t, nodes).nodes[0]
 			n.write("f", noise(1, 1<<20))
-			n.owned.Wait() // all have it
 			n.damage()
 			n.keeper.upkeep.scrubNow(t.Context())
 			warnings := strings.Join(n.keeper.Warnings(), "\n")
