@@ -18,8 +18,8 @@ type Proposal struct {
 	// written.
 	Durable bool
 	// Prompt asks that the other members hear at once that the command is
-	// committed, because somebody reads its effects there; else that has a
-	// millisecond.
+	// committed, because somebody reads its effects there; else that has some
+	// milliseconds.
 	Prompt bool
 	// Done is called exactly once, on a goroutine of the Group, and must not
 	// block. The error is not nil where the command was not applied. Before

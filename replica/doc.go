@@ -63,7 +63,7 @@
 //	     |
 //	  apply, answer all
 //	     |
-//	   send -- how much is committed, with the next entry or 1 ms later
+//	   send -- how much is committed, with the next entry, or 1 ms later
 //
 // What raft may say before it is on disk is in Ready.Messages, and leaves first
 // (send). What others count on, the acknowledgement of entries and votes, comes
@@ -82,7 +82,8 @@
 // instead, and finds them together. A follower syncs there up to 2 ms: what it is
 // to do next is to write and sync what its leader has sent meanwhile, which is read
 // together, and has one write, one sync and one answer. Who is behind with what is committed hears
-// of it with the next entry, or after 1 ms, or at once where somebody reads there.
+// of it with the next entry, or after 1 ms, behind entries that followed each other
+// closely after 5, or at once where somebody reads there.
 //
 // # Tenures
 //

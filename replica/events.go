@@ -104,7 +104,7 @@ func (g *Group) handleEvent(e event) error {
 		g.loop.ending.late = true
 	case woken:
 		g.askFlush()
-		if g.loop.outbox.due.Swap(false) {
+		if g.loop.outbox.late.due.Swap(false) {
 			if err := g.post(true); err != nil {
 				return err
 			}

@@ -230,9 +230,10 @@ func prepare(cfg Config, limits limits, w world) (*Group, error) {
 	g.helped.L = &g.mu
 	g.disk = newDisk(cfg.Log, w, g.fail, g.kick)
 	g.disk.between = g.relieve
-	g.loop.outbox.late = w.timer(func() {
-		g.loop.outbox.due.Store(true)
-		g.kick()
+	g.loop.outbox.late.timer = w.timer(func() {
+		if g.loop.outbox.late.fire() {
+			g.kick()
+		}
 	})
 	if err := g.start(); err != nil {
 		g.disk.abort(err)

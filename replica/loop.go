@@ -58,7 +58,7 @@ func (g *Group) finish(err error) {
 	if err != nil {
 		g.fail(err)
 	}
-	g.loop.outbox.late.Stop()
+	g.loop.outbox.late.timer.Stop()
 	g.disk.close()
 	g.alone.Store(false)
 	g.abandon()

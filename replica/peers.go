@@ -23,17 +23,59 @@ type Peers interface {
 // Told at once, each lone entry would travel, and be answered, twice.
 const commitDelay = time.Millisecond
 
+// flowDelay is commitDelay behind entries that followed each other more closely
+// than that. Each of them took the news of the one before along, and to set a timer
+// anew for each, which mostly wakes a thread, would be for nothing.
+const flowDelay = 5 * time.Millisecond
+
 // outbox are the messages that leave together. What only tells a member how much
-// is committed stays for commitDelay at most, unless somebody waits for it there
-// (Proposal.Prompt).
+// is committed stays for commitDelay at most, or flowDelay, unless somebody waits
+// for it there (Proposal.Prompt).
 type outbox struct {
 	parcels []parcel
-	encoded []encoded   // the appends among them, which often are the same for all
-	held    bool        // some messages stay
-	prompt  bool        // they must not stay any longer
-	late    timer       // runs while some stay
-	timed   bool        // it runs
-	due     atomic.Bool // it has fired
+	encoded []encoded // the appends among them, which often are the same for all
+	held    bool      // some messages stay
+	prompt  bool      // they must not stay any longer
+	late    lateness
+}
+
+// lateness sees to it that what stays leaves in time. The timer is not stopped when
+// nothing stays any more: when it fires it looks whether what stays is what stayed
+// when it was set, else it is set once more. It is set by who sets running, and
+// running is unset before staying is asked, which is set before running is: so
+// nothing stays without it.
+type lateness struct {
+	timer   timer
+	running atomic.Bool
+	staying atomic.Bool
+	stays   atomic.Uint64 // how often something began to stay
+	seen    atomic.Uint64 // stays, as of when the timer was set
+	due     atomic.Bool   // it is time
+}
+
+// begin notes that something stays from now on.
+func (t *lateness) begin() {
+	t.staying.Store(true)
+	n := t.stays.Add(1)
+	if t.running.CompareAndSwap(false, true) {
+		t.seen.Store(n)
+		t.timer.Reset(commitDelay)
+	}
+}
+
+// fire is called by the timer, and reports whether what stays is due.
+func (t *lateness) fire() bool {
+	n := t.stays.Load()
+	if t.seen.Swap(n) != n {
+		t.timer.Reset(flowDelay)
+		return false
+	}
+	t.running.Store(false)
+	if !t.staying.Load() {
+		return false
+	}
+	t.due.Store(true)
+	return true
 }
 
 type parcel struct {
@@ -67,6 +109,7 @@ func (g *Group) send(messages []*raftpb.Message) error {
 // post gives the peers what is for them, also what may stay if all is set.
 func (g *Group) post(all bool) error {
 	o := &g.loop.outbox
+	was := o.held
 	o.held = false
 	if all {
 		o.prompt = false
@@ -95,13 +138,11 @@ func (g *Group) post(all bool) error {
 	clear(o.encoded)
 	o.encoded = o.encoded[:0]
 	switch {
-	case o.held == o.timed:
+	case o.held == was:
 	case o.held:
-		o.timed = true
-		o.late.Reset(commitDelay)
+		o.late.begin()
 	default:
-		o.timed = false
-		o.late.Stop()
+		o.late.staying.Store(false)
 	}
 	return nil
 }
