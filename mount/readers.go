@@ -16,8 +16,8 @@ import (
 // has read it. go-fuse has a loop for that, too, but it lets another reader wait in
 // the kernel for the next request before it handles one. A program that asks
 // for one thing after another so wakes a thread with each request, on another
-// core: mostly for nothing, since who has answered is back before it. That was a
-// third of what a request costs, and more of the time.
+// core: mostly for nothing, since who has answered is back before it. That was up to a
+// third of what a request costs.
 //
 // So here whoever handles a request keeps the place of the reader meanwhile, if the
 // request is one that waits for nobody (brief) and those before it came from the
@@ -44,13 +44,14 @@ type readers struct {
 	loops sync.WaitGroup
 
 	mu      sync.Mutex
-	waiting int // readers that are in read(2), or about to be
-	idle    []*reader
-	kept    bool   // a handler keeps the place of the reader
-	reads   uint64 // requests that were read
-	thread  uint32 // that sent the last of them
-	inARow  int    // how many it sent one after the other
-	running map[uint64]struct{}
+	waiting int                 // readers that are in read(2), or about to be
+	idle    []*reader           // those that nobody needs now
+	kept    bool                // a handler keeps the place of the reader
+	reads   uint64              // requests that were read
+	last    uint64              // of them
+	thread  uint32              // that sent it
+	inARow  int                 // how many it sent one after the other
+	running map[uint64]struct{} // requests that are handled while others are read
 	ended   bool
 
 	watch  *time.Timer // calls look
@@ -141,7 +142,7 @@ func (me *reader) read(r *readers) bool {
 		n, err := unix.Read(r.conn, buf)
 		switch {
 		case err == nil && n >= int(unsafe.Sizeof(fuse.InHeader{})):
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 			continue // ENOENT: it was interrupted before it was read
 		default:
 			r.end(err)
@@ -176,6 +177,7 @@ func (r *readers) took(in *fuse.InHeader) (keeps bool) {
 	defer r.mu.Unlock()
 	r.waiting--
 	r.reads++
+	r.last = in.Unique
 	switch in.Pid {
 	case 0: // the kernel's own; nobody waits for the answer
 	case r.thread:
@@ -229,6 +231,7 @@ func (r *readers) look() {
 	if r.reads == r.looked {
 		if r.kept {
 			r.kept = false
+			r.running[r.last] = struct{}{}
 			r.startLocked()
 		}
 		r.armed = false
