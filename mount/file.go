@@ -180,6 +180,23 @@ func (s *server) dropPrivileges(attr *gearsfs.Attr, modeToo bool) error {
 	return nil
 }
 
+// mayHaveCaps is that of inodes, but asks the volume where that is in doubt: for a
+// request that can't be held otherwise.
+func (s *server) mayHaveCaps(ino gearsfs.Ino) bool {
+	if !s.inodes.mayHaveCaps(ino) {
+		return false
+	}
+	if !s.inodes.inDoubt(ino) {
+		return true
+	}
+	asOf := s.inodes.asOf()
+	if _, err := s.m.GetXattr(s.ctx, ino, capabilityXattr); !errors.Is(err, gearsfs.ErrNoAttr) {
+		return true
+	}
+	s.inodes.hasNoCaps(ino, asOf)
+	return s.inodes.mayHaveCaps(ino)
+}
+
 // unprivileged is a mode after a write by someone unprivileged: set-user-id
 // goes, and set-group-id where it is not a mark for mandatory locking.
 func unprivileged(mode uint32) uint32 {

@@ -165,7 +165,7 @@ func (f *flight) overlaps(g *flight) bool {
 func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	h := &s.held
 	if !f.writes || h.several == nil || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
-		len(data) == 0 || len(data) > runBytesMax || !h.several() || s.inodes.mayHaveCaps(f.ino) || s.mustKill(f, in) {
+		len(data) == 0 || len(data) > runBytesMax || !h.several() || s.mayHaveCaps(f.ino) || s.mustKill(f, in) {
 		return false
 	}
 	pos := f.base + gearsfs.Pos(in.Offset)
@@ -246,7 +246,7 @@ func (s *server) mustKill(f *file, in *fuse.WriteIn) bool {
 // privileges to go with every change of an owner: they do.)
 func (s *server) holdAttr(ino gearsfs.Ino, set *dgm.SetAttr) (gearsfs.Attr, bool) {
 	h := &s.held
-	if h.several == nil || set.Size != nil || !h.several() || (set.UID != nil || set.GID != nil) && s.inodes.mayHaveCaps(ino) {
+	if h.several == nil || set.Size != nil || !h.several() || (set.UID != nil || set.GID != nil) && s.mayHaveCaps(ino) {
 		return gearsfs.Attr{}, false
 	}
 	h.mu.Lock()

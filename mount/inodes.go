@@ -34,6 +34,7 @@ type inode struct {
 	version uint64      // of the data stream that the pages show
 	ahead   []uint64    // versions that this mount's own writes made, above version+1
 	noCaps  bool        // the file is known to have no file capabilities
+	doubted bool        // it was; the volume is to be asked again
 	changed int64       // its change time when this mount saw it last
 }
 
@@ -55,7 +56,9 @@ func (t *inodes) open(attr *gearsfs.Attr, appending bool) (direct, keep bool) {
 		t.table[attr.Ino] = e
 	} else {
 		keep = e.version == attr.Version && e.base == attr.Head
-		e.noCaps = e.noCaps && e.changed == attr.Ctime.UnixNano()
+		if e.changed != attr.Ctime.UnixNano() {
+			e.doubtLocked()
+		}
 	}
 	e.changed = attr.Ctime.UnixNano()
 	e.opens++
@@ -202,8 +205,19 @@ func (t *inodes) hasNoCaps(ino gearsfs.Ino, asOf uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.table[ino]; e != nil && t.doubts == asOf {
-		e.noCaps = true
+		e.noCaps, e.doubted = true, false
 	}
+}
+
+func (e *inode) doubtLocked() { e.noCaps, e.doubted = false, e.doubted || e.noCaps }
+
+// inDoubt reports whether the file was known to have no capabilities before
+// something came that may have given it some.
+func (t *inodes) inDoubt(ino gearsfs.Ino) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.table[ino]
+	return e != nil && e.doubted
 }
 
 // doubt is for a change that may have given a file capabilities.
@@ -212,7 +226,7 @@ func (t *inodes) doubt(ino gearsfs.Ino) {
 	defer t.mu.Unlock()
 	t.doubts++
 	if e := t.table[ino]; e != nil {
-		e.noCaps = false
+		e.doubtLocked()
 	}
 }
 
@@ -222,7 +236,7 @@ func (t *inodes) doubtAll() {
 	defer t.mu.Unlock()
 	t.doubts++
 	for _, e := range t.table {
-		e.noCaps = false
+		e.doubtLocked()
 	}
 }
 

@@ -28,7 +28,7 @@ func (s *server) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 		return 0, fuse.ENODATA
 	}
 	ino := gearsfs.Ino(in.NodeId)
-	if name == capabilityXattr && s.held.of(ino) && !s.inodes.mayHaveCaps(ino) {
+	if name == capabilityXattr && s.held.of(ino) && !s.mayHaveCaps(ino) {
 		return 0, fuse.ENODATA // the kernel asks before each change of an owner
 	}
 	var value []byte
