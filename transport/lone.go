@@ -102,11 +102,14 @@ func (p *poller) giveBack(c *Conn, err error) (enough bool) {
 	return enough
 }
 
-// underWay tells whether a call is written and has no outcome.
+// underWay tells whether a call is written, has no outcome, and is the only one of
+// its connection. Who has another that waits there, as a mount has for changes,
+// serves others meanwhile, and its threads would wait for the processor that the
+// lone caller keeps: renames through a mount took a third longer.
 func (c *Conn) underWay(call *Pending) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return call.state == pendingSent && !c.writing && !c.corked && c.err == nil
+	return call.state == pendingSent && len(c.sent) == 1 && !c.writing && !c.corked && c.err == nil
 }
 
 // over tells whether a call has its outcome.

@@ -178,6 +178,28 @@ func TestLoneSecondCall(t *testing.T) {
 	}
 }
 
+// TestLoneBesideWaiting: nobody is alone on a connection with a call that waits.
+func TestLoneBesideWaiting(t *testing.T) {
+	loneCalls(t, time.Millisecond, nil, func(t *testing.T, l *loneEnds) {
+		long, outLong := l.go1(t, t.Context(), "long")
+		l.until(t, func(p *poller) bool { return p.claims == 1 && p.lone == nil })
+		for range 2 * calmCalls {
+			l.settles(t)
+			out := make(chan outcome, 1)
+			call := l.Start([]byte("a"), func(answer []byte, err error) { out <- outcome{answer, err} })
+			request := l.far.receive(t)
+			l.until(t, func(*poller) bool {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				return !l.writing
+			})
+			require.False(t, l.poller.claim(call))
+			l.answer(t, request, out)
+		}
+		l.answer(t, long, outLong)
+	})
+}
+
 // TestLoneCancel: the wish to cancel is passed on while a caller is alone, and once
 // its time is over where it is its ctx's.
 func TestLoneCancel(t *testing.T) {
