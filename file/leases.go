@@ -74,10 +74,11 @@ func (m *Machine) maySettle(c *context, s *openStream, at gearsfs.Place, fence u
 	if s == nil {
 		return gearsfs.ErrGone
 	}
-	if _, held := heldBy(s, at, c.session, fence); !held {
+	out, ok := s.queue.Out(at)
+	if !ok || !isHeld(&out, c.session, fence) {
 		return gearsfs.ErrGone
 	}
-	if out, _ := s.queue.Out(at); out.Holder.IsZero() {
+	if out.Holder.IsZero() {
 		return m.access(c, s.node, mayRead|mayWrite)
 	}
 	return nil

@@ -395,10 +395,9 @@ func (m *Machine) settleAll(c *context, op *wire.Settle, streams []*openStream) 
 // none twice.
 func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openStream, error) {
 	streams := make([]*openStream, len(receipts))
-	var seen map[uint64]struct{} // fences are the volume's, each lease has its own
-	if len(receipts) > 1 {
-		seen = make(map[uint64]struct{}, len(receipts))
-	}
+	// Fences are the volume's, each lease has its own. They mostly rise, as they
+	// were given: then none is there twice.
+	var seen map[uint64]struct{}
 	for i, r := range receipts {
 		if i > 0 && r.Ino == receipts[i-1].Ino && r.Key == receipts[i-1].Key {
 			streams[i] = streams[i-1]
@@ -416,6 +415,12 @@ func (m *Machine) checkReceipts(c *context, receipts []*wire.Receipt) ([]*openSt
 		at := gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)}
 		if err := m.maySettle(c, streams[i], at, r.Fence); err != nil {
 			return nil, err
+		}
+		if seen == nil && i > 0 && r.Fence <= receipts[i-1].Fence {
+			seen = make(map[uint64]struct{}, len(receipts))
+			for _, before := range receipts[:i] {
+				seen[before.Fence] = struct{}{}
+			}
 		}
 		if _, twice := seen[r.Fence]; twice {
 			return nil, gearsfs.ErrGone.Because("a receipt is there twice")

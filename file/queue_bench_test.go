@@ -106,6 +106,40 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
+// BenchmarkChain: 64 clients that each acknowledge what they have leased and lease
+// as many, in one transaction, of 1 and 64 records.
+func BenchmarkChain(b *testing.B) {
+	for _, records := range []int{1, 64} {
+		b.Run(fmt.Sprintf("records=%d", records), func(b *testing.B) {
+			r := newBench(b, 64)
+			batch := &wire.Put{Target: inRoot, Key: "jobs"}
+			for range 64 * records {
+				batch.Records = append(batch.Records, &wire.NewRecord{Data: r.data})
+			}
+			r.do(batch)
+			held := make([][]*wire.Receipt, 64)
+			cmds := make([]*wire.Command, 64)
+			b.ReportAllocs()
+			for b.Loop() {
+				r.do(batch)
+				for i, c := range r.clients {
+					ops := []any{leaseOp(uint32(records), "jobs")}
+					if held[i] != nil {
+						ops = append(ops, &wire.Settle{Receipts: held[i]})
+					}
+					cmds[i] = c.command(tx(ops...))
+					cmds[i].Confirmed = cmds[i].Seq
+				}
+				for i, a := range r.entry(cmds...) {
+					require.Zero(b, a.Code)
+					held[i] = receipts(a.Steps[0])
+				}
+			}
+			perCommand(b, 64)
+		})
+	}
+}
+
 func perCommand(b *testing.B, n int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/command")
 }

@@ -31,7 +31,7 @@ type transaction struct {
 	c       *context
 	files   map[txFileKey]*txFile
 	steps   []txStep
-	fences  map[uint64]struct{} // that were settled
+	fences  map[uint64]struct{} // that were settled, where several steps settle
 	records int                 // that are taken and shown
 	bytes   uint64
 	looked  uint64 // bytes that are shown
@@ -57,9 +57,9 @@ type tally struct {
 	key    gearsfs.Key
 	s      *openStream // nil where it is missing
 	state  stream.State
-	taken  uint64 // records that takes get
-	bytes  uint64 // of those
-	putIDs map[string]struct{}
+	taken  uint64              // records that takes get
+	bytes  uint64              // of those
+	putIDs map[string]struct{} // nil until a step puts
 }
 
 // txStep is what the check of a step found out for doing it.
@@ -98,7 +98,10 @@ func (m *Machine) applyTransact(c *context, cmd *wire.Command, op *wire.Transact
 		return m.refuse(gearsfs.ErrInvalid.Because("a transaction has 1 to %d steps", transactStepsMax))
 	}
 	t := &transaction{
-		m: m, c: c, files: make(map[txFileKey]*txFile), steps: make([]txStep, len(op.Steps)), fences: make(map[uint64]struct{}),
+		m: m, c: c, files: make(map[txFileKey]*txFile), steps: make([]txStep, len(op.Steps)),
+	}
+	if settling(op.Steps) > 1 {
+		t.fences = make(map[uint64]struct{})
 	}
 	if failed, err := t.check(op.Steps); err != nil {
 		answer := m.refuse(err)
@@ -110,6 +113,16 @@ func (m *Machine) applyTransact(c *context, cmd *wire.Command, op *wire.Transact
 		return m.refuse(err)
 	}
 	return answer
+}
+
+// settling counts the steps that settle.
+func settling(steps []*wire.Step) (n int) {
+	for _, step := range steps {
+		if phaseOf(step) == phaseSettle {
+			n++
+		}
+	}
+	return n
 }
 
 // check returns the first step, counted from 1, that can't be done: one that
@@ -201,7 +214,7 @@ func (t *transaction) tally(f *txFile, key gearsfs.Key) (*tally, error) {
 	if err := key.Check(); err != nil {
 		return nil, err
 	}
-	y := &tally{file: f, key: key, putIDs: make(map[string]struct{})}
+	y := &tally{file: f, key: key}
 	if f.n != nil {
 		var err error
 		if y.s, err = t.m.stream(f.n, key); err != nil {
@@ -351,23 +364,27 @@ func (t *transaction) checkSettle(s *txStep, op *wire.Settle) error {
 	if s.settled, err = t.m.checkReceipts(t.c, op.Receipts); err != nil {
 		return err
 	}
+	var y *tally
 	for i, r := range op.Receipts {
 		if _, twice := t.fences[r.Fence]; twice {
 			return gearsfs.ErrGone.Because("a receipt is there twice")
 		}
-		t.fences[r.Fence] = struct{}{}
-		held := s.settled[i]
-		y, err := t.tally(t.known(held.node), held.key)
-		if err != nil {
-			return err
+		if t.fences != nil {
+			t.fences[r.Fence] = struct{}{}
 		}
-		out, _ := held.queue.Out(gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)})
+		held := s.settled[i]
+		if y == nil || y.s != held {
+			if y, err = t.tally(t.known(held.node), held.key); err != nil {
+				return err
+			}
+		}
 		switch {
 		case op.Extend != 0:
 		case op.Return: // what moves to the dead stream makes room that no step gets
 			y.state.Leased--
 			y.state.Ready++
 		default:
+			out, _ := held.queue.Out(gearsfs.Place{Pos: gearsfs.Pos(r.Pos), Seq: gearsfs.Seq(r.Seq)})
 			y.state.Leased--
 			y.state.Bytes -= out.Bytes
 		}
@@ -434,6 +451,9 @@ func (t *transaction) toPut(target *wire.Target, key string) (*tally, error) {
 	y, err := t.stream(target, key, mayWrite)
 	if err == nil && y.file.n == nil {
 		err = t.m.mayMakeFile(t.c, target)
+	}
+	if err == nil && y.putIDs == nil {
+		y.putIDs = make(map[string]struct{})
 	}
 	return y, err
 }

@@ -10,8 +10,9 @@ import (
 // do does all steps, which were checked: an error is the store's.
 func (t *transaction) do(cmd *wire.Command, steps []*wire.Step) (*wire.Answer, error) {
 	answer := &wire.Answer{Steps: make([]*wire.Answer, len(steps))}
+	answers := make([]wire.Answer, len(steps))
 	for i := range steps {
-		answer.Steps[i] = &wire.Answer{}
+		answer.Steps[i] = &answers[i]
 	}
 	keep := recognised(t.c, cmd)
 	for i, step := range steps {
@@ -72,8 +73,9 @@ func (t *transaction) store(cmd *wire.Command, steps []*wire.Step, answer *wire.
 		return nil, err
 	}
 	stored := &wire.StoredAnswer{Seq: cmd.Seq, Steps: make([]*wire.StoredAnswer, len(steps))}
+	ofSteps := make([]wire.StoredAnswer, len(steps))
 	for i, step := range steps {
-		stored.Steps[i] = &wire.StoredAnswer{}
+		stored.Steps[i] = &ofSteps[i]
 		records := answer.Steps[i].Records
 		switch step.Op.(type) {
 		case *wire.Step_Take:
