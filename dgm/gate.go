@@ -56,15 +56,16 @@ func (g *gate) shut(why error) (held []*op) {
 // that have ended meanwhile fail, and all where the tenure is over.
 func (t *tenure) submit(ops ...*op) {
 	if slices.ContainsFunc(ops, func(o *op) bool { return o.inMemory }) {
-		var others []*op
+		var here, others []*op
 		for _, o := range ops {
 			if o.inMemory {
 				o.logged = false
-				t.submitMemory(o)
+				here = append(here, o)
 			} else {
 				others = append(others, o)
 			}
 		}
+		t.submitMemory(here...)
 		ops = others
 	}
 	t.toLog(ops...)

@@ -69,27 +69,39 @@ func (t *tenure) stateOf(ino gearsfs.Ino, key gearsfs.Key) file.StreamState {
 	return t.vol.machine.StreamState(ino, key)
 }
 
-// submitMemory does what an operation asks for; the answer comes as from the log.
-func (t *tenure) submitMemory(o *op) {
+// submitMemory does what operations ask for, one behind the other; the answers come
+// as from the log. Nobody else is woken between them: a put's records are for the
+// takes that come with it.
+func (t *tenure) submitMemory(ops ...*op) {
 	m := t.vol.memory
-	if k := &t.vol.payloads; k.Refers(o.change.Command) {
-		if err := k.Inline(t.vol.busy, o.change.Command); err != nil {
-			o.outcome(nil, err)
-			return
+	var fit []*op
+	for _, o := range ops {
+		if k := &t.vol.payloads; k.Refers(o.change.Command) {
+			if err := k.Inline(t.vol.busy, o.change.Command); err != nil {
+				o.outcome(nil, err)
+				continue
+			}
 		}
+		fit = append(fit, o)
 	}
 	m.Push(func() {
 		defer m.Wake()
-		answer, further := t.answerMemory(o)
-		switch {
-		case further != nil:
-			further()
-		case o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0:
-			t.sealMemory(o, answer)
-		default:
-			o.outcome(answer, nil)
+		for _, o := range fit {
+			t.doMemory(o)
 		}
 	})
+}
+
+func (t *tenure) doMemory(o *op) {
+	answer, further := t.answerMemory(o)
+	switch {
+	case further != nil:
+		further()
+	case o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0:
+		t.sealMemory(o, answer)
+	default:
+		o.outcome(answer, nil)
+	}
 }
 
 // sealMemory seals a stream behind what was put to it, which is a setting.
