@@ -65,12 +65,13 @@ func (m *Machine) checkRemoval(s *openStream, tail gearsfs.Pos) error {
 }
 
 // end returns where the last rows of a stream begin, as many as limit says, and
-// whether it has more of them behind tail.
+// whether it has more of them behind tail. Empty records at the very end do not
+// count: they hold no pages, and with the end where they are nothing would go.
 func (m *Machine) end(s *openStream, tail gearsfs.Pos, limit uint64) (from gearsfs.Pos, more bool, err error) {
 	if s.extents <= limit {
 		return 0, false, nil
 	}
-	lo, hi := m.rowsOf(s).recordRange(gearsfs.Place{}, gearsfs.Place{Pos: s.queue.State().Tail + 1})
+	lo, hi := m.rowsOf(s).recordRange(gearsfs.Place{}, gearsfs.Place{Pos: s.queue.State().Tail})
 	it, err := m.store.Scan(lo, hi)
 	if err != nil {
 		return 0, false, err

@@ -81,6 +81,43 @@ func TestDoomed(t *testing.T) {
 	require.Empty(t, r.blocks.live)
 }
 
+// TestEmptyRecordsBehindWhatIsLarge: each step removes something, also where a
+// stream ends with more empty records than a step removes rows.
+func TestEmptyRecordsBehindWhatIsLarge(t *testing.T) {
+	r := newBlocksRig(t)
+	r.m.shrinkMax = 2
+	f := r.create(gearsfs.RootIno, "f", 0o644)
+	for _, key := range []string{"j", "k"} {
+		for i := range 5 {
+			r.do(&wire.Put{Target: &wire.Target{Ino: uint64(f)}, Key: key, Records: []*wire.NewRecord{{Extents: r.blocks.one(letters(70*k, byte('a'+i)))}}})
+			r.do(&wire.Put{Target: &wire.Target{Ino: uint64(f)}, Key: key, Records: []*wire.NewRecord{{}, {}, {}, {}}})
+		}
+	}
+	tail := func() gearsfs.Pos {
+		st := r.m.StreamState(f, "j")
+		return st.State().Tail
+	}
+	drop := &wire.Configure{Target: &wire.Target{Ino: uint64(f)}, Key: "j", Drop: true}
+	for {
+		answer, err := r.try(root, drop)
+		if err == nil {
+			break
+		}
+		require.ErrorIs(t, err, gearsfs.ErrOversize)
+		before := tail()
+		r.do(answer.Shrink)
+		require.Less(t, tail(), before)
+		r.sound()
+	}
+	r.do(r.unlink(gearsfs.RootIno, "f", false))
+	for range 2 * 5 {
+		r.do(&wire.Shrink{})
+		r.sound()
+	}
+	require.False(t, r.m.Doomed())
+	require.Empty(t, r.blocks.live)
+}
+
 // TestDoomedLeases: leases on records of a file that is doomed end as others do,
 // with their sessions and with their time.
 func TestDoomedLeases(t *testing.T) {
