@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -143,7 +144,7 @@ func (t *Tenure) OpensAtOnce(id gearsfs.SessionID, ino gearsfs.Ino, made bool) (
 		return false, gearsfs.ErrSession
 	}
 	answers := make(chan error, 1)
-	t.t.open(s, ino, made, func(resp *wire.Response) { answers <- errorOf(resp) })
+	t.t.open(s, ino, made, replica.Vouch{}, func(resp *wire.Response) { answers <- errorOf(resp) })
 	atOnce = len(answers) > 0
 	return atOnce, <-answers
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -395,7 +396,22 @@ func (hr homeRoute) abroad(ctx context.Context, s *search, addrs string, changed
 		return nil, nil, err
 	}
 	s.owned.Go(func() { hr.follow(l, addrs, changed) })
-	return l, resp, nil
+	return vouchedLink{l, hr.vol.group}, resp, nil
+}
+
+// vouchedLink is a link to the node that leads, from one that follows it, which
+// spares that to ask another node whether it still does before it answers a query.
+type vouchedLink struct {
+	link
+	group *replica.Group
+}
+
+func (l vouchedLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	if req.GetQuery() != nil {
+		v := l.group.Vouch()
+		req.Voucher, req.VouchTerm = uint64(v.Member), v.Term
+	}
+	return l.link.start(req, done)
 }
 
 // follow makes a link lost when another node leads than the one that it leads

@@ -158,7 +158,7 @@ func (o *op) fail(err error) { o.done(failure(err)) }
 
 // failCertain ends the operation with an error that speaks of the state, once
 // that state is certain.
-func (o *op) failCertain(err error) { o.ten.vol.answer(nil, err, false, o.done) }
+func (o *op) failCertain(err error) { o.ten.vol.answer(nil, err, false, replica.Vouch{}, o.done) }
 
 // refuse ends a change that this node does not bring to the log, because of why.
 // One that was sent before may be there already, and have happened: that is known
@@ -391,7 +391,7 @@ func (t *tenure) start(s *session, req *wire.Request, done func(*wire.Response))
 	case *wire.Request_Change:
 		return t.startChange(s, kind.Change, done)
 	case *wire.Request_Query:
-		return t.startQuery(s, kind.Query, done)
+		return t.startQuery(s, kind.Query, replica.Vouch{Member: gearsfs.MemberID(req.Voucher), Term: req.VouchTerm}, done)
 	case *wire.Request_Goodbye:
 		t.endSession(s, true, func(err error) {
 			resp := &wire.Response{}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -22,8 +23,8 @@ import (
 // open counts an open of ino, once the state knows the session, and answers with
 // the inode's attributes where it is still there; those of one that was made for it
 // need not be certain.
-func (t *tenure) open(s *session, ino gearsfs.Ino, made bool, done func(*wire.Response)) {
-	finish := func() { t.finishOpen(s, ino, made, done) }
+func (t *tenure) open(s *session, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
+	finish := func() { t.finishOpen(s, ino, made, by, done) }
 	rowed, err := t.opened(s, ino, finish)
 	switch {
 	case err != nil:
@@ -75,7 +76,7 @@ func (t *tenure) behindUnlinks(ino gearsfs.Ino, then func()) {
 	}
 }
 
-func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, done func(*wire.Response)) {
+func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
 	v := t.vol
 	if !v.enter() { // it has waited for an unlink
 		done(failure(gearsfs.ErrClosed))
@@ -85,12 +86,12 @@ func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, done func(*w
 	attr, err := v.machine.GetAttr(ino)
 	if err != nil || attr.Nlink == 0 && t.late(s, ino) {
 		t.released(s, ino)
-		v.answer(nil, gearsfs.ErrStale, v.alone(), done)
+		v.answer(nil, gearsfs.ErrStale, v.alone(), by, done)
 		return
 	}
 	// Alone nobody else can have changed it, and what the mount does need not be
 	// on disk.
-	v.answer(attrResponse(attrToWire(attr)), nil, made || v.alone(), done)
+	v.answer(attrResponse(attrToWire(attr)), nil, made || v.alone(), by, done)
 }
 
 // late says that an inode had lost its last name when a session opened it first,

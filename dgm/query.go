@@ -2,12 +2,13 @@ package dgm
 
 import (
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
 // startQuery reads. What an API query shows is certain; a fast one shows what is
 // applied.
-func (t *tenure) startQuery(s *session, q *wire.Query, done func(*wire.Response)) canceller {
+func (t *tenure) startQuery(s *session, q *wire.Query, by replica.Vouch, done func(*wire.Response)) canceller {
 	v := t.vol
 	switch kind := q.Op.(type) {
 	case *wire.Query_Peek:
@@ -15,10 +16,10 @@ func (t *tenure) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 	case *wire.Query_Watch:
 		return s.watcher.start(kind.Watch.Id, done)
 	case *wire.Query_Sync:
-		v.answer(&wire.Response{}, nil, false, done)
+		v.answer(&wire.Response{}, nil, false, by, done)
 		return nil
 	case *wire.Query_Open:
-		t.open(s, gearsfs.Ino(kind.Open), q.Made, done)
+		t.open(s, gearsfs.Ino(kind.Open), q.Made, by, done)
 		return nil
 	case *wire.Query_Release:
 		t.released(s, gearsfs.Ino(kind.Release))
@@ -29,13 +30,13 @@ func (t *tenure) startQuery(s *session, q *wire.Query, done func(*wire.Response)
 		v.owned.Go(func() {
 			v.reads <- struct{}{}
 			resp, err := t.read(s, q)
-			v.answer(resp, err, q.Fast, done)
+			v.answer(resp, err, q.Fast, by, done)
 			<-v.reads
 		})
 		return nil
 	}
 	resp, err := t.read(s, q)
-	v.answer(resp, err, q.Fast, done)
+	v.answer(resp, err, q.Fast, by, done)
 	return nil
 }
 
@@ -70,8 +71,8 @@ func bulky(q *wire.Query) bool {
 
 // answer ends a query, or what found nothing, once what it saw is certain: in a
 // group of one on disk, in one of several confirmed by a majority; a fast one at
-// once.
-func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wire.Response)) {
+// once. By is the member's that passed it on.
+func (v *Volume) answer(resp *wire.Response, err error, fast bool, by replica.Vouch, done func(*wire.Response)) {
 	if err != nil {
 		resp = failure(err)
 	}
@@ -79,7 +80,7 @@ func (v *Volume) answer(resp *wire.Response, err error, fast bool, done func(*wi
 		done(resp)
 		return
 	}
-	v.group.WhenCertain(func(broken error) {
+	v.group.WhenVouched(by, func(broken error) {
 		if broken != nil {
 			resp = failure(broken)
 		}

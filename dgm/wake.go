@@ -7,6 +7,7 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm/internal/memory"
 	"github.com/gearsfs/gearsfs/file"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -341,7 +342,7 @@ func (t *tenure) tryPeek(o *op) bool {
 		return false
 	}
 	o.settled()
-	t.vol.answer(&wire.Response{Answer: &wire.Answer{Records: records}}, err, false, o.done)
+	t.vol.answer(&wire.Response{Answer: &wire.Answer{Records: records}}, err, false, replica.Vouch{}, o.done)
 	return true
 }
 
@@ -373,7 +374,7 @@ func (t *tenure) tryGone(o *op) bool {
 		err = nil
 	}
 	o.settled()
-	t.vol.answer(&wire.Response{Answer: &wire.Answer{}}, err, false, o.done)
+	t.vol.answer(&wire.Response{Answer: &wire.Answer{}}, err, false, replica.Vouch{}, o.done)
 	return true
 }
 

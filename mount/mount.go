@@ -118,7 +118,7 @@ func (mt *Mount) start(o Options) error {
 		return err
 	}
 	s.xattrFlags = flags&fuse.CAP_SETXATTR_EXT != 0
-	kernel := newReaders(int(conn.Fd()), fuseServer, b.writeMax, s.waitsForNobody, s.log)
+	kernel := newReaders(int(conn.Fd()), fuseServer, b.writeMax, s.asksHere, s.log)
 	if o.Succession.takesOver() {
 		return mt.resume(kernel, o.Succession.legacy)
 	}
@@ -192,9 +192,10 @@ func (mt *Mount) serve(kernel *readers) {
 	close(mt.done)
 }
 
-// waitsForNobody says that handlers ask a node in this process, and that waits for
-// no other.
-func (s *server) waitsForNobody() bool { return s.o.Several != nil && !s.o.Several() }
+// asksHere says that handlers ask a node in this process. That may wait for other
+// nodes, but mostly for less than a reader is given; over a connection it takes as
+// long as it takes.
+func (s *server) asksHere() bool { return s.o.Several != nil }
 
 func (s *server) fuseOptions() *fuse.MountOptions {
 	level := slog.LevelDebug

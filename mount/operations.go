@@ -46,9 +46,9 @@ const (
 
 func isForget(in *fuse.InHeader) bool { return in.Opcode == opForget || in.Opcode == opBatchForget }
 
-// isBrief reports whether the handler of a request waits for no other request and
-// for no node but its own: not those of the control tree, of locks and of appends,
-// which wait for what others do, and of what takes as long as it is large.
+// isBrief reports whether the handler of a request waits for no other request: not
+// those of the control tree, of locks and of appends, which wait for what others do,
+// and of what takes as long as it is large.
 func isBrief(in *fuse.InHeader) bool {
 	if isControl(in.NodeId) {
 		return false

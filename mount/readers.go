@@ -34,7 +34,7 @@ import (
 type readers struct {
 	conn  int // the connection, which is open as long as any of them runs
 	fuse  *fuse.ProtocolServer
-	brief func() bool // handlers wait for no other node, now
+	brief func() bool // handlers ask a node in this process
 	log   *slog.Logger
 
 	requestBytes int

@@ -41,22 +41,68 @@ type reading struct {
 // majority has confirmed, after the call, that this node leads. Errors:
 // gearsfs.ErrNotLeader, gearsfs.ErrClosed, gearsfs.ErrMaybe where syncing
 // failed. Done must not block; it may be called on a goroutine of the Group.
-func (g *Group) WhenCertain(done func(error)) {
+func (g *Group) WhenCertain(done func(error)) { g.WhenVouched(Vouch{}, done) }
+
+// WhenVouched is WhenCertain for a read that came through a member which has
+// vouched for it: where that and this node are a majority, done is called at once.
+func (g *Group) WhenVouched(v Vouch, done func(error)) {
 	if g.sole.Load() {
 		g.disk.whenSynced(done)
 		return
 	}
 	g.mu.Lock()
-	if err := g.readRefusalLocked(); err != nil || !g.leading {
+	err := g.readRefusalLocked()
+	if err == nil && !g.leading {
+		err = gearsfs.ErrNotLeader
+	}
+	if err != nil || g.sufficesLocked(v) {
 		g.mu.Unlock()
-		if err == nil {
-			err = gearsfs.ErrNotLeader
-		}
 		done(err)
 		return
 	}
 	g.arrivals.reads = append(g.arrivals.reads, &read{certain: true, done: done})
 	g.unlockAndKick()
+}
+
+// Vouch is what a member says of itself when it sends a read to the leader, after
+// the reader has called: that it is in the leader's term. So it had not voted in a
+// later one then. If the leader, when it has read, still leads in that term, it has
+// not either. Where the two are a majority, nobody led in a later term when the
+// member spoke, so nothing was acknowledged by then that the leader has not applied:
+// no other node has to be asked.
+//
+// That rests on the order in which a Group shows things: its term, and that it
+// does not lead any more, before the first message leaves that could help another to
+// lead. And on each set of voters being changed for one of which every majority has
+// a member of every majority of the one before.
+type Vouch struct {
+	Member gearsfs.MemberID
+	Term   uint64
+}
+
+// Vouch is that of this member now; the zero Vouch, which is worth nothing, where it
+// leads or knows no leader.
+func (g *Group) Vouch() Vouch {
+	switch g.status.leader.Load() {
+	case raft.None, g.cfg.ID:
+		return Vouch{}
+	}
+	return Vouch{Member: gearsfs.MemberID(g.cfg.ID), Term: g.status.term.Load()}
+}
+
+// sufficesLocked says whether this node, which leads, and who vouches are a majority.
+func (g *Group) sufficesLocked(v Vouch) bool {
+	self := gearsfs.MemberID(g.cfg.ID)
+	if v.Term == 0 || v.Term != g.status.term.Load() || v.Member == self {
+		return false
+	}
+	sets := g.Quorums()
+	for _, voters := range sets {
+		if 2*2 <= len(voters) || !slices.Contains(voters, self) || !slices.Contains(voters, v.Member) {
+			return false
+		}
+	}
+	return len(sets) > 0
 }
 
 // Sync is WhenCertain in a group of one, for who waits: it may sync on the

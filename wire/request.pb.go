@@ -274,6 +274,10 @@ type Request struct {
 	Remote        string         `protobuf:"bytes,16,opt,name=remote,proto3" json:"remote,omitempty"`                                      // pass this on to the named remote, as it is
 	SessionMinted uint64         `protobuf:"fixed64,17,opt,name=session_minted,json=sessionMinted,proto3" json:"session_minted,omitempty"` // whose request it is; not in a hello
 	SessionSalt   uint64         `protobuf:"fixed64,18,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
+	// A member through which it comes says that it followed the leader of this term
+	// when it sent it: replica.Vouch.
+	Voucher       uint64 `protobuf:"varint,19,opt,name=voucher,proto3" json:"voucher,omitempty"`
+	VouchTerm     uint64 `protobuf:"varint,20,opt,name=vouch_term,json=vouchTerm,proto3" json:"vouch_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,6 +408,20 @@ func (x *Request) GetSessionMinted() uint64 {
 func (x *Request) GetSessionSalt() uint64 {
 	if x != nil {
 		return x.SessionSalt
+	}
+	return 0
+}
+
+func (x *Request) GetVoucher() uint64 {
+	if x != nil {
+		return x.Voucher
+	}
+	return 0
+}
+
+func (x *Request) GetVouchTerm() uint64 {
+	if x != nil {
+		return x.VouchTerm
 	}
 	return 0
 }
@@ -4043,7 +4061,7 @@ const file_request_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x14\n" +
-	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\xbb\x03\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\xf4\x03\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
@@ -4055,7 +4073,10 @@ const file_request_proto_rawDesc = "" +
 	"\x06blocks\x18\b \x01(\v2\x0f.gearsfs.BlocksH\x00R\x06blocks\x12\x16\n" +
 	"\x06remote\x18\x10 \x01(\tR\x06remote\x12%\n" +
 	"\x0esession_minted\x18\x11 \x01(\x06R\rsessionMinted\x12!\n" +
-	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSaltB\x06\n" +
+	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSalt\x12\x18\n" +
+	"\avoucher\x18\x13 \x01(\x04R\avoucher\x12\x1d\n" +
+	"\n" +
+	"vouch_term\x18\x14 \x01(\x04R\tvouchTermB\x06\n" +
 	"\x04kind\"\xa1\x01\n" +
 	"\x06Change\x12*\n" +
 	"\acommand\x18\x01 \x01(\v2\x10.gearsfs.CommandR\acommand\x12\x12\n" +
