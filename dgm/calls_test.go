@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -351,4 +352,30 @@ func TestErrorsOfALink(t *testing.T) {
 	require.Nil(t, received(nil, gearsfs.ErrClosed), "it was not served: ask again")
 	require.ErrorIs(t, errorOf(received([]byte{0xff}, nil)), gearsfs.ErrProtocol)
 	require.True(t, lostOrLeaderless(errors.Join(gearsfs.ErrNotLeader)))
+}
+
+// TestVouchedQueries: a node that follows vouches for each query as of when it is
+// sent, for nothing that changes, and for nothing that another volume is asked.
+func TestVouchedQueries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		script, term := newScriptLink(false), uint64(0)
+		l := &vouchedLink{script, func() replica.Vouch {
+			term++
+			return replica.Vouch{Member: 2, Term: term}
+		}}
+		query := func() *wire.Request {
+			return &wire.Request{Kind: &wire.Request_Query{Query: &wire.Query{Op: &wire.Query_GetAttr{GetAttr: 7}}}}
+		}
+		elsewhere := &sharedLink{parent: l, name: "b", lossy: newLossy()}
+		change := &wire.Request{Kind: &wire.Request_Change{Change: new(wire.Change)}}
+		for _, req := range []*wire.Request{query(), query(), change} {
+			l.start(req, func(*wire.Response) {})
+		}
+		elsewhere.start(query(), func(*wire.Response) {})
+		var got [][2]uint64
+		for _, a := range script.asked() {
+			got = append(got, [2]uint64{a.req.Voucher, a.req.VouchTerm})
+		}
+		require.Equal(t, [][2]uint64{{2, 1}, {2, 2}, {}, {}}, got)
+	})
 }

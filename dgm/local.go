@@ -396,19 +396,21 @@ func (hr homeRoute) abroad(ctx context.Context, s *search, addrs string, changed
 		return nil, nil, err
 	}
 	s.owned.Go(func() { hr.follow(l, addrs, changed) })
-	return vouchedLink{l, hr.vol.group}, resp, nil
+	return &vouchedLink{l, hr.vol.group.Vouch}, resp, nil
 }
 
 // vouchedLink is a link to the node that leads, from one that follows it, which
 // spares that to ask another node whether it still does before it answers a query.
+// What goes on to another volume is not vouched for: the members there have the same
+// numbers.
 type vouchedLink struct {
 	link
-	group *replica.Group
+	vouch func() replica.Vouch
 }
 
-func (l vouchedLink) start(req *wire.Request, done func(*wire.Response)) canceller {
-	if req.GetQuery() != nil {
-		v := l.group.Vouch()
+func (l *vouchedLink) start(req *wire.Request, done func(*wire.Response)) canceller {
+	if req.GetQuery() != nil && req.Remote == "" {
+		v := l.vouch()
 		req.Voucher, req.VouchTerm = uint64(v.Member), v.Term
 	}
 	return l.link.start(req, done)
