@@ -98,7 +98,14 @@ func TestVouchedReads(t *testing.T) {
 			var writers sync.WaitGroup
 			for i := range uint64(3) {
 				writers.Go(func() {
-					for j := 0; ctx.Err() == nil; j++ {
+					pace := time.NewTicker(10 * time.Millisecond)
+					defer pace.Stop()
+					for j := 0; ; j++ {
+						select {
+						case <-pace.C:
+						case <-ctx.Done():
+							return
+						}
 						data := fmt.Sprintf("%d.%d", i, j)
 						for id := range uint64(3) {
 							if n := c.nodes[id+1]; n.led() && n.put(data, true).err == nil {
@@ -108,7 +115,6 @@ func TestVouchedReads(t *testing.T) {
 								break
 							}
 						}
-						time.Sleep(10 * time.Millisecond)
 					}
 				})
 			}
