@@ -192,7 +192,7 @@ func (t *tenure) detach(s *session, p *peer, grace time.Duration) {
 	s.at = nil
 	s.departures++
 	if departure := s.departures; grace > 0 {
-		time.AfterFunc(grace, func() { t.expire(s, departure) })
+		t.alarms.after(grace, func() { t.expire(s, departure) })
 		t.mu.Unlock()
 		return
 	}
@@ -287,10 +287,8 @@ func endCommand(id gearsfs.SessionID, forget bool) *wire.Command {
 // sweepLater lets an entry come when what ends now is to be forgotten: the
 // state machine does that by the time of entries.
 func (t *tenure) sweepLater() {
-	time.AfterFunc(gearsfs.SessionTTL+time.Second, func() {
-		if t.ended() == nil {
-			t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}, nil)
-		}
+	t.alarms.after(gearsfs.SessionTTL+time.Second, func() {
+		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}, nil)
 	})
 }
 
@@ -318,7 +316,7 @@ func (t *tenure) confirm(s *session, then func(error)) {
 // keepOpen makes a new session's row after a while, so that a client may wait
 // longer than SessionTTL before its first change.
 func (t *tenure) keepOpen(s *session) {
-	time.AfterFunc(gearsfs.SessionTTL/2, func() {
+	t.alarms.after(gearsfs.SessionTTL/2, func() {
 		t.mu.Lock()
 		over := s.ended || s.rowed || t.over != nil
 		t.mu.Unlock()

@@ -68,6 +68,7 @@ type tenure struct {
 	over     error // why it is over, nil while it is not
 
 	ticks    ticks       // of no use before it serves
+	alarms   alarms      // stopped when it is over
 	removing atomic.Bool // a step of removing what is doomed is on its way
 }
 
@@ -135,8 +136,8 @@ func (t *tenure) begin(last *tenure) {
 			t.initTicks()
 			v.tenure.Store(t)
 			v.leaderChangedLocked()
-			time.AfterFunc(v.grace(), func() { t.disown(false) })
-			time.AfterFunc(graceLasting, func() { t.disown(true) })
+			t.alarms.after(v.grace(), func() { t.disown(false) })
+			t.alarms.after(graceLasting, func() { t.disown(true) })
 		}
 		t.mu.Unlock()
 		v.mu.Unlock()
@@ -258,6 +259,7 @@ func (t *tenure) end(why error) {
 	}
 	v.mu.Unlock()
 	t.ticks.close()
+	t.alarms.stop()
 	if t.desk.shut() {
 		close(t.left)
 	}
