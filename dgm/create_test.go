@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -159,4 +160,43 @@ func TestCreateBesideUnlink(t *testing.T) {
 		require.NoError(t, makes.LetGo(t.Context(), made.Ino))
 		goes(t, removes, made.Ino)
 	}
+}
+
+// TestCreateAnsweredLate: a client that says hello again while its file is being made
+// asks again, and has it open once.
+func TestCreateAnsweredLate(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	l := listenTCP(t)
+	serve(t, vol, l)
+	b := bridgeOn(t, listenTCP(t), l.Addr().String())
+	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	ten := vol.Tenure()
+	held := func(n int) {
+		require.Eventually(t, func() bool {
+			now, _ := ten.Busy()
+			return now == n
+		}, 20*time.Second, time.Millisecond)
+	}
+	dir, err := m.Make(t.Context(), gearsfs.RootIno, "d", dgm.Make{Mode: unix.S_IFDIR | 0o777})
+	require.NoError(t, err)
+	ten.HoldBack()
+	letThrough := sync.OnceFunc(ten.LetAllThrough)
+	defer letThrough()
+	var made gearsfs.Attr
+	out := make(chan error, 1)
+	go func() {
+		var err error
+		made, err = r.Create(t.Context(), dir.Ino, "f", regular)
+		out <- err
+	}()
+	held(1)
+	b.halfCut()
+	held(2)
+	letThrough()
+	require.NoError(t, <-out)
+	require.NoError(t, m.Unlink(t.Context(), dir.Ino, "f"))
+	_, err = m.GetAttr(t.Context(), made.Ino)
+	require.NoError(t, err, "it is open")
+	require.NoError(t, r.LetGo(t.Context(), made.Ino))
+	goes(t, m, made.Ino)
 }
