@@ -52,13 +52,21 @@ func setAttr(ino gearsfs.Ino, s *SetAttr) *wire.SetAttr {
 
 // Make implements Names.
 func (a api) Make(ctx context.Context, dir gearsfs.Ino, name string, m Make) (gearsfs.Attr, error) {
-	if err := gearsfs.CheckName(name); err != nil {
+	cmd, err := makeOp(dir, name, &m)
+	if err != nil {
 		return gearsfs.Attr{}, err
 	}
-	return a.applyAttr(ctx, &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
+	return a.applyAttr(ctx, cmd)
+}
+
+func makeOp(dir gearsfs.Ino, name string, m *Make) (*wire.Command, error) {
+	if err := gearsfs.CheckName(name); err != nil {
+		return nil, err
+	}
+	return &wire.Command{Op: &wire.Command_Make{Make: &wire.Make{
 		Dir: uint64(dir), Name: name, Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Open: m.Open, Uid: m.UID, Gid: m.GID,
 		Umask: m.Umask,
-	}}})
+	}}}, nil
 }
 
 // Link implements Names.
@@ -200,8 +208,30 @@ func (a api) Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Op: &wire.Query_Open{Open: uint64(ino)}})
 }
 
-// OpenMade implements Content.
-func (a api) OpenMade(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
+// Create implements Content.
+func (a api) Create(ctx context.Context, dir gearsfs.Ino, name string, m Make) (gearsfs.Attr, error) {
+	cmd, err := makeOp(dir, name, &m)
+	if err != nil {
+		return gearsfs.Attr{}, err
+	}
+	resp, err := a.call(ctx, &wire.Request{Kind: &wire.Request_Change{Change: &wire.Change{Fast: true, Open: true, Command: cmd}}})
+	if err != nil {
+		return gearsfs.Attr{}, err
+	}
+	made := attrFromWire(resp.Answer.Attr)
+	if resp.Opened {
+		return made, nil
+	}
+	attr, err := a.openMade(ctx, made.Ino)
+	if err != nil {
+		return gearsfs.Attr{Ino: made.Ino}, err
+	}
+	return attr, nil
+}
+
+// openMade is Open, by a request of its own, of what was made just before: where the
+// node that leads does not open in the same one, or could not count that.
+func (a api) openMade(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
 	return a.queryAttr(ctx, &wire.Query{Made: true, Op: &wire.Query_Open{Open: uint64(ino)}})
 }
 

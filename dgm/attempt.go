@@ -28,6 +28,7 @@ func attemptAt(req *wire.Request, id gearsfs.SessionID) *wire.Request {
 	a.kind.Change = &a.change
 	a.change.Command, a.change.Path = &a.command, change.Path
 	a.change.NoWait, a.change.Fast, a.change.Paths = change.NoWait, change.Fast, change.Paths
+	a.change.Open = change.Open
 	a.command.Op = change.Command.Op
 	switch op := change.Command.Op.(type) {
 	case *wire.Command_Put:

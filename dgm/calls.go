@@ -259,6 +259,7 @@ func (r *Remote) giveLocked(c *remoteCall, l link) *wire.Request {
 		change.Retry = c.sent
 		r.given++
 	}
+	attempt.Released = r.takeLetGoLocked(l)
 	c.link = l
 	c.before, c.maybe, c.sent = c.maybe, true, true
 	if l.lends() {
@@ -294,6 +295,9 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 	}
 	lose, undo := false, false
 	r.mu.Lock()
+	if resp != nil && !resp.LetGo {
+		r.keepLetGoLocked(l, attempt.Released)
+	}
 	if l.lends() {
 		c.lent--
 	}
@@ -377,6 +381,10 @@ func raise(to *atomic.Uint64, value uint64) {
 func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.Response) {
 	req := &wire.Request{SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt}
 	switch {
+	case resp.Opened:
+		req.Kind = &wire.Request_Query{Query: &wire.Query{
+			Op: &wire.Query_Release{Release: resp.GetAnswer().GetAttr().GetIno()}, Fast: true,
+		}}
 	case c.opens():
 		req.Kind = &wire.Request_Query{Query: &wire.Query{
 			Op: &wire.Query_Release{Release: c.req.GetQuery().GetOpen()}, Fast: true,
@@ -439,12 +447,18 @@ func (r *Remote) countOpenLocked(c *remoteCall, resp *wire.Response) {
 	case *wire.Query_Open:
 		r.opens[gearsfs.Ino(q.Open)]++
 	case *wire.Query_Release:
-		ino := gearsfs.Ino(q.Release)
-		if r.opens[ino] > 1 {
-			r.opens[ino]--
-		} else {
-			delete(r.opens, ino)
-		}
+		r.uncountOpenLocked(gearsfs.Ino(q.Release))
+	}
+	if resp.Opened {
+		r.opens[gearsfs.Ino(resp.GetAnswer().GetAttr().GetIno())]++
+	}
+}
+
+func (r *Remote) uncountOpenLocked(ino gearsfs.Ino) {
+	if r.opens[ino] > 1 {
+		r.opens[ino]--
+	} else {
+		delete(r.opens, ino)
 	}
 }
 

@@ -254,10 +254,8 @@ func TestOpenOfWhatWasMade(t *testing.T) {
 		leads := c.leader()
 		m, err := leads.vol.Local(client)
 		require.NoError(t, err)
-		made, err := m.Make(t.Context(), gearsfs.RootIno, rand.Text(), dgm.Make{Mode: unix.S_IFREG | 0o644})
-		require.NoError(t, err)
-		_, err = m.OpenMade(t.Context(), made.Ino) // the state knows the session from now on
-		require.NoError(t, err)
+		made, err := m.Create(t.Context(), gearsfs.RootIno, rand.Text(), dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err) // the state knows the session from now on
 		atOnce, err := leads.vol.Tenure().OpensAtOnce(m.Session(), made.Ino, true)
 		require.NoError(t, m.Close())
 		if err == nil {

@@ -340,11 +340,17 @@ type Content interface {
 	// Open keeps the inode while it is open, also when its last name goes; each
 	// Open needs one Release. It returns the attributes as of now.
 	Open(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
-	// OpenMade is Open for an inode that the caller has made just before, as a part
-	// of one operation: it opens it as it was made, or as of some time since then, and
-	// so need not ask a majority what others have done meanwhile.
-	OpenMade(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error)
+	// Create is Names.Make and then Open of what was made, in one request. It opens it
+	// as it was made, or as of some time since then, and so need not ask a majority what
+	// others have done meanwhile. gearsfs.ErrStale where others have removed it before
+	// it was open. With an error the attributes have the inode, and nothing else, where
+	// it was made all the same.
+	Create(ctx context.Context, dir gearsfs.Ino, name string, m Make) (gearsfs.Attr, error)
 	Release(ctx context.Context, ino gearsfs.Ino) error
+	// LetGo is a Release that nobody waits for: where the volume is in another process
+	// it hears of it with this session's next request, or 10 ms later. Until then
+	// the inode stays.
+	LetGo(ctx context.Context, ino gearsfs.Ino) error
 	// Read returns up to n bytes (at most 1 MiB) from pos on; fewer only at
 	// the tail, none at or behind it. What was taken and gaps read as zeros.
 	// What it returns is the caller's, and may be in buf: it is where buf has

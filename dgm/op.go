@@ -246,6 +246,10 @@ func (o *op) answered(answer *wire.Answer, err error) {
 			o.into = gearsfs.Ino(answer.Ino)
 		}
 		o.settled()
+		if o.went && o.change.Open {
+			o.ten.openMade(o, answer)
+			return
+		}
 		o.done(&wire.Response{Answer: answer})
 		if o.lock() != nil && !o.went {
 			o.ten.wakeLocks(o.ino) // who waited behind it

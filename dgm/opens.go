@@ -94,6 +94,46 @@ func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, by replica.V
 	v.answer(attrResponse(attrToWire(attr)), nil, made || v.alone(), by, done)
 }
 
+// openMade counts an open of what an operation has made, and ends the operation.
+// Where it can't be counted the answer does not say so, and the client opens by
+// itself. That is so where the client has said hello since it asked: it asks again
+// under the same number, and that attempt counts.
+func (t *tenure) openMade(o *op, answer *wire.Answer) {
+	s, ino := o.sess, gearsfs.Ino(answer.GetAttr().GetIno())
+	unopened := func() { o.done(&wire.Response{Answer: answer}) }
+	t.mu.Lock()
+	counts := ino != 0 && t.over == nil && !s.ended && s.epoch.Load() == o.epoch
+	if counts {
+		s.opens[ino]++
+		t.opens[ino]++
+		s.rowed = true // the command has seen to that
+	}
+	t.mu.Unlock()
+	if !counts {
+		unopened()
+		return
+	}
+	t.behindUnlinks(ino, func() {
+		if !t.vol.enter() { // it has waited for an unlink
+			o.fail(gearsfs.ErrClosed)
+			return
+		}
+		defer t.vol.leave()
+		attr, err := t.vol.machine.GetAttr(ino)
+		if err != nil || attr.Nlink == 0 && t.late(s, ino) {
+			t.mu.Lock()
+			again := s.epoch.Load() != o.epoch // and has said what it has open
+			t.mu.Unlock()
+			if !again {
+				t.released(s, ino)
+			}
+			unopened()
+			return
+		}
+		o.done(&wire.Response{Answer: &wire.Answer{Attr: attrToWire(attr)}, Opened: true})
+	})
+}
+
 // late says that an inode had lost its last name when a session opened it first,
 // so that it may not be among those for whom it stays.
 func (t *tenure) late(s *session, ino gearsfs.Ino) bool {
@@ -116,6 +156,39 @@ func (t *tenure) released(s *session, ino gearsfs.Ino) {
 	if n == 1 {
 		t.letGo(s, ino)
 	}
+}
+
+// releasedBy takes back opens that a request says to be over, one for each inode that
+// it names. It reports false where they do not count: the session has said, or will
+// say, what it has open on another connection.
+func (t *tenure) releasedBy(p *peer, s *session, inos []uint64) bool {
+	if !t.vol.enter() {
+		return false
+	}
+	defer t.vol.leave()
+	var last []gearsfs.Ino
+	t.mu.Lock()
+	if s.at != p || s.ended || t.over != nil {
+		t.mu.Unlock()
+		return false
+	}
+	for _, ino := range inos {
+		ino := gearsfs.Ino(ino)
+		n := s.opens[ino]
+		if n == 0 {
+			continue
+		}
+		decrement(s.opens, ino, 1)
+		decrement(t.opens, ino, 1)
+		if n == 1 {
+			last = append(last, ino)
+		}
+	}
+	t.mu.Unlock()
+	for _, ino := range last {
+		t.letGo(s, ino)
+	}
+	return true
 }
 
 // declareLocked makes a session's opens what its client says that they are (an

@@ -73,6 +73,10 @@ func (p *peer) serve(req *wire.Request, done func(*wire.Response)) canceller {
 		done(&wire.Response{})
 		return nil
 	}
+	if len(req.Released) > 0 && s.ten.releasedBy(p, s, req.Released) {
+		answer := done
+		done = func(resp *wire.Response) { resp.LetGo = true; answer(resp) }
+	}
 	c := s.ten.start(s, req, done)
 	if c == nil {
 		return nil
@@ -227,7 +231,7 @@ func (p *peer) welcome(s *session, offer string, done func(*wire.Response)) {
 	done(&wire.Response{Welcome: &wire.Welcome{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt,
 		Node: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), VolumeId: v.machine.VolumeID(),
-		Addrs: v.nodeAddrs(),
+		Addrs: v.nodeAddrs(), LetsGo: true,
 	}})
 }
 

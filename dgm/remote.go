@@ -109,6 +109,7 @@ type Remote struct {
 	linkedAt, lostAt time.Time
 	calls            inflight
 	opens            map[gearsfs.Ino]uint64
+	letGo            lettingGo
 	closed           bool
 }
 
@@ -197,6 +198,7 @@ func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
 	r.noteIndex(l, resp)
 	r.mu.Lock()
 	r.session = sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)
+	r.letGo.heard = resp.Welcome.LetsGo
 	r.noteSessionLocked()
 	r.mu.Unlock()
 	return l, nil
@@ -274,6 +276,7 @@ func (r *Remote) helloAs(id gearsfs.SessionID) *wire.Request {
 	for ino, n := range r.opens {
 		h.Opens = append(h.Opens, uint64(ino), n)
 	}
+	r.letGo.inos = nil // they are not among these
 	r.mu.Unlock()
 	if r.introduce != nil {
 		r.introduce(h)
@@ -414,6 +417,7 @@ func (r *Remote) attach(l link) {
 	for _, s := range send {
 		r.send(s.c, l, s.attempt)
 	}
+	r.sendLetGo()
 }
 
 func (r *Remote) detach(l link) {

@@ -34,32 +34,31 @@ func (s *server) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fus
 	return st
 }
 
-// open opens a file and fills in its handle. by is the request that names an
-// inode which the kernel looked up some time ago, nil for one just made: ESTALE
-// makes the kernel look again where the name does not lead there any more.
+// open opens a file that a request names by an inode which the kernel looked up some
+// time ago, and fills in its handle: ESTALE makes the kernel look again where the
+// name does not lead there any more.
 func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fuse.OpenOut) (gearsfs.Attr, fuse.Status) {
-	var attr gearsfs.Attr
-	st := fuse.OK
-	if by != nil {
-		attr, st = s.openCurrent(ino, by.Pid)
-	} else {
-		var err error
-		attr, err = s.m.OpenMade(s.ctx, ino)
-		st = gone(err)
-	}
+	attr, st := s.openCurrent(ino, by.Pid)
 	if st != fuse.OK {
 		return attr, st
 	}
-	if by != nil && s.told.older(&attr) {
+	if s.told.older(&attr) {
 		s.believe.dropAttr(ino)
 	}
-	f := &file{ino: ino, base: attr.Head}
-	direct, keep := s.inodes.open(&attr, flags&unix.O_APPEND != 0)
+	s.handle(&attr, flags, false, out)
+	return attr, fuse.OK
+}
+
+// handle makes the handle of a file that is open in the Manager; made says that the
+// same request has made the file.
+func (s *server) handle(attr *gearsfs.Attr, flags uint32, made bool, out *fuse.OpenOut) {
+	f := &file{ino: attr.Ino, base: attr.Head}
+	direct, keep := s.inodes.open(attr, flags&unix.O_APPEND != 0)
 	f.direct = direct
 	if f.writes = !direct && flags&unix.O_ACCMODE != unix.O_RDONLY && s.held.several != nil; f.writes {
-		s.held.open(ino, by == nil)
+		s.held.open(attr.Ino, made)
 	}
-	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(ino) {
+	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(attr.Ino) {
 		out.OpenFlags = fuse.FOPEN_NOFLUSH
 	}
 	switch {
@@ -69,7 +68,6 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	out.Fh = s.handles.add(f)
-	return attr, fuse.OK
 }
 
 func (s *server) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -261,13 +259,15 @@ func (f *file) release(s *server) {
 	direct := f.direct
 	f.mu.Unlock()
 	s.inodes.close(f.ino, direct)
-	s.unopen(f.ino)
+	s.unopened(f.ino, s.m.LetGo(s.ctx, f.ino))
 }
 
-// unopen tells the Manager of the end of a handle; nobody is left to be told
-// of an error.
-func (s *server) unopen(ino gearsfs.Ino) {
-	if err := s.m.Release(s.ctx, ino); err != nil && !errors.Is(err, gearsfs.ErrClosed) {
+// unopen ends an open in the Manager of which the kernel has no handle.
+func (s *server) unopen(ino gearsfs.Ino) { s.unopened(ino, s.m.Release(s.ctx, ino)) }
+
+// unopened is the end of an open; nobody is left to be told of an error.
+func (s *server) unopened(ino gearsfs.Ino, err error) {
+	if err != nil && !errors.Is(err, gearsfs.ErrClosed) {
 		s.log.Warn("release", "ino", ino, "err", err)
 	}
 }

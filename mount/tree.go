@@ -150,6 +150,20 @@ func (s *server) make(in *fuse.InHeader, name string, m dgm.Make) (gearsfs.Attr,
 	return attr, status(err)
 }
 
+// create makes a regular file for the process that in is from and opens it. made is
+// its inode, also where it could not be opened.
+func (s *server) create(in *fuse.CreateIn, name string) (attr gearsfs.Attr, made gearsfs.Ino, st fuse.Status) {
+	if isControl(in.NodeId) {
+		return gearsfs.Attr{}, 0, fuse.EPERM
+	}
+	m := dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask, UID: &in.Uid, GID: &in.Gid}
+	attr, err := s.m.Create(s.ctx, gearsfs.Ino(in.NodeId), name, m)
+	if attr.Ino != 0 {
+		return attr, attr.Ino, gone(err)
+	}
+	return attr, 0, status(err)
+}
+
 // made answers a request that made a name.
 func (s *server) made(attr gearsfs.Attr, st fuse.Status, dir uint64, name string, at moment, out *fuse.EntryOut) fuse.Status {
 	if st == fuse.OK {
@@ -255,16 +269,14 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 	at := s.believe.now()
 	s.unkeep(s.takeRetry(in.Pid)) // what the thread was told ESTALE about is gone
 	asOf := s.inodes.asOf()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
+	attr, _, st := s.create(in, name)
 	switch {
 	case st == fuse.Status(syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
 		return fuse.Status(syscall.ESTALE)
 	case st != fuse.OK:
 		return st
 	}
-	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
-		return st
-	}
+	s.handle(&attr, in.Flags, true, &out.OpenOut)
 	s.inodes.hasNoCaps(attr.Ino, asOf)
 	s.entry(&out.EntryOut, attr, gearsfs.Ino(in.NodeId), name, at)
 	return fuse.OK
@@ -274,14 +286,15 @@ func (s *server) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *
 func (s *server) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	at := s.believe.now()
 	name := ".gears-tmpfile-" + s.uniqueName()
-	attr, st := s.make(&in.InHeader, name, dgm.Make{Mode: unix.S_IFREG | in.Mode&0o7777, Umask: in.Umask})
-	if st != fuse.OK {
+	dir := gearsfs.Ino(in.NodeId)
+	attr, made, st := s.create(in, name)
+	switch {
+	case st != fuse.OK && made != 0:
+		return fuse.Status(firstErrno(syscall.Errno(st), s.m.Unlink(s.ctx, dir, name)))
+	case st != fuse.OK:
 		return st
 	}
-	dir := gearsfs.Ino(in.NodeId)
-	if attr, st = s.open(attr.Ino, in.Flags, nil, &out.OpenOut); st != fuse.OK {
-		return fuse.Status(firstErrno(syscall.Errno(st), s.m.Unlink(s.ctx, dir, name)))
-	}
+	s.handle(&attr, in.Flags, true, &out.OpenOut)
 	if err := s.m.Unlink(s.ctx, dir, name); err != nil {
 		s.release(out.Fh)
 		return status(err)

@@ -181,7 +181,8 @@ type Welcome struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
 	VolumeId      []byte                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	Addrs         []string               `protobuf:"bytes,7,rep,name=addrs,proto3" json:"addrs,omitempty"` // where the volume's nodes are, one per node
+	Addrs         []string               `protobuf:"bytes,7,rep,name=addrs,proto3" json:"addrs,omitempty"`                  // where the volume's nodes are, one per node
+	LetsGo        bool                   `protobuf:"varint,8,opt,name=lets_go,json=letsGo,proto3" json:"lets_go,omitempty"` // it reads Request.released
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -258,6 +259,13 @@ func (x *Welcome) GetAddrs() []string {
 	return nil
 }
 
+func (x *Welcome) GetLetsGo() bool {
+	if x != nil {
+		return x.LetsGo
+	}
+	return false
+}
+
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -276,8 +284,12 @@ type Request struct {
 	SessionSalt   uint64         `protobuf:"fixed64,18,opt,name=session_salt,json=sessionSalt,proto3" json:"session_salt,omitempty"`
 	// A member through which it comes says that it followed the leader of this term
 	// when it sent it: replica.Vouch.
-	Voucher       uint64 `protobuf:"varint,19,opt,name=voucher,proto3" json:"voucher,omitempty"`
-	VouchTerm     uint64 `protobuf:"varint,20,opt,name=vouch_term,json=vouchTerm,proto3" json:"vouch_term,omitempty"`
+	Voucher   uint64 `protobuf:"varint,19,opt,name=voucher,proto3" json:"voucher,omitempty"`
+	VouchTerm uint64 `protobuf:"varint,20,opt,name=vouch_term,json=vouchTerm,proto3" json:"vouch_term,omitempty"`
+	// What the session has let go of since its last request, an inode for each open. To
+	// be said on the connection on which it is attached, and only to a node whose
+	// welcome says lets_go.
+	Released      []uint64 `protobuf:"varint,21,rep,packed,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +438,13 @@ func (x *Request) GetVouchTerm() uint64 {
 	return 0
 }
 
+func (x *Request) GetReleased() []uint64 {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
 type isRequest_Kind interface {
 	isRequest_Kind()
 }
@@ -488,7 +507,11 @@ type Change struct {
 	Retry   bool                   `protobuf:"varint,5,opt,name=retry,proto3" json:"retry,omitempty"` // sent before: the answer may be stored already
 	// Where targets are named by paths and there are several: of a transaction's
 	// steps, one each, or of a copy, from and to; "" where it is an inode.
-	Paths         []string `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`
+	Paths []string `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`
+	// What the command makes is to be open for the session: counted where the answer
+	// says so (opened), before anybody is told of it. A node that does not know this
+	// makes it and does not say so.
+	Open          bool `protobuf:"varint,7,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -565,6 +588,13 @@ func (x *Change) GetPaths() []string {
 	return nil
 }
 
+func (x *Change) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
 // Goodbye ends the session at once; with departed the client may come back, as
 // after a lost connection: it, or who passed its requests on, goes another way.
 type Goodbye struct {
@@ -635,6 +665,8 @@ type Response struct {
 	Mine          bool                   `protobuf:"varint,20,opt,name=mine,proto3" json:"mine,omitempty"` // it is of the same session
 	Fsck          *FsckReport            `protobuf:"bytes,21,opt,name=fsck,proto3" json:"fsck,omitempty"`
 	Segments      []uint64               `protobuf:"varint,22,rep,packed,name=segments,proto3" json:"segments,omitempty"`
+	Opened        bool                   `protobuf:"varint,23,opt,name=opened,proto3" json:"opened,omitempty"`            // what the change made is open, as Change.open asked for
+	LetGo         bool                   `protobuf:"varint,24,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"` // what the request has released is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -821,6 +853,20 @@ func (x *Response) GetSegments() []uint64 {
 		return x.Segments
 	}
 	return nil
+}
+
+func (x *Response) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
+func (x *Response) GetLetGo() bool {
+	if x != nil {
+		return x.LetGo
+	}
+	return false
 }
 
 // Peer opens a connection between two nodes of a volume: what one says of itself
@@ -4054,14 +4100,15 @@ const file_request_proto_rawDesc = "" +
 	"\aattempt\x18\r \x01(\x04R\aattempt\x12\x18\n" +
 	"\alasting\x18\x0f \x01(\bR\alastingB\f\n" +
 	"\n" +
-	"_claim_uid\"\xb8\x01\n" +
+	"_claim_uid\"\xd1\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x14\n" +
-	"\x05addrs\x18\a \x03(\tR\x05addrsJ\x04\b\x06\x10\a\"\xf4\x03\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrs\x12\x17\n" +
+	"\alets_go\x18\b \x01(\bR\x06letsGoJ\x04\b\x06\x10\a\"\x90\x04\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
@@ -4076,17 +4123,19 @@ const file_request_proto_rawDesc = "" +
 	"\fsession_salt\x18\x12 \x01(\x06R\vsessionSalt\x12\x18\n" +
 	"\avoucher\x18\x13 \x01(\x04R\avoucher\x12\x1d\n" +
 	"\n" +
-	"vouch_term\x18\x14 \x01(\x04R\tvouchTermB\x06\n" +
-	"\x04kind\"\xa1\x01\n" +
+	"vouch_term\x18\x14 \x01(\x04R\tvouchTerm\x12\x1a\n" +
+	"\breleased\x18\x15 \x03(\x04R\breleasedB\x06\n" +
+	"\x04kind\"\xb5\x01\n" +
 	"\x06Change\x12*\n" +
 	"\acommand\x18\x01 \x01(\v2\x10.gearsfs.CommandR\acommand\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
 	"\ano_wait\x18\x03 \x01(\bR\x06noWait\x12\x12\n" +
 	"\x04fast\x18\x04 \x01(\bR\x04fast\x12\x14\n" +
 	"\x05retry\x18\x05 \x01(\bR\x05retry\x12\x14\n" +
-	"\x05paths\x18\x06 \x03(\tR\x05paths\"%\n" +
+	"\x05paths\x18\x06 \x03(\tR\x05paths\x12\x12\n" +
+	"\x04open\x18\a \x01(\bR\x04open\"%\n" +
 	"\aGoodbye\x12\x1a\n" +
-	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xff\x05\n" +
+	"\bdeparted\x18\x01 \x01(\bR\bdeparted\"\xae\x06\n" +
 	"\bResponse\x12'\n" +
 	"\x06answer\x18\x01 \x01(\v2\x0f.gearsfs.AnswerR\x06answer\x12*\n" +
 	"\awelcome\x18\x02 \x01(\v2\x10.gearsfs.WelcomeR\awelcome\x12,\n" +
@@ -4110,7 +4159,9 @@ const file_request_proto_rawDesc = "" +
 	"\x04lock\x18\x13 \x01(\v2\r.gearsfs.LockR\x04lock\x12\x12\n" +
 	"\x04mine\x18\x14 \x01(\bR\x04mine\x12'\n" +
 	"\x04fsck\x18\x15 \x01(\v2\x13.gearsfs.FsckReportR\x04fsck\x12\x1a\n" +
-	"\bsegments\x18\x16 \x03(\x04R\bsegments\"\xbe\x01\n" +
+	"\bsegments\x18\x16 \x03(\x04R\bsegments\x12\x16\n" +
+	"\x06opened\x18\x17 \x01(\bR\x06opened\x12\x15\n" +
+	"\x06let_go\x18\x18 \x01(\bR\x05letGo\"\xbe\x01\n" +
 	"\x04Peer\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\x06R\x06member\x12\x0e\n" +

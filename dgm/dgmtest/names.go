@@ -176,12 +176,15 @@ func appendIsPut(t *testing.T, s *suite) {
 }
 
 func openWithoutName(t *testing.T, s *suite) {
-	f := s.make(gearsfs.RootIno, "f", fileMode)
-	_, err := s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
+	f, err := s.m.Create(s.ctx, gearsfs.RootIno, "f", dgm.Make{Mode: fileMode})
 	require.NoError(t, err)
-	made, err := s.m.OpenMade(s.ctx, f.Ino)
+	require.EqualValues(t, 1, f.Nlink)
+	require.EqualValues(t, fileMode, f.Mode)
+	again, err := s.m.Create(s.ctx, gearsfs.RootIno, "f", dgm.Make{Mode: fileMode})
+	require.ErrorIs(t, err, gearsfs.ErrExists)
+	require.Zero(t, again.Ino)
+	_, err = s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
 	require.NoError(t, err)
-	require.EqualValues(t, 7, made.Size)
 	other := s.open(t)
 	_, err = other.Open(s.ctx, f.Ino)
 	require.NoError(t, err)
@@ -200,7 +203,37 @@ func openWithoutName(t *testing.T, s *suite) {
 	require.ErrorIs(t, err, gearsfs.ErrStale)
 	_, err = s.m.Open(s.ctx, f.Ino)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
-	_, err = s.m.OpenMade(s.ctx, f.Ino)
+}
+
+// createAndLetGo: what was created stays without a name until it is let go as often as
+// it is open, and not longer.
+func createAndLetGo(t *testing.T, s *suite) {
+	other := s.open(t)
+	f, err := s.m.Create(s.ctx, gearsfs.RootIno, "f", dgm.Make{Mode: fileMode})
+	require.NoError(t, err)
+	_, err = s.m.Write(s.ctx, f.Ino, 0, []byte("content"))
+	require.NoError(t, err)
+	_, err = s.m.Open(s.ctx, f.Ino)
+	require.NoError(t, err)
+	require.NoError(t, other.Unlink(s.ctx, gearsfs.RootIno, "f"))
+	require.NoError(t, s.m.LetGo(s.ctx, f.Ino))
+	s.make(gearsfs.RootIno, "one", fileMode) // tells of it
+	s.make(gearsfs.RootIno, "two", fileMode) // behind what that did
+	attr, err := s.m.GetAttr(s.ctx, f.Ino)
+	require.NoError(t, err, "it is open once more")
+	require.Zero(t, attr.Nlink)
+	got, err := s.m.Read(s.ctx, f.Ino, 0, 100, nil)
+	require.NoError(t, err)
+	require.Equal(t, "content", string(got))
+	_, err = s.m.Open(s.ctx, f.Ino) // as of a handle that is opened by way of another
+	require.NoError(t, err)
+	require.NoError(t, s.m.LetGo(s.ctx, f.Ino))
+	require.NoError(t, s.m.LetGo(s.ctx, f.Ino))
+	s.make(gearsfs.RootIno, "three", fileMode)
+	s.make(gearsfs.RootIno, "four", fileMode)
+	_, err = s.m.GetAttr(s.ctx, f.Ino)
+	require.ErrorIs(t, err, gearsfs.ErrStale)
+	_, err = s.m.Open(s.ctx, f.Ino)
 	require.ErrorIs(t, err, gearsfs.ErrStale)
 }
 

@@ -126,6 +126,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"Bytes", bytesOfFile},
 		{"AppendIsPut", appendIsPut},
 		{"OpenWithoutName", openWithoutName},
+		{"CreateAndLetGo", createAndLetGo},
 		{"Xattrs", xattrs},
 		{"ReadDirPages", readDirPages},
 		{"LocksExclude", locksExclude},
