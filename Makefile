@@ -68,7 +68,7 @@ torture:
 	GEARSFS_TORTURE=1 $(GO) test -count 1 -timeout 12h ./...
 
 # What the bench runs besides Go.
-BENCHTOOLS := redis-server:redis-server beanstalkd:beanstalkd fusermount3:fuse3
+BENCHTOOLS := redis-server:redis-server beanstalkd:beanstalkd fusermount3:fuse3 gcc:build-essential
 
 # The figures of the README and of docs/performance.md; the packages' own
 # benchmarks run by go test -bench.

@@ -4,7 +4,7 @@
 //	go run ./bench queue       durable puts and takes beside Pebble's Set(Sync)
 //	go run ./bench work        the same work on GearsFS, Redis, beanstalkd and NATS
 //	go run ./bench mount       the mount beside go-fuse's loopback example, by requests
-//	                           and with passthrough
+//	                           and with passthrough, and beside JuiceFS
 //	go run ./bench wordcount   two nodes beside wc
 //	go run ./bench start       start-up time and the binaries' sizes
 //	go run ./bench cluster     three nodes beside NATS JetStream and etcd: all of
@@ -59,8 +59,8 @@ func run(ctx context.Context, args []string) (err error) {
 	rounds := flags.Int("rounds", 5, "rounds to take medians of")
 	seconds := flags.Duration("time", 2*time.Second, "length of one measurement")
 	kills := flags.Int("kills", 50, "how often failover kills the leader")
-	peers := flags.String("peers", "all", "what work and cluster measure beside GearsFS, of "+
-		strings.Join(slices.Sorted(maps.Keys(servers)), ", ")+`; "" is nothing`)
+	peers := flags.String("peers", "all", "what work, cluster and mount measure beside GearsFS, of "+
+		strings.Join(peerNames(), ", ")+`; "" is nothing, but for go-fuse's loopback example`)
 	symbols := flags.Bool("symbols", false, "build what is measured with symbols, so that perf can name its functions")
 	rows := flags.String("rows", "", "the rows to measure of the tables of work and throughput, a regular expression")
 	if err := flags.Parse(args); err != nil {
@@ -89,7 +89,7 @@ func run(ctx context.Context, args []string) (err error) {
 		b.peers = strings.FieldsFunc(*peers, func(r rune) bool { return r == ',' })
 	}
 	for _, name := range b.peers {
-		if _, ok := servers[name]; !ok {
+		if !slices.Contains(peerNames(), name) {
 			return fmt.Errorf("no peer %q", name)
 		}
 	}
@@ -109,6 +109,11 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	return nil
+}
+
+// peerNames are what -peers may name.
+func peerNames() []string {
+	return slices.Sorted(slices.Values(append(slices.Collect(maps.Keys(servers)), juiceFS)))
 }
 
 // peersOf returns those of a workload's peers that were asked for.
@@ -147,11 +152,16 @@ type process struct {
 
 // startProcess starts a program and waits until it prints ready.
 func (b *bench) startProcess(ctx context.Context, ready, name string, args ...string) (*process, error) {
+	return b.startCommand(ctx, ready, exec.Command(filepath.Join(b.bin, name), args...))
+}
+
+// startCommand is startProcess with a command that somebody has made.
+func (b *bench) startCommand(ctx context.Context, ready string, cmd *exec.Cmd) (*process, error) {
+	name := filepath.Base(cmd.Path)
 	log, err := os.CreateTemp(b.dir, "log-")
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(filepath.Join(b.bin, name), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return nil, err

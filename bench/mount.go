@@ -25,8 +25,8 @@ type mounted interface {
 	stop() error
 }
 
-// mounts compares the mount with go-fuse's loopback example on the same disk,
-// and three nodes' with one's. The bytes of files that the example has open the
+// mounts compares the mount with go-fuse's loopback example on the same disk and with
+// JuiceFS, and three nodes' with one's. The bytes of files that the example has open the
 // kernel passes on to the disk's file system by itself (FUSE passthrough), so
 // reads and writes beside it are beside the disk's file system. Who checks what it
 // reads, as GearsFS does, has to be asked: so the example is measured by requests, too.
@@ -42,6 +42,11 @@ func mounts(ctx context.Context, b *bench) error {
 		&gearsMount{b: b}, &loopbackMount{b: b, requests: true}, &loopbackMount{b: b},
 		&clusterMount{gears: gears{members: members{b: b}, size: clusterNodes, network: "tcp"}},
 	}
+	juice, err := b.juiceFSSide(ctx)
+	if err != nil {
+		return err
+	}
+	sides = append(sides, juice...)
 	figures := make([]map[string][]float64, len(sides))
 	for i := range figures {
 		figures[i] = make(map[string][]float64)
@@ -57,6 +62,10 @@ func mounts(ctx context.Context, b *bench) error {
 	}
 	fmt.Println("the mount, go-fuse's loopback example on the same disk by requests, and the example as it is (passthrough); medians, and of the rounds' ratios to each the median, least and largest")
 	printMounts(works, figures[0], figures[1:3], func(w mountWork) string { return w.aim })
+	if len(juice) > 0 {
+		fmt.Println("\nthe mount and JuiceFS, its metadata in badger and its blocks in a directory on the same disk")
+		printMounts(works, figures[0], figures[4:], func(w mountWork) string { return w.juice })
+	}
 	fmt.Println("\nthree nodes on this machine, through the mount of the first of them, and one node")
 	printMounts(works, figures[3], figures[:1], func(w mountWork) string { return w.many })
 	return nil

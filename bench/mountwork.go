@@ -19,7 +19,7 @@ type caches int
 const (
 	warm      caches = iota // all that the works before it have left
 	coldMount               // the mount is a new one, the disk's files are in memory
-	cold                    // nothing is in memory
+	cold                    // nothing is in memory, as after a reboot; what is on disks stays
 )
 
 // mountWork is a row: something that is done in a mounted file system and gives a
@@ -27,6 +27,7 @@ const (
 type mountWork struct {
 	name, unit string
 	aim        string // of the ratios to the loopback example, by requests and as it is
+	juice      string // of the ratio to JuiceFS
 	many       string // of the ratio of three nodes to one; "" where they are not measured
 	caches     caches
 	run        func(ctx context.Context, dir string) (float64, error)
@@ -41,27 +42,27 @@ const (
 // mountWorks are done in this order; tar is of smallCount files.
 func mountWorks(tar string) []mountWork {
 	return []mountWork{
-		{"sequential write 1 MiB, fsync", "MB/s", ">= 0.85", ">= 0.4", warm, sequentialWrite},
-		{"sequential read, cold", "MB/s", ">= 0.85", "", cold, sequentialRead},
-		{"sequential read, warm", "MB/s", ">= 1.0", "", warm, sequentialRead},
-		{"random read 4 KiB, cold", "op/s", ">= 0.7", "", cold, randomRead},
-		{"random write 4 KiB", "op/s", ">= 0.7", "", warm, randomWrite},
-		{"random write 4 KiB, fsync each", "op/s", ">= 0.5", "", warm, randomSynced},
-		{"untar 5,000 files", "s", "<= 1.3", "<= 3", warm, func(ctx context.Context, dir string) (float64, error) {
+		{"sequential write 1 MiB, fsync", "MB/s", ">= 0.85", ">= 1.3", ">= 0.4", warm, sequentialWrite},
+		{"sequential read, cold", "MB/s", ">= 0.85", "none", "", cold, sequentialRead},
+		{"sequential read, warm", "MB/s", ">= 1.0", "none", "", warm, sequentialRead},
+		{"random read 4 KiB, cold", "op/s", ">= 0.7", ">= 2", "", cold, randomRead},
+		{"random write 4 KiB", "op/s", ">= 0.7", ">= 10", "", warm, randomWrite},
+		{"random write 4 KiB, fsync each", "op/s", ">= 0.5", "none", "", warm, randomSynced},
+		{"untar 5,000 files", "s", "<= 1.3", "<= 0.33", "<= 3", warm, func(ctx context.Context, dir string) (float64, error) {
 			return took(ctx, "tar", "-xf", tar, "-C", dir)
 		}},
-		{"cat all, cold", "s", "<= 1.3", "", cold, catAll},
-		{"ls -lR, cold", "s", "<= 1.2", "", cold, listAll},
-		{"ls -lR, warm", "s", "<= 1.2", "", warm, listAll},
-		{"stat", "/s", ">= 0.8", "", coldMount, statAll},
-		{"create", "/s", "none", "", warm, createAll},
-		{"rename", "/s", ">= 0.8", "", warm, renameAll},
-		{"unlink", "/s", ">= 0.8", "", warm, unlinkAll},
-		{"rm -rf", "s", "<= 1.3", "", warm, func(ctx context.Context, dir string) (float64, error) {
+		{"cat all, cold", "s", "<= 1.3", "<= 0.33", "", cold, catAll},
+		{"ls -lR, cold", "s", "<= 1.2", "none", "", cold, listAll},
+		{"ls -lR, warm", "s", "<= 1.2", "none", "", warm, listAll},
+		{"stat", "/s", ">= 0.8", "none", "", coldMount, statAll},
+		{"create", "/s", "none", "none", "", warm, createAll},
+		{"rename", "/s", ">= 0.8", "none", "", warm, renameAll},
+		{"unlink", "/s", ">= 0.8", "none", "", warm, unlinkAll},
+		{"rm -rf", "s", "<= 1.3", "<= 0.33", "", warm, func(ctx context.Context, dir string) (float64, error) {
 			return took(ctx, "rm", "-rf", filepath.Join(dir, "tree"))
 		}},
-		{memoryRow, "MiB", "<= 256 MiB", "<= 256 MiB", warm, nil},
-		{peakRow, "MiB", "none", "none", warm, nil},
+		{memoryRow, "MiB", "<= 256 MiB", "none", "<= 256 MiB", warm, nil},
+		{peakRow, "MiB", "none", "none", "none", warm, nil},
 	}
 }
 
