@@ -196,6 +196,9 @@ func (o *op) proposal() *replica.Proposal {
 // proposed takes the replica's answer.
 func (o *op) proposed(answer *wire.Answer, err error) {
 	o.ten.passed(o)
+	if o.ten.desk.leave() {
+		close(o.ten.left)
+	}
 	o.outcome(answer, err)
 }
 
