@@ -139,3 +139,29 @@ func TestUnlinkOfTheLastTenure(t *testing.T) {
 		s.requireGone()
 	})
 }
+
+// A session that ends while an unlink that names it is on its way ends behind it
+// in the log too: else nobody would let go for it.
+func TestEndBehindAnUnlink(t *testing.T) {
+	onStage(t, func(s *stage) {
+		require.NoError(t, s.hello(s.file))
+		ten := s.vol.tenure.Load()
+		named, sessions := ten.holders(s.file)
+		require.Len(t, named, 4, "both clients")
+		s.in.close() // here who unlinks is kept from going on
+		synctest.Wait()
+		done := make(chan error, 1)
+		ten.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Unlink{Unlink: &wire.Unlink{
+			Dir: uint64(gearsfs.RootIno), Name: "f", OpenIno: uint64(s.file), Holders: named,
+		}}}, func(answer *wire.Answer, err error) {
+			ten.unlinked(s.file, sessions)
+			if err == nil {
+				err = answerError(answer)
+			}
+			done <- err
+		})
+		require.NoError(t, <-done)
+		synctest.Wait()
+		s.requireGone()
+	})
+}
