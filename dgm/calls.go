@@ -18,17 +18,17 @@ type remoteCall struct {
 	bytes int
 	out   chan remoteOutcome // of capacity 1
 
-	patient bool // waits for a lost node for as long as its context lasts
-
 	// Guarded by Remote.mu.
-	prev, next *remoteCall // in its callList
-	link       link        // that it is given to; nil while it waits for one
-	cancel     canceller   // of the attempt there
-	sent       bool        // under this session
-	maybe      bool        // an attempt may have been, or may be, made
-	before     bool        // maybe, as it was before the last attempt
-	refused    int         // attempts in a row whose session was not known
-	lent       int         // attempts that still hold the request
+	patient    bool          // waits for a lost node for as long as its context lasts
+	owed       chan struct{} // of what nobody waits for any more (owed.go): closed when it is over
+	prev, next *remoteCall   // in its callList
+	link       link          // that it is given to; nil while it waits for one
+	cancel     canceller     // of the attempt there
+	sent       bool          // under this session
+	maybe      bool          // an attempt may have been, or may be, made
+	before     bool          // maybe, as it was before the last attempt
+	refused    int           // attempts in a row whose session was not known
+	lent       int           // attempts that still hold the request
 	cancelled  bool
 	finished   bool
 	result     remoteOutcome // where it is finished
@@ -304,7 +304,7 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 	code := gearsfs.Code(resp.GetAnswer().GetCode())
 	switch {
 	case c.finished:
-		if c.lent == 0 && l.lends() {
+		if c.lent == 0 && l.lends() && c.owed == nil {
 			c.out <- c.result
 		}
 		undo = resp != nil && code == 0
@@ -326,6 +326,7 @@ func (r *Remote) answered(c *remoteCall, l link, attempt *wire.Request, resp *wi
 		if c.seq != 0 {
 			r.given--
 		}
+		undo = c.owed != nil && code == 0
 		r.finishLocked(c, resp, nil)
 		lose = r.drained && r.given == 0 && r.link == l
 	}
@@ -379,25 +380,20 @@ func raise(to *atomic.Uint64, value uint64) {
 // undo takes back what a call did that its caller has given up: a lease would
 // stay with the session, and so would an open.
 func (r *Remote) undo(c *remoteCall, l link, attempt *wire.Request, resp *wire.Response) {
-	req := &wire.Request{SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt}
-	switch {
-	case resp.Opened:
-		req.Kind = &wire.Request_Query{Query: &wire.Query{
-			Op: &wire.Query_Release{Release: resp.GetAnswer().GetAttr().GetIno()}, Fast: true,
-		}}
-	case c.opens():
-		req.Kind = &wire.Request_Query{Query: &wire.Query{
-			Op: &wire.Query_Release{Release: c.req.GetQuery().GetOpen()}, Fast: true,
-		}}
-	case c.seq != 0 && leases(resp.GetAnswer()) != nil:
-		settle := &wire.Settle{Return: true, Receipts: leases(resp.Answer)}
-		req.Kind = &wire.Request_Change{Change: &wire.Change{
-			Command: &wire.Command{Op: &wire.Command_Settle{Settle: settle}}, Fast: true,
-		}}
-	default:
+	ino := c.req.GetQuery().GetOpen()
+	if resp.Opened {
+		ino = resp.GetAnswer().GetAttr().GetIno()
+	}
+	if c.opens() || resp.Opened {
+		l.start(&wire.Request{
+			SessionMinted: attempt.SessionMinted, SessionSalt: attempt.SessionSalt,
+			Kind: &wire.Request_Query{Query: &wire.Query{Op: &wire.Query_Release{Release: ino}, Fast: true}},
+		}, func(*wire.Response) {}) // the next hello does not name it
 		return
 	}
-	l.start(req, func(*wire.Response) {}) // with the link the session's connection goes, and all of this
+	if receipts := leases(resp.GetAnswer()); c.seq != 0 && receipts != nil {
+		r.returnLeases(sessionID(attempt.SessionMinted, attempt.SessionSalt), receipts, c.owed)
+	}
 }
 
 // leases are the receipts of what an answer hands out, nil where nothing is leased.
@@ -433,8 +429,13 @@ func (r *Remote) finishLocked(c *remoteCall, resp *wire.Response, err error) {
 		r.room.Signal()
 	}
 	c.result = remoteOutcome{resp, err}
-	if c.lent == 0 {
-		c.out <- c.result
+	switch {
+	case c.owed == nil:
+		if c.lent == 0 {
+			c.out <- c.result
+		}
+	case leases(resp.GetAnswer()) == nil: // else they are given back first
+		close(c.owed)
 	}
 }
 
@@ -476,7 +477,8 @@ func outcome(o remoteOutcome) (*wire.Response, error) {
 }
 
 // abandon cancels a call whose context has ended and waits for its true
-// outcome, though not for ever where the node is another.
+// outcome, though not for ever where the node is another. What it may lease is
+// given back then without its caller.
 func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 	r.mu.Lock()
 	c.cancelled = true
@@ -499,7 +501,10 @@ func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 		// more than the hurry of who may only have got some signal.
 		soon := r.opts.Lasting != nil && r.link == nil && time.Since(r.lostAt) < lastingPatience
 		if c.lent == 0 && !soon {
-			r.finishLocked(c, nil, gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made"))
+			err := gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made")
+			if !r.leaveLocked(ctx, c, err) {
+				r.finishLocked(c, nil, err)
+			}
 		}
 		r.mu.Unlock()
 	}

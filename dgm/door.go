@@ -9,13 +9,16 @@ type door struct{ inside atomic.Int64 }
 const shutDoor = -1 << 62
 
 // enter lets the caller in, who then must leave; not where it is shut.
-func (d *door) enter() bool {
+func (d *door) enter() bool { return d.enterAs(1) }
+
+// enterAs is enter for several at once, each of whom then must leave.
+func (d *door) enterAs(several int) bool {
 	for {
 		n := d.inside.Load()
 		if n < 0 {
 			return false
 		}
-		if d.inside.CompareAndSwap(n, n+1) {
+		if d.inside.CompareAndSwap(n, n+int64(several)) {
 			return true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
@@ -45,6 +46,31 @@ func (t *Tenure) Leftovers() string {
 	}
 	return fmt.Sprintf("%d commands of %d bytes, %d held; %d wait (%d for sessions) at %d files and %d names; %d unlinks, %d ends",
 		commands, bytes, held, w.count, waits, len(w.files), len(w.names), len(w.unlinking), len(t.t.ending))
+}
+
+// Orphans says which files without a name are there and who holds them: what the
+// state has, and what the tenure that serves counts.
+func (v *Volume) Orphans() string {
+	held, err := v.machine.Held()
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	t := v.tenure.Load()
+	if t == nil {
+		return fmt.Sprintf("no tenure serves; held: %v", held)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, inos := range held {
+		fmt.Fprintf(&b, "%s holds %v", id, inos)
+		if s := t.sessions[id]; s == nil {
+			b.WriteString(", and is no session; ")
+		} else {
+			fmt.Fprintf(&b, ", and has open %v (away %t); ", s.opens, t.absent[id] != nil)
+		}
+	}
+	return b.String()
 }
 
 // Serves says whether a tenure serves.

@@ -132,12 +132,14 @@ func (t *tenure) order(s *session, cmd *wire.Command, then func(*wire.Answer, er
 	}})
 }
 
-// proposeOps hands commands to the replica, unless the tenure is over.
+// proposeOps hands commands to the replica, unless the tenure is over. Each is at
+// the desk until it is answered.
 func (t *tenure) proposeOps(ops []*op) {
-	if !t.desk.enter() {
+	if !t.desk.enterAs(len(ops)) {
 		why := t.ended()
 		for _, o := range ops {
-			o.proposed(nil, why)
+			t.passed(o)
+			o.outcome(nil, why)
 		}
 		return
 	}
@@ -149,9 +151,6 @@ func (t *tenure) proposeOps(ops []*op) {
 			batch[i] = o.proposal()
 		}
 		t.vol.group.Propose(batch...)
-	}
-	if t.desk.leave() {
-		close(t.left)
 	}
 }
 

@@ -196,6 +196,9 @@ func (o *op) proposal() *replica.Proposal {
 // proposed takes the replica's answer.
 func (o *op) proposed(answer *wire.Answer, err error) {
 	o.ten.passed(o)
+	if o.ten.desk.leave() {
+		close(o.ten.left)
+	}
 	o.outcome(answer, err)
 }
 
@@ -487,12 +490,13 @@ func (t *tenure) launch(o *op) canceller {
 func (t *tenure) proposeUnlink(o *op, dir uint64, name string, openIno *uint64, holders *[]uint64) {
 	victim := t.victim(dir, name)
 	*openIno, *holders = uint64(victim), nil
+	var named []*session
 	if victim != 0 {
-		*holders = t.holders(victim)
+		*holders, named = t.holders(victim)
 	}
 	o.then = func(answer *wire.Answer, err error) {
 		if victim != 0 {
-			t.unlinked(victim)
+			t.unlinked(victim, named)
 		}
 		if err == nil && gearsfs.Code(answer.Code) == gearsfs.ErrStale.Code && t.victim(dir, name) != victim {
 			t.proposeUnlink(o, dir, name, openIno, holders)

@@ -244,8 +244,9 @@ type unlinking struct {
 
 // holders names the sessions that have ino open, or may have, for a command that
 // may remove its last name, and notes that the command is on its way; unlinked
-// undoes that.
-func (t *tenure) holders(ino gearsfs.Ino) []uint64 {
+// undoes that. Until then the named do not end in the log: what they hold is
+// released there, and what makes them hold more has to come before.
+func (t *tenure) holders(ino gearsfs.Ino) (out []uint64, named []*session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	u := t.waits.unlinking[ino]
@@ -260,23 +261,21 @@ func (t *tenure) holders(ino gearsfs.Ino) []uint64 {
 			t.opens[ino]++
 		}
 	}
-	var ids []gearsfs.SessionID
 	if t.opens[ino] > 0 {
-		for id, s := range t.sessions {
-			if s.opens[ino] > 0 {
-				ids = append(ids, id)
+		for _, s := range t.sessions {
+			if s.opens[ino] > 0 && s.door.enter() { // it is not shut before it is none of the sessions
+				named = append(named, s)
 			}
 		}
 	}
-	slices.SortFunc(ids, compareSessions)
-	out := make([]uint64, 0, 2*len(ids))
-	for _, id := range ids {
-		out = append(out, uint64(id.Minted), id.Salt)
+	slices.SortFunc(named, func(a, b *session) int { return compareSessions(a.id, b.id) })
+	for _, s := range named {
+		out = append(out, uint64(s.id.Minted), s.id.Salt)
 	}
-	return out
+	return out, named
 }
 
-func (t *tenure) unlinked(ino gearsfs.Ino) {
+func (t *tenure) unlinked(ino gearsfs.Ino, named []*session) {
 	t.mu.Lock()
 	u := t.waits.unlinking[ino]
 	u.count--
@@ -286,6 +285,11 @@ func (t *tenure) unlinked(ino gearsfs.Ino) {
 		after = u.after
 	}
 	t.mu.Unlock()
+	for _, s := range named {
+		if s.door.leave() {
+			t.proposeEnd(s)
+		}
+	}
 	for _, f := range after {
 		f()
 	}

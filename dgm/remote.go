@@ -71,8 +71,8 @@ type RemoteOptions struct {
 //  2. While there is a link that is not being drained every call in calls is
 //     given to it; what another link still says of the call does not count.
 //  3. A change's seq is sent again, under the same session, until its answer
-//     has come or it is given up; then never. Under another session only where
-//     every attempt so far was refused.
+//     has come or it is given up; then never, unless it is owed: see leaveLocked.
+//     Under another session only where every attempt so far was refused.
 //  4. A caller gets its outcome only when nothing that was lent to a link is in
 //     use any more.
 type Remote struct {
@@ -101,6 +101,7 @@ type Remote struct {
 	noted            gearsfs.SessionID // what Lasting was told last
 	reserved         uint64            // seqs below it are noted to be in use
 	link             link              // nil while the node is lost
+	first            link              // the next link, while it carries only what is owed
 	linked           chan struct{}     // closed when link is set; a new one when it is lost
 	drained          bool              // link gets no more calls
 	given            int               // changes that link has not answered
@@ -321,6 +322,7 @@ func (r *Remote) run(l link) {
 				return
 			}
 		}
+		r.settleOwed(l)
 		r.attach(l)
 		select {
 		case <-l.done():
@@ -400,13 +402,9 @@ func (r *Remote) failed(err error) {
 // attach puts a link into use and sends what waits for one.
 func (r *Remote) attach(l link) {
 	r.mu.Lock()
-	r.link, r.drained, r.given, r.futile = l, false, 0, r.futile+1
+	r.link, r.drained, r.futile = l, false, r.futile+1
 	r.linkedAt = time.Now()
 	close(r.linked)
-	type sending struct {
-		c       *remoteCall
-		attempt *wire.Request
-	}
 	var send []sending
 	for _, c := range r.calls.all() {
 		if c.link == nil {

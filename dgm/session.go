@@ -31,8 +31,9 @@ import (
 //
 //  1. It is in tenure.sessions exactly until it is ended.
 //  2. Its end is proposed once, when all that it proposed has been answered,
-//     so nothing that it leased or that is remembered of it stays behind. Who
-//     says hello under its id meanwhile waits for that.
+//     and each unlink that names it, so nothing that it leased or holds or that
+//     is remembered of it stays behind. Who says hello under its id meanwhile
+//     waits for that.
 //  3. It is in the sessions of at, and of no other peer.
 type session struct {
 	id     gearsfs.SessionID
@@ -43,7 +44,7 @@ type session struct {
 
 	trails  trails        // where its paths led
 	uploads uploads       // changes that wait for their payloads to be stored
-	door    door          // its commands are inside while they are in the log
+	door    door          // its commands are inside while they are in the log, and the unlinks that name it
 	afar    atomic.Bool   // its client is a Local of another node, and reads there
 	near    atomic.Bool   // its client is a Local of any node, which stores payloads itself
 	epoch   atomic.Uint32 // raised when the client says hello again: it has given up what it asked before

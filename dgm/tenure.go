@@ -33,8 +33,11 @@ import (
 //  1. Volume.tenure is the one that serves, nil where none does. A tenure that
 //     is over never serves again.
 //  2. When a tenure is over nothing is handed to the replica for it any more,
-//     and the next does not begin before the last who did so has left its desk.
-//     So what is proposed was decided by what the tenure itself knew.
+//     and the next does not begin before all that was is answered: applied, or
+//     lost, or in the log before what makes this node lead. So what is proposed
+//     was decided by what the tenure itself knew, and the next learns from the
+//     state who holds what: an unlink that is applied later would name holders
+//     whom nobody asks whether they are.
 //  3. An operation is answered once, wherever the end meets it. It is idle: it
 //     comes to join (mayWaitLocked refuses) or to submit (the gate or the desk
 //     refuses). It waits: clear cancels it. The gate holds it: clear drains the
@@ -52,8 +55,8 @@ type tenure struct {
 	err   error         // why it never will; read after begun
 	lost  chan struct{} // closed when it is over
 	gate  gate
-	desk  door          // inside is who hands commands to the replica
-	left  chan struct{} // closed when it is over and nobody is inside
+	desk  door          // inside are commands while the replica has them
+	left  chan struct{} // closed when it is over and nothing is inside
 
 	// mu guards the sessions and what waits. It is never held over I/O or a
 	// call into the replica; it is taken after Volume.mu and before peer.mu and

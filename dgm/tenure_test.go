@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
@@ -349,10 +350,12 @@ func TestTenuresComeAndGo(t *testing.T) {
 		require.Equal(t, 1, n, "record %s", data)
 	}
 	m := local(t, vol)
-	require.Eventually(t, func() bool {
+	if !assert.Eventually(t, func() bool {
 		usage, err := m.StatFS(t.Context(), gearsfs.RootIno)
 		return err == nil && usage.Inodes == 2 // the root and q
-	}, 20*time.Second, time.Millisecond)
+	}, 20*time.Second, time.Millisecond) {
+		t.Fatal(vol.Orphans())
+	}
 	settled(t, vol.Tenure())
 }
 
