@@ -252,6 +252,7 @@ func TestSharedFlood(t *testing.T) {
 		w.send(t, frame{id: flood + 1, kind: kindRequest, body: []byte("here")})
 		w.receive(t)
 	}
+	stopWatch()
 	holder.send(t, frame{id: 1, kind: kindRequest, body: []byte("hold")})
 	<-holds
 	var frames []frame
@@ -306,6 +307,7 @@ func TestSharedEndWithLastBytes(t *testing.T) {
 		})))))
 		w := wireTo(t, serveOn(t, network, cfg))
 		c := <-conns
+		stopWatch()
 		holder.send(t, frame{id: 1, kind: kindRequest})
 		<-holds
 		w.send(t, frame{id: 1, kind: kindRequest})
