@@ -12,9 +12,9 @@ import (
 // keeps its connection, from which nobody else reads until it is done with what was
 // read, so that calls of one connection are served in order and never two at once.
 //
-// The watch is a timer, and to set one wakes a thread. So it goes on by itself while
-// something is read, and is set anew only by the first call or notice after a pause,
-// or with a second connection: where there is one, nobody is held up.
+// The watch is a timer, and to set one wakes a thread, as it does when it is due. So in a
+// flow of reads it goes on by itself; where they are rare it is set by a call or
+// notice and looks once. With one connection it is not set: nobody is held up.
 //
 // Invariants, beside the poller's:
 //
@@ -31,6 +31,10 @@ import (
 // watchPeriod is how long after a look the next one follows. A Handler holds up other
 // connections for this long at least, and for twice as long at the most.
 const watchPeriod = 4 * time.Millisecond
+
+// rareReads is up to how many reads between two looks the second is the last, until
+// the next call.
+const rareReads = 2
 
 // begin says that r, which has the turn, is about to handle what ready[i] was sent.
 func (r *pollReader) begin(i int) {
@@ -87,15 +91,16 @@ func (p *poller) lookAround() {
 
 // lookLocked looks once, and tells whether to look again without being asked to.
 func (p *poller) lookLocked() bool {
-	number := p.state.Load()
+	before, number := p.seen, p.state.Load()
+	p.seen = number
+	handles := number%2 == 1
 	switch {
 	case len(p.conns) < 2:
 		return false // add asks for it
-	case number != p.seen:
-		p.seen = number
-		return true
-	case number%2 == 1:
+	case handles && number == before:
 		p.relieveLocked(number)
+		return true
+	case handles || number-before > 2*rareReads:
 		return true
 	}
 	p.unset.Store(true)
