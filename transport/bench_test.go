@@ -2,8 +2,10 @@ package transport
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 var benchInFlight = []int{1, 16, 64}
@@ -108,4 +110,44 @@ func BenchmarkNotice(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkBesideSlow is a connection's calls while another's take 50 ms each in the
+// Handler, as lookups on a slow disk would.
+func BenchmarkBesideSlow(b *testing.B) {
+	const slow = 50 * time.Millisecond
+	addr := serveOn(b, "unix", shared(serving(HandlerFunc(func(call *Call) {
+		if len(call.Body()) > 0 {
+			time.Sleep(slow)
+		}
+		call.Reply(nil)
+	}))))
+	disturber, quick := wireTo(b, addr), wireTo(b, addr)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for id := uint64(1); ; id++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(slow): // half of the time it calls nothing
+			}
+			disturber.send(b, frame{id: id, kind: kindRequest, body: []byte("slow")})
+			disturber.receive(b)
+		}
+	}()
+	var took []time.Duration
+	for b.Loop() {
+		time.Sleep(time.Millisecond)
+		began := time.Now()
+		quick.send(b, frame{id: uint64(len(took)), kind: kindRequest})
+		quick.receive(b)
+		took = append(took, time.Since(began))
+	}
+	close(stop)
+	<-stopped
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+	b.ReportMetric(float64(took[len(took)-1].Microseconds()), "max-us")
 }

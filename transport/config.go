@@ -39,7 +39,7 @@ type Config struct {
 	// Shared is for connections of which many may be busy at once, each with little:
 	// one goroutine of the process reads from all of them, where the other end says
 	// Shared too and the socket is not encrypted. A Handler that takes long holds up
-	// the others.
+	// the others, for 8 ms at the most; then another goroutine reads from those.
 	Shared bool
 
 	// OneWay is for an end that sends all the time and is sent little. Go's runtime

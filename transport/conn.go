@@ -50,6 +50,7 @@ type Conn struct {
 	// Of a connection that a poller reads; what is not polled belongs to its turn.
 	polled              *pollSock // nil where the connection has a goroutine of its own
 	again, hungUp, over bool      // in more; the peer has ended; it is not read any more
+	kept                bool      // under poller.mu: who reads it has lost the turn
 
 	frameBytesMax int // of what is sent
 	callsMax      int
@@ -331,12 +332,25 @@ func (c *Conn) read() error {
 // readThere reads once from a shared connection and handles what came. The error
 // is EAGAIN where nothing had.
 func (c *Conn) readThere() error {
+	if err := c.fetch(); err != nil {
+		return err
+	}
+	return c.handleFetched()
+}
+
+// fetch is the reading of readThere.
+func (c *Conn) fetch() error {
 	n, err := c.in.fill(c.polled)
 	if err != nil {
 		return err
 	}
 	c.received.Add(uint64(n))
 	c.cork()
+	return nil
+}
+
+// handleFetched is what readThere does with what has come.
+func (c *Conn) handleFetched() error {
 	if err := c.handleAll(); err != nil {
 		return err
 	}

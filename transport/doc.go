@@ -100,7 +100,10 @@
 // poller's sockets are not known to Go's runtime, and the kernel says with what is
 // to be read whether the stream ends: no read finds nothing, and over a unix socket
 // nobody is woken because the peer has read. A Batch that is going to wait gives the
-// reading to another goroutine first.
+// reading to another goroutine first. From a Handler that takes long, though it must
+// not, the reading is taken away after 4 to 8 ms: others are read from then, while its
+// own connection waits for it, so that the order of calls is kept. What Start's done
+// does is watched like that only beside calls and notices.
 //
 // A caller whose call is the only one of the process, as the last ones were, reads
 // its answer from a shared connection itself (Pending.Attend), for 2 ms at the most:

@@ -72,7 +72,7 @@ func (p *poller) claim(call *Pending) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.atRest || p.lone != nil || p.conns[int32(c.polled.fd)] != c || c.over {
+	if !p.atRest || p.lone != nil || p.conns[int32(c.polled.fd)] != c || c.over || c.kept {
 		c.polled.leave()
 		return false
 	}

@@ -74,6 +74,7 @@ func (c *Conn) Notify(body []byte) error {
 // handleNotice hands a notice to the handler.
 func (c *Conn) handleNotice(body []byte) {
 	if c.notices != nil {
+		c.watched()
 		c.notices.Notice(body)
 	}
 }

@@ -23,7 +23,8 @@ import (
 // Invariants:
 //
 //  1. One goroutine has the turn: it alone touches in, again, hungUp and over of
-//     the connections, and more. It keeps the turn but for yield.
+//     the connections, and more. It keeps the turn but for yield, and for the watch
+//     (watch.go), which takes it away where a Handler takes long.
 //  2. A connection is reported when something comes (edge-triggered), so it is read
 //     until a read was not full, and where the peer has ended until that is read:
 //     until then it is in more. Each round reads once from each of these, so one
@@ -37,7 +38,7 @@ import (
 //  5. The kernel does not report what comes on the lone connection, but the end of
 //     the stream and room to write. Asking for reports again reports what is there
 //     then, so what came between the lone caller's last read and that is not missed.
-//  6. A connection with a Batch is never claimed.
+//  6. A connection with a Batch is never claimed, nor is one that is kept.
 type poller struct {
 	epfd int
 	file *os.File // the epoll instance
@@ -60,6 +61,16 @@ type poller struct {
 	loneWait time.Duration
 	claims   int       // that have ended
 	yielded  time.Time // when lone callers last let others run
+
+	// Of the watch, see watch.go.
+	timer    *time.Timer
+	period   time.Duration
+	watching bool        // timer is set
+	seen     uint64      // state, at the last look
+	serving  *pollReader // the turn's: who has made state odd
+
+	state atomic.Uint64
+	unset atomic.Bool
 
 	asked    [1]unix.PollFd // what the lone caller waits for
 	patience unix.Timespec  // and for how long still
@@ -115,6 +126,9 @@ func (p *poller) part() {
 	}
 	p.mu.Lock()
 	p.over = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
 	if p.spare != nil {
 		close(p.spare.turn)
 		p.spare = nil
@@ -140,6 +154,7 @@ func newPoller() (*poller, error) {
 	}
 	p := &poller{
 		epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn), atRest: true, loneWait: loneWait,
+		period: watchPeriod,
 	}
 	p.running.Go(p.newReader().run)
 	return p, nil
@@ -178,6 +193,9 @@ func (p *poller) add(c *Conn) error {
 	if r := p.away; r != nil {
 		p.away = nil
 		p.passLocked(r)
+	}
+	if len(p.conns) > 1 && !p.watching {
+		p.setTimerLocked() // a Handler may be under way
 	}
 	p.mu.Unlock()
 	err := p.want(c.polled.fd, syscall.EPOLL_CTL_ADD, wantRead)
@@ -221,6 +239,8 @@ type pollReader struct {
 	events  []syscall.EpollEvent
 	n       int // of events
 	ready   []*Conn
+	at      int              // in ready: what is being handled
+	number  uint64           // the poller's state meanwhile
 	batches []Batch          // that were entered
 	look    func(fd uintptr) // poll, bound once, as are those that follow
 	attempt func(fd uintptr) bool
@@ -246,8 +266,10 @@ func (p *poller) newReader() *pollReader {
 func (r *pollReader) run() {
 	for r.wait() {
 		r.gather()
-		for _, c := range r.ready {
-			r.serve(c)
+		for i := range r.ready {
+			if !r.serve(i) {
+				break
+			}
 		}
 		clear(r.ready)
 		if r.leave() {
@@ -308,7 +330,7 @@ func (r *pollReader) gather() {
 		if e.Events&(syscall.EPOLLOUT|hangUp) != 0 {
 			c.polled.wakeWriter()
 		}
-		if c.polled == r.p.lone {
+		if c.polled == r.p.lone || c.kept {
 			continue // it is reported again
 		}
 		c.hungUp = c.hungUp || e.Events&hangUp != 0
@@ -319,14 +341,25 @@ func (r *pollReader) gather() {
 	}
 }
 
-// serve reads from a connection once and handles what came.
-func (r *pollReader) serve(c *Conn) {
+// serve reads from ready[i] once and handles what came. It tells whether r still has
+// the turn; else what follows in ready is another's.
+func (r *pollReader) serve(i int) bool {
+	c := r.ready[i]
 	c.again = false
 	if b := c.batchOf(); b != nil && !slices.Contains(r.batches, b) {
 		b.Enter()
 		r.batches = append(r.batches, b)
 	}
-	switch err := c.readThere(); {
+	err := c.fetch()
+	if err == nil {
+		r.begin(i)
+		err = c.handleFetched()
+		if !r.finish() {
+			r.p.giveUp(c, err)
+			return false
+		}
+	}
+	switch {
 	case err == syscall.EAGAIN:
 	case err != nil:
 		c.over = true
@@ -335,6 +368,7 @@ func (r *pollReader) serve(c *Conn) {
 		c.again = true
 		r.p.more = append(r.p.more, c)
 	}
+	return true
 }
 
 // leave leaves the batches, and reports whether the turn is still there.

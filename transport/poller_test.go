@@ -31,7 +31,7 @@ type wirePeer struct {
 }
 
 // wireTo says hello to addr as an end that shares.
-func wireTo(t *testing.T, addr Addr) *wirePeer {
+func wireTo(t testing.TB, addr Addr) *wirePeer {
 	sock, err := net.Dial(addr.Network, addr.Address)
 	require.NoError(t, err)
 	t.Cleanup(func() { sock.Close() })
@@ -41,7 +41,7 @@ func wireTo(t *testing.T, addr Addr) *wirePeer {
 }
 
 // greet exchanges HELLOs.
-func (w *wirePeer) greet(t *testing.T) {
+func (w *wirePeer) greet(t testing.TB) {
 	w.send(t, frame{kind: kindHello, body: hello{
 		features: featureNotices | featureShared, callsMax: 1 << 20, windowBytes: 1 << 30, frameBytes: 1 << 26,
 	}.append(nil)})
@@ -49,7 +49,7 @@ func (w *wirePeer) greet(t *testing.T) {
 }
 
 // send returns when the kernel has all frames.
-func (w *wirePeer) send(t *testing.T, frames ...frame) {
+func (w *wirePeer) send(t testing.TB, frames ...frame) {
 	var b []byte
 	for _, f := range frames {
 		b = f.append(b)
@@ -58,7 +58,7 @@ func (w *wirePeer) send(t *testing.T, frames ...frame) {
 	require.NoError(t, err)
 }
 
-func (w *wirePeer) receive(t *testing.T) frame {
+func (w *wirePeer) receive(t testing.TB) frame {
 	for {
 		f, ok, err := w.in.next()
 		require.NoError(t, err)
@@ -252,6 +252,7 @@ func TestSharedFlood(t *testing.T) {
 		w.send(t, frame{id: flood + 1, kind: kindRequest, body: []byte("here")})
 		w.receive(t)
 	}
+	stopWatch()
 	holder.send(t, frame{id: 1, kind: kindRequest, body: []byte("hold")})
 	<-holds
 	var frames []frame
@@ -306,6 +307,7 @@ func TestSharedEndWithLastBytes(t *testing.T) {
 		})))))
 		w := wireTo(t, serveOn(t, network, cfg))
 		c := <-conns
+		stopWatch()
 		holder.send(t, frame{id: 1, kind: kindRequest})
 		<-holds
 		w.send(t, frame{id: 1, kind: kindRequest})

@@ -198,6 +198,7 @@ func (c *Conn) handleRequest(f frame) error {
 	serve := c.acceptLocked(call)
 	c.mu.Unlock()
 	if serve {
+		c.watched()
 		c.handler.Serve(call)
 	}
 	return nil
