@@ -65,12 +65,13 @@ type poller struct {
 	// Of the watch, see watch.go.
 	timer    *time.Timer
 	period   time.Duration
+	rare     int32
 	watching bool        // timer is set
 	seen     uint64      // state, at the last look
 	serving  *pollReader // the turn's: who has made state odd
 
 	state atomic.Uint64
-	unset atomic.Bool
+	unset atomic.Int32
 
 	asked    [1]unix.PollFd // what the lone caller waits for
 	patience unix.Timespec  // and for how long still
@@ -154,7 +155,7 @@ func newPoller() (*poller, error) {
 	}
 	p := &poller{
 		epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn), atRest: true, loneWait: loneWait,
-		period: watchPeriod,
+		period: watchPeriod, rare: rareCalls,
 	}
 	p.running.Go(p.newReader().run)
 	return p, nil

@@ -13,8 +13,9 @@ import (
 // read, so that calls of one connection are served in order and never two at once.
 //
 // The watch is a timer, and to set one wakes a thread, as it does when it is due. So in a
-// flow of reads it goes on by itself; where they are rare it is set by a call or
-// notice and looks once. With one connection it is not set: nobody is held up.
+// flow of reads it goes on by itself; where they are rare it is set by one of
+// rareCalls calls and notices and looks once: then a Handler that takes long mostly holds
+// up the others. With one connection it is not set: nobody is held up.
 //
 // Invariants, beside the poller's:
 //
@@ -24,9 +25,10 @@ import (
 //  2. A connection with kept set belongs to the goroutine that has lost the turn
 //     there, in all that is the turn's otherwise. It is neither in more nor read, and
 //     its reports are dropped, but asked for again when it is given back.
-//  3. unset means that the next one to call a Handler has to set the timer. It says
-//     so before the watch looks at state for the last time, and who handles something
-//     makes state odd before looking at unset: so one sees the other.
+//  3. unset, where it is above 0, is how many calls of a Handler, the next one
+//     included, there are until one has to set the timer. It says so before the watch
+//     looks at state for the last time, and who handles something makes state odd
+//     before looking at unset: so one sees the other.
 
 // watchPeriod is how long after a look the next one follows. A Handler holds up other
 // connections for this long at least, and for twice as long at the most.
@@ -35,6 +37,10 @@ const watchPeriod = 4 * time.Millisecond
 // rareReads is up to how many reads between two looks the second is the last, until
 // the next call.
 const rareReads = 2
+
+// rareCalls is one of how many calls sets the timer where they are rare: what that
+// costs, three switches of threads, would be a part of each call's time.
+const rareCalls = 16
 
 // begin says that r, which has the turn, is about to handle what ready[i] was sent.
 func (r *pollReader) begin(i int) {
@@ -51,8 +57,11 @@ func (r *pollReader) finish() bool {
 
 // watched is called before a Handler is.
 func (c *Conn) watched() {
-	if c.polled != nil && c.polled.poller.unset.Load() {
-		c.polled.poller.watch()
+	if c.polled == nil {
+		return
+	}
+	if p := c.polled.poller; p.unset.Load() > 0 && p.unset.Add(-1) <= 0 {
+		p.watch()
 	}
 }
 
@@ -60,13 +69,13 @@ func (c *Conn) watched() {
 func (p *poller) watch() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.unset.Load() && !p.over {
+	if !p.watching && !p.over {
 		p.setTimerLocked()
 	}
 }
 
 func (p *poller) setTimerLocked() {
-	p.unset.Store(false)
+	p.unset.Store(0)
 	p.watching = true
 	if p.timer == nil {
 		p.timer = time.AfterFunc(p.period, p.lookAround)
@@ -103,7 +112,7 @@ func (p *poller) lookLocked() bool {
 	case handles || number-before > 2*rareReads:
 		return true
 	}
-	p.unset.Store(true)
+	p.unset.Store(p.rare)
 	return p.state.Load() != number
 }
 

@@ -39,12 +39,28 @@ func requireEcho(t *testing.T, w *wirePeer, id int, body string) {
 	require.Equal(t, body, string(f.body))
 }
 
-// known is wireTo behind which the poller reads from the connection.
+// known is wireTo behind which the poller reads from the connection, and each call sets
+// its watch.
 func known(t *testing.T, addr Addr) *wirePeer {
 	w := wireTo(t, addr)
 	w.send(t, request(1<<20, "here"))
 	requireEcho(t, w, 1<<20, "here")
+	everyCall(1)
 	return w
+}
+
+// everyCall has one of n calls set the watch of the process's poller.
+func everyCall(n int32) *poller {
+	pollers.mu.Lock()
+	p := pollers.p
+	pollers.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rare = n
+	if p.unset.Load() > 0 {
+		p.unset.Store(n)
+	}
+	return p
 }
 
 // stopWatch has the process's poller look by itself no more: one look, that the
@@ -263,7 +279,7 @@ func TestWatchRests(t *testing.T) {
 	rests := func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return !p.watching && p.unset.Load()
+		return !p.watching && p.unset.Load() > 0
 	}
 	require.Eventually(t, rests, time.Minute, time.Millisecond)
 	w.send(t, frame{id: 1, kind: kindPing})
@@ -287,6 +303,32 @@ func TestWatchRests(t *testing.T) {
 		w.send(t, request(i, "quick"))
 		requireEcho(t, w, i, "quick")
 	}
+}
+
+// TestWatchSeldom: where calls are rare most of them set no timer.
+func TestWatchSeldom(t *testing.T) {
+	addr := serveOn(t, "unix", shared(serving(newGates())))
+	w := known(t, addr)
+	known(t, addr)
+	p := everyCall(rareCalls)
+	watching := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.watching
+	}
+	require.Eventually(t, func() bool { return !watching() }, time.Minute, time.Millisecond)
+	p = everyCall(rareCalls)
+	p.mu.Lock()
+	p.period = time.Hour
+	p.mu.Unlock()
+	for i := range rareCalls - 1 {
+		w.send(t, request(i, "quick"))
+		requireEcho(t, w, i, "quick")
+		require.False(t, watching())
+	}
+	w.send(t, request(rareCalls, "quick"))
+	requireEcho(t, w, rareCalls, "quick")
+	require.True(t, watching())
 }
 
 // TestWatchOrder: whenever turns are taken away, each connection's calls are served in
