@@ -165,12 +165,16 @@ func (v *Volume) Resolved(path string) (remembered int, err error) {
 func (t *Tenure) OpensAtOnce(id gearsfs.SessionID, ino gearsfs.Ino, made bool) (atOnce bool, err error) {
 	t.t.mu.Lock()
 	s := t.t.sessions[id]
+	var at *peer
+	if s != nil {
+		at = s.at
+	}
 	t.t.mu.Unlock()
 	if s == nil {
 		return false, gearsfs.ErrSession
 	}
 	answers := make(chan error, 1)
-	t.t.open(s, ino, made, replica.Vouch{}, func(resp *wire.Response) { answers <- errorOf(resp) })
+	t.t.open(at, s, ino, made, replica.Vouch{}, func(resp *wire.Response) { answers <- errorOf(resp) })
 	atOnce = len(answers) > 0
 	return atOnce, <-answers
 }

@@ -165,3 +165,49 @@ func TestEndBehindAnUnlink(t *testing.T) {
 		s.requireGone()
 	})
 }
+
+// What comes late from a connection that the client has given up opens nothing and
+// releases nothing: on the next one it has said what it has open.
+func TestLateOpensCountNot(t *testing.T) {
+	onStage(t, func(s *stage) {
+		ten := s.vol.tenure.Load()
+		late := s.in.peer
+		client := late.session(s.id)
+		require.NoError(t, s.hello(s.file))
+		for _, q := range []*wire.Query{
+			{Op: &wire.Query_Open{Open: uint64(s.file)}},
+			{Op: &wire.Query_Open{Open: uint64(s.file)}, Made: true},
+			{Op: &wire.Query_Release{Release: uint64(s.file)}},
+		} {
+			answer := make(chan *wire.Response, 1)
+			ten.start(late, client, &wire.Request{Kind: &wire.Request_Query{Query: q}}, func(resp *wire.Response) { answer <- resp })
+			require.Error(t, errorOf(<-answer))
+		}
+		ten.unopen(client, client.epoch.Load()-1, s.file) // of an open that failed, asked for there
+		require.NoError(t, s.main.Unlink(s.t.Context(), gearsfs.RootIno, "f"))
+		require.NoError(t, s.main.Release(s.t.Context(), s.file))
+		synctest.Wait()
+		_, err := s.main.GetAttr(s.t.Context(), s.file)
+		require.NoError(t, err, "the client has it open")
+		require.NoError(t, s.ask(&wire.Request{Kind: &wire.Request_Query{Query: &wire.Query{Op: &wire.Query_Release{Release: uint64(s.file)}}}}))
+		synctest.Wait()
+		held, err := s.vol.machine.Held()
+		require.NoError(t, err)
+		require.Empty(t, held)
+	})
+}
+
+// A client that came to a tenure that ends before it says hello is not taken into the
+// next one: its connection ends with the first, and its session would end with that.
+func TestHelloToTheNextTenure(t *testing.T) {
+	onStage(t, func(s *stage) {
+		in, err := s.vol.inside(gearsfs.Root)
+		require.NoError(t, err)
+		s.flip()
+		s.in = in
+		h := &wire.Hello{SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt}
+		require.ErrorIs(t, s.ask(&wire.Request{Kind: &wire.Request_Hello{Hello: h}}), gearsfs.ErrNotLeader)
+		in.close()
+		require.NoError(t, s.hello())
+	})
+}

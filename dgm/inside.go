@@ -11,7 +11,6 @@ import (
 // tenure that it was made in.
 type inside struct {
 	peer *peer
-	ten  *tenure
 }
 
 // inside connects a client of this process. Errors: gearsfs.ErrNotLeader where
@@ -24,7 +23,7 @@ func (v *Volume) inside(as gearsfs.Caller) (*inside, error) {
 	case t == nil:
 		return nil, errNotLeader
 	}
-	return &inside{&peer{vol: v, as: &as, sessions: make(map[gearsfs.SessionID]*session)}, t}, nil
+	return &inside{&peer{vol: v, as: &as, ten: t, sessions: make(map[gearsfs.SessionID]*session)}}, nil
 }
 
 // start begins a request, which the volume may write into from then on. done is
@@ -43,7 +42,7 @@ func (in *inside) start(req *wire.Request, done func(*wire.Response)) canceller 
 
 // lost is closed when the tenure or the volume ends: the client says hello
 // elsewhere then.
-func (in *inside) lost() <-chan struct{} { return in.ten.lost }
+func (in *inside) lost() <-chan struct{} { return in.peer.ten.lost }
 
 // close ends the connection, and with it the sessions that did not say goodbye.
 // It does not wait.

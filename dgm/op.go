@@ -384,7 +384,7 @@ func (o *op) cancel(why error) {
 
 // start begins an operation for session s. done is called exactly once, maybe
 // before start returns. What it returns, where that is not nil, ends the wait.
-func (t *tenure) start(s *session, req *wire.Request, done func(*wire.Response)) canceller {
+func (t *tenure) start(p *peer, s *session, req *wire.Request, done func(*wire.Response)) canceller {
 	if !t.vol.enter() {
 		done(failure(gearsfs.ErrClosed))
 		return nil
@@ -398,7 +398,7 @@ func (t *tenure) start(s *session, req *wire.Request, done func(*wire.Response))
 	case *wire.Request_Change:
 		return t.startChange(s, kind.Change, done)
 	case *wire.Request_Query:
-		return t.startQuery(s, kind.Query, replica.Vouch{Member: gearsfs.MemberID(req.Voucher), Term: req.VouchTerm}, done)
+		return t.startQuery(p, s, kind.Query, replica.Vouch{Member: gearsfs.MemberID(req.Voucher), Term: req.VouchTerm}, done)
 	case *wire.Request_Goodbye:
 		t.endSession(s, true, func(err error) {
 			resp := &wire.Response{}

@@ -20,46 +20,46 @@ import (
 //  3. when it comes back its hello says what it has open, and what it does not
 //     is released; when it does not come back its end releases all.
 
-// open counts an open of ino, once the state knows the session, and answers with
-// the inode's attributes where it is still there; those of one that was made for it
-// need not be certain.
-func (t *tenure) open(s *session, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
-	finish := func() { t.finishOpen(s, ino, made, by, done) }
-	rowed, err := t.opened(s, ino, finish)
-	switch {
-	case err != nil:
+// open counts an open of ino that a session asks for on a connection, once the state
+// knows the session, and answers with the inode's attributes where it is still there;
+// those of one that was made for it need not be certain.
+func (t *tenure) open(p *peer, s *session, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
+	epoch, rowed, err := t.opened(p, s, ino)
+	if err != nil {
 		done(failure(err))
-	case !rowed:
-		t.confirm(s, func(err error) {
-			if err != nil {
-				t.released(s, ino)
-				done(failure(err))
-				return
-			}
-			t.behindUnlinks(ino, finish)
-		})
+		return
 	}
+	finish := func() { t.finishOpen(s, epoch, ino, made, by, done) }
+	if rowed {
+		t.behindUnlinks(ino, finish)
+		return
+	}
+	t.confirm(s, func(err error) {
+		if err != nil {
+			t.unopen(s, epoch, ino)
+			done(failure(err))
+			return
+		}
+		t.behindUnlinks(ino, finish)
+	})
 }
 
-// opened counts an open of ino. Where the state knows the session it calls then,
-// behind the unlinks that may not have seen the open.
-func (t *tenure) opened(s *session, ino gearsfs.Ino, then func()) (rowed bool, err error) {
+// opened counts an open of ino, in an epoch of the session. A client that has gone to
+// another connection has said there what it has open, and asks for this one again.
+func (t *tenure) opened(p *peer, s *session, ino gearsfs.Ino) (epoch uint32, rowed bool, err error) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	switch {
 	case t.over != nil:
-		err = t.over
+		return 0, false, t.over
 	case s.ended:
-		err = gearsfs.ErrClosed
-	default:
-		s.opens[ino]++
-		t.opens[ino]++
-		rowed = s.rowed
+		return 0, false, gearsfs.ErrClosed
+	case s.at != p:
+		return 0, false, gearsfs.ErrCancelled
 	}
-	t.mu.Unlock()
-	if rowed {
-		t.behindUnlinks(ino, then)
-	}
-	return rowed, err
+	s.opens[ino]++
+	t.opens[ino]++
+	return s.epoch.Load(), s.rowed, nil
 }
 
 // behindUnlinks calls then when no unlink of ino that is on its way can be
@@ -76,7 +76,7 @@ func (t *tenure) behindUnlinks(ino gearsfs.Ino, then func()) {
 	}
 }
 
-func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
+func (t *tenure) finishOpen(s *session, epoch uint32, ino gearsfs.Ino, made bool, by replica.Vouch, done func(*wire.Response)) {
 	v := t.vol
 	if !v.enter() { // it has waited for an unlink
 		done(failure(gearsfs.ErrClosed))
@@ -85,7 +85,7 @@ func (t *tenure) finishOpen(s *session, ino gearsfs.Ino, made bool, by replica.V
 	defer v.leave()
 	attr, err := v.machine.GetAttr(ino)
 	if err != nil || attr.Nlink == 0 && t.late(s, ino) {
-		t.released(s, ino)
+		t.unopen(s, epoch, ino)
 		v.answer(nil, gearsfs.ErrStale, v.alone(), by, done)
 		return
 	}
@@ -121,12 +121,7 @@ func (t *tenure) openMade(o *op, answer *wire.Answer) {
 		defer t.vol.leave()
 		attr, err := t.vol.machine.GetAttr(ino)
 		if err != nil || attr.Nlink == 0 && t.late(s, ino) {
-			t.mu.Lock()
-			again := s.epoch.Load() != o.epoch // and has said what it has open
-			t.mu.Unlock()
-			if !again {
-				t.released(s, ino)
-			}
+			t.unopen(s, o.epoch, ino)
 			unopened()
 			return
 		}
@@ -143,17 +138,19 @@ func (t *tenure) late(s *session, ino gearsfs.Ino) bool {
 	return first && t.vol.machine.IsOrphan(ino)
 }
 
-// released takes one open back. The last one of an inode without a name lets
-// the inode go.
-func (t *tenure) released(s *session, ino gearsfs.Ino) {
+// unopen takes an open back that was counted in an epoch of the session: in a later
+// one its client has said what it has open. The last one of an inode without a name
+// lets the inode go.
+func (t *tenure) unopen(s *session, epoch uint32, ino gearsfs.Ino) {
 	t.mu.Lock()
-	n := s.opens[ino]
-	if n > 0 {
+	last := false
+	if s.epoch.Load() == epoch && s.opens[ino] > 0 {
+		last = s.opens[ino] == 1
 		decrement(s.opens, ino, 1)
 		decrement(t.opens, ino, 1)
 	}
 	t.mu.Unlock()
-	if n == 1 {
+	if last {
 		t.letGo(s, ino)
 	}
 }

@@ -23,6 +23,7 @@ type peer struct {
 	vol  *Volume
 	conn *transport.Conn // nil in this process
 	as   *gearsfs.Caller
+	ten  *tenure // that a client in this process came to; nil for others
 
 	// Which member's connection it is. It and group belong to the goroutine that
 	// reads from it.
@@ -77,7 +78,7 @@ func (p *peer) serve(req *wire.Request, done func(*wire.Response)) canceller {
 		answer := done
 		done = func(resp *wire.Response) { resp.LetGo = true; answer(resp) }
 	}
-	c := s.ten.start(s, req, done)
+	c := s.ten.start(p, s, req, done)
 	if c == nil {
 		return nil
 	}
@@ -185,7 +186,7 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 	}
 	defer v.leave()
 	t := v.tenure.Load()
-	if t == nil {
+	if t == nil || p.ten != nil && p.ten != t { // its connection ends with the tenure
 		done(failure(errNotLeader))
 		return
 	}

@@ -1,14 +1,16 @@
 package dgm
 
 import (
+	"cmp"
+
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// startQuery reads. What an API query shows is certain; a fast one shows what is
+// startQuery reads for a session, asked on a connection. What an API query shows is certain; a fast one shows what is
 // applied.
-func (t *tenure) startQuery(s *session, q *wire.Query, by replica.Vouch, done func(*wire.Response)) canceller {
+func (t *tenure) startQuery(p *peer, s *session, q *wire.Query, by replica.Vouch, done func(*wire.Response)) canceller {
 	v := t.vol
 	switch kind := q.Op.(type) {
 	case *wire.Query_Peek:
@@ -19,11 +21,14 @@ func (t *tenure) startQuery(s *session, q *wire.Query, by replica.Vouch, done fu
 		v.answer(&wire.Response{}, nil, false, by, done)
 		return nil
 	case *wire.Query_Open:
-		t.open(s, gearsfs.Ino(kind.Open), q.Made, by, done)
+		t.open(p, s, gearsfs.Ino(kind.Open), q.Made, by, done)
 		return nil
 	case *wire.Query_Release:
-		t.released(s, gearsfs.Ino(kind.Release))
-		done(&wire.Response{})
+		if t.releasedBy(p, s, []uint64{kind.Release}) {
+			done(&wire.Response{})
+		} else {
+			done(failure(cmp.Or(t.ended(), error(gearsfs.ErrClosed))))
+		}
 		return nil
 	}
 	if bulky(q) && !s.local {
