@@ -14,6 +14,7 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/block"
 	"github.com/gearsfs/gearsfs/block/blocktest"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -287,7 +288,7 @@ func TestRates(t *testing.T) {
 			begin := time.Now()
 			do()
 			require.InDelta(t, want.Seconds(), time.Since(begin).Seconds(), 1.2)
-			time.Sleep(time.Minute) // virtual
+			bubble.Pass(time.Minute)
 		}
 		took(10*time.Second, func() {
 			r, err := s.Check(t.Context(), these(extents...), block.CheckOptions{Rate: rate})

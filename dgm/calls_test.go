@@ -14,6 +14,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -123,8 +124,7 @@ func TestLentUntilDone(t *testing.T) {
 		synctest.Wait()
 		route.links <- second
 		first.lose()
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1)
 		lent, again := first.asked()[0], second.asked()[0]
 		require.NotSame(t, lent.req.GetChange(), again.req.GetChange(), "an attempt is a copy")
@@ -155,8 +155,7 @@ func TestCancelledWaitsForItsOwnVolume(t *testing.T) {
 			cancel()
 			synctest.Wait()
 			require.True(t, l.asked()[0].cancelled.Load())
-			time.Sleep(10 * cancelPatience)
-			synctest.Wait()
+			bubble.Pass(10 * cancelPatience)
 			if !lending {
 				require.ErrorIs(t, <-failed, gearsfs.ErrMaybe)
 				return
@@ -181,23 +180,20 @@ func TestGiveUp(t *testing.T) {
 		first.lose()
 		synctest.Wait()
 		_, unsent := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("y")) })
-		time.Sleep(9 * time.Second)
-		synctest.Wait()
+		bubble.Pass(9 * time.Second)
 		require.Empty(t, append([]error{}, drain(sent, asked, unsent)...))
-		time.Sleep(1001 * time.Millisecond)
-		synctest.Wait()
+		bubble.Pass(1001 * time.Millisecond)
 		require.ErrorIs(t, <-sent, gearsfs.ErrMaybe)
 		require.ErrorIs(t, <-asked, gearsfs.ErrNoNode)
 		require.ErrorIs(t, <-unsent, gearsfs.ErrNoNode)
 		_, late := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
-		time.Sleep(time.Second)
+		bubble.Pass(time.Second)
 		require.ErrorIs(t, <-late, gearsfs.ErrNoNode)
 
 		second := newScriptLink(false)
 		route.links <- second
 		out, _ := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1, "what was given up is not asked again")
 		second.asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
 		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
@@ -215,14 +211,12 @@ func TestPatient(t *testing.T) {
 		synctest.Wait()
 		require.Len(t, first.asked(), 1)
 		first.lose()
-		time.Sleep(time.Hour)
-		synctest.Wait()
+		bubble.Pass(time.Hour)
 		require.Empty(t, drain(failed))
 
 		second := newScriptLink(false)
 		route.links <- second
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1)
 		again := second.asked()[0]
 		require.Equal(t, first.asked()[0].req.GetChange().Command.Seq, again.req.GetChange().Command.Seq)
@@ -271,8 +265,7 @@ func TestNotLeaderGoesElsewhere(t *testing.T) {
 			next = newScriptLink(false)
 			route.links <- next
 			last.asked()[0].done(failure(gearsfs.ErrNotLeader))
-			time.Sleep(2 * backoffMax)
-			synctest.Wait()
+			bubble.Pass(2 * backoffMax)
 			require.Len(t, next.asked(), 1)
 		}
 		require.Equal(t, 11, futile(r))
@@ -310,8 +303,7 @@ func TestRefusedAgain(t *testing.T) {
 			links[len(links)-2].asked()[0].done(failure(gearsfs.ErrSession))
 			synctest.Wait()
 			require.Empty(t, l.asked(), "the take beside may be answered yet")
-			time.Sleep(drainPatience + backoffMax)
-			synctest.Wait()
+			bubble.Pass(drainPatience + backoffMax)
 			require.NotEmpty(t, l.asked())
 		}
 		require.Len(t, links[2].asked(), 1, "the write; whether the take was made is not known")
@@ -332,8 +324,7 @@ func TestOverloadedAgain(t *testing.T) {
 		synctest.Wait()
 		route.links <- second
 		first.lose()
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		second.asked()[0].done(failure(gearsfs.ErrOverload))
 		require.ErrorIs(t, <-once, gearsfs.ErrMaybe)
 		_, fresh := later(func() (gearsfs.Attr, error) { return r.Write(t.Context(), 7, 0, []byte("x")) })

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -143,12 +144,11 @@ func TestLetGoGoesAlong(t *testing.T) {
 		require.Len(t, reqs, 1)
 		require.Equal(t, []uint64{7, 8}, reqs[0].Released)
 		require.Equal(t, map[uint64]int{7: 1, 9: 1}, open)
-		time.Sleep(10 * letGoWithin)
+		bubble.Pass(10 * letGoWithin)
 		reqs, _ = l.said()
 		require.Empty(t, reqs, "all is told")
 		require.NoError(t, r.LetGo(t.Context(), 9))
-		time.Sleep(letGoWithin)
-		synctest.Wait()
+		bubble.Pass(letGoWithin)
 		reqs, open = l.said()
 		require.Len(t, reqs, 1)
 		require.Equal(t, map[uint64]int{7: 1}, open)
@@ -191,8 +191,7 @@ func TestLetGoOfWhatIsNotServed(t *testing.T) {
 		require.ErrorIs(t, err, gearsfs.ErrOverload)
 		_, open := l.said()
 		require.Equal(t, map[uint64]int{7: 1}, open)
-		time.Sleep(4 * letGoWithin)
-		synctest.Wait()
+		bubble.Pass(4 * letGoWithin)
 		_, open = l.said()
 		require.Empty(t, open)
 	})
@@ -216,15 +215,14 @@ func TestLetGoOverLinks(t *testing.T) {
 		require.Equal(t, []uint64{7}, reqs[len(reqs)-1].Released)
 		require.NoError(t, r.LetGo(t.Context(), 8))
 		first.lose()
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Empty(t, failed)
 		<-opened
 		reqs, open := second.said()
 		require.Len(t, reqs, 1, "the open")
 		require.Empty(t, reqs[0].Released)
 		require.Equal(t, map[uint64]int{7: 1, 8: 1, 9: 1}, open)
-		time.Sleep(10 * letGoWithin)
+		bubble.Pass(10 * letGoWithin)
 		reqs, _ = second.said()
 		require.Empty(t, reqs)
 	})
@@ -254,8 +252,7 @@ func TestLetGoWhileLost(t *testing.T) {
 			<-greeted
 			require.NoError(t, r.LetGo(t.Context(), 8)) // the hello says that it is open
 			close(goOn)
-			time.Sleep(backoffMax)
-			synctest.Wait()
+			bubble.Pass(backoffMax)
 			require.Equal(t, []uint64{8, 1}, second.hello)
 			_, open := second.said()
 			require.Empty(t, open)
@@ -295,7 +292,7 @@ func TestCreateGivenUp(t *testing.T) {
 			defer stop()
 			return r.Create(ctx, 1, "f", Make{})
 		})
-		time.Sleep(time.Second + 2*cancelPatience)
+		bubble.Pass(time.Second + 2*cancelPatience)
 		require.ErrorIs(t, <-failed, gearsfs.ErrMaybe)
 		script.asked()[0].done(&wire.Response{Answer: &wire.Answer{Attr: &wire.Attr{Ino: 7}}, Opened: true})
 		asked := script.asked()
@@ -316,8 +313,7 @@ func TestCreateSaysItIsOpen(t *testing.T) {
 		_, failed := later(func() (gearsfs.Attr, error) { return r.Create(t.Context(), 1, "g", Make{}) })
 		synctest.Wait()
 		first.lose()
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Empty(t, failed)
 		require.Equal(t, []uint64{100, 1}, slices.Clone(second.hello), "the second was not answered")
 		reqs, open := second.said()

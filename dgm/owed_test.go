@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -61,11 +62,10 @@ func TestCancelledTakeIsGivenBack(t *testing.T) {
 		r, route := scripted(t, RemoteOptions{}, first)
 		lost := cancelledTake(t, r, first, true)
 		out, _ := takeLeased(t.Context(), r)
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 
 		route.links <- second
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1, "the next take has to wait")
 		again := second.asked()[0]
 		require.Equal(t, lost.req.GetChange().Command.Seq, again.req.GetChange().Command.Seq)
@@ -77,8 +77,7 @@ func TestCancelledTakeIsGivenBack(t *testing.T) {
 
 		second.lose() // whether it was returned is not known
 		route.links <- third
-		time.Sleep(2 * backoffMax)
-		synctest.Wait()
+		bubble.Pass(2 * backoffMax)
 		require.Len(t, third.asked(), 1)
 		requireReturn(t, third.asked()[0], 3)
 		require.Equal(t, second.asked()[1].req.GetChange().Command.Seq, third.asked()[0].req.GetChange().Command.Seq)
@@ -101,8 +100,7 @@ func TestCancelledTakeThatLeasedNothing(t *testing.T) {
 		cancelledTake(t, r, first, true)
 		out, _ := takeLeased(t.Context(), r)
 		route.links <- second
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1)
 		second.asked()[0].done(failure(gearsfs.ErrCancelled))
 		synctest.Wait()
@@ -117,8 +115,7 @@ func TestCancelledTakeThatLeasedNothing(t *testing.T) {
 		r.mu.Unlock()
 		out, _ = takeLeased(t.Context(), r)
 		route.links <- third
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, third.asked(), 1, "what it leased went with the session")
 		require.False(t, third.asked()[0].cancelled.Load())
 		third.asked()[0].done(leased(4))
@@ -139,12 +136,10 @@ func TestCancelledTakeOfASlowNode(t *testing.T) {
 		requireReturn(t, first.asked()[1], 3)
 		first.lose() // before that was answered
 		route.links <- second
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1)
 		out, _ := takeLeased(t.Context(), r)
-		time.Sleep(cancelPatience)
-		synctest.Wait()
+		bubble.Pass(cancelPatience)
 		require.Len(t, second.asked(), 2)
 		second.asked()[1].done(leased(4))
 		require.Len(t, <-out, 1)
@@ -177,8 +172,7 @@ func TestCancelledTransaction(t *testing.T) {
 		cancel()
 		require.ErrorIs(t, <-failed, gearsfs.ErrMaybe)
 		route.links <- second
-		time.Sleep(backoffMax)
-		synctest.Wait()
+		bubble.Pass(backoffMax)
 		require.Len(t, second.asked(), 1)
 		again := second.asked()[0].req.GetChange()
 		require.NotNil(t, again.Command.GetConfirm())

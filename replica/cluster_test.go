@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 // cluster is a group whose members talk over a network in memory. It runs in a
@@ -119,7 +120,7 @@ func (c *cluster) addLearner(id uint64) {
 		if !errors.Is(err, gearsfs.ErrBusy) && !errors.Is(err, gearsfs.ErrMaybe) && !errors.Is(err, gearsfs.ErrNotLeader) {
 			require.NoError(c.t, err)
 		}
-		time.Sleep(10 * time.Millisecond)
+		bubble.Spend(10 * time.Millisecond)
 	}
 }
 
@@ -203,7 +204,7 @@ func (n *nodeCopies) Make(done func(SnapshotMeta, error)) {
 		state := n.machine.state
 		state.records, state.sizes = slices.Clone(state.records), slices.Clone(state.sizes)
 		n.machine.mu.Unlock()
-		time.Sleep(10 * time.Millisecond)
+		bubble.Spend(10 * time.Millisecond)
 		done(SnapshotMeta{Index: state.index, Term: state.term, Conf: state.conf, Data: state}, nil)
 	})
 }
@@ -214,7 +215,7 @@ func (n *nodeCopies) Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta
 		c.mu.Lock()
 		wait, err, o := c.fetch, c.refuse, c.nodes[uint64(to)]
 		c.mu.Unlock()
-		time.Sleep(wait)
+		bubble.Spend(wait)
 		if err != nil {
 			done(err)
 			return
@@ -233,7 +234,7 @@ func (n *nodeCopies) Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta
 				done(nil)
 				return
 			}
-			time.Sleep(10 * time.Millisecond)
+			bubble.Spend(10 * time.Millisecond)
 		}
 		done(errors.New("it was not installed"))
 	})
@@ -287,7 +288,7 @@ func (c *cluster) eventually(what string, ok func() bool) {
 		if ok() {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		bubble.Spend(10 * time.Millisecond)
 	}
 	for id, n := range c.nodes {
 		c.t.Logf("%d: %+v up %v", id, n.Status(), n.up)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -302,8 +303,7 @@ func TestStall(t *testing.T) {
 		flush <- errors.New("no room")
 		synctest.Wait()
 		require.Len(t, machine.records(), stalledAt, "a flush that failed frees nothing")
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
+		bubble.Pass(2 * time.Second)
 		require.Equal(t, 2, machine.flushes, "it is tried again")
 
 		flush <- nil

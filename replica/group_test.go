@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -208,11 +209,10 @@ func TestLazySync(t *testing.T) {
 		require.NoError(t, f.put("a", false).err)
 		require.NoError(t, f.put("b", false).err)
 		require.Less(t, log.syncedIndex(), log.Last())
-		time.Sleep(100 * time.Millisecond)
-		synctest.Wait()
+		bubble.Pass(100 * time.Millisecond)
 		require.Equal(t, log.Last(), log.syncedIndex())
 		syncs := log.syncs
-		time.Sleep(time.Hour)
+		bubble.Pass(time.Hour)
 		require.Equal(t, syncs, log.syncs, "nothing is synced without need")
 		require.NoError(t, f.Close())
 	})

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 func TestMembers(t *testing.T) {
@@ -30,7 +31,7 @@ func TestMembers(t *testing.T) {
 
 		// One that is not there stays a learner, and can go again.
 		require.NoError(t, leader.AddLearner(ctx, 9, []byte("nobody")))
-		time.Sleep(5 * time.Second)
+		bubble.Pass(5 * time.Second)
 		require.Equal(t, []gearsfs.MemberID{9}, leader.Status().Learners)
 		wantCode(t, gearsfs.ErrNotMember, leader.Transfer(ctx, 9))
 		acked = append(acked, c.count("b", 5)...)
@@ -72,7 +73,7 @@ func TestRemoved(t *testing.T) {
 			// It is passive, also when it starts again, and disturbs nobody.
 			n.stop()
 			n.boot()
-			time.Sleep(10 * time.Second)
+			bubble.Pass(10 * time.Second)
 			require.True(t, n.Status().Removed)
 			require.False(t, n.led())
 			acked = append(acked, c.count(fmt.Sprint("c", id), 5)...)
@@ -94,7 +95,7 @@ func TestRemoveNeeded(t *testing.T) {
 		ctx := context.Background()
 		dead := c.follower()
 		dead.kill()
-		time.Sleep(3 * time.Second)
+		bubble.Pass(3 * time.Second)
 		leader, other := c.leader(), c.follower()
 		wantCode(t, gearsfs.ErrBusy, leader.RemoveMember(ctx, gearsfs.MemberID(other.id), nil))
 		require.NoError(t, leader.RemoveMember(ctx, gearsfs.MemberID(dead.id), nil))
@@ -102,7 +103,7 @@ func TestRemoveNeeded(t *testing.T) {
 		// It does not know, asks for votes, and is not heard.
 		dead.boot()
 		term := leader.Status().Term
-		time.Sleep(30 * time.Second)
+		bubble.Pass(30 * time.Second)
 		require.Equal(t, term, leader.Status().Term)
 		require.False(t, dead.Status().Removed)
 	})
@@ -119,7 +120,7 @@ func TestLearnerSeesNoMore(t *testing.T) {
 		n.log.syncGate = gate
 		n.log.mu.Unlock()
 		out := n.start("a", false)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		require.Empty(t, out)
 		require.Empty(t, n.machine.records())
 		close(gate)
@@ -145,7 +146,7 @@ func TestRetention(t *testing.T) {
 		for _, away := range []struct{ puts, installs int }{{50, 0}, {1000, 1}, {50, 1}, {1000, 2}} {
 			victim.kill()
 			acked := c.count(fmt.Sprint(away.installs, long), away.puts)
-			time.Sleep(time.Second)
+			bubble.Spend(time.Second)
 			for _, n := range c.nodes {
 				if n.up {
 					require.Less(t, n.log.Bytes(), uint64(30_000), "the log grows")
@@ -197,7 +198,7 @@ func TestSnapshotFails(t *testing.T) {
 		c.mu.Unlock()
 		n := c.add(2, true)
 		c.addLearner(2)
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		require.Zero(t, c.figure(&n.installs))
 		require.Less(t, c.figure(&c.made), 120)
 		require.Greater(t, c.figure(&c.made), 1)
@@ -221,7 +222,7 @@ func TestSlowSnapshot(t *testing.T) {
 		n := c.add(4, true)
 		c.addLearner(4)
 		c.eventually("it needs a snapshot", func() bool { return c.leader().Status().Progress[4].Snapshot })
-		time.Sleep(10 * time.Second)
+		bubble.Pass(10 * time.Second)
 		heir := c.follower()
 		require.NoError(t, c.leader().Transfer(context.Background(), gearsfs.MemberID(heir.id)))
 		c.eventually("another leader", heir.led)

@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 func TestThree(t *testing.T) {
@@ -32,7 +33,7 @@ func TestThree(t *testing.T) {
 			require.Equal(t, s.Applied, s.Durable)
 			require.NoError(t, n.Barrier(context.Background()))
 		}
-		time.Sleep(200 * time.Millisecond)
+		bubble.Pass(200 * time.Millisecond)
 		progress := c.nodes[1].Status().Progress
 		require.Len(t, progress, 2)
 		for _, p := range progress {
@@ -47,7 +48,7 @@ func TestThree(t *testing.T) {
 		began := time.Now()
 		require.NoError(t, c.nodes[1].put("fast", true).err)
 		for c.nodes[2].Status().Applied < c.nodes[1].Status().Applied {
-			time.Sleep(time.Millisecond) // virtual
+			bubble.Spend(time.Millisecond)
 		}
 		require.Less(t, time.Since(began), tick/2)
 		wantCode(t, gearsfs.ErrNotLeader, c.nodes[2].put("x", true).err)
@@ -92,7 +93,7 @@ func TestDied(t *testing.T) {
 		// It is of no consequence where it is not true.
 		term := c.leader().Status().Term
 		c.follower().Died(gearsfs.MemberID(c.leader().id))
-		time.Sleep(5 * time.Second)
+		bubble.Pass(5 * time.Second)
 		require.LessOrEqual(t, c.leader().Status().Term, term+1)
 		c.leader().Died(gearsfs.MemberID(c.follower().id))
 		c.settled()
@@ -180,7 +181,7 @@ func TestBarrierWaits(t *testing.T) {
 		require.NoError(t, c.leader().put("a", true).err)
 		done := make(chan error, 1)
 		go func() { done <- follower.Barrier(context.Background()) }()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		require.Empty(t, done)
 		c.setDrop(nil)
 		require.NoError(t, <-done)
@@ -264,7 +265,7 @@ func TestForgottenChange(t *testing.T) {
 			n.kill()
 		}
 		founder.boot()
-		time.Sleep(time.Minute)
+		bubble.Pass(time.Minute)
 		require.False(t, founder.led())
 		require.Len(t, founder.Status().Voters, 3)
 		c.nodes[2].boot()

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 // hold has each Sync from now on wait for a value of the channel that it returns.
@@ -119,7 +120,7 @@ func TestAppliedOnceOnDisk(t *testing.T) {
 		synctest.Wait()
 		require.Len(t, out, 1)
 		require.NoError(t, (<-out).err)
-		time.Sleep(time.Second) // they hear that it is committed
+		bubble.Pass(time.Second) // they hear that it is committed
 		require.ElementsMatch(t, []uint64{leader.id, one}, applied())
 		disks[other] <- struct{}{}
 		synctest.Wait()

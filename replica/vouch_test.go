@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 // certainNow calls WhenVouched and reports whether it was answered at once.
@@ -130,7 +131,7 @@ func TestVouchedReads(t *testing.T) {
 				before := slices.Clone(acked)
 				mu.Unlock()
 				v := by.Vouch()
-				time.Sleep(time.Duration(rnd.Int64N(int64(time.Second) >> rnd.IntN(12))))
+				bubble.Spend(time.Duration(rnd.Int64N(int64(time.Second) >> rnd.IntN(12))))
 				for id := range uint64(3) {
 					n := c.nodes[id+1]
 					seen := n.machine.records()

@@ -68,8 +68,9 @@ var house = map[string]room{
 	"bench": { // measures a node beside what it stands on
 		rooms: []string{nouns, "dgm", "bench/load"}, outside: []string{"github.com/cockroachdb/pebble/v2"},
 	},
-	"bench/load": {},
-	"tests":      {},
+	"bench/load":   {},
+	"tests":        {},
+	"tests/bubble": {},
 }
 
 func TestDirections(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 // narrowListener gives its connections small socket buffers.
@@ -341,7 +342,7 @@ func TestSilentPeer(t *testing.T) {
 						}
 					}()
 					if silentAfter == time.Second {
-						time.Sleep(silentAfter) // virtual
+						bubble.Spend(silentAfter)
 						last = time.Since(began)
 						w.send(frame{kind: kindPing})
 					}
@@ -374,7 +375,7 @@ func TestStoppedPeer(t *testing.T) {
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := pair(t, serving(echo), serving(echo))
-		time.Sleep(time.Hour) // virtual
+		bubble.Pass(time.Hour)
 		for _, c := range []*Conn{a, b} {
 			_, err := c.Call(t.Context(), nil)
 			require.NoError(t, err)
@@ -395,7 +396,7 @@ func TestSlowLink(t *testing.T) {
 			ended <- err
 		}()
 		for left := int64(4<<20 + overheadBytes); left > 0; left -= 1 << 15 {
-			time.Sleep(time.Second) // virtual
+			bubble.Spend(time.Second)
 			_, err := io.CopyN(io.Discard, w, min(left, 1<<15))
 			require.NoError(t, err)
 		}
@@ -405,7 +406,7 @@ func TestSlowLink(t *testing.T) {
 			_, err := w.Write(answer[:n])
 			require.NoError(t, err)
 			answer = answer[n:]
-			time.Sleep(2 * time.Second) // virtual
+			bubble.Spend(2 * time.Second)
 		}
 		require.NoError(t, <-ended)
 		require.Greater(t, time.Since(began), 100*time.Second)
@@ -466,7 +467,7 @@ func TestEndlessFrame(t *testing.T) {
 			defer close(ended)
 			head := binary.BigEndian.AppendUint32(nil, 1000)
 			for _, err := w.Write(head); err == nil; _, err = w.Write([]byte{1}) {
-				time.Sleep(time.Second) // virtual
+				bubble.Spend(time.Second)
 			}
 		}()
 		began := time.Now()

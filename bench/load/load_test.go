@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 func TestRunCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, err := Run(t.Context(), 4, time.Second, 8*time.Second, func(context.Context, int) (int, error) {
-			time.Sleep(10 * time.Millisecond) // virtual
+			bubble.Spend(10 * time.Millisecond)
 			return 3, nil
 		})
 		require.NoError(t, err)
@@ -31,7 +33,7 @@ func TestRunEndsEarly(t *testing.T) {
 			if calls.Add(1) > 40 {
 				return 0, ErrEmpty
 			}
-			time.Sleep(time.Second) // virtual
+			bubble.Spend(time.Second)
 			return 1, nil
 		})
 		require.NoError(t, err)
@@ -61,7 +63,7 @@ func TestFailover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var killed time.Time
 		took, err := Failover(t.Context(), func(context.Context) error {
-			time.Sleep(7 * time.Millisecond) // virtual
+			bubble.Spend(7 * time.Millisecond)
 			if !killed.IsZero() && time.Since(killed) < 300*time.Millisecond {
 				return errors.New("no leader")
 			}
@@ -75,7 +77,7 @@ func TestFailover(t *testing.T) {
 		require.LessOrEqual(t, took, 314*time.Millisecond)
 
 		_, err = Failover(t.Context(), func(context.Context) error {
-			time.Sleep(time.Millisecond) // virtual
+			bubble.Spend(time.Millisecond)
 			return nil
 		}, func() error { return errors.New("no such process") })
 		require.ErrorContains(t, err, "no such process")

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs/tests/bubble"
 )
 
 // fakeQueue keeps records in memory. Each call takes a millisecond of virtual
@@ -43,7 +45,7 @@ func (c *fakeClient) Close() error {
 }
 
 func (c *fakeClient) Put(ctx context.Context, n int) error {
-	time.Sleep(time.Millisecond) // virtual
+	bubble.Spend(time.Millisecond)
 	if c.putFails != nil {
 		return c.putFails
 	}
@@ -64,7 +66,7 @@ func (c *fakeClient) Waiting(context.Context) (bool, error) {
 
 // Take gives at most half of what was asked for.
 func (c *fakeClient) Take(_ context.Context, n int) (int, error) {
-	time.Sleep(time.Millisecond) // virtual
+	bubble.Spend(time.Millisecond)
 	n = (n + 1) / 2
 	for range n {
 		select {
@@ -78,14 +80,14 @@ func (c *fakeClient) Take(_ context.Context, n int) (int, error) {
 }
 
 func (c *fakeClient) Ack(context.Context) error {
-	time.Sleep(time.Millisecond) // virtual
+	bubble.Spend(time.Millisecond)
 	c.acks += c.held
 	c.held = 0
 	return nil
 }
 
 func (c *fakeClient) Chain(_ context.Context, n int) error {
-	time.Sleep(time.Millisecond) // virtual
+	bubble.Spend(time.Millisecond)
 	c.acks += c.held
 	for c.held = 0; c.held < n; c.held++ {
 		<-c.records
