@@ -18,9 +18,7 @@ var regular = dgm.Make{Mode: unix.S_IFREG | 0o644}
 
 // TestCreateOverCuts: a file whose answer was lost is made once and open once.
 func TestCreateOverCuts(t *testing.T) {
-	vol := openVolume(t, t.TempDir())
-	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	b, r, m := bridged(t)
 	for i := range 5 {
 		name := fmt.Sprint(i)
 		var made gearsfs.Attr
@@ -36,18 +34,14 @@ func TestCreateOverCuts(t *testing.T) {
 		require.NoError(t, r.LetGo(t.Context(), made.Ino))
 		_, err = r.Lookup(t.Context(), gearsfs.RootIno, name) // tells of it
 		require.ErrorIs(t, err, gearsfs.ErrNotFound)
-		put(t, m, "tick", "x") // behind that
-		_, err = m.GetAttr(t.Context(), made.Ino)
-		require.ErrorIs(t, err, gearsfs.ErrStale, "nobody has it open")
+		requireLetGo(t, m, made.Ino)
 	}
 }
 
 // TestLetGoOverCuts: where the request that was to tell of it was lost, the hello does,
 // and another open stays.
 func TestLetGoOverCuts(t *testing.T) {
-	vol := openVolume(t, t.TempDir())
-	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	b, r, m := bridged(t)
 	for i := range 5 {
 		name := fmt.Sprint(i)
 		made, err := r.Create(t.Context(), gearsfs.RootIno, name, regular)
@@ -68,9 +62,7 @@ func TestLetGoOverCuts(t *testing.T) {
 			_, err = m.GetAttr(t.Context(), made.Ino)
 			require.NoError(t, err, "it is open once more")
 		}
-		put(t, m, "tick", "x")
-		_, err = m.GetAttr(t.Context(), made.Ino)
-		require.ErrorIs(t, err, gearsfs.ErrStale)
+		requireLetGo(t, m, made.Ino)
 	}
 }
 

@@ -40,6 +40,22 @@ func newBridge(t *testing.T, target string) *bridge {
 	return bridgeOn(t, l, target)
 }
 
+// bridged has a bridge before a volume, a Remote that goes through it, and a Local.
+func bridged(t *testing.T) (*bridge, *dgm.Remote, *dgm.Local) {
+	t.Helper()
+	vol := openVolume(t, t.TempDir())
+	b := newBridge(t, serveUnix(t, vol))
+	return b, dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+}
+
+// requireLetGo: nobody has a file without a name open, behind what was asked before.
+func requireLetGo(t *testing.T, m dgm.Manager, ino gearsfs.Ino) {
+	t.Helper()
+	put(t, m, "tick", "x")
+	_, err := m.GetAttr(t.Context(), ino)
+	require.ErrorIs(t, err, gearsfs.ErrStale, "nobody has it open")
+}
+
 func bridgeOn(t *testing.T, l net.Listener, target string) *bridge {
 	b := &bridge{l: l, target: target, dropped: make(chan struct{}, 1)}
 	b.wg.Go(b.run)
@@ -321,9 +337,7 @@ func TestSessionComesBackToWait(t *testing.T) {
 // A take whose connection only its client has lost must not get a record that
 // its repetition waits for.
 func TestHalfLostTake(t *testing.T) {
-	vol := openVolume(t, t.TempDir())
-	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	b, r, m := bridged(t)
 	for range 20 {
 		out := takeLater(t.Context(), r, takeK)
 		untilWaits(t, m, 1)
@@ -337,9 +351,7 @@ func TestHalfLostTake(t *testing.T) {
 
 // Opens count once, however often their answers are lost.
 func TestOpensOverCuts(t *testing.T) {
-	vol := openVolume(t, t.TempDir())
-	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	b, r, m := bridged(t)
 	for i := range 5 {
 		name := fmt.Sprint(i)
 		attr, err := m.Make(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: 0o100644})
@@ -353,17 +365,13 @@ func TestOpensOverCuts(t *testing.T) {
 		_, err = m.GetAttr(t.Context(), attr.Ino)
 		require.NoError(t, err, "it is open")
 		require.NoError(t, r.Release(t.Context(), attr.Ino))
-		put(t, m, "tick", "x") // behind the release
-		_, err = m.GetAttr(t.Context(), attr.Ino)
-		require.ErrorIs(t, err, gearsfs.ErrStale, "nobody has it open")
+		requireLetGo(t, m, attr.Ino)
 	}
 }
 
 // Changes in an answer that was lost are not passed over in silence.
 func TestWatchOverACut(t *testing.T) {
-	vol := openVolume(t, t.TempDir())
-	b := newBridge(t, serveUnix(t, vol))
-	r, m := dial(t, b.addr(), dgm.RemoteOptions{}), local(t, vol)
+	b, r, m := bridged(t)
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- r.Watch(t.Context(), func() { close(started) }, func([]gearsfs.Change) {})
