@@ -76,6 +76,7 @@ func (g *gears) add(ctx context.Context) error {
 func (g *gears) dial(ctx context.Context) (*dgm.Remote, error) {
 	return dgm.Dial(ctx, strings.Join(g.addrs, ","), dgm.RemoteOptions{
 		Client: dgm.Client{Process: "bench", Caller: gearsfs.Root}, ClaimCaller: true,
+		Far: g.network == "tcp", // as from another machine
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/replica"
+	"github.com/gearsfs/gearsfs/transport"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -177,4 +178,13 @@ func (t *Tenure) OpensAtOnce(id gearsfs.SessionID, ino gearsfs.Ino, made bool) (
 	t.t.open(at, s, ino, made, replica.Vouch{}, func(resp *wire.Response) { answers <- errorOf(resp) })
 	atOnce = len(answers) > 0
 	return atOnce, <-answers
+}
+
+// Over is the kind of connection that a Remote has, once it has one.
+func (r *Remote) Over(ctx context.Context) (transport.PeerKind, error) {
+	conn, err := r.current(ctx)
+	if err != nil {
+		return "", err
+	}
+	return conn.Peer().Kind, nil
 }

@@ -211,7 +211,7 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 		return
 	case !back:
 		t.keepOpen(s)
-		p.welcome(s, h.Offer, done)
+		p.welcome(s, h, done)
 		return
 	}
 	// The state may know it still, or not any more.
@@ -220,19 +220,19 @@ func (p *peer) hello(h *wire.Hello, done func(*wire.Response)) {
 			t.endSession(s, false, func(error) { done(failure(err)) })
 			return
 		}
-		p.welcome(s, h.Offer, done)
+		p.welcome(s, h, done)
 	})
 }
 
-func (p *peer) welcome(s *session, offer string, done func(*wire.Response)) {
+func (p *peer) welcome(s *session, h *wire.Hello, done func(*wire.Response)) {
 	v := p.vol
-	if offer != "" && p.conn != nil {
-		v.offer(offer, p)
+	if h.Offer != "" && p.conn != nil {
+		v.offer(h.Offer, p)
 	}
 	done(&wire.Response{Welcome: &wire.Welcome{
 		SessionMinted: uint64(s.id.Minted), SessionSalt: s.id.Salt,
 		Node: v.cfg.Data.Identity().Name, Volume: v.machine.VolumeName(), VolumeId: v.machine.VolumeID(),
-		Addrs: v.nodeAddrs(), LetsGo: true,
+		Addrs: v.nodeAddrs(), LetsGo: true, Near: p.near(h),
 	}})
 }
 

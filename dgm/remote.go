@@ -47,6 +47,9 @@ type RemoteOptions struct {
 	// OnRetry, where not nil, is told when the connection is lost and each time
 	// that one of the addresses has failed since. It must not block.
 	OnRetry func(error)
+	// Far keeps the Remote where it was told to be: else it goes over to the
+	// unix socket of a node that it reaches over TCP on its own machine.
+	Far bool
 	// Lasting, where not nil, makes the session one that another process can go
 	// on with should this one die.
 	Lasting *Lasting
@@ -82,6 +85,7 @@ type Remote struct {
 	route     route
 	introduce func(*wire.Hello) // says more in each hello; may be nil
 	callsMax  int
+	far       bool // does not look for a nearer link; of who connects
 
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
@@ -167,7 +171,7 @@ func makeRemote(opts RemoteOptions, route route) *Remote {
 		opts.GiveUp = gearsfs.SessionTTL
 	}
 	r := &Remote{
-		opts: opts, route: route, callsMax: remoteCallsMax, stopped: make(chan struct{}),
+		opts: opts, route: route, callsMax: remoteCallsMax, far: opts.Far, stopped: make(chan struct{}),
 		linked: make(chan struct{}), opens: make(map[gearsfs.Ino]uint64), lostAt: time.Now(),
 	}
 	r.outs.New = func() any { return make(chan remoteOutcome, 1) }
@@ -191,18 +195,22 @@ func (r *Remote) Session() gearsfs.SessionID {
 // connect makes a link on which the session has been welcomed.
 func (r *Remote) connect(ctx context.Context, s *search) (link, error) {
 	s.greet, s.part, s.owned = r.hello, r.depart, &r.owned
-	l, resp, err := r.route.connect(ctx, s)
-	if err != nil {
-		return nil, err
+	for {
+		l, resp, err := r.route.connect(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		r.route.told(resp)
+		r.noteIndex(l, resp)
+		r.mu.Lock()
+		r.session = sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)
+		r.letGo.heard = resp.Welcome.LetsGo
+		r.noteSessionLocked()
+		r.mu.Unlock()
+		if l = r.nearer(ctx, l, resp.Welcome); l != nil {
+			return l, nil
+		}
 	}
-	r.route.told(resp)
-	r.noteIndex(l, resp)
-	r.mu.Lock()
-	r.session = sessionID(resp.Welcome.SessionMinted, resp.Welcome.SessionSalt)
-	r.letGo.heard = resp.Welcome.LetsGo
-	r.noteSessionLocked()
-	r.mu.Unlock()
-	return l, nil
 }
 
 // roundTrip is one request on a link. The response comes also with the error

@@ -91,6 +91,13 @@ func (d *dialRoute) won(t tried) {
 	}
 }
 
+// prefer has an address be the first to be tried for the next link.
+func (d *dialRoute) prefer(addr transport.Addr) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = []transport.Addr{addr}
+}
+
 // foreign says whether a welcome is not that of the volume that it is known to be.
 func (d *dialRoute) foreign(resp *wire.Response) bool {
 	d.mu.Lock()

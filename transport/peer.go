@@ -25,6 +25,9 @@ const (
 type Peer struct {
 	Kind PeerKind
 	Addr string // the socket's remote address; empty for most unix sockets
+	// Here says of TCP, with TLS or without, that Addr is one of this machine: of
+	// who connected, or of who forwards its connection.
+	Here bool
 
 	// Of unix sockets: who connected, or who listens, at that time. The first
 	// of GIDs is the primary group.
@@ -39,7 +42,7 @@ type Peer struct {
 // peerOf asks the kernel, or the certificate, who is behind nc, which is sock or
 // the TLS over it.
 func peerOf(nc, sock net.Conn) (Peer, error) {
-	p := Peer{Kind: PeerOther, Addr: sock.RemoteAddr().String()}
+	p := Peer{Kind: PeerOther, Addr: sock.RemoteAddr().String(), Here: sameHost(sock)}
 	if over, ok := nc.(*tls.Conn); ok {
 		p.Kind = PeerTLS
 		if chains := over.ConnectionState().VerifiedChains; len(chains) > 0 {
@@ -55,6 +58,13 @@ func peerOf(nc, sock net.Conn) (Peer, error) {
 		return p, p.askKernel(s)
 	}
 	return p, nil
+}
+
+// sameHost says whether a TCP socket's other end has an address of this machine.
+func sameHost(sock net.Conn) bool {
+	from, tcp := sock.RemoteAddr().(*net.TCPAddr)
+	to, _ := sock.LocalAddr().(*net.TCPAddr)
+	return tcp && (from.IP.IsLoopback() || to != nil && from.IP.Equal(to.IP))
 }
 
 // askKernel fills in the credentials of a unix socket's peer, socket(7)

@@ -127,9 +127,9 @@ func TestTCPPeerIsNobody(t *testing.T) {
 		return echo, nil
 	}})
 	c := dial(t, addr, Config{})
-	require.Equal(t, Peer{Kind: PeerTCP, Addr: addr.Address}, c.Peer())
+	require.Equal(t, Peer{Kind: PeerTCP, Addr: addr.Address, Here: true}, c.Peer())
 	p := <-peers
-	require.Equal(t, Peer{Kind: PeerTCP, Addr: p.Addr}, p)
+	require.Equal(t, Peer{Kind: PeerTCP, Addr: p.Addr, Here: true}, p)
 }
 
 // authority issues certificates for 127.0.0.1.

@@ -183,6 +183,9 @@ type Welcome struct {
 	VolumeId      []byte                 `protobuf:"bytes,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	Addrs         []string               `protobuf:"bytes,7,rep,name=addrs,proto3" json:"addrs,omitempty"`                  // where the volume's nodes are, one per node
 	LetsGo        bool                   `protobuf:"varint,8,opt,name=lets_go,json=letsGo,proto3" json:"lets_go,omitempty"` // it reads Request.released
+	// The node's unix socket, where the client came over TCP from its machine and is
+	// who it says it is.
+	Near          string `protobuf:"bytes,9,opt,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -264,6 +267,13 @@ func (x *Welcome) GetLetsGo() bool {
 		return x.LetsGo
 	}
 	return false
+}
+
+func (x *Welcome) GetNear() string {
+	if x != nil {
+		return x.Near
+	}
+	return ""
 }
 
 type Request struct {
@@ -4100,7 +4110,7 @@ const file_request_proto_rawDesc = "" +
 	"\aattempt\x18\r \x01(\x04R\aattempt\x12\x18\n" +
 	"\alasting\x18\x0f \x01(\bR\alastingB\f\n" +
 	"\n" +
-	"_claim_uid\"\xd1\x01\n" +
+	"_claim_uid\"\xe5\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x12\n" +
@@ -4108,7 +4118,8 @@ const file_request_proto_rawDesc = "" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tvolume_id\x18\x05 \x01(\fR\bvolumeId\x12\x14\n" +
 	"\x05addrs\x18\a \x03(\tR\x05addrs\x12\x17\n" +
-	"\alets_go\x18\b \x01(\bR\x06letsGoJ\x04\b\x06\x10\a\"\x90\x04\n" +
+	"\alets_go\x18\b \x01(\bR\x06letsGo\x12\x12\n" +
+	"\x04near\x18\t \x01(\tR\x04nearJ\x04\b\x06\x10\a\"\x90\x04\n" +
 	"\aRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.gearsfs.HelloH\x00R\x05hello\x12)\n" +
 	"\x06change\x18\x02 \x01(\v2\x0f.gearsfs.ChangeH\x00R\x06change\x12&\n" +
