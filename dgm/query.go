@@ -8,8 +8,8 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// startQuery reads for a session, asked on a connection. What an API query shows is certain; a fast one shows what is
-// applied.
+// startQuery reads for a session, asked on a connection. What an API query shows is
+// certain; a fast one shows what is applied.
 func (t *tenure) startQuery(p *peer, s *session, q *wire.Query, by replica.Vouch, done func(*wire.Response)) canceller {
 	v := t.vol
 	switch kind := q.Op.(type) {
