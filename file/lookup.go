@@ -19,6 +19,8 @@ type inode struct {
 	xattrs uint64
 	quota  uint64
 	access acl
+
+	entries uint64 // names in a directory
 }
 
 func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID, n.access} }
@@ -26,7 +28,7 @@ func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID
 func inodeOf(n *node) inode {
 	return inode{
 		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gearsfs.Ino(n.row.Parent),
-		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access,
+		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access, entries: n.row.Entries,
 	}
 }
 
@@ -91,7 +93,7 @@ func (r *reading) close() {
 	for i := range r.learnedNames {
 		r.m.dentries.put(r.learnedNames[i].key, r.learnedNames[i].to)
 	}
-	r.m.dentries.shrink(nil)
+	r.m.dentries.shrink()
 }
 
 // cached returns an inode from the cache, where that is still of this
@@ -232,7 +234,7 @@ func (m *Machine) lookupCached(dirIno gearsfs.Ino, name string, caller gearsfs.C
 		return n, err, true
 	}
 	d, ok := m.dentries.get(dentryKey{dirIno, name})
-	if !ok {
+	if !ok && !m.dentries.all(dirIno, dir.entries) {
 		return n, nil, false
 	}
 	if d.ino == 0 {
