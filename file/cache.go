@@ -64,8 +64,9 @@ func (c *cache[K, V]) drop(key K) {
 	c.ring = c.ring[:len(c.ring)-1]
 }
 
-// shrink drops unused values until the bound holds; gone is called with each.
-func (c *cache[K, V]) shrink(gone func(V)) {
+// shrink drops unused values until the bound holds; gone, which may be nil, is
+// called with each.
+func (c *cache[K, V]) shrink(gone func(K, V)) {
 	for len(c.ring) > c.max {
 		if c.hand >= len(c.ring) {
 			c.hand = 0
@@ -77,7 +78,7 @@ func (c *cache[K, V]) shrink(gone func(V)) {
 		}
 		c.drop(s.key)
 		if gone != nil {
-			gone(s.value)
+			gone(s.key, s.value)
 		}
 	}
 }

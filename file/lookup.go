@@ -19,6 +19,8 @@ type inode struct {
 	xattrs uint64
 	quota  uint64
 	access acl
+
+	entries uint64 // names in a directory
 }
 
 func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID, n.access} }
@@ -26,7 +28,7 @@ func (n *inode) guard() guard { return guard{n.attr.Mode, n.attr.UID, n.attr.GID
 func inodeOf(n *node) inode {
 	return inode{
 		attr: attributes(n.ino, &n.row, &n.stat), data: n.stat, target: n.row.Target, parent: gearsfs.Ino(n.row.Parent),
-		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access,
+		xattrs: n.row.Xattrs, quota: n.row.Quota, access: n.acls.access, entries: n.row.Entries,
 	}
 }
 
@@ -47,10 +49,15 @@ type reading struct {
 	applied uint64
 	buf     []byte
 
-	// For the caches: an inode each, and a name or its absence.
-	learned     []*node
-	learnedName dentryKey
-	learnedTo   dentry
+	// For the caches: an inode each, and names or their absence.
+	learned      []*node
+	learnedNames []learnedName
+}
+
+// learnedName is a name and where it was found to lead.
+type learnedName struct {
+	key dentryKey
+	to  dentry
 }
 
 // read begins a reading. It must be closed.
@@ -68,7 +75,7 @@ func (m *Machine) readLocked() *reading {
 // nothing was applied meanwhile and the lock is free: it never waits.
 func (r *reading) close() {
 	r.view.Close() // a reader's snapshot has nothing to lose
-	if len(r.learned) == 0 && r.learnedName.dir == 0 || !r.m.mu.TryLock() {
+	if len(r.learned) == 0 && len(r.learnedNames) == 0 || !r.m.mu.TryLock() {
 		return
 	}
 	defer r.m.mu.Unlock()
@@ -83,10 +90,10 @@ func (r *reading) close() {
 		}
 	}
 	r.m.nodes.shrink(r.m.forgetNode)
-	if r.learnedName.dir != 0 {
-		r.m.dentries.put(r.learnedName, r.learnedTo)
-		r.m.dentries.shrink(nil)
+	for i := range r.learnedNames {
+		r.m.dentries.put(r.learnedNames[i].key, r.learnedNames[i].to)
 	}
+	r.m.dentries.shrink()
 }
 
 // cached returns an inode from the cache, where that is still of this
@@ -227,7 +234,7 @@ func (m *Machine) lookupCached(dirIno gearsfs.Ino, name string, caller gearsfs.C
 		return n, err, true
 	}
 	d, ok := m.dentries.get(dentryKey{dirIno, name})
-	if !ok {
+	if !ok && !m.dentries.all(dirIno, dir.entries) {
 		return n, nil, false
 	}
 	if d.ino == 0 {
@@ -253,7 +260,7 @@ func (r *reading) lookup(dir gearsfs.Ino, name string, caller gearsfs.Caller) (i
 			return inode{}, err
 		}
 	}
-	r.learnedName, r.learnedTo = dentryKey{dir, name}, d
+	r.learnedNames = append(r.learnedNames, learnedName{dentryKey{dir, name}, d})
 	if !ok {
 		return inode{}, gearsfs.ErrNotFound
 	}
@@ -278,29 +285,32 @@ func (m *Machine) ReadDir(dir gearsfs.Ino, after string, count int, caller gears
 	if _, err := r.directory(dir, caller, mayRead); err != nil {
 		return nil, err
 	}
-	names, inos, err := dirents(r.view, dir, after, count)
+	names, err := dirents(r.view, dir, after, count)
 	if err != nil {
 		return nil, err
 	}
 	entries := make([]gearsfs.Entry, len(names))
-	for i, name := range names {
-		n, err := r.named(dir, name, inos[i])
+	for i := range names {
+		name := names[i].key.name
+		n, err := r.named(dir, name, names[i].to.ino)
 		if err != nil {
 			return nil, err
 		}
 		entries[i] = gearsfs.Entry{Name: name, Attr: n.attr}
 	}
+	// Who lists a directory mostly opens, changes or removes what it has found.
+	r.learnedNames = names
 	return entries, nil
 }
 
 // dirents returns up to count names of a directory and where they lead.
-func dirents(r Reader, dir gearsfs.Ino, after string, count int) (names []string, inos []gearsfs.Ino, err error) {
+func dirents(r Reader, dir gearsfs.Ino, after string, count int) (names []learnedName, err error) {
 	lo, hi := persist.FileRange(persist.TableDirent, dir)
 	if after != "" {
 		lo = append(persist.DirentKey(dir, after), 0) // right behind it
 	}
 	if count <= 0 {
-		return nil, nil, nil
+		return nil, nil
 	}
 	err = scan(r, lo, hi, func(key, value []byte) error {
 		_, name, err := persist.ParseDirentKey(key)
@@ -311,13 +321,13 @@ func dirents(r Reader, dir gearsfs.Ino, after string, count int) (names []string
 		if err != nil {
 			return err
 		}
-		names, inos = append(names, name), append(inos, d.ino)
+		names = append(names, learnedName{dentryKey{dir, name}, d})
 		if len(names) == count {
 			return errStop
 		}
 		return nil
 	})
-	return names, inos, err
+	return names, err
 }
 
 // Readlink returns where a symbolic link leads. Errors: gearsfs.ErrStale,

@@ -86,7 +86,7 @@ type Machine struct {
 	volume wire.VolumeRow
 
 	nodes        cache[gearsfs.Ino, *node]
-	dentries     cache[dentryKey, dentry]
+	dentries     dentries
 	streams      cache[streamKey, *openStream] // also found in their node's tree
 	dirtyNodes   []*node                       // in the order in which they became dirty
 	dirtyStreams []*openStream                 // likewise

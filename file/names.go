@@ -25,7 +25,7 @@ func (m *Machine) directory(c *context, ino uint64) (*node, error) {
 // lookup returns what name in dir leads to; ino 0 is nothing.
 func (m *Machine) lookup(dir *node, name string) (dentry, error) {
 	key := dentryKey{dir.ino, name}
-	if d, ok := m.dentries.get(key); ok {
+	if d, ok := m.dentries.get(key); ok || m.dentries.all(dir.ino, dir.row.Entries) {
 		return d, nil
 	}
 	m.scratch.key = persist.AppendDirentKey(m.scratch.key[:0], dir.ino, name)

@@ -313,7 +313,7 @@ func (m *Machine) flushStream(s *openStream) {
 
 // shrinkCaches makes the caches' bounds hold; everything is clean.
 func (m *Machine) shrinkCaches() {
-	m.streams.shrink(func(s *openStream) {
+	m.streams.shrink(func(_ streamKey, s *openStream) {
 		s.queue.DropWindow()
 		s.node.streams.Remove(s.key)
 		if s.node.streams.Empty() {
@@ -321,11 +321,11 @@ func (m *Machine) shrinkCaches() {
 		}
 	})
 	m.nodes.shrink(m.forgetNode)
-	m.dentries.shrink(nil)
+	m.dentries.shrink()
 }
 
 // forgetNode closes the streams of a node that leaves the cache.
-func (m *Machine) forgetNode(n *node) {
+func (m *Machine) forgetNode(_ gearsfs.Ino, n *node) {
 	if n.streams == nil {
 		return
 	}

@@ -377,17 +377,17 @@ func (m *Machine) countNames() error {
 			m.endCount()
 			return nil
 		}
-		names, inos, err := dirents(m.store, dir, after, limit)
+		names, err := dirents(m.store, dir, after, limit)
 		if err != nil {
 			return err
 		}
 		if len(names) < limit {
 			m.store.Delete(persist.CountKey(dir))
 		} else {
-			m.set(persist.CountKey(dir), &wire.CountRow{After: names[limit-1]})
+			m.set(persist.CountKey(dir), &wire.CountRow{After: names[limit-1].key.name})
 		}
-		for _, ino := range inos {
-			if err := m.countInode(ino, from, to); err != nil {
+		for i := range names {
+			if err := m.countInode(names[i].to.ino, from, to); err != nil {
 				return err
 			}
 		}

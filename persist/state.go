@@ -58,6 +58,7 @@ type State struct {
 	mu      sync.Mutex // guards what follows, and the uses of all tables
 	tables  *tables    // the applying goroutine, which alone replaces them, reads this without mu
 	overlay overlay    // empty where batch is not
+	moment  *moment    // of the tables as they are; nil where nobody has looked since they changed
 
 	work    sync.WaitGroup // goroutines of Flush, and those that close replaced tables
 	closing chan struct{}
@@ -338,6 +339,7 @@ func (s *State) moveLocked() error {
 	if err := s.tables.faults.fatal(); err != nil {
 		return err
 	}
+	s.passLocked()
 	b := s.tables.db.NewBatch()
 	err := s.overlay.putCommitted(b)
 	if err == nil {
@@ -355,49 +357,22 @@ func (s *State) moveLocked() error {
 // must not be used any more, only closed.
 func (s *State) Commit() error {
 	err := errors.Join(s.err, s.tables.faults.fatal())
-	if err == nil && !s.batch.Empty() {
+	changed := !s.batch.Empty() // Pebble empties a large one
+	if err == nil && changed {
 		err = s.tables.db.Apply(s.batch, pebble.NoSync)
 	}
 	if err != nil {
 		return fmt.Errorf("commit to the state: %w", err)
 	}
-	s.batch.Reset()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if changed {
+		s.passLocked()
+	}
+	s.batch.Reset()
 	s.overlay.commit()
 	return nil
 }
-
-// View returns the committed state as of now; it must be closed before the
-// State is.
-func (s *State) View() View {
-	t, err := s.acquireWhole()
-	if err != nil {
-		s.release(t)
-		return noView{fmt.Errorf("read the state: %w", err)}
-	}
-	return view{t.db.NewSnapshot(), func() error {
-		s.release(t)
-		return nil
-	}}
-}
-
-// noView is what there is instead of a View when Pebble takes no more rows.
-type noView struct{ err error }
-
-func (v noView) Get(_, buf []byte) ([]byte, bool, error) { return buf, false, v.err }
-func (v noView) Scan(_, _ []byte) (Iterator, error)      { return nil, v.err }
-func (v noView) Close() error                            { return nil }
-
-// view is a moment of some tables; done lets go of them.
-type view struct {
-	snap *pebble.Snapshot
-	done func() error
-}
-
-func (v view) Get(key, buf []byte) ([]byte, bool, error) { return get(v.snap, key, buf) }
-func (v view) Scan(lo, hi []byte) (Iterator, error)      { return scan(v.snap, lo, hi) }
-func (v view) Close() error                              { return errors.Join(v.snap.Close(), v.done()) }
 
 func get(r pebble.Reader, key, buf []byte) ([]byte, bool, error) {
 	value, closer, err := r.Get(key)
@@ -513,6 +488,7 @@ func (s *State) close() error {
 			flushed = <-s.Flush()
 		}
 		close(s.closing)
+		s.pass()
 		s.work.Wait()
 		if t.faults.fatal() == nil {
 			flushed = errors.Join(flushed, s.batch.Close())

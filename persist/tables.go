@@ -1,6 +1,7 @@
 package persist
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -86,10 +87,13 @@ func (s *State) acquireWhole() (*tables, error) {
 
 func (s *State) release(t *tables) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.releaseLocked(t)
+}
+
+func (s *State) releaseLocked(t *tables) {
 	t.uses--
-	last := t.retired && t.uses == 0
-	s.mu.Unlock()
-	if last {
+	if t.retired && t.uses == 0 {
 		s.work.Go(t.discard)
 	}
 }
@@ -101,6 +105,7 @@ func (s *State) replace(t *tables) error {
 	err := s.batch.Close()
 	s.batch = t.db.NewIndexedBatch()
 	s.mu.Lock()
+	s.passLocked()
 	s.overlay.clear()
 	old := s.tables
 	s.tables = t
@@ -124,8 +129,16 @@ func readTables(fsys FS, dir string, opts Options) (View, error) {
 	if err != nil {
 		return nil, stateError(dir, err)
 	}
-	return view{db.NewSnapshot(), db.Close}, nil
+	return wholeView{snapshotReader{db.NewSnapshot()}, db}, nil
 }
+
+// wholeView is a View of tables that end with it.
+type wholeView struct {
+	snapshotReader
+	db *pebble.DB
+}
+
+func (v wholeView) Close() error { return errors.Join(v.snap.Close(), v.db.Close()) }
 
 // readCacheBytes is for tables that are read once.
 const readCacheBytes = 1 << 20
