@@ -342,7 +342,7 @@ func TestSilentPeer(t *testing.T) {
 						}
 					}()
 					if silentAfter == time.Second {
-						bubble.Spend(silentAfter)
+						bubble.Pass(silentAfter) // last is the answering goroutine's until it rests
 						last = time.Since(began)
 						w.send(frame{kind: kindPing})
 					}
