@@ -276,6 +276,9 @@ func (s *server) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isControl(in.NodeId) {
 		return fuse.OK // what a control file answered is on disk
 	}
+	if s.call != nil && s.call.unsent != nil { // Sync need not look at the context
+		return gone(s.call.unsent)
+	}
 	if f, ok := s.handles.get(in.Fh).(*file); ok {
 		if err := f.takeFailed(); err != nil {
 			return gone(err)

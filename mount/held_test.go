@@ -336,6 +336,39 @@ func TestHeldFails(t *testing.T) {
 	require.Equal(t, "more", f.content(t, "/f"))
 }
 
+// only is a Manager of the only node: to sync it waits for nobody, and so does not look
+// whether who asked does.
+type only struct{ *sent }
+
+func (only) Sync(context.Context) error { return nil }
+
+// TestHeldAndInterrupted: an fsync that is interrupted before what was held is answered
+// has not succeeded.
+func TestHeldAndInterrupted(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	s := &sent{Manager: session(t, vol), begun: make(chan string, 8), gate: make(chan struct{})}
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	mountWith(t, only{s}, f.dir, "", holding)
+	file := f.create(t, "f")
+	_, err := file.WriteString("held")
+	require.NoError(t, err)
+	thread, synced := make(chan int, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread <- unix.Gettid()
+		synced <- unix.Fsync(int(file.Fd()))
+	}()
+	require.Equal(t, "write 4", <-s.begun) // the fsync has it sent
+	require.NoError(t, unix.Tgkill(os.Getpid(), <-thread, unix.SIGURG))
+	err = <-synced
+	close(s.gate)
+	require.ErrorIs(t, err, unix.EINTR)
+	require.NoError(t, file.Sync())
+	require.Equal(t, "held", f.content(t, "/f"))
+}
+
 // TestHeldOfSealed: what can be known before is said by the write.
 func TestHeldOfSealed(t *testing.T) {
 	f, _ := newHeld(t, asItIs)
