@@ -124,6 +124,18 @@ func (t *Tenure) Busy() (held, waiting int) {
 	return held, t.t.waits.count
 }
 
+// PutsUnderWay says whether a session has a put that is proposed.
+func (t *Tenure) PutsUnderWay() bool {
+	t.t.mu.Lock()
+	defer t.t.mu.Unlock()
+	for _, s := range t.t.sessions {
+		if s.puts.first != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Whole returns when the healer knows of nothing that is missing.
 func (v *Volume) Whole(ctx context.Context) error { return v.payloads.Whole(ctx) }
 

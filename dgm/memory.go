@@ -121,7 +121,7 @@ func (t *tenure) sealMemory(o *op, answer *wire.Answer) {
 // misplaced says whether a put or take went to the log although its stream's
 // records are in memory by now, or the other way.
 func (o *op) misplaced() bool {
-	if !o.isPut() && !o.isTake() {
+	if !o.isPut() && !o.isTake() && !(o.inMemory && o.change.Command.GetUpdate() != nil) {
 		return false
 	}
 	return o.inMemory != slices.ContainsFunc(o.keys, func(key gearsfs.Key) bool { return o.ten.inMemory(place{o.ino, key}) })
@@ -141,9 +141,11 @@ func (t *tenure) answerMemory(o *op) (done *wire.Answer, further func()) {
 	}
 	out := t.vol.memory.Do(&memory.Request{
 		Session: o.sess.id, Caller: o.sess.caller, Command: o.change.Command, Ino: o.ino, Keys: o.keys,
-		Retry: o.change.Retry, Logged: o.logged, Behind: before,
+		Retry: o.change.Retry, Logged: o.logged, Behind: before, Again: o.relaunch,
 	})
 	switch {
+	case out.Held:
+		return nil, func() {}
 	case out.Keys != nil:
 		return nil, func() { t.takeOnDisk(o, out.Keys) }
 	case out.Receipts != nil:
@@ -221,10 +223,12 @@ func (t *tenure) refuseMemory(c *wire.Configure) error {
 	case *c.Settings.Memory && !t.vol.alone():
 		return gearsfs.ErrUnsupported.Because("only a volume of one node has streams in memory")
 	case !*c.Settings.Memory && st.Left() > 0:
-		return gearsfs.ErrInvalid.Because("the stream has records: where they are kept can't be changed")
+		return errHasRecords
 	}
 	return nil
 }
+
+var errHasRecords = gearsfs.ErrInvalid.Because("the stream has records: where they are kept can't be changed")
 
 // startPlain sends an operation on its way that waits for nothing, once its
 // files are known.
@@ -265,13 +269,35 @@ func (t *tenure) startConfigure(o *op, c *wire.Configure) {
 		o.refuse(err)
 		return
 	}
-	o.then = func(answer *wire.Answer, err error) {
-		done()
-		o.then = nil
-		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
-			t.configured(c, func() { o.answered(answer, nil) })
+	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
+	if c.Settings == nil || c.Settings.Memory == nil || into || !t.inMemory(at) {
+		t.configure(o, c, done, func() {})
+		return
+	}
+	m, stream := t.vol.memory, memory.Place{Ino: at.ino, Key: at.key}
+	m.Push(func() { // behind the puts that have come
+		if !m.Leave(stream) {
+			o.refuse(errHasRecords)
 			return
 		}
+		t.configure(o, c, func() {}, func() { m.Left(stream) })
+	})
+}
+
+// configure sends a change of a stream's settings on its way. applied is called when
+// it has been made or not, and over when what it brings about is done, too.
+func (t *tenure) configure(o *op, c *wire.Configure, applied, over func()) {
+	o.then = func(answer *wire.Answer, err error) {
+		applied()
+		o.then = nil
+		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
+			t.configured(c, func() {
+				over()
+				o.answered(answer, nil)
+			})
+			return
+		}
+		over()
 		o.answered(answer, err)
 	}
 	t.submit(o)

@@ -2,6 +2,7 @@ package dgm_test
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -224,4 +225,40 @@ func TestMemoryAfterARestart(t *testing.T) {
 			receipt = *rs[0].Receipt
 		})
 	}
+}
+
+// What is put to a stream while a command is on its way that takes it out of memory
+// is there afterwards.
+func TestMemoryPutsWhileTheStreamLeaves(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	m, no := local(t, vol), false
+	intoMemory(t, m, "k", "l")
+	ten := vol.Tenure()
+	ten.HoldBack()
+	later := func(do func() error) <-chan error {
+		done := make(chan error, 1)
+		go func() { done <- do() }()
+		return done
+	}
+	configured := later(func() error {
+		return m.Configure(t.Context(), q, "k", dgm.StreamChange{Set: dgm.SettingsChange{Memory: &no}})
+	})
+	for held, _ := ten.Busy(); held == 0; held, _ = ten.Busy() {
+		runtime.Gosched()
+	}
+	done := later(func() error {
+		_, err := m.Put(t.Context(), dgm.Put{File: q, Key: "k", Records: records("x")})
+		return err
+	})
+	for !ten.PutsUnderWay() && len(done) == 0 {
+		runtime.Gosched()
+	}
+	put(t, m, "l", "y") // behind it, so it has been looked at
+	ten.LetAllThrough()
+	require.NoError(t, <-configured)
+	require.NoError(t, <-done)
+	require.False(t, left(t, m, "k").Settings.Memory)
+	rs, err := m.Take(t.Context(), dgm.Take{File: q, Keys: []gearsfs.Key{"k"}, NoWait: true})
+	require.NoError(t, err)
+	require.Equal(t, "x", string(rs[0].Data))
 }

@@ -58,6 +58,7 @@ type Machine struct {
 	answers map[gearsfs.SessionID]map[uint64]*wire.Answer
 	fence   uint64  // of the next lease
 	touched []Place // where something has changed that nobody was woken for
+	leaving map[Place]*leaving
 }
 
 // New returns a Machine without streams. Their settings are in state.
@@ -65,6 +66,7 @@ func New(state *file.Machine, node Node) *Machine {
 	return &Machine{
 		state: state, node: node,
 		streams: make(map[Place]*queue), answers: make(map[gearsfs.SessionID]map[uint64]*wire.Answer),
+		leaving: make(map[Place]*leaving),
 	}
 }
 

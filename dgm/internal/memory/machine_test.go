@@ -158,3 +158,19 @@ func TestDead(t *testing.T) {
 	require.Zero(t, n.records("k"))
 	require.EqualValues(t, 1, n.records("k.dead"))
 }
+
+// What was pushed for a stream that has left memory since is not done there.
+func TestPutBehindTheLeaving(t *testing.T) {
+	n := newNode(t, "k")
+	require.True(t, n.machine.Leave(Place{n.ino, "k"}))
+	no, asked := false, 0
+	request := Request{Keys: []gearsfs.Key{"k"}, Again: func() { asked++ }, Command: &wire.Command{Seq: 1, Op: &wire.Command_Put{Put: &wire.Put{
+		Key: "k", Records: []*wire.NewRecord{{Data: []byte("a")}},
+	}}}}
+	require.True(t, n.do(request).Held)
+	n.configure(&wire.Configure{Target: &wire.Target{Ino: uint64(n.ino)}, Key: "k", Settings: &wire.Settings{Memory: &no}})
+	n.machine.Left(Place{n.ino, "k"})
+	require.Equal(t, 1, asked)
+	require.Equal(t, uint32(gearsfs.ErrUnsupported.Code), n.do(request).Answer.Code)
+	require.Zero(t, n.records("k"))
+}

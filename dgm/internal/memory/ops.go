@@ -239,6 +239,9 @@ func (m *Machine) comeBackLocked(s *queue, record gearsfs.Place, tries uint32, d
 // buryLocked moves a record to a stream of the dead, which is in memory, too: it
 // is made where it is missing. Where there is one on disk it reports false.
 func (m *Machine) buryLocked(s *queue, record gearsfs.Place, dead Place) bool {
+	if m.leaving[dead] != nil {
+		return false
+	}
 	if m.state.InMemory(dead.Ino, dead.Key) {
 		m.moveLocked(s, record, dead)
 		return true
@@ -259,7 +262,7 @@ func (m *Machine) buryLocked(s *queue, record gearsfs.Place, dead Place) bool {
 			m.Push(func() {
 				m.mu.Lock()
 				if out, ok := s.Out(record); ok && out.Leased && out.Fence == fence && m.streams[s.at] == s {
-					if m.state.InMemory(dead.Ino, dead.Key) {
+					if m.leaving[dead] == nil && m.state.InMemory(dead.Ino, dead.Key) {
 						m.moveLocked(s, record, dead)
 					} else {
 						s.Return(record)

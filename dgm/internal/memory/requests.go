@@ -19,18 +19,21 @@ type Request struct {
 	Command *wire.Command
 	Ino     gearsfs.Ino
 	Keys    []gearsfs.Key
-	Retry   bool // its client has asked before, and may have been served
-	Logged  bool // what of it is on disk was done
-	Behind  bool // it is a put, and an earlier one of its session waits for room
+	Retry   bool   // its client has asked before, and may have been served
+	Logged  bool   // what of it is on disk was done
+	Behind  bool   // it is a put, and an earlier one of its session waits for room
+	Again   func() // has it asked for anew, from the start, where it is Held
 }
 
 // Outcome is what came of a request: its answer, or what the log is to do first,
 // for the request then to be asked again as one that is Logged. That is the take
-// with these Keys, which are on disk, or the settlement of these Receipts.
+// with these Keys, which are on disk, or the settlement of these Receipts. One that is
+// Held has no outcome yet.
 type Outcome struct {
 	Answer   *wire.Answer
 	Keys     []gearsfs.Key
 	Receipts []*wire.Receipt
+	Held     bool
 }
 
 // A take of several keys may name streams of both kinds. It is served from one of
@@ -50,6 +53,16 @@ func (m *Machine) Do(r *Request) Outcome {
 	defer m.mu.Unlock()
 	if kept := m.keptLocked(r); kept != nil {
 		return Outcome{Answer: kept}
+	}
+	if r.adds() {
+		at := Place{r.Ino, r.Keys[0]}
+		if l := m.leaving[at]; l != nil {
+			l.held = append(l.held, r.Again)
+			return Outcome{Held: true}
+		}
+		if !m.node.InMemory(at) {
+			return Outcome{Answer: answer.Of(errOnDisk)}
+		}
 	}
 	var out Outcome
 	var err error
@@ -71,6 +84,9 @@ func (m *Machine) Do(r *Request) Outcome {
 	}
 	return out
 }
+
+// errOnDisk is of what has come for a stream that is on disk by now.
+var errOnDisk = gearsfs.ErrUnsupported.Because("the stream's records are not in memory any more")
 
 // keptLocked is the answer that an operation had before, if it had one. One of a
 // take is without the records whose leases have ended; where none is left the
