@@ -154,7 +154,7 @@ func table(heading string, n int, row func(int) string) string {
 	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, heading)
 	for i := range n {
-		fmt.Fprintln(w, row(i))
+		fmt.Fprintln(w, strings.ToValidUTF8(row(i), "\ufffd")) // to a tabwriter the byte 0xff is an escape
 	}
 	w.Flush() // a strings.Builder takes everything
 	return b.String()
