@@ -34,7 +34,7 @@ const triesDefault = 5
 func (a *app) eachCommand() *cobra.Command {
 	var o eachOptions
 	c := &cobra.Command{
-		Use:   "each FILE KEY [--and FILE KEY]... [--put FILE KEY]... -- COMMAND [ARG]...",
+		Use:   "each FILE KEY [--and FILE KEY]... [--put FILE KEY]... [flags] -- COMMAND [ARG]...",
 		Short: "Run a command for each record of a stream",
 		Long: `Take records and run COMMAND for each of them, or with --and for each complete set of the
 inputs' first records; any number of workers may, on any machines. The first input is
