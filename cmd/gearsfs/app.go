@@ -95,7 +95,7 @@ func (a *app) retrying(err error) {
 
 // notef writes a line that is no result to standard error.
 func (a *app) notef(format string, args ...any) {
-	fmt.Fprintf(a.errs, "gearsfs: "+format+"\n", args...)
+	fmt.Fprintln(a.errs, "gearsfs: "+oneLine(fmt.Sprintf(format, args...)))
 }
 
 // printf writes to standard output.

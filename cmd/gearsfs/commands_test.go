@@ -107,6 +107,7 @@ func TestTakeSaysWhatItWaitsFor(t *testing.T) {
 		{line: "take :/q cuont --wait 300ms", status: 3, errs: `no stream "cuont" yet`},
 		{line: "peek :/q cuont --wait 300ms", status: 3, errs: `no stream "cuont" yet`},
 		{line: "take :/none/q k", status: 1, errs: "no such file"},
+		{line: "peek :/a\x02b k --wait 50ms", status: 3, errs: "there is no file :/a?b yet"},
 		{line: "take :/none k --no-wait", status: 3, errs: "empty: there is no such file yet\n"},
 		{line: "peek :/none k -n all", status: 3, errs: "empty: there is no such file yet\n"},
 		{line: "take :/q cuont --no-wait", status: 3, errs: "empty: there is none of that name yet (gearsfs streams"},

@@ -159,12 +159,14 @@ func (s *sink) write(ctx context.Context, records []gearsfs.Record) (int, error)
 	return n, err
 }
 
-// table prints rows of cells in columns, the first of them the heads. Cells are
-// printed as they are, bytes that are no UTF-8 too.
+// table prints rows of cells in columns, the first of them the heads. Bytes that
+// are no UTF-8 are printed as they are; names with line ends or tabs, as -o json
+// shows them, don't break rows.
 func (a *app) table(rows [][]string) error {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
+			row[i] = harmless(cell)
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
@@ -204,12 +206,19 @@ func (a *app) shown(name string) string {
 	if !ok || !isTerminal(f) {
 		return name
 	}
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return '?'
+	return harmless(name)
+}
+
+// harmless shows control characters as question marks, and other bytes as they
+// are.
+func harmless(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < 0x20 || c == 0x7f {
+			b[i] = '?'
 		}
-		return r
-	}, name)
+	}
+	return string(b)
 }
 
 func isTerminal(f *os.File) bool {
