@@ -95,7 +95,7 @@ func TestInUse(t *testing.T) {
 	gearsfsd := func(args ...string) result {
 		return command{}.run(t, filepath.Join(binDir, "gearsfsd"), args...)
 	}
-	gearsfsd("--data", d.data, "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "in use")
+	gearsfsd("--data", d.data, "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "in use", d.data, "stop that process")
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -211,6 +211,7 @@ func fingerprint(t *testing.T, root string) string {
 // Opening what is not GearsFS's changes nothing.
 func TestForeignData(t *testing.T) {
 	t.Parallel()
+	advice := map[string]string{"a user's files": "name an empty directory"}
 	for name, make := range map[string]func(t *testing.T, data string){
 		"a user's files": func(t *testing.T, data string) {
 			require.NoError(t, os.WriteFile(filepath.Join(data, "thesis.txt"), []byte("chapter one"), 0o644))
@@ -239,7 +240,7 @@ func TestForeignData(t *testing.T) {
 			make(t, d.data)
 			before := fingerprint(t, d.data)
 			r := command{}.run(t, filepath.Join(binDir, "gearsfsd"), "--data", d.data, "--listen", d.addr)
-			r.requireError(t, 1, d.data)
+			r.requireError(t, 1, d.data, advice[name])
 			require.Equal(t, before, fingerprint(t, d.data))
 		})
 	}
