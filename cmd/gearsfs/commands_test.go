@@ -361,6 +361,9 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		assert.Equal(t, 0, got.status, c.CommandPath())
 		assert.Contains(t, got.out, "Examples:\n", c.CommandPath())
 		assert.NotEmpty(t, c.Short, c.CommandPath())
+		for line := range strings.Lines(c.Long) {
+			assert.Less(t, len(line), 104, "%s: %s", c.CommandPath(), line)
+		}
 		got = cli(t, "", nil, append(args, "--lease-of-life")...)
 		assert.Equal(t, 2, got.status, c.CommandPath())
 		assert.Contains(t, got.errs, "unknown flag", c.CommandPath())
