@@ -1,12 +1,14 @@
 package tests
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -109,6 +111,29 @@ func TestInUse(t *testing.T) {
 	gearsfsd("--data", "/dev/null/data", "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "/dev/null")
 
 	require.Zero(t, d.gearsfs("put", ":/file", "q", "still there").status)
+}
+
+// A wait that --wait ends says that the node was lost in it.
+func TestWaitOnALostNode(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	cmd := exec.Command(gearsfsPath(), "take", ":/file", "q", "--wait", "2s")
+	cmd.Env = append(os.Environ(), "GEARSFS_NODE="+d.addr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	require.True(t, lines.Scan())
+	require.Contains(t, lines.Text(), "there is no file :/file yet")
+	d.kill()
+	last := ""
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 3, cmd.ProcessState.ExitCode(), last)
+	require.Equal(t, "gearsfs take: :/file q: nothing came within --wait: the node was lost meanwhile", last)
 }
 
 // A node that is not there, does not answer or speaks something else is an

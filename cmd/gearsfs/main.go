@@ -31,7 +31,7 @@ func run(a *app, args []string) int {
 		return exitDone
 	}
 	if !quiet(err) {
-		fmt.Fprintln(a.errs, errorLine(c.CommandPath(), err))
+		fmt.Fprintln(a.errs, errorLine(c.CommandPath(), a.waitedFor(err)))
 	}
 	return exitStatus(err)
 }
