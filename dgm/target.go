@@ -73,7 +73,10 @@ func stepTarget(step *wire.Step) **wire.Target {
 func (t *tenure) resolveAll(o *op) error {
 	for _, f := range filesOf(o.change) {
 		if err := t.resolve(o.sess, f.path, f.target); err != nil {
-			if f.step != 0 {
+			switch {
+			case f.step != 0 && f.path != "":
+				return fmt.Errorf("step %d: %s: %w", f.step, f.path, err)
+			case f.step != 0:
 				return fmt.Errorf("step %d: %w", f.step, err)
 			}
 			return err

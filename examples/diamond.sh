@@ -7,7 +7,8 @@
 #
 #   examples/diamond.sh [FILE [TEXT]]      FILE as in gearsfs put; default :/diamond
 #
-# Prints how many words and bytes TEXT has without its carriage returns. Kill
+# Prints how many words and bytes TEXT (default README.md) has without its
+# carriage returns and line ends; gearsfs must be in $PATH. Kill
 # whatever you like while it runs, node and machine included, and run it again:
 # it goes on where it was. More machines may run the steps as well.
 set -eu

@@ -118,9 +118,20 @@ func statusText(s gearsfs.NodeStatus) string {
 func waitsText(waits []gearsfs.Wait, now time.Time) string {
 	return table("OP\tFILE\tKEYS\tWAITING\tPASSED\tCLIENT\tNEAR", len(waits), func(i int) string {
 		w := waits[i]
-		return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s", w.Op, w.Path, keysText(w.Keys),
-			now.Sub(w.Since).Round(time.Second), w.Passed, w.Client, keysText(w.Near))
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s", w.Op, harmless(w.Path), keysText(w.Keys),
+			now.Sub(w.Since).Round(time.Second), w.Passed, harmless(w.Client), keysText(w.Near))
 	})
+}
+
+// harmless shows control characters as question marks: a name may have them, and
+// tabs and line ends would break its row.
+func harmless(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 func keysText(keys []gearsfs.Key) string {
@@ -154,7 +165,7 @@ func table(heading string, n int, row func(int) string) string {
 	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, heading)
 	for i := range n {
-		fmt.Fprintln(w, row(i))
+		fmt.Fprintln(w, strings.ToValidUTF8(row(i), "\ufffd")) // to a tabwriter the byte 0xff is an escape
 	}
 	w.Flush() // a strings.Builder takes everything
 	return b.String()

@@ -1,12 +1,14 @@
 package tests
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -95,7 +97,7 @@ func TestInUse(t *testing.T) {
 	gearsfsd := func(args ...string) result {
 		return command{}.run(t, filepath.Join(binDir, "gearsfsd"), args...)
 	}
-	gearsfsd("--data", d.data, "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "in use")
+	gearsfsd("--data", d.data, "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "in use", d.data, "stop that process")
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -109,6 +111,29 @@ func TestInUse(t *testing.T) {
 	gearsfsd("--data", "/dev/null/data", "--listen", "unix:"+filepath.Join(dir(t), "s")).requireError(t, 1, "/dev/null")
 
 	require.Zero(t, d.gearsfs("put", ":/file", "q", "still there").status)
+}
+
+// A wait that --wait ends says that the node was lost in it.
+func TestWaitOnALostNode(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	cmd := exec.Command(gearsfsPath(), "take", ":/file", "q", "--wait", "2s")
+	cmd.Env = append(os.Environ(), "GEARSFS_NODE="+d.addr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	require.True(t, lines.Scan())
+	require.Contains(t, lines.Text(), "there is no file :/file yet")
+	d.kill()
+	last := ""
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 3, cmd.ProcessState.ExitCode(), last)
+	require.Equal(t, "gearsfs take: :/file q: nothing came within --wait: the node was lost meanwhile", last)
 }
 
 // A node that is not there, does not answer or speaks something else is an
@@ -211,6 +236,7 @@ func fingerprint(t *testing.T, root string) string {
 // Opening what is not GearsFS's changes nothing.
 func TestForeignData(t *testing.T) {
 	t.Parallel()
+	advice := map[string]string{"a user's files": "name an empty directory"}
 	for name, make := range map[string]func(t *testing.T, data string){
 		"a user's files": func(t *testing.T, data string) {
 			require.NoError(t, os.WriteFile(filepath.Join(data, "thesis.txt"), []byte("chapter one"), 0o644))
@@ -239,7 +265,7 @@ func TestForeignData(t *testing.T) {
 			make(t, d.data)
 			before := fingerprint(t, d.data)
 			r := command{}.run(t, filepath.Join(binDir, "gearsfsd"), "--data", d.data, "--listen", d.addr)
-			r.requireError(t, 1, d.data)
+			r.requireError(t, 1, d.data, advice[name])
 			require.Equal(t, before, fingerprint(t, d.data))
 		})
 	}

@@ -93,9 +93,19 @@ func (a *app) retrying(err error) {
 	}
 }
 
+// waitedFor says of a wait that --wait ended in vain where the node was lost in it.
+func (a *app) waitedFor(err error) error {
+	a.noteMu.Lock()
+	defer a.noteMu.Unlock()
+	if _, ok := errors.AsType[*waitError](err); ok && !a.noted.IsZero() {
+		return fmt.Errorf("%w: the node was lost meanwhile", err)
+	}
+	return err
+}
+
 // notef writes a line that is no result to standard error.
 func (a *app) notef(format string, args ...any) {
-	fmt.Fprintf(a.errs, "gearsfs: "+format+"\n", args...)
+	fmt.Fprintln(a.errs, "gearsfs: "+oneLine(fmt.Sprintf(format, args...)))
 }
 
 // printf writes to standard output.

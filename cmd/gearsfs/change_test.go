@@ -346,6 +346,10 @@ func TestCursor(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(bad), 0o600))
 		runSteps(t, addr, []step{{line: "peek :/q k" + at, status: 1, errs: "does not hold a seq"}})
 	}
+	runSteps(t, addr, []step{
+		{line: "peek :/q k --cursor /none/c", status: 1, errs: "cursor: /none/c can't be written: no such file"},
+		{line: "peek :/q k --cursor /proc/c --exec false", status: 1, errs: "cursor: /proc/c can't be written: "},
+	})
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".*"))
 	require.NoError(t, err)
 	assert.Empty(t, left)

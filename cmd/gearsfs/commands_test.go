@@ -85,7 +85,7 @@ func TestPutTakePeek(t *testing.T) {
 		{line: "peek :/q k --last", out: "-l\n"},
 		{line: "peek :/q k --after 1", out: "two\nlines\n"},
 		{line: "peek :/q k --after 2 -n 2 --raw", out: "a"},
-		{line: "peek :/q k --after 8 --no-wait", status: 3, errs: "empty"},
+		{line: "peek :/q k --after 8 --no-wait", status: 3, errs: "the stream is empty behind record 8\n"},
 		{line: "peek :/q k --after end --wait 10ms", status: 3, errs: "within --wait"},
 		{line: "peek :/q k -n all -0", out: "one\x00two\nlines\n\x00a\x00\x00b\x00x\ny\x00z\x00-l\x00"},
 		{line: "peek :/q k -f --no-wait --after 6", out: "z\n-l\n"},
@@ -107,6 +107,15 @@ func TestTakeSaysWhatItWaitsFor(t *testing.T) {
 		{line: "take :/q cuont --wait 300ms", status: 3, errs: `no stream "cuont" yet`},
 		{line: "peek :/q cuont --wait 300ms", status: 3, errs: `no stream "cuont" yet`},
 		{line: "take :/none/q k", status: 1, errs: "no such file"},
+		{line: "peek :/a\x02b k --wait 50ms", status: 3, errs: "there is no file :/a?b yet"},
+		{line: "take :/none k --no-wait", status: 3, errs: "empty: there is no such file yet\n"},
+		{line: "peek :/none k -n all", status: 3, errs: "empty: there is no such file yet\n"},
+		{line: "take :/q cuont --no-wait", status: 3, errs: "empty: there is none of that name yet (gearsfs streams"},
+		{line: "take :/q cuont,also -n all", status: 3, errs: "empty: there is none of that name yet (gearsfs streams"},
+		{line: "peek :/q cuont --no-wait", status: 3, errs: "empty: there is none of that name yet (gearsfs streams"},
+		{line: "take :/q count", out: "1\n"},
+		{line: "take :/q cuont,count --no-wait", status: 3, errs: "the stream is empty\n"},
+		{line: "take :/q data --no-wait", status: 3, errs: "the stream is empty\n"},
 	})
 }
 
@@ -225,8 +234,8 @@ func TestTree(t *testing.T) {
 		{line: "put :/h data x"},
 		{line: "mv :/h :/d/e/g"},
 		{line: "cat :/d/e/g", out: "x"},
-		{line: "mv :/d/e/g :/none/g", status: 1, errs: "no such file"},
-		{line: "mv :/none :/d", status: 1, errs: "no such file"},
+		{line: "mv :/d/e/g :/none/g", status: 1, errs: ": :/none/g: no such file"},
+		{line: "mv :/none :/d", status: 1, errs: ": :/none: no such file"},
 		{line: "rm :/d", status: 1, errs: "-r"},
 		{line: "rm -r :/d"},
 		{line: "rm :/d", status: 1, errs: "no such file"},
@@ -352,6 +361,9 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		assert.Equal(t, 0, got.status, c.CommandPath())
 		assert.Contains(t, got.out, "Examples:\n", c.CommandPath())
 		assert.NotEmpty(t, c.Short, c.CommandPath())
+		for line := range strings.Lines(c.Long) {
+			assert.Less(t, len(line), 104, "%s: %s", c.CommandPath(), line)
+		}
 		got = cli(t, "", nil, append(args, "--lease-of-life")...)
 		assert.Equal(t, 2, got.status, c.CommandPath())
 		assert.Contains(t, got.errs, "unknown flag", c.CommandPath())
@@ -360,6 +372,26 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	each(newApp().rootCommand())
+}
+
+// What stands behind -- is COMMAND's, flags too.
+func TestFlagsStandBeforeTheCommand(t *testing.T) {
+	for _, name := range []string{"each", "hold"} {
+		got := cli(t, "", nil, name, "--help")
+		assert.Regexp(t, `\n  gearsfs `+name+` .* \[flags\] -- COMMAND \[ARG\]\.\.\.\n`, got.out)
+	}
+}
+
+// A key may be any bytes but a few, 0xff too; its row stands in the table's columns.
+func TestTableOfAnyKeys(t *testing.T) {
+	addr := startNode(t)
+	for _, key := range []string{"\xff\xfe", "é", "two words"} {
+		require.Zero(t, cli(t, addr, nil, "put", ":/q", key, "x").status)
+	}
+	lines := strings.Split(cli(t, addr, nil, "streams", ":/q").out, "\n")
+	assert.Equal(t, "two words  1        1      1     2     0        0       0          no", lines[1])
+	assert.Equal(t, "é          1        1      1     2     0        0       0          no", lines[2])
+	assert.Equal(t, "\xff\xfe         1        1      1     2     0        0       0          no", lines[3])
 }
 
 func TestUnknownUsage(t *testing.T) {
@@ -404,5 +436,13 @@ func TestUnknownUsage(t *testing.T) {
 		{line: "completion tcsh", status: 2, errs: "tcsh"},
 		{line: "mount", status: 2, errs: "too few"},
 		{line: "mount -o nonsense /m", status: 2, errs: "nonsense"},
+		{line: "mount --data= /m", status: 2, errs: "--data: DIR is empty"},
+		{line: "put --node= :/q k x", status: 2, errs: "ADDR is empty"},
+		{line: "status --node=", status: 2, errs: "ADDR is empty"},
+		{line: "put :/q k -5", status: 2, errs: "an argument that begins with - follows --"},
+		{line: "put :/q k --five", status: 2, errs: "unknown flag: --five: an argument that begins with - follows --"},
+		{line: "put :/q a/b x", status: 2, errs: `KEY "a/b": a key must not contain '/'`},
+		{line: "take :/q a,..", status: 2, errs: `KEY "..": a key must not be`},
+		{line: "each :/q k --tries x -- true", status: 2, errs: `"x" is not a number from 0 on`},
 	})
 }

@@ -21,8 +21,17 @@ type cursor struct {
 }
 
 // openCursor reads a cursor; one that does not exist yet begins at the start.
+// It fails where the cursor could not be moved, before anything is shown that
+// would be shown again.
 func openCursor(path string) (*cursor, error) {
 	c := &cursor{path: path}
+	f, err := c.create()
+	if err != nil {
+		return nil, fmt.Errorf("cursor: %w", err)
+	}
+	if err := errors.Join(f.Close(), os.Remove(f.Name())); err != nil {
+		return nil, fmt.Errorf("cursor: %w", err)
+	}
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -46,8 +55,7 @@ func (c *cursor) move(seq gearsfs.Seq) (err error) {
 			err = fmt.Errorf("cursor: %w", err)
 		}
 	}()
-	dir, name := filepath.Split(c.path)
-	f, err := os.CreateTemp(filepath.Clean(dir), "."+name+"-*")
+	f, err := c.create()
 	if err != nil {
 		return err
 	}
@@ -60,7 +68,17 @@ func (c *cursor) move(seq gearsfs.Seq) (err error) {
 		return err
 	}
 	c.seq, c.known = seq, true
-	return syncDir(filepath.Clean(dir))
+	return syncDir(filepath.Clean(filepath.Dir(c.path)))
+}
+
+// create makes the file that is to replace the cursor's.
+func (c *cursor) create() (*os.File, error) {
+	dir, name := filepath.Split(c.path)
+	f, err := os.CreateTemp(filepath.Clean(dir), "."+name+"-*")
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, fmt.Errorf("%s can't be written: %w", c.path, e.Err)
+	}
+	return f, err
 }
 
 func syncDir(path string) error {

@@ -34,7 +34,7 @@ const triesDefault = 5
 func (a *app) eachCommand() *cobra.Command {
 	var o eachOptions
 	c := &cobra.Command{
-		Use:   "each FILE KEY [--and FILE KEY]... [--put FILE KEY]... -- COMMAND [ARG]...",
+		Use:   "each FILE KEY [--and FILE KEY]... [--put FILE KEY]... [flags] -- COMMAND [ARG]...",
 		Short: "Run a command for each record of a stream",
 		Long: `Take records and run COMMAND for each of them, or with --and for each complete set of the
 inputs' first records; any number of workers may, on any machines. The first input is
@@ -58,9 +58,10 @@ ends. With -j, standard error comes run by run.
 
 each ends when the input is sealed and drained, and with --seal then seals the outputs,
 whichever worker is last: what --put names, and what workers with --seal have written as
-$GEARSFS_OUT/KEY (noted until then in the stream KEY.outputs of the input). The first ^C or SIGTERM starts no more runs, the
-second gives back what runs. The status is 1 where a record died, 127 where COMMAND is not
-found and 126 where it can't be run: no record is blamed for that.`,
+$GEARSFS_OUT/KEY (noted until then in the stream KEY.outputs of the input). The first ^C or
+SIGTERM starts no more runs, the second gives back what runs. The status is 1 where a record
+died, 127 where COMMAND is not found and 126 where it can't be run: no record is blamed for
+that.`,
 		Example: `  ls *.png | gearsfs put gears/jobs data -l --seal
   gearsfs each gears/jobs data -j 4 -- sh -c 'convert "$1" "${1%.png}.jpg"' - {}
   gearsfs each :/words line -l --put :/words word --seal -- tr -s ' ' '\n'

@@ -131,7 +131,12 @@ func errorLine(command string, err error) string {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		line += " (see " + command + " --help)"
 	}
-	return strings.Join(strings.FieldsFunc(line, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return oneLine(line)
+}
+
+// oneLine makes a line of a message, which may name files: any name.
+func oneLine(message string) string {
+	return harmless(strings.Join(strings.FieldsFunc(message, func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 }
 
 // quiet reports whether err needs no words: whoever closed the pipe knows.

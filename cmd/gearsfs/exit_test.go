@@ -53,6 +53,8 @@ func TestErrorLineIsOneLine(t *testing.T) {
 	assert.NotContains(t, line, "\n")
 	assert.True(t, strings.HasPrefix(line, "gearsfs take: a; node unreachable"), line)
 	assert.Contains(t, line, "gearsfsd", "says what to do")
+	line = errorLine("gearsfs take", fmt.Errorf(":/a\nb\x1b[2J\t\xffé: %w", gearsfs.ErrNotFound))
+	assert.Equal(t, "gearsfs take: :/a; b?[2J?\xffé: no such file or directory", line)
 }
 
 func TestQuiet(t *testing.T) {

@@ -41,7 +41,7 @@ type holdOptions struct {
 func (a *app) holdCommand() *cobra.Command {
 	var o holdOptions
 	c := &cobra.Command{
-		Use:   "hold FILE KEY -- COMMAND [ARG]...",
+		Use:   "hold FILE KEY [flags] -- COMMAND [ARG]...",
 		Short: "Run a command while holding a lock, or a permit of a semaphore",
 		Long: `Run COMMAND while holding one of PERMITS (default 1, a lock), which are records of the
 stream KEY: made by whoever comes first, held by one at a time, over all machines. The
@@ -100,7 +100,7 @@ func (a *app) hold(ctx context.Context, o holdOptions, stream streamArg, command
 	}
 	l := &leaser{
 		app: a, target: s.target, keys: []gearsfs.Key{s.key}, wait: o.wait, noWait: o.noWait,
-		leaseFor: lease, byReceipt: true, tries: math.MaxUint32, looked: true,
+		inVain: "no permit came free", leaseFor: lease, byReceipt: true, tries: math.MaxUint32, looked: true,
 	}
 	records, err := l.leaseOne(ctx, 1)
 	switch {
@@ -133,7 +133,7 @@ func (a *app) makePermits(ctx context.Context, s volumeStream, permits uint64) e
 		case there == permits:
 			return nil
 		case there > 0:
-			return gearsfs.ErrExists.Because("it has %d permits, not %d: all must say the same -n, or clear it when nobody holds one", there, permits)
+			return gearsfs.ErrExists.Because("it has %s, not %d: all must say the same -n, or clear it when nobody holds one", counted(there, "permit"), permits)
 		}
 		newest, empty := max(info.Tail.Seq, 1)-1, true
 		put := &dgm.Put{File: s.file(), Key: s.key, Records: make([]gearsfs.NewRecord, permits), Mode: 0o666 &^ a.umask}

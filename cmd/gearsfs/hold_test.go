@@ -20,8 +20,8 @@ func TestHold(t *testing.T) {
 		{line: "hold :/l lock --lease 999ms -- true", status: 2, errs: "at least 1s"},
 		{line: "hold :/l lock -- /none/such", status: 127, errs: "COMMAND /none/such"},
 		{line: "hold :/l lock -- /etc/passwd", status: 126, errs: "COMMAND /etc/passwd"},
-		{line: "hold :/l lock -n 2 -- true", status: 1, errs: "it has 1 permits, not 2"},
-		{line: "hold :/none/l lock -- true", status: 1, errs: "no such file"},
+		{line: "hold :/l lock -n 2 -- true", status: 1, errs: "it has 1 permit, not 2"},
+		{line: "hold :/none/l lock -- true", status: 1, errs: "/none/l: no such file"},
 		{line: "hold :/l two -n 2 -- true"},
 	})
 	got := cli(t, addr, nil, "hold", ":/l", "lock", "--", "sh", "-c", "kill -9 $$")
@@ -49,7 +49,7 @@ func TestHoldIsALock(t *testing.T) {
 	waitFile(t, dir+"/began")
 	runSteps(t, addr, []step{
 		{line: "hold :/l lock --no-wait -- true", status: 3, errs: "all permits are held"},
-		{line: "hold :/l lock --wait 50ms -- true", status: 3, errs: "within --wait"},
+		{line: "hold :/l lock --wait 50ms -- true", status: 3, errs: "no permit came free within --wait"},
 		{line: "hold :/l other -- true"},
 	})
 	_, second := background(t, addr, "hold", ":/l", "lock", "--", "sh", "-c", "echo got it")

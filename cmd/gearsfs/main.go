@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -30,7 +31,7 @@ func run(a *app, args []string) int {
 		return exitDone
 	}
 	if !quiet(err) {
-		fmt.Fprintln(a.errs, errorLine(c.CommandPath(), err))
+		fmt.Fprintln(a.errs, errorLine(c.CommandPath(), a.waitedFor(err)))
 	}
 	return exitStatus(err)
 }
@@ -102,7 +103,7 @@ Exit status: 0 done, 1 failed and nothing changed, 2 wrong usage, 3 not now (emp
 	root.SetOut(a.out)
 	root.SetErr(a.errs)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	help := helpCommand()
 	root.SetHelpCommand(help)
 	a.group(root, "Streams:", append([]*cobra.Command{
@@ -127,7 +128,16 @@ func (a *app) group(root *cobra.Command, title string, commands ...*cobra.Comman
 }
 
 func nodeFlag(f *pflag.FlagSet, at *string) {
-	f.StringVar(at, "node", "", "use the node at `ADDR`: host:port or unix:PATH, or several separated by commas")
+	f.Var((*addrFlag)(at), "node", "use the node at ADDR: host:port or unix:PATH, or several separated by commas")
+}
+
+// flagError is wrong usage of a flag. What was taken for one may have been meant
+// as an argument.
+func flagError(err error) error {
+	if _, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		return usagef("%v: an argument that begins with - follows --", err)
+	}
+	return usagef("%v", err)
 }
 
 // exactly, between and atLeast check how many arguments there are; too few or

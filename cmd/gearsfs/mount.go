@@ -48,6 +48,9 @@ is installed by then. A node that does not answer makes calls fail after -o time
 			if o.upgrade {
 				return a.upgrade(c.Context(), args[0])
 			}
+			if c.Flags().Changed("data") && o.data == "" {
+				return usagef("--data: DIR is empty")
+			}
 			return a.mount(c.Context(), o, args[0])
 		},
 	}

@@ -49,8 +49,8 @@ type waitJSON struct {
 
 func (a *app) waitsCommand() *cobra.Command {
 	return a.nodeCommand("waits", "Show who waits for which key",
-		`Show the takes, peeks, puts and locks of files that wait: who they are, for which keys of which file and
-for how long, and which existing keys those may be misspellings of.`,
+		`Show the takes, peeks, puts and locks of files that wait: who they are, for which keys of which
+file and for how long, and which existing keys those may be misspellings of.`,
 		"  gearsfs waits\n  gearsfs waits -o json",
 		func(ctx context.Context, t target, asJSON bool) error {
 			waits, err := t.Waits(ctx)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -160,18 +159,30 @@ func (s *sink) write(ctx context.Context, records []gearsfs.Record) (int, error)
 	return n, err
 }
 
-// table prints rows of cells in columns, the first of them the heads.
+// table prints rows of cells in columns, the first of them the heads. Bytes that
+// are no UTF-8 are printed as they are; names with line ends or tabs, as -o json
+// shows them, don't break rows.
 func (a *app) table(rows [][]string) error {
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
-		if _, err := fmt.Fprintln(w, strings.Join(row, "\t")); err != nil {
-			return outputError(err)
+		for i, cell := range row {
+			row[i] = harmless(cell)
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return outputError(err)
+	var b strings.Builder
+	for _, row := range rows {
+		gap := 0
+		for i, cell := range row {
+			if cell != "" {
+				fmt.Fprintf(&b, "%*s%s", gap, "", cell)
+				gap = -utf8.RuneCountInString(cell)
+			}
+			gap += widths[i] + 2
+		}
+		b.WriteByte('\n')
 	}
-	return nil
+	return a.printf("%s", b.String())
 }
 
 // pair is one line of `name value`.
@@ -195,12 +206,19 @@ func (a *app) shown(name string) string {
 	if !ok || !isTerminal(f) {
 		return name
 	}
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return '?'
+	return harmless(name)
+}
+
+// harmless shows control characters as question marks, and other bytes as they
+// are.
+func harmless(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < 0x20 || c == 0x7f {
+			b[i] = '?'
 		}
-		return r
-	}, name)
+	}
+	return string(b)
 }
 
 func isTerminal(f *os.File) bool {

@@ -18,6 +18,13 @@ import (
 
 func record(data string) gearsfs.Record { return gearsfs.Record{Data: []byte(data)} }
 
+func TestTable(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{out: &out}
+	require.NoError(t, a.table([][]string{{"A", "BB", "C", "D"}, {"x\ny\tz", "", "1", ""}, {"\xff", "é", "", "2"}}))
+	assert.Equal(t, "A      BB  C  D\nx?y?z      1\n\xff      é      2\n", out.String())
+}
+
 func TestRecordFormats(t *testing.T) {
 	for _, c := range []struct {
 		format recordFormat

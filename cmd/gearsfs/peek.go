@@ -106,6 +106,9 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 		out = runs
 	}
 	err = p.run(ctx, out)
+	if p.shown == 0 {
+		err = p.why(ctx, err)
+	}
 	switch {
 	case drained(err) && (o.follow || o.count.all && p.shown > 0):
 		return nil
@@ -113,6 +116,14 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 		return fmt.Errorf("%s %s: %w", t.arg, key, err)
 	}
 	return nil
+}
+
+// why says more of ErrEmpty: that there is no file, no stream, or nothing new.
+func (p *peeker) why(ctx context.Context, err error) error {
+	if errors.Is(err, gearsfs.ErrEmpty) && p.after > 0 {
+		return gearsfs.ErrEmpty.Because("the stream is empty behind record %d", p.after)
+	}
+	return missing(ctx, p.target, []gearsfs.Key{p.key}, err)
 }
 
 // shower does something with records, in order. It returns how many it has done

@@ -108,7 +108,7 @@ func (w *worker) giveBackLater(s *set, why error) error {
 	}
 	outcome := fmt.Sprintf("it goes back, to be taken again in %s", delay)
 	if len(dead) > 0 {
-		outcome = fmt.Sprintf("it was tried %d times and is in %s.dead now", dead[0].Deliveries, dead[0].Key)
+		outcome = fmt.Sprintf("it was tried %s and is in %s.dead now", counted(uint64(dead[0].Deliveries), "time"), dead[0].Key)
 	}
 	w.mu.Lock()
 	w.died += uint64(len(dead))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,6 +99,9 @@ func (a *app) take(ctx context.Context, o takeOptions, args []string) error {
 		l.left = o.count.value
 	}
 	err = l.takeAll(ctx, &sink{out: a.out, format: o.format})
+	if l.taken == 0 {
+		err = missing(ctx, t, keys, err)
+	}
 	switch {
 	case drained(err) && (o.follow || o.count.all && l.taken > 0):
 		return nil
@@ -105,6 +109,29 @@ func (a *app) take(ctx context.Context, o takeOptions, args []string) error {
 		return fmt.Errorf("%s %s: %w", t.arg, args[1], err)
 	}
 	return nil
+}
+
+// missing says of ErrEmpty whether that is because the file or all of the
+// streams are not there.
+func missing(ctx context.Context, t target, keys []gearsfs.Key, err error) error {
+	if !errors.Is(err, gearsfs.ErrEmpty) {
+		return err
+	}
+	for _, k := range keys {
+		info, failed := t.Stream(ctx, t.file(), k)
+		switch {
+		case errors.Is(failed, gearsfs.ErrNotFound):
+			return gearsfs.ErrEmpty.Because("the stream is empty: there is no such file yet")
+		case failed != nil || !absent(k, info):
+			return err
+		}
+	}
+	return gearsfs.ErrEmpty.Because("the stream is empty: there is none of that name yet (gearsfs streams shows those that there are)")
+}
+
+// absent reports whether the file has had no stream k so far.
+func absent(k gearsfs.Key, info gearsfs.StreamInfo) bool {
+	return k != gearsfs.DataKey && info.Version == 0 && info.Tail.Seq <= 1
 }
 
 // drained reports whether err says only that there is nothing left.
@@ -141,6 +168,7 @@ type leaser struct {
 	force   bool
 	left    uint64 // to take; with endless always 1
 	endless bool
+	inVain  string // what did not happen when --wait is over; "" is the usual
 
 	// What the leases are like; zero is bound to the session alone.
 	leaseFor  time.Duration
@@ -227,7 +255,7 @@ func (l *leaser) leaseOne(ctx context.Context, most uint64) ([]gearsfs.Record, e
 		take.Max = takeBatchMax
 	}
 	ask := func(ctx context.Context) ([]gearsfs.Record, error) { return l.Take(ctx, take) }
-	waiting, cancel := waitContext(ctx, l.wait, "nothing came")
+	waiting, cancel := waitContext(ctx, l.wait, cmp.Or(l.inVain, "nothing came"))
 	defer cancel()
 	records, err := waitFor(waiting, l.target, ask)
 	if errors.Is(err, gearsfs.ErrEmpty) && !l.noWait && !l.looked {
@@ -326,7 +354,7 @@ func (a *app) noteMissing(ctx context.Context, t target, keys []gearsfs.Key) {
 	}
 	for _, k := range keys {
 		info, err := t.Stream(ctx, t.file(), k)
-		if err != nil || k == gearsfs.DataKey || info.Version > 0 || info.Tail.Seq > 1 {
+		if err != nil || !absent(k, info) {
 			continue
 		}
 		a.notef("note: %s has no stream %q yet: waiting for it (gearsfs streams shows those that it has)", t.arg, k)

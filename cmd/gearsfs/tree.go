@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -205,6 +206,16 @@ func (a *app) move(ctx context.Context, args []string, at string) error {
 	case len(from) > 1 && !intoDir:
 		return fmt.Errorf("%s: %w", arg, gearsfs.ErrNotDir)
 	}
+	newDir, newName := attr.Ino, ""
+	if !intoDir {
+		name, err := a.openName(ctx, arg, at) // a link there is replaced, not followed
+		if err != nil {
+			return err
+		}
+		if newDir, newName, err = parent(ctx, name); err != nil {
+			return fmt.Errorf("%s: %w", arg, cause(ctx, err))
+		}
+	}
 	return a.forEach(ctx, a.openName, from, at, func(ctx context.Context, t target) error {
 		if t.Manager != to.Manager {
 			return gearsfs.ErrInvalid.Because("%s is in the volume of another node: copy it instead", arg)
@@ -213,17 +224,7 @@ func (a *app) move(ctx context.Context, args []string, at string) error {
 		if err != nil {
 			return err
 		}
-		rename := dgm.Rename{Dir: dir, Name: name, NewDir: attr.Ino, NewName: name}
-		if !intoDir {
-			name, err := a.openName(ctx, arg, at) // a link there is replaced, not followed
-			if err != nil {
-				return err
-			}
-			if rename.NewDir, rename.NewName, err = parent(ctx, name); err != nil {
-				return err
-			}
-		}
-		return t.Rename(ctx, rename)
+		return t.Rename(ctx, dgm.Rename{Dir: dir, Name: name, NewDir: newDir, NewName: cmp.Or(newName, name)})
 	})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -23,16 +24,47 @@ func parseKeys(s string) ([]gearsfs.Key, error) {
 	keys := make([]gearsfs.Key, len(parts))
 	for i, p := range parts {
 		keys[i] = gearsfs.Key(p)
-		if err := keys[i].Check(); err != nil {
+		if _, err := parseKey(p); err != nil {
 			return nil, err
 		}
 	}
 	return keys, nil
 }
 
-func parseKey(s string) (gearsfs.Key, error) { return gearsfs.Key(s), gearsfs.Key(s).Check() }
+// parseKey reads KEY. Its error shows what is none, cut off where it is long.
+func parseKey(s string) (gearsfs.Key, error) {
+	if err := gearsfs.Key(s).Check(); err != nil {
+		return "", fmt.Errorf("KEY %.60q: %w", s, err)
+	}
+	return gearsfs.Key(s), nil
+}
 
-// limitFlag is a flag whose value is a number of records; 0 is "no limit".
+// counted is a number of things, as in "1 record" and "2 records".
+func counted(n uint64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// addrFlag is --node. An empty ADDR is wrong: it is that of a variable that is
+// not set, and another node than the one that was meant would be asked.
+type addrFlag string
+
+var _ pflag.Value = (*addrFlag)(nil)
+
+func (f *addrFlag) Type() string   { return "ADDR" }
+func (f *addrFlag) String() string { return "" }
+
+func (f *addrFlag) Set(s string) error {
+	if s == "" {
+		return errors.New("ADDR is empty")
+	}
+	*f = addrFlag(s)
+	return nil
+}
+
+// limitFlag is a flag whose value is a number; 0 is "no limit".
 type limitFlag struct {
 	value uint64
 	set   bool
@@ -46,7 +78,7 @@ func (f *limitFlag) String() string { return "" }
 func (f *limitFlag) Set(s string) error {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return fmt.Errorf("%q is not a number of records", s)
+		return fmt.Errorf("%q is not a number from 0 on", s)
 	}
 	f.value, f.set = n, true
 	return nil

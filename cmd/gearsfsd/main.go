@@ -32,12 +32,23 @@ func main() {
 	if err == nil {
 		return
 	}
-	line := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+	line := strings.Join(strings.FieldsFunc(err.Error()+advice(err), func(r rune) bool { return r == '\n' }), "; ")
 	fmt.Fprintln(os.Stderr, "gearsfsd: "+line)
 	if _, ok := errors.AsType[*usageError](err); ok {
 		os.Exit(exitUsage)
 	}
 	os.Exit(exitFailed)
+}
+
+// advice says what to do about errors whose cure is always the same.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, gearsfs.ErrInUse):
+		return ": stop that process, or name another directory or address"
+	case errors.Is(err, gearsfs.ErrForeign):
+		return ": name an empty directory or one that GearsFS made"
+	}
+	return ""
 }
 
 // run runs a node until ctx ends, which is no error.
