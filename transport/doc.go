@@ -103,7 +103,9 @@
 // reading to another goroutine first. From a Handler that takes long, though it must
 // not, the reading is taken away after 4 to 8 ms: others are read from then, while its
 // own connection waits for it, so that the order of calls is kept. What Start's done
-// does is watched like that only beside calls and notices.
+// does is watched like that only beside calls and notices. Where calls that are
+// served in batches come within 2 ms of each other, the goroutine waits for the next
+// one in the kernel itself.
 //
 // A caller whose call is the only one of the process, as the last ones were, reads
 // its answer from a shared connection itself (Pending.Attend), for 2 ms at the most:

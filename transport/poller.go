@@ -16,9 +16,10 @@ import (
 
 // poller reads from the connections that are shared (Config.Shared), or from one
 // (Config.OneWay). They are in an epoll instance of its own, which Go's runtime waits
-// for as for a socket; one goroutine reads once from each connection that has
-// something, handles all that came, and leaves their Batches only then, so that what
-// many clients ask for at once goes on together and wakes others once.
+// for as for a socket, or who has the turn does (brisk.go); one goroutine reads once
+// from each connection that has something, handles all that came, and leaves their
+// Batches only then, so that what many clients ask for at once goes on together and
+// wakes others once.
 //
 // Invariants:
 //
@@ -39,9 +40,10 @@ import (
 //     the stream and room to write. Asking for reports again reports what is there
 //     then, so what came between the lone caller's last read and that is not missed.
 //  6. A connection with a Batch is never claimed, nor is one that is kept.
+//  7. epfd is open until all pollReaders have returned.
 type poller struct {
 	epfd int
-	file *os.File // the epoll instance
+	file *os.File // an epoll instance that has epfd in it, unless brisk.apart
 	raw  syscall.RawConn
 
 	running sync.WaitGroup // pollReaders
@@ -69,6 +71,9 @@ type poller struct {
 	watching bool        // timer is set
 	seen     uint64      // state, at the last look
 	serving  *pollReader // the turn's: who has made state odd
+
+	brisk  brisk
+	serves atomic.Bool // a connection with a Batch was added
 
 	state atomic.Uint64
 	unset atomic.Int32
@@ -137,6 +142,7 @@ func (p *poller) part() {
 	p.mu.Unlock()
 	p.file.Close() //nolint:errcheck // it holds nothing
 	p.running.Wait()
+	syscall.Close(p.epfd) //nolint:errcheck // likewise
 }
 
 // newPoller is joinPoller for a connection that nobody else is to read with.
@@ -145,17 +151,20 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
+	outer, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	file := os.NewFile(uintptr(fd), "epoll")
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
 	p := &poller{
-		epfd: fd, file: file, raw: raw, users: 1, conns: make(map[int32]*Conn), atRest: true, loneWait: loneWait,
+		epfd: fd, users: 1, conns: make(map[int32]*Conn), atRest: true, loneWait: loneWait,
 		period: watchPeriod, rare: rareCalls,
+	}
+	if err := errors.Join(unix.SetNonblock(outer, true), p.nest(uintptr(outer))); err != nil {
+		return nil, errors.Join(err, unix.Close(outer), unix.Close(fd))
+	}
+	p.file = os.NewFile(uintptr(outer), "epoll")
+	if p.raw, err = p.file.SyscallConn(); err != nil {
+		return nil, errors.Join(err, p.file.Close(), unix.Close(fd))
 	}
 	p.running.Go(p.newReader().run)
 	return p, nil
@@ -191,6 +200,9 @@ func (p *poller) watchRoom(s *pollSock, stuck bool) error {
 func (p *poller) add(c *Conn) error {
 	p.mu.Lock()
 	p.conns[int32(c.polled.fd)] = c
+	if c.batcher != nil {
+		p.serves.Store(true)
+	}
 	if r := p.away; r != nil {
 		p.away = nil
 		p.passLocked(r)
@@ -298,13 +310,17 @@ func (r *pollReader) wait() bool {
 	if len(r.p.more) > 0 {
 		return r.p.raw.Control(r.look) == nil
 	}
+	if r.p.serves.Load() {
+		return r.waitBrisk()
+	}
 	return r.p.raw.Read(r.attempt) == nil
 }
 
-// poll asks the kernel, without waiting and so without telling the scheduler.
-func (r *pollReader) poll(fd uintptr) {
+// poll asks the kernel, without waiting and so without telling the scheduler. What
+// raw has is the instance around.
+func (r *pollReader) poll(uintptr) {
 	for {
-		n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, fd,
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(r.p.epfd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(r.events))), uintptr(len(r.events)), 0, 0, 0)
 		if errno != syscall.EINTR {
 			r.n = int(n)
