@@ -47,9 +47,25 @@ func (w twoWays) at(t *testing.T) net.Listener {
 	return l
 }
 
-// claiming are the options of a client that says that it is uid.
+// claiming are the options of a client that says that it is uid, in the groups of
+// this process.
 func claiming(uid uint32) dgm.RemoteOptions {
-	return dgm.RemoteOptions{ClaimCaller: true, Client: dgm.Client{Caller: gearsfs.Caller{UID: uid, GIDs: []uint32{0}}}}
+	gids := []uint32{uint32(os.Getegid())}
+	groups, _ := os.Getgroups() //nolint:errcheck // as if it were in none
+	for _, g := range groups {
+		if uint32(g) != gids[0] {
+			gids = append(gids, uint32(g))
+		}
+	}
+	return dgm.RemoteOptions{ClaimCaller: true, Client: dgm.Client{Caller: gearsfs.Caller{UID: uid, GIDs: gids}}}
+}
+
+func dialAsSelf(t *testing.T, addr string) *dgm.Remote {
+	t.Helper()
+	r, err := dgm.Dial(t.Context(), addr, claiming(uint32(os.Geteuid())))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
 }
 
 // TestNearer: a client on the node's machine goes over to its unix socket, where
@@ -167,7 +183,7 @@ func TestNearerIsNotKnown(t *testing.T) {
 	require.NoError(t, err)
 
 	var r *dgm.Remote
-	b.loseAnswer(func() { r = dial(t, w.tcp, dgm.RemoteOptions{}) })
+	b.loseAnswer(func() { r = dialAsSelf(t, w.tcp) })
 	over, err := r.Over(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, transport.PeerTCP, over)
@@ -188,7 +204,7 @@ func TestNearerIsNotKnown(t *testing.T) {
 func TestNearerAgain(t *testing.T) {
 	w := openTwoWays(t, true)
 	b := bridgeOn(t, w.at(t), serveUnix(t, w.Volume))
-	r := dial(t, w.tcp, dgm.RemoteOptions{})
+	r := dialAsSelf(t, w.tcp)
 	put(t, r, "k", "x")
 	for _, want := range []transport.PeerKind{transport.PeerUnix, transport.PeerTCP} {
 		if want == transport.PeerTCP {
