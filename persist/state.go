@@ -2,6 +2,7 @@ package persist
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -68,7 +69,8 @@ type State struct {
 
 // How Pebble is set up; docs/architecture.md says what was measured.
 const (
-	stateL0Compaction = 2    // sublevels that start a compaction
+	stateL0Compaction = 4    // half of it is how many sublevels start a compaction
+	stateL0Files      = 8    // files that do
 	stateL0Stop       = 1000 // sublevels that stop writes: never, compaction catches up
 	stateBloomBits    = 10
 	stateMemTables    = 4    // of Options.MemTableBytes; one more stops writes
@@ -98,6 +100,7 @@ func pebbleOptions(fsys FS, cache *pebble.Cache, faults *faults, opts Options) *
 		MemTableSize:                opts.MemTableBytes,
 		MemTableStopWritesThreshold: stateMemTables,
 		L0CompactionThreshold:       stateL0Compaction,
+		L0CompactionFileThreshold:   stateL0Files,
 		L0StopWritesThreshold:       stateL0Stop,
 		Logger:                      faults,
 		// Pebble 2.1.7 panics where it is closed by an open that fails while it
@@ -309,7 +312,27 @@ func (s *State) DeleteRange(lo, hi []byte) {
 	if bytes.Compare(lo, hi) >= 0 {
 		return
 	}
-	s.err = errors.Join(s.err, s.settle(), s.batch.DeleteRange(lo, hi, nil))
+	s.err = errors.Join(s.err, s.settle(), s.batch.DeleteRange(overlapping(lo), hi, nil))
+}
+
+// overlapping returns a key in front of lo, but behind all others that a row in
+// front of lo can have; where there is none for sure, lo. A stream is consumed
+// range by range, each of which begins where the one before it ended: so they
+// overlap. Pebble merges what is in L0 with what lies below where it overlaps:
+// deletions that did not would lie there for ever, and beneath them what they
+// delete.
+func overlapping(lo []byte) []byte {
+	if len(lo) <= placeBytes || lo[0] != byte(TableRecord) {
+		return lo
+	}
+	before := append(bytes.Clone(lo), 0)
+	seq := before[len(lo)-8 : len(lo)]
+	n := binary.BigEndian.Uint64(seq)
+	if n == 0 {
+		return lo
+	}
+	binary.BigEndian.PutUint64(seq, n-1)
+	return before
 }
 
 // settle empties the overlay: what is committed goes to Pebble, what is open
