@@ -109,10 +109,10 @@ func (a *app) fsckProgress() (show func(gearsfs.FsckReport), clear func()) {
 
 // faultJSON is a fault as -o json shows it.
 type faultJSON struct {
-	What    string      `json:"what"`
-	Path    string      `json:"path"`
-	Ino     gearsfs.Ino `json:"inode"`
-	Key     gearsfs.Key `json:"key"`
+	What string `json:"what"`
+	pathJSON
+	Ino gearsfs.Ino `json:"inode"`
+	keyJSON
 	Pos     gearsfs.Pos `json:"offset"`
 	Bytes   uint64      `json:"bytes"`
 	Segment string      `json:"segment"`
@@ -139,7 +139,7 @@ func (a *app) printFsck(r gearsfs.FsckReport, asJSON bool) error {
 	for _, f := range r.Faults {
 		var err error
 		if asJSON {
-			err = a.printJSON(faultJSON{f.What, f.Path, f.Ino, f.Key, f.Pos, f.Bytes, f.Segment, f.At, f.Reason, f.Mended})
+			err = a.printJSON(faultJSON{f.What, pathToJSON(f.Path), f.Ino, keyToJSON(f.Key), f.Pos, f.Bytes, f.Segment, f.At, f.Reason, f.Mended})
 		} else {
 			err = a.printf("%s\n", a.shown(faultLine(f)))
 		}

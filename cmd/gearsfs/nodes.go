@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/spf13/cobra"
@@ -36,15 +37,51 @@ func (a *app) nodeCommand(use, short, long, example string, ask func(ctx context
 
 // waitJSON is a waiting operation as -o json shows it.
 type waitJSON struct {
-	Session string        `json:"session"`
-	Client  string        `json:"client"`
-	Op      string        `json:"op"`
-	Path    string        `json:"path"`
-	Exists  bool          `json:"exists"`
-	Keys    []gearsfs.Key `json:"keys"`
-	Since   string        `json:"since"`
-	Passed  uint32        `json:"passed"`
-	Near    []gearsfs.Key `json:"near"`
+	Session string `json:"session"`
+	Client  string `json:"client"`
+	Op      string `json:"op"`
+	pathJSON
+	Exists bool `json:"exists"`
+	keysJSON
+	Since  string `json:"since"`
+	Passed uint32 `json:"passed"`
+	nearJSON
+}
+
+// keysJSON is a list of keys within an object, all of them in base64 where one
+// is not UTF-8.
+type keysJSON struct {
+	Keys       *[]gearsfs.Key `json:"keys,omitempty"`
+	KeysBase64 [][]byte       `json:"keys_base64,omitempty"`
+}
+
+// nearJSON is as keysJSON.
+type nearJSON struct {
+	Near       *[]gearsfs.Key `json:"near,omitempty"`
+	NearBase64 [][]byte       `json:"near_base64,omitempty"`
+}
+
+// textsOrBytes is textOrBytes of a list.
+func textsOrBytes(keys []gearsfs.Key) (*[]gearsfs.Key, [][]byte) {
+	all := append([]gearsfs.Key{}, keys...) // "[]", not "null"
+	if utf8.ValidString(keyList(keys)) {
+		return &all, nil
+	}
+	var raw [][]byte
+	for _, k := range keys {
+		raw = append(raw, []byte(k))
+	}
+	return nil, raw
+}
+
+func waitToJSON(w gearsfs.Wait) waitJSON {
+	j := waitJSON{
+		Session: w.Session.String(), Client: w.Client, Op: w.Op, pathJSON: pathToJSON(w.Path), Exists: w.Ino != 0,
+		Since: timeText(w.Since), Passed: w.Passed,
+	}
+	j.Keys, j.KeysBase64 = textsOrBytes(w.Keys)
+	j.Near, j.NearBase64 = textsOrBytes(w.Near)
+	return j
 }
 
 func (a *app) waitsCommand() *cobra.Command {
@@ -60,11 +97,7 @@ file and for how long, and which existing keys those may be misspellings of.`,
 			rows := [][]string{{"CLIENT", "OP", "FILE", "KEYS", "FOR", "PASSED", "NOTE"}}
 			for _, w := range waits {
 				if asJSON {
-					err := a.printJSON(waitJSON{
-						w.Session.String(), w.Client, w.Op, w.Path, w.Ino != 0, append([]gearsfs.Key{}, w.Keys...), timeText(w.Since), w.Passed,
-						append([]gearsfs.Key{}, w.Near...),
-					})
-					if err != nil {
+					if err := a.printJSON(waitToJSON(w)); err != nil {
 						return err
 					}
 					continue

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -53,7 +52,7 @@ func (f *recordFormat) append(buf []byte, r gearsfs.Record) ([]byte, error) {
 
 // recordJSON is a record as -o json shows it.
 type recordJSON struct {
-	Key        gearsfs.Key `json:"key"`
+	keyJSON
 	Seq        gearsfs.Seq `json:"seq"`
 	Type       string      `json:"type"`
 	Time       string      `json:"time"`
@@ -61,24 +60,49 @@ type recordJSON struct {
 	Receipt    string      `json:"receipt,omitempty"`
 	Deadline   string      `json:"deadline,omitempty"`
 	Data       *string     `json:"data,omitempty"`
-	DataBase64 *string     `json:"data_base64,omitempty"`
+	DataBase64 []byte      `json:"data_base64,omitempty"`
+}
+
+// keyJSON is a stream's key within an object, in base64 where it is not UTF-8.
+type keyJSON struct {
+	Key       *string `json:"key,omitempty"`
+	KeyBase64 []byte  `json:"key_base64,omitempty"`
+}
+
+func keyToJSON(k gearsfs.Key) (j keyJSON) {
+	j.Key, j.KeyBase64 = textOrBytes(string(k))
+	return j
+}
+
+// pathJSON is a path within an object, in base64 where it is not UTF-8.
+type pathJSON struct {
+	Path       *string `json:"path,omitempty"`
+	PathBase64 []byte  `json:"path_base64,omitempty"`
+}
+
+func pathToJSON(path string) (j pathJSON) {
+	j.Path, j.PathBase64 = textOrBytes(path)
+	return j
+}
+
+// textOrBytes returns s as text, or, where it is not UTF-8 and JSON has no text
+// for it, as bytes, which are written in base64.
+func textOrBytes(s string) (*string, []byte) {
+	if utf8.ValidString(s) {
+		return &s, nil
+	}
+	return nil, []byte(s)
 }
 
 func appendJSON(buf []byte, r gearsfs.Record) ([]byte, error) {
 	j := recordJSON{
-		Key: r.Key, Seq: r.Place.Seq, Type: r.Type,
+		keyJSON: keyToJSON(r.Key), Seq: r.Place.Seq, Type: r.Type,
 		Time: timeText(r.Time), Deliveries: r.Deliveries,
 	}
 	if r.Receipt != nil && !r.Deadline.IsZero() { // else it is not lent to whoever reads this
 		j.Receipt, j.Deadline = receiptText(*r.Receipt), timeText(r.Deadline)
 	}
-	if utf8.Valid(r.Data) {
-		s := string(r.Data)
-		j.Data = &s
-	} else {
-		s := base64.StdEncoding.EncodeToString(r.Data)
-		j.DataBase64 = &s
-	}
+	j.Data, j.DataBase64 = textOrBytes(string(r.Data))
 	return appendLine(buf, j)
 }
 

@@ -68,6 +68,34 @@ func TestRecordJSON(t *testing.T) {
 	assert.Contains(t, string(line), `"data":""`, "an empty record is one")
 }
 
+// TestNamesJSON: keys and paths that are not UTF-8 can be read back from JSON.
+func TestNamesJSON(t *testing.T) {
+	const raw, encoded = "a\xffb", "Yf9i"
+	for _, c := range []struct {
+		value            any
+		plain, base64    string
+		wantText, wantIn any
+	}{
+		{recordJSON{keyJSON: keyToJSON("b")}, "key", "key_base64", "b", nil},
+		{recordJSON{keyJSON: keyToJSON(raw)}, "key", "key_base64", nil, encoded},
+		{streamToJSON(gearsfs.StreamInfo{Key: raw}), "key", "key_base64", nil, encoded},
+		{attrJSON{pathJSON: pathToJSON(raw)}, "path", "path_base64", nil, encoded},
+		{faultJSON{pathJSON: pathToJSON("")}, "path", "path_base64", "", nil},
+		{waitToJSON(gearsfs.Wait{}), "keys", "keys_base64", []any{}, nil},
+		{waitToJSON(gearsfs.Wait{Path: raw}), "path", "path_base64", nil, encoded},
+		{waitToJSON(gearsfs.Wait{Keys: []gearsfs.Key{"b", raw}}), "keys", "keys_base64", nil, []any{"Yg==", encoded}},
+		{waitToJSON(gearsfs.Wait{Near: []gearsfs.Key{raw}}), "near", "near_base64", nil, []any{encoded}},
+		{waitToJSON(gearsfs.Wait{Near: []gearsfs.Key{"b"}}), "near", "near_base64", []any{"b"}, nil},
+	} {
+		line, err := appendLine(nil, c.value)
+		require.NoError(t, err)
+		var fields map[string]any
+		require.NoError(t, json.Unmarshal(line, &fields))
+		assert.Equal(t, c.wantText, fields[c.plain], "%s", line)
+		assert.Equal(t, c.wantIn, fields[c.base64], "%s", line)
+	}
+}
+
 // narrow takes n bytes and then fails.
 type narrow struct {
 	bytes.Buffer

@@ -15,7 +15,7 @@ const streamsPage = 256
 
 // streamJSON is a stream as -o json shows it.
 type streamJSON struct {
-	Key        gearsfs.Key `json:"key"`
+	keyJSON
 	Records    uint64      `json:"records"`
 	Bytes      uint64      `json:"bytes"`
 	Head       gearsfs.Seq `json:"head"`
@@ -32,7 +32,7 @@ type streamJSON struct {
 
 func streamToJSON(s gearsfs.StreamInfo) streamJSON {
 	return streamJSON{
-		Key: s.Key, Records: s.Records, Bytes: s.Bytes, Head: s.Head.Seq, Tail: s.Tail.Seq,
+		keyJSON: keyToJSON(s.Key), Records: s.Records, Bytes: s.Bytes, Head: s.Head.Seq, Tail: s.Tail.Seq,
 		Waiting: s.Waiting, Leased: s.Leased, Delayed: s.Delayed, Discarded: s.Discarded, Sealed: s.Sealed,
 		RecordsMax: s.Limits.Records, BytesMax: s.Limits.Bytes, Version: s.Version,
 	}
@@ -84,7 +84,7 @@ func (a *app) streams(ctx context.Context, at, arg string, asJSON bool) error {
 				sealed = "yes"
 			}
 			rows = append(rows, []string{
-				string(j.Key), number(j.Records), number(j.Bytes), number(uint64(j.Head)), number(uint64(j.Tail)),
+				string(s.Key), number(j.Records), number(j.Bytes), number(uint64(j.Head)), number(uint64(j.Tail)),
 				number(uint64(j.Waiting)), number(j.Leased), number(j.Discarded), sealed,
 			})
 		}

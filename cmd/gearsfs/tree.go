@@ -327,7 +327,7 @@ func (a *app) mkdir(ctx context.Context, t target, parents bool) error {
 
 // attrJSON is what stat shows.
 type attrJSON struct {
-	Path    string      `json:"path"`
+	pathJSON
 	Ino     gearsfs.Ino `json:"ino"`
 	Mode    string      `json:"mode"`
 	Links   uint32      `json:"links"`
@@ -353,7 +353,7 @@ head is how many bytes were taken from the front of the file.`,
 				return err
 			}
 			j := attrJSON{
-				Path: t.path, Ino: at.Ino, Mode: modeText(at.Mode), Links: at.Nlink, UID: at.UID, GID: at.GID,
+				pathJSON: pathToJSON(t.path), Ino: at.Ino, Mode: modeText(at.Mode), Links: at.Nlink, UID: at.UID, GID: at.GID,
 				Size: at.Size, Head: at.Head, Version: at.Version,
 				Atime: timeText(at.Atime), Mtime: timeText(at.Mtime), Ctime: timeText(at.Ctime),
 			}
@@ -361,7 +361,7 @@ head is how many bytes were taken from the front of the file.`,
 				return a.printJSON(j)
 			}
 			return a.pairs([]pair{
-				{"path", a.shown(j.Path)}, {"ino", j.Ino}, {"mode", j.Mode}, {"links", j.Links}, {"uid", j.UID}, {"gid", j.GID},
+				{"path", a.shown(t.path)}, {"ino", j.Ino}, {"mode", j.Mode}, {"links", j.Links}, {"uid", j.UID}, {"gid", j.GID},
 				{"size", j.Size}, {"head", j.Head}, {"version", j.Version},
 				{"atime", j.Atime}, {"mtime", j.Mtime}, {"ctime", j.Ctime},
 			})
