@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -328,6 +329,22 @@ func TestUnreachable(t *testing.T) {
 	runSteps(t, addr, []step{
 		{line: "put :/q k x", status: 1, errs: "unreachable"},
 		{line: "put --node nonsense q k x", status: 2, errs: "host:port"},
+	})
+}
+
+// TestWaitBoundsTheNodesAnswer: a node that is stopped is waited for as long as
+// for a record.
+func TestWaitBoundsTheNodesAnswer(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s")) // nobody accepts
+	require.NoError(t, err)
+	defer l.Close()
+	const errs = "no answer from the node within --wait"
+	runSteps(t, "unix:"+l.Addr().String(), []step{
+		{line: "take :/q k --wait 1ms", status: exitNotNow, errs: errs},
+		{line: "take :/q k --wait 1ms --exec true", status: exitNotNow, errs: errs},
+		{line: "peek :/q k --wait 1ms", status: exitNotNow, errs: errs},
+		{line: "put :/q k one --wait 1ms", status: exitNotNow, errs: errs},
+		{line: "hold :/q k --wait 1ms -- true", status: exitNotNow, errs: errs},
 	})
 }
 

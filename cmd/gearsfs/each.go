@@ -164,7 +164,7 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	w.board = startBoard(a)
 	defer w.board.end()
 	for _, in := range append([]streamArg{first}, o.and...) {
-		s, err := a.openStream(ctx, in, o.node)
+		s, err := a.openStream(ctx, in, o.node, units.Duration{})
 		if err != nil {
 			return err
 		}
@@ -175,7 +175,7 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 		w.inputs = append(w.inputs, source{volumeStream: s, keys: []gearsfs.Key{s.key}, tries: tries})
 	}
 	for _, out := range o.puts {
-		s, err := a.openStream(ctx, out, o.node)
+		s, err := a.openStream(ctx, out, o.node, units.Duration{})
 		if err != nil {
 			return err
 		}
@@ -197,13 +197,13 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	return w.work(ctx)
 }
 
-// openStream resolves FILE KEY and connects to its node.
-func (a *app) openStream(ctx context.Context, arg streamArg, at string) (volumeStream, error) {
+// openStream resolves FILE KEY and connects to its node; wait is --wait.
+func (a *app) openStream(ctx context.Context, arg streamArg, at string, wait units.Duration) (volumeStream, error) {
 	key, err := parseKey(arg.key)
 	if err != nil {
 		return volumeStream{}, err
 	}
-	t, err := a.open(ctx, arg.file, at)
+	t, err := a.openWithin(ctx, wait, arg.file, at)
 	return volumeStream{t, key}, err
 }
 
@@ -242,7 +242,7 @@ func (a *app) takeExec(ctx context.Context, o takeOptions, args []string) error 
 		return err
 	}
 	w := newWorker(a)
-	t, err := a.open(ctx, args[0], o.node)
+	t, err := a.openWithin(ctx, o.wait, args[0], o.node)
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ func (a *app) hold(ctx context.Context, o holdOptions, stream streamArg, command
 			return usagef("--lease is at least %s", holdLeaseMin)
 		}
 	}
-	s, err := a.openStream(ctx, stream, o.node)
+	s, err := a.openStream(ctx, stream, o.node, o.wait)
 	if err != nil {
 		return err
 	}

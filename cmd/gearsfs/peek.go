@@ -71,7 +71,7 @@ func (a *app) peek(ctx context.Context, o peekOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	t, err := a.open(ctx, args[0], o.node)
+	t, err := a.openWithin(ctx, o.wait, args[0], o.node)
 	if err != nil {
 		return err
 	}

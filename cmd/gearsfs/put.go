@@ -88,7 +88,7 @@ func (a *app) put(ctx context.Context, o putOptions, args []string) error {
 	if err := o.checkNames(); err != nil {
 		return err
 	}
-	t, err := a.open(ctx, args[0], o.node)
+	t, err := a.openWithin(ctx, o.wait, args[0], o.node)
 	if err != nil {
 		return err
 	}

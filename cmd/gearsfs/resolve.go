@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/gearsfs/gearsfs/mount"
 )
@@ -38,6 +40,18 @@ func (a *app) open(ctx context.Context, arg, nodeFlag string) (target, error) {
 		return target{}, err
 	}
 	return a.connectTo(ctx, arg, p)
+}
+
+// answerWithin is how long a node may take to answer however short --wait is.
+const answerWithin = time.Second
+
+// openWithin is open for a command whose waits --wait bounds, the one for the
+// node's answer too.
+func (a *app) openWithin(ctx context.Context, wait units.Duration, arg, nodeFlag string) (target, error) {
+	wait.Value = max(wait.Value, answerWithin)
+	ctx, cancel := waitContext(ctx, wait, "no answer from the node")
+	defer cancel()
+	return a.open(ctx, arg, nodeFlag)
 }
 
 // openName is open for a name itself: where it is that of a symbolic link, the
