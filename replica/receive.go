@@ -18,8 +18,13 @@ func (g *Group) receive(messages [][]byte) error {
 			g.cfg.Logger.Debug("a peer's message is dropped", "type", m.GetType(), "from", m.GetFrom())
 			continue
 		}
-		if m.GetType() == raftpb.MsgSnap {
+		switch m.GetType() {
+		case raftpb.MsgSnap:
 			g.renew(m)
+		case raftpb.MsgVote, raftpb.MsgPreVote:
+			if err := g.hearCommitted(m); err != nil {
+				return err
+			}
 		}
 		err = g.loop.node.Step(m)
 		if err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) && !errors.Is(err, raft.ErrProposalDropped) {
