@@ -173,7 +173,13 @@ func (k *Keeper) freeLocked() {
 			if len(batch) == 0 {
 				return
 			}
-			if err := k.free(batch); err != nil {
+			err := k.free(batch)
+			if errors.Is(err, gearsfs.ErrNoSpace) { // not even for the log to say so: tried again
+				k.mu.Lock()
+				k.ready = append(k.ready, batch...)
+				k.mu.Unlock()
+			}
+			if err != nil {
 				k.cfg.Log.Warn("pages of the block store that nobody needs are still there", "extents", len(batch), "error", err)
 			}
 		}
