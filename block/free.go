@@ -25,7 +25,8 @@ type span struct {
 // origin, so that numbers are not used again. What a power cut undoes of this,
 // Sweep does again; and so does calling Free again with the same extents, which
 // may be gone already. An error does not keep the other extents from being
-// freed: the first one is returned.
+// freed: the first one is returned; gearsfs.ErrNoSpace where a hole needs room
+// that the disk has not.
 func (s *Store) Free(extents []gearsfs.Extent) error {
 	if err := s.enter(); err != nil {
 		return err
@@ -46,13 +47,13 @@ func (s *Store) free(extents []gearsfs.Extent) error {
 			n++
 		}
 		if err := s.freeIn(spans[0].id, spans[:n]); err != nil && first == nil {
-			first = err
+			first = noSpace(err)
 		}
 		spans = spans[n:]
 	}
 	for _, id := range s.table.passedBy() {
 		if err := s.freeIn(id, nil); err != nil && first == nil {
-			first = err
+			first = noSpace(err)
 		}
 	}
 	return first

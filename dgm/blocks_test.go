@@ -270,6 +270,22 @@ func TestBlocksOfNodes(t *testing.T) {
 	}
 }
 
+// A node says that it has all bytes only where it knows that its state is all that
+// was committed: with what it has not applied yet it may lack others.
+func TestWholeOfWhatIsCommitted(t *testing.T) {
+	c := newNodes(t, "a", "b", "c")
+	makeFile(t, local(t, c.leader().vol), "f")
+	last := c.follower()
+	require.NoError(t, last.vol.AnswerWhole(t.Context()))
+	for _, n := range c.all {
+		if n != last {
+			n.close()
+		}
+	}
+	require.NoError(t, last.vol.Whole(t.Context()))
+	require.ErrorIs(t, last.vol.AnswerWhole(t.Context()), gearsfs.ErrBusy)
+}
+
 // A node that joins has all bytes before it has a vote: the others may go then.
 func TestBlocksOfJoiner(t *testing.T) {
 	c := newNodes(t, "a")

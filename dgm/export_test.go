@@ -200,3 +200,9 @@ func (r *Remote) Over(ctx context.Context) (transport.PeerKind, error) {
 	}
 	return conn.Peer().Kind, nil
 }
+
+// AnswerWhole is what a leader is answered who asks whether the node may vote.
+func (v *Volume) AnswerWhole(ctx context.Context) error {
+	_, err := v.answerWhole(ctx)
+	return err
+}

@@ -52,11 +52,15 @@ func (v *Volume) askWhole(member uint64) {
 	}
 }
 
-// answerWhole answers when this node has all bytes that its state refers to;
-// gearsfs.ErrBusy after a while.
+// answerWhole answers when this node has all bytes that its state refers to, once
+// that is all that was committed when it was asked: who has all in its log counts as
+// caught up, and may not have applied any of it. gearsfs.ErrBusy after a while.
 func (v *Volume) answerWhole(ctx context.Context) (*wire.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, fitFor/2)
 	defer cancel()
+	if err := v.group.Barrier(ctx); err != nil {
+		return nil, gearsfs.ErrBusy.Because("this node has not applied all yet: %v", err)
+	}
 	if err := v.payloads.Whole(ctx); err != nil {
 		return nil, gearsfs.ErrBusy.Because("%d blocks are still missing here", v.payloads.Lacking())
 	}

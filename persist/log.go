@@ -162,6 +162,11 @@ func (l *Log) Append(entries []LogEntry, hard []byte) error {
 	}
 	l.appending.Lock()
 	defer l.appending.Unlock()
+	return l.append(entries, hard)
+}
+
+// append is Append. Needs appending.
+func (l *Log) append(entries []LogEntry, hard []byte) error {
 	size, err := l.check(entries, hard)
 	if err != nil {
 		return err
@@ -317,12 +322,6 @@ func (l *Log) breakBy(err error) error {
 	}
 	return l.broken
 }
-
-// Sure is the last entry of those found when the log was opened of which it is
-// known that they were on disk when the process before wrote something more: a
-// Sync that covers it had returned. Of those behind it some may have come to the
-// disk by themselves.
-func (l *Log) Sure() uint64 { return l.sure }
 
 // Hasten has the kernel begin to write what is not on disk yet, and does not
 // wait for it: a Sync that follows after other work then takes less. It promises

@@ -2,6 +2,7 @@ package persist
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -65,4 +66,39 @@ func TestViewsShareASnapshot(t *testing.T) {
 	require.Zero(t, snapshots(), "nobody has looked since")
 	require.NoError(t, s.View().Close())
 	require.NoError(t, s.close(), "the last one ends with the state")
+}
+
+// TestLastViewKeepsNothing: the snapshot that stays when nobody looks any more, or
+// that of a View that is open, keeps no row from being removed that was deleted
+// before; only what is changed behind it is kept, and the snapshot that stays does
+// not outlive the first such change.
+func TestLastViewKeepsNothing(t *testing.T) {
+	s := newState(t, vfs.NewMem())
+	row := func(i int) []byte { return fmt.Appendf(nil, "r%06d", i) }
+	for i := range 3000 {
+		s.Set(row(i), bytes.Repeat([]byte{byte(i)}, 1500))
+		require.NoError(t, s.Commit())
+	}
+	require.NoError(t, <-s.Flush())
+	full := s.Bytes()
+	for i := range 3000 {
+		s.Delete(row(i))
+		require.NoError(t, s.Commit())
+	}
+	open := s.View()
+	require.NoError(t, s.View().Close())
+	require.NoError(t, <-s.Flush())
+	require.NoError(t, s.tables.db.Compact(t.Context(), []byte{0}, []byte{255}, false))
+	require.Equal(t, 1, s.tables.db.Metrics().Snapshots.Count)
+	var rows uint64
+	levels, err := s.tables.db.SSTables(pebble.WithProperties())
+	require.NoError(t, err)
+	for _, tables := range levels {
+		for _, table := range tables {
+			rows += table.Properties.NumEntries
+		}
+	}
+	require.Zero(t, rows, "of %d bytes", full)
+	require.NoError(t, open.Close())
+	require.NoError(t, s.close())
 }

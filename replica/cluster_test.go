@@ -150,14 +150,21 @@ func (n *clusterNode) kill() {
 	n.down()
 	n.fail(errors.New("killed"))
 	require.ErrorContains(n.c.t, n.Close(), "killed")
-	n.log, n.machine = log, machine
+	n.replace(log, machine)
 }
 
 // stop closes the node.
 func (n *clusterNode) stop() {
 	require.NoError(n.c.t, n.Close())
 	n.down()
-	n.machine = n.machine.restart()
+	n.replace(n.log, n.machine.restart())
+}
+
+// replace gives the node's next life its disk.
+func (n *clusterNode) replace(log *memLog, machine *memMachine) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.log, n.machine = log, machine
 }
 
 func (n *clusterNode) down() {
@@ -222,15 +229,15 @@ func (n *nodeCopies) Send(to gearsfs.MemberID, message []byte, meta SnapshotMeta
 		}
 		c.mu.Lock()
 		o.incoming[meta.Index] = meta.Data.(machineState)
-		up := o.up
+		up, group, machine := o.up, o.Group, o.machine
 		c.mu.Unlock()
 		if !up {
 			done(errors.New("the member went away"))
 			return
 		}
-		o.Receive(message)
+		group.Receive(message)
 		for range 100 {
-			if applied, _ := o.machine.Applied(); applied >= meta.Index {
+			if applied, _ := machine.Applied(); applied >= meta.Index {
 				done(nil)
 				return
 			}

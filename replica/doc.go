@@ -192,7 +192,9 @@
 // consensus, once it has what was committed a tick ago (promote). From the first
 // learner on nothing is committed any more that is not on disk: it could have
 // entries that a power cut takes from the only voter. One change is on its way
-// at a time. A node that is removed stays as it is and says so in its Status.
+// at a time. A node that is removed stays as it is and says so in its Status. Who
+// asks for a vote says what is committed, or one who does not know yet that it has
+// a vote could keep the others from electing anybody (known.go).
 //
 // Open elects a single voter at once. The empty entry of the new term commits
 // what the log holds, so replaying is nothing but applying.

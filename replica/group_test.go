@@ -45,6 +45,27 @@ func TestPutAndReopen(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
+// TestHeard: it returns behind a pass that began behind another one that had all
+// messages, and not at all where there are none any more.
+func TestHeard(t *testing.T) {
+	f := openTest(t, new(memLog), new(memMachine), nil)
+	ctx := context.Background()
+	passes := 0
+	for range 3 {
+		f.order(order{do: func() error { passes++; return nil }})
+		require.NoError(t, f.Heard(ctx))
+	}
+	require.Equal(t, 3, passes)
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	block := make(chan struct{})
+	f.order(order{do: func() error { <-block; return nil }})
+	require.ErrorIs(t, f.Heard(gone), context.Canceled)
+	close(block)
+	require.NoError(t, f.Close())
+	wantCode(t, gearsfs.ErrClosed, f.Heard(ctx))
+}
+
 // TestOrder proposes calls of several commands from many goroutines: each
 // proposer's order stays, and a call is in one entry, without strangers.
 func TestOrder(t *testing.T) {

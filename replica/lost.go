@@ -10,9 +10,12 @@ import (
 )
 
 // dropLost ends the log of a founder, or of a group of one, in front of the first
-// entry behind sure that is not intact, by putting an empty one in its place. Where
-// an entry that is not applied brings in other members it does nothing: they may
-// have counted on what is in the log.
+// entry behind sure that is not intact, by putting an empty one in its place. It
+// looks no further than the first entry that is not applied and brings in other
+// members, where the hard state has it committed: they may have been sent what
+// follows, under the same index and term. Where it has not, nobody was brought in:
+// keepCommit comes first. Nor was anybody where an entry in front of that one is not
+// intact: keepCommit's sync would have covered what it refers to.
 func (s *storage) dropLost(applied, sure uint64, intact func(*wire.Entry) bool) error {
 	for index := max(applied+1, s.log.First()); index <= s.log.Last(); {
 		entries, err := s.log.Entries(index, s.log.Last()+1, lostBytes)
@@ -22,7 +25,7 @@ func (s *storage) dropLost(applied, sure uint64, intact func(*wire.Entry) bool) 
 		for i := range entries {
 			e := &entries[i]
 			switch {
-			case raftpb.EntryType(e.Type) != raftpb.EntryNormal && e.Index > 1: // the first makes the founder its only member
+			case raftpb.EntryType(e.Type) != raftpb.EntryNormal && e.Index > 1 && e.Index <= s.hard.GetCommit(): // the first makes the founder its only member
 				return nil
 			case raftpb.EntryType(e.Type) != raftpb.EntryNormal, len(e.Data) == 0, e.Index <= sure:
 				continue

@@ -100,6 +100,9 @@ func (g *Group) send(messages []*raftpb.Message) error {
 				return err
 			}
 		case g.cfg.Peers != nil:
+			if t := m.GetType(); t == raftpb.MsgVote || t == raftpb.MsgPreVote {
+				g.tellCommitted(m)
+			}
 			o.add(m)
 		}
 	}

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -18,8 +19,13 @@ func (g *Group) receive(messages [][]byte) error {
 			g.cfg.Logger.Debug("a peer's message is dropped", "type", m.GetType(), "from", m.GetFrom())
 			continue
 		}
-		if m.GetType() == raftpb.MsgSnap {
+		switch m.GetType() {
+		case raftpb.MsgSnap:
 			g.renew(m)
+		case raftpb.MsgVote, raftpb.MsgPreVote:
+			if err := g.hearCommitted(m); err != nil {
+				return err
+			}
 		}
 		err = g.loop.node.Step(m)
 		if err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) && !errors.Is(err, raft.ErrProposalDropped) {
@@ -81,6 +87,17 @@ func (g *Group) renew(m *raftpb.Message) {
 	if term := l.node.BasicStatus().GetTerm(); m.GetTerm() < term && l.lead != raft.None && l.lead != g.cfg.ID {
 		m.Term, m.From = &term, new(l.lead)
 	}
+}
+
+// Heard returns when all that Receive was given before has had its effect on this
+// node, a snapshot's installation included. Errors: ctx's, and gearsfs.ErrClosed.
+func (g *Group) Heard(ctx context.Context) error {
+	for range 2 { // the first comes along with the messages, the second behind what they led to
+		if err := g.ask(ctx, func(done func(error)) error { done(nil); return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Unreachable says that what was last sent to a member may be lost.

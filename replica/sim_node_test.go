@@ -226,6 +226,7 @@ func (n *simNode) closed() {
 		n.s.fail("node %d was closed and has not all on disk", n.id)
 	}
 	n.s.note("node %d is closed", n.id)
+	n.log.broken = nil // nobody has met it
 	n.ended()
 	n.s.restart(n, n.s.between(0, time.Second))
 }

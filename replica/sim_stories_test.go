@@ -156,3 +156,35 @@ func TestRefusedInOrder(t *testing.T) {
 		require.True(t, leader.front.leads, "it leads again")
 	})
 }
+
+// A leader sends the entry that gives a member its vote, and one more, and loses its
+// power before that one is on its disk and before the member has heard that the first
+// is committed. Then the member has the longest log and does not know that it may
+// lead: it learns it from who asks for its vote.
+func TestAVoteNotHeardOf(t *testing.T) {
+	tellStory(t, 1, func(s *sim) {
+		leader := s.leader(t)
+		member := s.addNode(2, simImage{})
+		member.start()
+		s.ask(leader, func(done func(error)) error { return leader.group.beginAdd(2, nil, done) })
+		s.await(t, "the leader gives it a vote", func() bool { return leader.group.loop.conf.votes(2) })
+		require.False(t, member.group.loop.conf.votes(2))
+		leader.crash()
+		member.crash()
+		s.run(s.now + time.Second) // nothing is on its way any more
+
+		entries, err := leader.log.Entries(member.log.last()+1, leader.log.last()+1, 1<<20)
+		require.NoError(t, err)
+		last := entries[len(entries)-1]
+		entries = append(entries, LogEntry{Index: last.Index + 1, Term: last.Term})
+		require.NoError(t, member.log.Append(entries, nil))
+		require.NoError(t, member.log.Sync())
+		member.start()
+		leader.start()
+		s.await(t, "somebody leads", func() bool { return s.choose(isLeading) != nil })
+		require.True(t, member.front.leads, "it has the longest log")
+		s.await(t, "both have a vote", func() bool {
+			return member.group.loop.conf.votes(2) && leader.group.loop.conf.votes(2) && !leader.group.loop.conf.joint
+		})
+	})
+}

@@ -45,6 +45,7 @@ type Roster interface {
 // replica.
 type Group interface {
 	Receive(message []byte)
+	Heard(ctx context.Context) error
 	Status() replica.Status
 	Unreachable(member gearsfs.MemberID)
 	Died(member gearsfs.MemberID)

@@ -57,6 +57,7 @@ func (r *fakeRoster) MemberRow(id gearsfs.MemberID) (*wire.MemberRow, bool) {
 // fakeReplica notes what a mesh tells the replica.
 type fakeReplica struct {
 	install func(message []byte) // instead of noting it, where not nil
+	heard   func()               // called by Heard, where not nil
 
 	mu          sync.Mutex
 	term        uint64
@@ -73,6 +74,13 @@ func (r *fakeReplica) Receive(message []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.got = append(r.got, string(message))
+}
+
+func (r *fakeReplica) Heard(context.Context) error {
+	if r.heard != nil {
+		r.heard()
+	}
+	return nil
 }
 
 func (r *fakeReplica) Unreachable(id gearsfs.MemberID) {

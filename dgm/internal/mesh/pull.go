@@ -179,9 +179,22 @@ func (s *snapshots) handOver(ctx context.Context, p *pull, in *persist.Incoming)
 		case stale.IsZero():
 			stale = time.Now()
 		case time.Since(stale) > staleAfter:
-			return gearsfs.ErrNotLeader.Because("who sent it does not lead any more")
+			return s.giveUp(ctx, p)
 		}
 	}
+}
+
+// giveUp ends the waiting for raft, unless it has the snapshot installed after all:
+// where the disk is slow it may not have come to the message yet, and once it has
+// taken it the files must be there.
+func (s *snapshots) giveUp(ctx context.Context, p *pull) error {
+	if err := s.group().Heard(ctx); err != nil {
+		return err
+	}
+	if s.cfg.applied() >= p.snap.Index {
+		return nil
+	}
+	return gearsfs.ErrNotLeader.Because("who sent it does not lead any more")
 }
 
 // fetchFiles returns when all files have their size. A lost connection is made

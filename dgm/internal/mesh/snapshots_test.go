@@ -347,6 +347,25 @@ func TestSnapshotStale(t *testing.T) {
 	require.ErrorContains(t, <-done, "does not lead")
 }
 
+// A replica that comes to the message late, in a later term, has the snapshot
+// installed all the same.
+func TestSnapshotInstalledLate(t *testing.T) {
+	nodes := snapNodes(t, 2, 1<<20)
+	a, b := nodes[0], nodes[1]
+	meta := a.snapshot()
+	b.group.install = func([]byte) { b.messages.Add(1) }
+	b.group.heard = func() {
+		require.NoError(t, b.mesh.snapshots.Install(meta.Index, meta.Term, nil))
+	}
+	done := a.send(b, meta)
+	eventually(t, func() bool { return b.messages.Load() == 1 }, "the message is not handed over")
+	b.group.mu.Lock()
+	b.group.term = 7
+	b.group.mu.Unlock()
+	require.NoError(t, <-done)
+	require.Equal(t, a.hash(), b.hash())
+}
+
 // A newer snapshot for the same member ends the sending of an older.
 func TestSnapshotReplaced(t *testing.T) {
 	nodes := snapNodes(t, 2, 8<<20)

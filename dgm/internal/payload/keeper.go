@@ -32,7 +32,9 @@ import (
 //     that came to the disk before it, of which nothing was promised, is taken back
 //     when a node that is alone starts (Intact).
 //  2. Pages are given back when the entry after which no row refers to them is
-//     on disk (Durable), so no crash brings back a row without its bytes.
+//     on disk (Durable), so no crash brings back a row without its bytes; and when
+//     the log says so itself (persist.Log.MakeSure), or an entry that referred to
+//     them would look to Intact like one whose bytes the power cut took.
 //  3. Who reads finds the bytes, or by looking at the rows again that they have
 //     changed meanwhile; else they are lost or damaged, and other members have them.
 type Keeper struct {
@@ -91,7 +93,18 @@ func (k *Keeper) Close() error {
 	ready := k.ready
 	k.ready = nil
 	k.mu.Unlock()
-	return errors.Join(synced, k.store.Free(ready), k.store.Close())
+	return errors.Join(synced, k.free(ready), k.store.Close())
+}
+
+// free gives back the pages of extents that no row refers to.
+func (k *Keeper) free(extents []gearsfs.Extent) error {
+	if len(extents) == 0 {
+		return nil
+	}
+	if err := k.cfg.Data.Log.MakeSure(); err != nil {
+		return err
+	}
+	return k.store.Free(extents)
 }
 
 // Freed is told, as a file.Observer, that no row refers to extents any more from
@@ -160,7 +173,13 @@ func (k *Keeper) freeLocked() {
 			if len(batch) == 0 {
 				return
 			}
-			if err := k.store.Free(batch); err != nil {
+			err := k.free(batch)
+			if errors.Is(err, gearsfs.ErrNoSpace) { // not even for the log to say so: tried again
+				k.mu.Lock()
+				k.ready = append(k.ready, batch...)
+				k.mu.Unlock()
+			}
+			if err != nil {
 				k.cfg.Log.Warn("pages of the block store that nobody needs are still there", "extents", len(batch), "error", err)
 			}
 		}

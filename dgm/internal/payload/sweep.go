@@ -67,7 +67,10 @@ func (s *sweepRun) live(ctx context.Context, yield func(gearsfs.Extent) error) e
 	if err := k.cfg.Node.Certain(ctx); err != nil {
 		return err
 	}
-	return k.awaitDisk(ctx, index)
+	if err := k.awaitDisk(ctx, index); err != nil {
+		return err
+	}
+	return k.cfg.Data.Log.MakeSure() // see invariant 2 of Keeper
 }
 
 // awaitDisk returns when this node's log is on its disk up to an index.
