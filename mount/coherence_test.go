@@ -371,6 +371,77 @@ func TestOpenAfterLookupThatLagged(t *testing.T) {
 	}
 }
 
+// late is a Manager like behind, but tells of what has changed while the kernel asks
+// for the attributes of the file f for the first time.
+type late struct {
+	behind
+	f, g    gearsfs.Ino
+	path    string // of g
+	tells   chan func([]gearsfs.Change)
+	tell    func([]gearsfs.Change) // of those
+	asked   atomic.Bool            // for the attributes of f
+	dropped atomic.Bool            // the kernel has asked for those of g
+}
+
+func (l *late) Watch(ctx context.Context, ready func(), tell func([]gearsfs.Change)) error {
+	l.tells <- tell
+	return l.Manager.Watch(ctx, ready, func([]gearsfs.Change) {})
+}
+
+// GetAttr answers when the kernel has been told of f, if it is, because it was told
+// of g behind it.
+func (l *late) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
+	attr, err := l.Manager.GetAttr(ctx, ino)
+	switch {
+	case ino == l.g:
+		l.dropped.Store(true)
+	case ino == l.f && l.asked.CompareAndSwap(false, true):
+		l.dropped.Store(false)
+		l.tell([]gearsfs.Change{{Ino: l.f, Data: true}, {Ino: l.g}})
+		for err == nil && !l.dropped.Load() {
+			var st unix.Stat_t
+			err = unix.Stat(l.path, &st)
+		}
+	}
+	return attr, err
+}
+
+// TestOpenBeforeItsNotice: what an OPEN has shown is read behind it, also where the
+// watch tells of it just then.
+func TestOpenBeforeItsNotice(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	f := fixture{vol: vol, dir: t.TempDir(), other: session(t, vol)}
+	l := &late{behind: behind{Manager: session(t, vol), seen: map[string]gearsfs.Attr{}}, path: f.path("g"),
+		tells: make(chan func([]gearsfs.Change), 1)}
+	for name, ino := range map[string]*gearsfs.Ino{"f": &l.f, "g": &l.g} {
+		_, err := f.other.Make(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: unix.S_IFREG | 0o644})
+		require.NoError(t, err)
+		attr, err := l.Lookup(t.Context(), gearsfs.RootIno, name)
+		require.NoError(t, err)
+		*ino = attr.Ino
+	}
+	mountOn(t, l, f.dir, "")
+	l.tell = <-l.tells
+	f.write(t, "/f", "more")
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(l.path, &st))
+	fd, err := unix.Open(f.path("f"), unix.O_RDONLY, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	buf := make([]byte, 10)
+	n, err := unix.Read(fd, buf)
+	require.NoError(t, err)
+	require.Equal(t, "more", string(buf[:n]))
+	require.True(t, l.asked.Load())
+	f.write(t, "/f", "other")
+	l.tell([]gearsfs.Change{{Ino: l.f, Data: true}}) // this is not of what was shown
+	require.Eventually(t, func() bool {
+		n, err = unix.Pread(fd, buf, 0)
+		return err == nil && string(buf[:n]) == "other"
+	}, 10*time.Second, time.Millisecond)
+}
+
 // A write through one mount takes the capabilities that another has given the file,
 // though the file was known to have none.
 func TestWriteDropsWhatOthersGave(t *testing.T) {

@@ -42,10 +42,14 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	if st != fuse.OK {
 		return attr, st
 	}
-	if s.told.older(&attr) {
+	older := s.told.older(&attr)
+	if older {
 		s.believe.dropAttr(ino)
 	}
 	s.handle(&attr, flags, false, out)
+	if older && out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 { // else the kernel keeps older pages
+		s.told.show(&attr)
+	}
 	return attr, fuse.OK
 }
 

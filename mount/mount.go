@@ -180,7 +180,7 @@ func (mt *Mount) serve(kernel *readers) {
 	s.believe.epochs = s.believe.notifyEpoch()
 	var workers sync.WaitGroup
 	workers.Go(func() { s.believe.names.run(s.life, s.notifyName, s.changedAll) })
-	workers.Go(func() { s.believe.pages.run(s.life, s.believe.notifyInode, s.changedAll) })
+	workers.Go(func() { s.believe.pages.run(s.life, s.notifyInode, s.changedAll) })
 	workers.Go(func() { s.watch(s.life) })
 	workers.Go(func() { s.calls.watch(s.life) })
 	workers.Go(func() { s.sendHeld(s.life) })

@@ -14,6 +14,7 @@ import (
 type told struct {
 	mu    sync.Mutex
 	table map[gearsfs.Ino]stamp
+	shown map[gearsfs.Ino]stamp // what an OPEN has shown that dropped what was believed
 }
 
 // stamp tells one state of a file's attributes from another.
@@ -26,7 +27,12 @@ type stamp struct {
 // they have changed.
 const toldMax = 1 << 15
 
-func newTold() told { return told{table: map[gearsfs.Ino]stamp{}} }
+// shownMax is of how many files it is remembered what an OPEN has shown.
+const shownMax = 1 << 12
+
+func newTold() told {
+	return told{table: map[gearsfs.Ino]stamp{}, shown: map[gearsfs.Ino]stamp{}}
+}
 
 func stampOf(a *gearsfs.Attr) stamp { return stamp{a.Version, a.Ctime} }
 
@@ -53,8 +59,52 @@ func (t *told) older(a *gearsfs.Attr) bool {
 	return !ok || was != stampOf(a)
 }
 
+// show is for an OPEN that shows a and has the kernel forget the attributes that it
+// believes in: from then on it takes none that are older, as no request that it
+// sends now is answered with those, and it ignores the answers to earlier ones. Nor
+// has it older pages, once the file is open through its cache.
+func (t *told) show(a *gearsfs.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.shown[a.Ino]; !ok && len(t.shown) >= shownMax {
+		for old := range t.shown { // in no order
+			delete(t.shown, old)
+			break
+		}
+	}
+	t.shown[a.Ino] = stampOf(a)
+}
+
+// shows reports whether anything is remembered of what an OPEN has shown of a file.
+func (t *told) shows(ino gearsfs.Ino) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.shown[ino]
+	return ok
+}
+
+// showed reports whether an OPEN has shown a, which is what the file is now, and else
+// forgets what it has shown: the file has changed since.
+func (t *told) showed(a *gearsfs.Attr) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.shown[a.Ino] == stampOf(a) {
+		return true
+	}
+	delete(t.shown, a.Ino)
+	return false
+}
+
+// unshow forgets all that OPENs have shown.
+func (t *told) unshow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.shown)
+}
+
 func (t *told) forget(ino gearsfs.Ino) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.table, ino)
+	delete(t.shown, ino)
 }

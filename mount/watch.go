@@ -151,6 +151,19 @@ func (b *believe) connected() bool {
 	return err != nil || fds[0].Revents&unix.POLLERR == 0
 }
 
+// notifyInode tells of a file's bytes or attributes, or a directory's times, but not
+// of what an OPEN has shown already: it would only be in the way. The kernel ignores
+// the answer to a GETATTR that a notice overtakes, and a read behind that OPEN goes
+// by the size that it believed in before.
+func (s *server) notifyInode(c gearsfs.Change) {
+	if c.Name == "" && s.told.shows(c.Ino) {
+		if attr, err := s.m.GetAttr(s.life, c.Ino); err == nil && s.told.showed(&attr) {
+			return
+		}
+	}
+	s.believe.notifyInode(c)
+}
+
 // notifyInode tells of a file's bytes or attributes, or a directory's times.
 func (b *believe) notifyInode(c gearsfs.Change) {
 	if c.Data && c.Name == "" {
@@ -167,6 +180,7 @@ func (b *believe) notifyEpoch() bool { return b.notifyHere(noticeEpoch, nil) == 
 // changedAll makes the kernel forget all that this mount told it.
 func (s *server) changedAll() {
 	s.inodes.doubtAll()
+	s.told.unshow()
 	s.believe.moment.Add(1)
 	s.believe.notifyEpoch()
 	for _, ino := range s.inodes.all() {
