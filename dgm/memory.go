@@ -94,9 +94,16 @@ func (t *tenure) submitMemory(ops ...*op) {
 
 func (t *tenure) doMemory(o *op) {
 	answer, further := t.answerMemory(o)
-	switch {
-	case further != nil:
+	if further != nil {
 		further()
+		return
+	}
+	t.doneMemory(o, answer)
+}
+
+// doneMemory goes on with what has become of an operation in memory.
+func (t *tenure) doneMemory(o *op, answer *wire.Answer) {
+	switch {
 	case o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0:
 		t.sealMemory(o, answer)
 	default:
@@ -106,7 +113,7 @@ func (t *tenure) doMemory(o *op) {
 
 // sealMemory seals a stream behind what was put to it, which is a setting.
 func (t *tenure) sealMemory(o *op, answer *wire.Answer) {
-	at, yes := place{o.ino, o.keys[0]}, true
+	at, yes := place{gearsfs.Ino(answer.Ino), gearsfs.Key(o.change.Command.GetPut().Key)}, true
 	t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: &wire.Configure{
 		Target: &wire.Target{Ino: uint64(at.ino)}, Key: string(at.key), Seal: &yes,
 	}}}, func(sealed *wire.Answer, err error) {
@@ -205,10 +212,11 @@ func (t *tenure) configured(c *wire.Configure, then func()) {
 	for _, o := range moved {
 		t.waits.leave(o)
 		o.state = opProposed
+		o.beginAnewLocked()
 	}
 	t.mu.Unlock()
 	for _, o := range moved {
-		t.launch(o)
+		t.launchAnew(o)
 	}
 }
 
@@ -240,6 +248,7 @@ func (t *tenure) startPlain(o *op) {
 		if o.inMemory = t.inMemory(at); o.inMemory {
 			o.ino, o.keys = at.ino, []gearsfs.Key{at.key}
 		}
+		o.asking = t.toAsk(o, o.inMemory)
 	case *wire.Command_Configure:
 		t.startConfigure(o, c.Configure)
 		return
@@ -311,6 +320,7 @@ func (t *tenure) startSettle(o *op, s *wire.Settle) {
 			break
 		}
 	}
+	o.asking = t.toAsk(o, o.inMemory)
 	t.submit(o)
 }
 

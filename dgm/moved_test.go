@@ -1,0 +1,213 @@
+package dgm_test
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/wire"
+)
+
+// sender is a client that says each request, and its number, itself.
+type sender struct {
+	*speaker
+	seq uint64
+}
+
+func (s *sender) next(op *wire.Command) *wire.Change {
+	s.seq++
+	op.Seq = s.seq
+	return &wire.Change{Path: "/q", Command: op}
+}
+
+// again asks for a change once more, as after a connection that was lost.
+func (s *sender) again(ch *wire.Change) *wire.Answer {
+	s.t.Helper()
+	ch.Retry = true
+	return s.change(ch)
+}
+
+// do has something done that is not asked for again.
+func (s *sender) do(op *wire.Command) *wire.Answer {
+	s.t.Helper()
+	answer := s.change(s.next(op))
+	require.Zero(s.t, answer.Code, answer.Reason)
+	return answer
+}
+
+// start asks for a change without waiting for its answer.
+func (s *sender) start(ch *wire.Change, answers chan<- *wire.Answer) {
+	s.t.Helper()
+	body, err := s.request(ch).MarshalVT()
+	require.NoError(s.t, err)
+	s.conn.Start(body, func(answer []byte, err error) {
+		resp := new(wire.Response)
+		if err == nil {
+			err = resp.UnmarshalVT(answer)
+		}
+		assert.NoError(s.t, err)
+		answers <- resp.Answer
+	})
+}
+
+func putTo(key string, data ...string) *wire.Command {
+	p := &wire.Put{Key: key}
+	for _, d := range data {
+		p.Records = append(p.Records, &wire.NewRecord{Data: []byte(d)})
+	}
+	return &wire.Command{Op: &wire.Command_Put{Put: p}}
+}
+
+func takeFrom(key string, lease bool) *wire.Command {
+	return &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{Keys: []string{key}, Max: 1, Lease: lease}}}
+}
+
+func store(key string, memory bool) *wire.Command {
+	return &wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{Key: key, Settings: &wire.Settings{Memory: &memory}}}}
+}
+
+func update(key, data string) *wire.Command {
+	return &wire.Command{Op: &wire.Command_Update{Update: &wire.Update{Key: key, Record: &wire.NewRecord{Data: []byte(data)}}}}
+}
+
+func settleOf(rec *wire.TakenRecord) *wire.Command {
+	return &wire.Command{Op: &wire.Command_Settle{Settle: &wire.Settle{Receipts: []*wire.Receipt{
+		{Ino: rec.Ino, Key: rec.Key, Pos: rec.Pos, Seq: rec.Seq, Fence: rec.Fence}}}}}
+}
+
+// What was done to a stream, and is asked for again when its records are elsewhere,
+// has its first answer and is not done again.
+func TestAskedAgainWhereTheStreamIsElsewhere(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		t.Run(fmt.Sprintf("in memory first: %t", first), func(t *testing.T) {
+			speak(t, t.TempDir(), 1, nil, func(sp *speaker) {
+				s := &sender{speaker: sp}
+				s.do(putTo("other", "x"))
+				for _, key := range []string{"put", "take", "lease", "settle", "update"} {
+					s.do(store(key, first))
+				}
+				put := s.next(putTo("put", "x"))
+				made := s.change(put)
+				require.NotZero(t, made.LastSeq)
+				s.do(takeFrom("put", false))
+
+				s.do(putTo("take", "x"))
+				take := s.next(takeFrom("take", false))
+				taken := s.change(take)
+				require.Len(t, taken.Records, 1)
+
+				s.do(putTo("settle", "x"))
+				settle := s.next(settleOf(s.do(takeFrom("settle", true)).Records[0]))
+				require.Zero(t, s.change(settle).Code)
+
+				s.do(putTo("lease", "x"))
+				lease := s.next(takeFrom("lease", true))
+				s.do(settleOf(s.change(lease).Records[0]))
+
+				update1 := s.next(update("update", "x"))
+				updated := s.change(update1)
+				require.NotZero(t, updated.LastSeq)
+				s.do(takeFrom("update", false))
+
+				for _, key := range []string{"put", "take", "lease", "settle", "update"} {
+					s.do(store(key, !first))
+				}
+				s.do(putTo("take", "later"))
+				s.do(putTo("lease", "later"))
+				require.Equal(t, made.LastSeq, s.again(put).LastSeq)
+				again := s.again(take)
+				require.Len(t, again.Records, 1, "%v", again)
+				require.Equal(t, "x", string(again.Records[0].Data))
+				require.Zero(t, s.again(settle).Code)
+				require.Equal(t, updated.LastSeq, s.again(update1).LastSeq)
+				leased := s.again(lease)
+				require.Len(t, leased.Records, 1, "%v", leased)
+				require.Equal(t, "later", string(leased.Records[0].Data), "what it had is gone")
+				for key, records := range map[string]int{"put": 0, "take": 1, "settle": 0, "update": 0, "lease": 0} {
+					for range records {
+						s.do(takeFrom(key, false))
+					}
+					empty := s.next(takeFrom(key, false))
+					empty.NoWait = true
+					require.EqualValues(t, gearsfs.ErrEmpty.Code, s.change(empty).Code, key)
+				}
+			})
+		})
+	}
+}
+
+// What was refused for a reason that the first time had not is not taken to be
+// undone where it was done in memory.
+func TestAgainWhatIsRefusedInMemory(t *testing.T) {
+	speak(t, t.TempDir(), 1, nil, func(sp *speaker) {
+		s := &sender{speaker: sp}
+		s.do(putTo("other", "x"))
+		s.do(store("k", true))
+		put := s.next(putTo("k", "x"))
+		made := s.change(put)
+		rename := s.next(&wire.Command{Op: &wire.Command_Rename{
+			Rename: &wire.Rename{Dir: uint64(gearsfs.RootIno), Name: "q", NewDir: uint64(gearsfs.RootIno), NewName: "moved"}}})
+		require.Zero(t, s.change(rename).Code)
+		put.Path = "/q/under" // whatever a path may meet
+		require.Equal(t, made.LastSeq, s.again(put).LastSeq)
+		fresh := s.next(putTo("k", "x"))
+		fresh.Path = "/q/under"
+		require.NotZero(t, s.again(fresh).Code)
+	})
+}
+
+// A session's puts keep their order while their stream leaves memory, or comes into
+// it: none overtakes an earlier one that has come to the wrong place.
+func TestPutsKeepTheirOrderWhileTheStreamMoves(t *testing.T) {
+	for _, into := range []bool{true, false} {
+		t.Run(fmt.Sprintf("into memory: %t", into), func(t *testing.T) {
+			const rounds, puts = 20, 200
+			vol := openVolume(t, t.TempDir())
+			m, ten := local(t, vol), vol.Tenure()
+			put(t, m, "other", "x")
+			s := &sender{speaker: newSpeaker(t, t.Context(), serveUnix(t, vol), nil)}
+			t.Cleanup(func() { require.NoError(t, s.conn.Close()) })
+			for round := range rounds {
+				key := gearsfs.Key(fmt.Sprint("k", round))
+				var configured sync.WaitGroup
+				configure := func(memory bool) {
+					assert.NoError(t, m.Configure(t.Context(), q, key, dgm.StreamChange{Set: dgm.SettingsChange{Memory: &memory}}))
+				}
+				configure(!into)
+				ten.HoldBack()
+				configured.Go(func() { configure(into) })
+				for held, _ := ten.Busy(); held == 0; held, _ = ten.Busy() {
+					runtime.Gosched()
+				}
+				answers := make(chan *wire.Answer, puts)
+				for i := range puts {
+					s.start(s.next(putTo(string(key), fmt.Sprint(i))), answers)
+					if i == puts/4 {
+						for !ten.PutsUnderWay() {
+							runtime.Gosched()
+						}
+						configured.Go(ten.LetAllThrough)
+					}
+				}
+				for range puts {
+					answer := <-answers
+					require.Zero(t, answer.GetCode(), answer.GetReason())
+				}
+				configured.Wait()
+				require.Equal(t, into, left(t, m, key).Settings.Memory)
+				rs, err := m.Take(t.Context(), dgm.Take{File: q, Keys: []gearsfs.Key{key}, NoWait: true, Max: 2 * puts})
+				require.NoError(t, err)
+				require.Len(t, rs, puts)
+				for i, rec := range rs {
+					require.Equal(t, fmt.Sprint(i), string(rec.Data), "round %d", round)
+				}
+			}
+		})
+	}
+}
