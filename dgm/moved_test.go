@@ -211,3 +211,91 @@ func TestPutsKeepTheirOrderWhileTheStreamMoves(t *testing.T) {
 		})
 	}
 }
+
+// An update that comes while its stream is on its way into memory is put there: on
+// disk it would be neither shown nor taken, and keep the stream where it is.
+func TestUpdateWhileTheStreamMoves(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	m, ten := local(t, vol), vol.Tenure()
+	put(t, m, "other", "x")
+	ten.HoldBack()
+	var both sync.WaitGroup
+	both.Go(func() { assert.NoError(t, m.Configure(t.Context(), q, "k", inMemory)) })
+	for held, _ := ten.Busy(); held == 0; held, _ = ten.Busy() {
+		runtime.Gosched()
+	}
+	s := &sender{speaker: newSpeaker(t, t.Context(), serveUnix(t, vol), nil)}
+	t.Cleanup(func() { require.NoError(t, s.conn.Close()) })
+	answers := make(chan *wire.Answer, 2)
+	s.start(s.next(update("k", "new")), answers)
+	s.start(s.next(putTo("other", "y")), answers) // behind it, so it has been looked at
+	for !ten.PutsUnderWay() {
+		runtime.Gosched()
+	}
+	ten.LetAllThrough()
+	both.Wait()
+	for range cap(answers) {
+		require.Zero(t, (<-answers).Code)
+	}
+	require.EqualValues(t, 1, left(t, m, "k").Records)
+	rs, err := m.Take(t.Context(), dgm.Take{File: q, Keys: []gearsfs.Key{"k"}, NoWait: true})
+	require.NoError(t, err)
+	require.Equal(t, "new", string(rs[0].Data))
+	no := false
+	require.NoError(t, m.Configure(t.Context(), q, "k", dgm.StreamChange{Set: dgm.SettingsChange{Memory: &no}}))
+}
+
+// What is done to a stream that has to be there is refused where it is missing, and
+// makes none, also where it goes meanwhile.
+func TestConfigureAStreamThatIsMissing(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	m, ten := local(t, vol), vol.Tenure()
+	put(t, m, "other", "x")
+	yes, no := true, false
+	keys := func() (keys []gearsfs.Key) {
+		infos, err := m.ListStreams(t.Context(), q, "", 10)
+		require.NoError(t, err)
+		for _, info := range infos {
+			keys = append(keys, info.Key)
+		}
+		return keys
+	}
+	for _, change := range []dgm.StreamChange{{Clear: true}, {Seal: &no}, {Clear: true, Seal: &no}} {
+		err := m.Configure(t.Context(), q, "k", change)
+		require.ErrorIs(t, err, gearsfs.ErrNotFound)
+		require.ErrorContains(t, err, `no stream "k"`)
+		require.Equal(t, []gearsfs.Key{"other"}, keys())
+		require.NoError(t, m.Configure(t.Context(), q, gearsfs.DataKey, dgm.StreamChange{Clear: true}), "it is always there")
+	}
+	require.NoError(t, m.Configure(t.Context(), q, "k", dgm.StreamChange{Drop: true}), "it is gone, as asked")
+	require.NoError(t, m.Configure(t.Context(), q, "k", dgm.StreamChange{Seal: &yes}))
+	require.Equal(t, []gearsfs.Key{"k", "other"}, keys())
+
+	ten.HoldBack()
+	var both sync.WaitGroup
+	both.Go(func() { assert.NoError(t, m.Configure(t.Context(), q, "k", dgm.StreamChange{Drop: true})) })
+	for held, _ := ten.Busy(); held == 0; held, _ = ten.Busy() {
+		runtime.Gosched()
+	}
+	s := &sender{speaker: newSpeaker(t, t.Context(), serveUnix(t, vol), nil)}
+	t.Cleanup(func() { require.NoError(t, s.conn.Close()) })
+	answers := make(chan *wire.Answer, 2)
+	unseal := s.next(&wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{Key: "k", Seal: &no}}})
+	s.start(unseal, answers)
+	s.start(s.next(putTo("other", "y")), answers)
+	for !ten.PutsUnderWay() {
+		runtime.Gosched()
+	}
+	ten.LetAllThrough()
+	both.Wait()
+	codes := []uint32{(<-answers).Code, (<-answers).Code}
+	require.ElementsMatch(t, []uint32{0, uint32(gearsfs.ErrNotFound.Code)}, codes)
+	require.Equal(t, []gearsfs.Key{"other"}, keys())
+
+	// What was done is not refused because the stream has gone since.
+	s.do(putTo("k", "x"))
+	clear := s.next(&wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{Key: "k", Clear: true}}})
+	require.Zero(t, s.change(clear).Code)
+	s.do(&wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{Key: "k", Drop: true}}})
+	require.Zero(t, s.again(clear).Code)
+}

@@ -48,15 +48,16 @@ type op struct {
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
 	rewrites int
-	lacks    *idAt       // of a put that waits: where it is in waits.ids
-	leasesAt []place     // of a transaction that waits: where it is in waits.leases
-	logged   bool        // it has been in the log on its way to memory, which has the rest to do
-	asking   bool        // it asks first whether it was done in another place (moved.go), and
-	asked    bool        // has done so
-	anew     bool        // of a put that begins anew: its next attempt is not on its way yet
-	went     bool        // it was done
-	inMemory bool        // its stream's records are
-	into     gearsfs.Ino // the file that a put went to
+	lacks    *idAt        // of a put that waits: where it is in waits.ids
+	leasesAt []place      // of a transaction that waits: where it is in waits.leases
+	logged   bool         // it has been in the log on its way to memory, which has the rest to do
+	asking   bool         // it asks first whether it was done in another place (moved.go), and
+	asked    bool         // has done so
+	turnAt   *gearsfs.Ino // of what goes in turn (configure.go): the file whose turn it has, 0 for none
+	anew     bool         // of a put that begins anew: its next attempt is not on its way yet
+	went     bool         // it was done
+	inMemory bool         // its stream's records are
+	into     gearsfs.Ino  // the file that a put went to
 
 	putBefore, putBehind *op // of a put: its neighbours in session.puts, where it is listed
 	listed               bool
