@@ -221,7 +221,14 @@ func (t *tenure) startConfigure(o *op, c *wire.Configure) {
 			o.refuse(errHasRecords)
 			return
 		}
-		t.configure(o, c, func() {}, func() { m.Left(stream) })
+		t.bequeath(c, m, stream, func(err error) {
+			if err != nil {
+				m.Left(stream)
+				o.answered(nil, err)
+				return
+			}
+			t.configure(o, c, func() {}, func() { m.Left(stream) })
+		})
 	})
 }
 
@@ -242,4 +249,34 @@ func (t *tenure) configure(o *op, c *wire.Configure, applied, over func()) {
 		o.answered(answer, err)
 	}
 	t.submit(o)
+}
+
+// inheritMax is how many ids go into a command: they have at most 1 MiB.
+const inheritMax = 4096
+
+// bequeath has the state know what a stream that leaves memory goes on with. Its
+// ids come to the disk before it does: there they do no harm should it stay.
+func (t *tenure) bequeath(c *wire.Configure, m *memory.Machine, at memory.Place, then func(error)) {
+	next, ids := m.Heritage(at)
+	if next == 0 {
+		then(nil)
+		return
+	}
+	var send func()
+	send = func() {
+		n := min(len(ids), inheritMax)
+		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Inherit{Inherit: &wire.Inherit{
+			Target: c.Target, Key: c.Key, NextSeq: uint64(next), Ids: ids[:n],
+		}}}, func(answer *wire.Answer, err error) {
+			if err == nil {
+				err = answerError(answer)
+			}
+			if ids = ids[n:]; err != nil || len(ids) == 0 {
+				then(err)
+				return
+			}
+			send()
+		})
+	}
+	send()
 }

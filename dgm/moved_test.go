@@ -299,3 +299,65 @@ func TestConfigureAStreamThatIsMissing(t *testing.T) {
 	s.do(&wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{Key: "k", Drop: true}}})
 	require.Zero(t, s.again(clear).Code)
 }
+
+// Ids are remembered, and seqs rise, wherever a stream's records are, and were.
+func TestIDsOutliveTheMove(t *testing.T) {
+	dir := t.TempDir()
+	many := make([]gearsfs.NewRecord, 5000)
+	for i := range many {
+		many[i] = gearsfs.NewRecord{Data: []byte("x"), ID: fmt.Sprint("many", i)}
+	}
+	var last gearsfs.Seq
+	puts := func(m dgm.Manager, want int, records ...gearsfs.NewRecord) dgm.PutResult {
+		t.Helper()
+		res, err := m.Put(t.Context(), dgm.Put{File: q, Key: "k", Records: records})
+		require.NoError(t, err)
+		require.EqualValues(t, want, left(t, m, "k").Records)
+		if want == 0 {
+			return res
+		}
+		require.Greater(t, res.First, last)
+		last = res.Last
+		for want > 0 {
+			rs, err := m.Take(t.Context(), dgm.Take{File: q, Keys: []gearsfs.Key{"k"}, Max: want, NoWait: true})
+			require.NoError(t, err)
+			want -= len(rs)
+		}
+		return res
+	}
+	move := func(m dgm.Manager, memory bool) {
+		t.Helper()
+		require.NoError(t, m.Configure(t.Context(), q, "k", dgm.StreamChange{Set: dgm.SettingsChange{Memory: &memory}}))
+	}
+	id := func(id string) gearsfs.NewRecord { return gearsfs.NewRecord{Data: []byte("x"), ID: id} }
+	t.Run("first", func(t *testing.T) {
+		m := local(t, openVolume(t, dir))
+		put(t, m, "other", "x")
+		disk := puts(m, 1, id("disk"))
+		move(m, true)
+		require.Equal(t, disk.Last, puts(m, 0, id("disk")).Last)
+		memory := puts(m, 1, id("memory"))
+		puts(m, len(many), many...)
+		_, err := m.Update(t.Context(), dgm.Update{File: q, Key: "k", Record: id("disk")})
+		require.NoError(t, err)
+		require.Zero(t, left(t, m, "k").Records)
+		move(m, false)
+		require.Equal(t, disk.Last, puts(m, 0, id("disk")).Last)
+		require.Equal(t, memory.Last, puts(m, 0, id("memory")).Last)
+		puts(m, 0, many...)
+		puts(m, 1, id("disk again"))
+		move(m, true)
+		puts(m, 0, id("memory"), id("disk again"), many[4999])
+		puts(m, 1, id("memory again"))
+		move(m, false)
+		puts(m, 1, id("another"))
+	})
+	vol := openVolume(t, dir)
+	m := local(t, vol)
+	puts(m, 0, id("disk"), id("memory"), id("disk again"), id("memory again"), id("another"))
+	puts(m, 0, many...)
+	puts(m, 1, id("last"))
+	report, err := vol.Fsck(t.Context(), false, 1<<30, nil)
+	require.NoError(t, err)
+	require.Empty(t, report.Faults)
+}

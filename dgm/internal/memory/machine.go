@@ -116,7 +116,8 @@ func (m *Machine) streamLocked(at Place) *queue {
 	rules := st.State()
 	s := m.streams[at]
 	if s == nil {
-		s = newQueue(at, m.node.Now(), rules.Version)
+		now := max(m.node.Now(), uint64(rules.NextSeq)*uint64(time.Microsecond)) // seqs rise
+		s = newQueue(at, now, rules.Version)
 		m.streams[at] = s
 		m.count.Store(int32(len(m.streams)))
 	}
@@ -128,7 +129,7 @@ func (m *Machine) streamLocked(at Place) *queue {
 		s.SetLimits(rules.Limits)
 	}
 	state.Full, state.Type, state.Tries, state.Age, state.AppendOnly, state.Memory = rules.Full, rules.Type, rules.Tries, rules.Age, rules.AppendOnly, true
-	state.IDWindow = rules.IDWindow
+	state.IDWindow, state.IDs = rules.IDWindow, rules.IDs // of ids on disk, from before
 	return s
 }
 
