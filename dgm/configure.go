@@ -35,12 +35,17 @@ func (t *tenure) inTurn(o *op, ino gearsfs.Ino, do func()) {
 		do()
 		return
 	}
-	t.mu.Lock()
-	at := t.turnLocked(ino)
-	at.waiting = append(at.waiting, func() {
+	t.takeTurn(ino, func() {
 		*o.turnAt = ino
 		do()
 	})
+}
+
+// takeTurn has something done when it is its turn at a file, which endTurn ends.
+func (t *tenure) takeTurn(ino gearsfs.Ino, do func()) {
+	t.mu.Lock()
+	at := t.turnLocked(ino)
+	at.waiting = append(at.waiting, do)
 	t.mu.Unlock()
 	t.nextTurn(ino, at)
 }

@@ -37,9 +37,13 @@ func (n memoryNode) Configure() func(*wire.Configure, func()) {
 		return nil
 	}
 	return func(c *wire.Configure, then func()) {
-		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
-			t.configured(c, func() {})
-			then()
+		ino := gearsfs.Ino(c.Target.GetIno())
+		t.takeTurn(ino, func() {
+			t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
+				t.configured(c, func() {})
+				then()
+				t.endTurn(ino)
+			})
 		})
 	}
 }

@@ -80,13 +80,10 @@ func (t *tenure) ask(o *op) {
 // goOn sends an operation that has asked on its way, and then those behind it.
 func (t *tenure) goOn(o *op, on func()) {
 	t.mu.Lock()
-	o.asked = true
+	o.sess.noteLocked(o, func() { o.asking, o.asked, o.coming = false, true, o.coming+1 })
 	t.mu.Unlock()
 	on()
-	t.mu.Lock()
-	o.sess.noteLocked(o, func() { o.asking = false })
-	t.mu.Unlock()
-	t.letOn(o.sess)
+	t.hasCome(o)
 }
 
 // askLog says whether the log has an operation done, behind all that is on its way
@@ -120,16 +117,24 @@ func (t *tenure) answerFromLog(o *op) {
 func (o *op) beginAnewLocked() {
 	if o.isPut() {
 		o.sess.intoLogLocked(o)
-		o.sess.noteLocked(o, func() { o.anew = true })
+		o.sess.noteLocked(o, func() { o.coming++ })
 	}
 }
 
 func (t *tenure) launchAnew(o *op) {
 	t.launch(o)
 	if o.isPut() {
-		t.mu.Lock()
-		o.sess.noteLocked(o, func() { o.anew = false })
-		t.mu.Unlock()
+		t.hasCome(o)
+	}
+}
+
+// hasCome is for an operation that is on its way now, or over.
+func (t *tenure) hasCome(o *op) {
+	t.mu.Lock()
+	o.sess.noteLocked(o, func() { o.coming-- })
+	held := o.holdsBackLocked()
+	t.mu.Unlock()
+	if held {
 		t.letOn(o.sess)
 	}
 }
@@ -164,7 +169,7 @@ func (l *putsUnderWay) countLocked(o *op, n int) {
 	if o.inMemory {
 		l.inMemory += n
 	}
-	if o.asking || o.anew {
+	if o.asking || o.coming > 0 {
 		l.late += n
 	}
 }
@@ -180,7 +185,7 @@ func (s *session) otherwiseLocked(o *op) bool {
 		return false
 	}
 	for p := s.puts.first; p != nil && p.ticket < o.ticket; p = p.putBehind {
-		if p.sameStream(o) && (p.inMemory != o.inMemory || p.asking || p.anew) {
+		if p.sameStream(o) && (p.inMemory != o.inMemory || p.asking || p.coming > 0) {
 			return true
 		}
 	}

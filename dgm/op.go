@@ -54,7 +54,7 @@ type op struct {
 	asking   bool         // it asks first whether it was done in another place (moved.go), and
 	asked    bool         // has done so
 	turnAt   *gearsfs.Ino // of what goes in turn (configure.go): the file whose turn it has, 0 for none
-	anew     bool         // of a put that begins anew: its next attempt is not on its way yet
+	coming   int          // attempts that are not on their way yet; of a put, none of its session passes it then
 	went     bool         // it was done
 	inMemory bool         // its stream's records are
 	into     gearsfs.Ino  // the file that a put went to
