@@ -55,6 +55,19 @@ func speak(t *testing.T, dir string, reserve uint64, id *wire.Welcome, do func(s
 			t.Errorf("serve: %v", err)
 		}
 	})
+	s := newSpeaker(t, ctx, path, id)
+	do(s)
+	require.NoError(t, s.conn.Close())
+	stop()
+	served.Wait()
+	require.NoError(t, vol.Close())
+	return s.id
+}
+
+// newSpeaker connects a client over a unix socket. id is a session to go on with, nil
+// for a new one.
+func newSpeaker(t *testing.T, ctx context.Context, path string, id *wire.Welcome) *speaker {
+	t.Helper()
 	addr, err := transport.ParseAddr("unix:" + path)
 	require.NoError(t, err)
 	s := &speaker{t: t}
@@ -66,19 +79,18 @@ func speak(t *testing.T, dir string, reserve uint64, id *wire.Welcome, do func(s
 	}
 	s.id = s.ask(&wire.Request{Kind: &wire.Request_Hello{Hello: hello}}).Welcome
 	require.NotNil(t, s.id)
-	do(s)
-	require.NoError(t, s.conn.Close())
-	stop()
-	served.Wait()
-	require.NoError(t, vol.Close())
-	return s.id
+	return s
+}
+
+func (s *speaker) request(ch *wire.Change) *wire.Request {
+	return &wire.Request{
+		SessionMinted: s.id.SessionMinted, SessionSalt: s.id.SessionSalt, Kind: &wire.Request_Change{Change: ch},
+	}
 }
 
 func (s *speaker) change(ch *wire.Change) *wire.Answer {
 	s.t.Helper()
-	return s.ask(&wire.Request{
-		SessionMinted: s.id.SessionMinted, SessionSalt: s.id.SessionSalt, Kind: &wire.Request_Change{Change: ch},
-	}).Answer
+	return s.ask(s.request(ch)).Answer
 }
 
 // put puts a record into a file, as the session's command seq.

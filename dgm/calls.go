@@ -502,7 +502,7 @@ func (r *Remote) abandon(ctx context.Context, c *remoteCall) remoteOutcome {
 		soon := r.opts.Lasting != nil && r.link == nil && time.Since(r.lostAt) < lastingPatience
 		if c.lent == 0 && !soon {
 			err := gearsfs.ErrMaybe.Because("cancelled, and the node did not say whether the change was made")
-			if !r.leaveLocked(ctx, c, err) {
+			if !r.leaveLocked(c, err) {
 				r.finishLocked(c, nil, err)
 			}
 		}

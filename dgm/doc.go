@@ -45,7 +45,7 @@
 //	listwaits recent               who waits, for people
 //	query status quota fsck        what only looks
 //	nodeops nodes fit payloads     what a node does for the others, and what it
-//	memory                         has from the packages in internal/
+//	memory moved configure         has from the packages in internal/
 //
 // What could be told apart from the rest is below internal/: mesh connects the
 // nodes, payload keeps large payloads, memory has the streams that are in memory,

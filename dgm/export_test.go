@@ -38,9 +38,9 @@ func (t *Tenure) Leftovers() string {
 	t.t.mu.Lock()
 	defer t.t.mu.Unlock()
 	w := &t.t.waits
-	waits := 0
+	waits := len(t.t.turns)
 	for _, s := range t.t.sessions {
-		waits += s.waits
+		waits += s.waits + len(s.held)
 	}
 	if commands+bytes+held+w.count+len(w.ids)+len(w.leases)+len(w.files)+len(w.names)+len(w.unlinking)+waits+len(t.t.ending) == 0 {
 		return ""

@@ -52,16 +52,21 @@ func (g *gate) shut(why error) (held []*op) {
 	return held
 }
 
-// submit sends operations to the log, next to each other. Those of sessions
+// submit sends operations to the log, next to each other, but for those in memory and
+// those that have to ask something first. Those of sessions
 // that have ended meanwhile fail, and all where the tenure is over.
 func (t *tenure) submit(ops ...*op) {
-	if slices.ContainsFunc(ops, func(o *op) bool { return o.inMemory }) {
+	if slices.ContainsFunc(ops, func(o *op) bool { return o.inMemory || o.asking }) {
 		var here, others []*op
 		for _, o := range ops {
-			if o.inMemory {
+			switch {
+			case o.asking:
+				o.logged = false
+				t.ask(o)
+			case o.inMemory:
 				o.logged = false
 				here = append(here, o)
-			} else {
+			default:
 				others = append(others, o)
 			}
 		}

@@ -204,9 +204,8 @@ func (r *Remote) Forgo(ctx context.Context, steps []Numbered) error {
 }
 
 // giveBack returns what a take has leased. A command that does nothing, under the
-// take's number, is answered as the take was; or, where there was none, keeps it from
-// ever being made. One of a stream in memory is not answered in the log: what that
-// leased goes back with the session.
+// take's number, is answered as the take was, in the log or by the streams in memory;
+// or, where there was none, keeps it from ever being made.
 func (r *Remote) giveBack(ctx context.Context, take Numbered) error {
 	nothing := &wire.Command{Op: &wire.Command_Confirm{Confirm: &wire.Confirm{}}}
 	take.Kind = kindOf(nothing)

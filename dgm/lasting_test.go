@@ -63,6 +63,19 @@ func forgo(t *testing.T, m, other dgm.Manager, lost, never dgm.Numbered) {
 	require.Equal(t, "record", string(records[0].Data))
 }
 
+// What a take leased that is not begun again goes back, though its stream is in
+// memory: the log does not know of it.
+func TestForgoOfATakeInMemory(t *testing.T) {
+	vol := openVolume(t, t.TempDir())
+	m, path := local(t, vol), serveUnix(t, vol)
+	intoMemory(t, m, "lost")
+	b, w := newBridge(t, path), new(will)
+	lost, never := loseTake(t, w, dial(t, b.addr(), dgm.RemoteOptions{Lasting: w.lasting(nil)}))
+	b.cut()
+	second := dial(t, "unix:"+path, dgm.RemoteOptions{Lasting: w.lasting(nil)})
+	forgo(t, second, m, lost, never)
+}
+
 // A process that dies is followed by one that goes on with its session: what it
 // leased stays leased, what it had open stays, and what it did is not done again.
 func TestLastingSession(t *testing.T) {

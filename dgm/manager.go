@@ -94,7 +94,9 @@ type Streams interface {
 	// ErrPermission where a stream that would be replaced is append-only.
 	CopyFile(ctx context.Context, from, to gearsfs.File) error
 
-	// Configure seals, unseals, clears, drops or limits a stream.
+	// Configure seals, unseals, clears, drops or limits a stream. One that is missing
+	// is made, but not only to be cleared or to have no seal: gearsfs.ErrNotFound. To
+	// drop it is done already.
 	Configure(ctx context.Context, file gearsfs.File, key gearsfs.Key, change StreamChange) error
 
 	// ListStreams returns up to max streams of a file in the order of their

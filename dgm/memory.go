@@ -37,9 +37,13 @@ func (n memoryNode) Configure() func(*wire.Configure, func()) {
 		return nil
 	}
 	return func(c *wire.Configure, then func()) {
-		t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
-			t.configured(c, func() {})
-			then()
+		ino := gearsfs.Ino(c.Target.GetIno())
+		t.takeTurn(ino, func() {
+			t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: c}}, func(*wire.Answer, error) {
+				t.configured(c, func() {})
+				then()
+				t.endTurn(ino)
+			})
 		})
 	}
 }
@@ -94,9 +98,16 @@ func (t *tenure) submitMemory(ops ...*op) {
 
 func (t *tenure) doMemory(o *op) {
 	answer, further := t.answerMemory(o)
-	switch {
-	case further != nil:
+	if further != nil {
 		further()
+		return
+	}
+	t.doneMemory(o, answer)
+}
+
+// doneMemory goes on with what has become of an operation in memory.
+func (t *tenure) doneMemory(o *op, answer *wire.Answer) {
+	switch {
 	case o.isPut() && o.change.Command.GetPut().Seal && answer.Code == 0:
 		t.sealMemory(o, answer)
 	default:
@@ -106,7 +117,7 @@ func (t *tenure) doMemory(o *op) {
 
 // sealMemory seals a stream behind what was put to it, which is a setting.
 func (t *tenure) sealMemory(o *op, answer *wire.Answer) {
-	at, yes := place{o.ino, o.keys[0]}, true
+	at, yes := place{gearsfs.Ino(answer.Ino), gearsfs.Key(o.change.Command.GetPut().Key)}, true
 	t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Configure{Configure: &wire.Configure{
 		Target: &wire.Target{Ino: uint64(at.ino)}, Key: string(at.key), Seal: &yes,
 	}}}, func(sealed *wire.Answer, err error) {
@@ -173,133 +184,31 @@ func (t *tenure) endMemory(id gearsfs.SessionID, forget bool) {
 	})
 }
 
-// configured is for a stream whose settings a command has changed: what waits
-// there, or is left there, may be in the wrong place now. then is called when that
-// is done.
-func (t *tenure) configured(c *wire.Configure, then func()) {
-	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
-	m, stream := t.vol.memory, memory.Place{Ino: at.ino, Key: at.key}
-	if !t.inMemory(at) {
-		m.Drop(stream)
-		then()
-		return
-	}
-	m.Push(func() {
-		if c.Clear {
-			m.Clear(stream)
-		}
-		m.Changed(stream)
-		then()
-	})
-	var moved []*op
-	t.mu.Lock()
-	if s := t.waits.spot(at.ino, at.key); s != nil && t.over == nil {
-		for _, l := range []*line{&s.takes, &s.puts} {
-			l.each(func(o *op) {
-				if !o.inMemory {
-					moved = append(moved, o)
-				}
-			})
-		}
-	}
-	for _, o := range moved {
-		t.waits.leave(o)
-		o.state = opProposed
-	}
-	t.mu.Unlock()
-	for _, o := range moved {
-		t.launch(o)
-	}
-}
-
-// refuseMemory says why a stream can't be in memory, or not any more.
-func (t *tenure) refuseMemory(c *wire.Configure) error {
-	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
-	if c.Settings == nil || c.Settings.Memory == nil {
-		return nil
-	}
-	st := t.stateOf(at.ino, at.key)
-	switch {
-	case *c.Settings.Memory && !t.vol.alone():
-		return gearsfs.ErrUnsupported.Because("only a volume of one node has streams in memory")
-	case !*c.Settings.Memory && st.Left() > 0:
-		return errHasRecords
-	}
-	return nil
-}
-
-var errHasRecords = gearsfs.ErrInvalid.Because("the stream has records: where they are kept can't be changed")
-
 // startPlain sends an operation on its way that waits for nothing, once its
 // files are known.
 func (t *tenure) startPlain(o *op) {
 	switch c := o.change.Command.Op.(type) {
 	case *wire.Command_Update:
 		at := place{gearsfs.Ino(c.Update.Target.Ino), gearsfs.Key(c.Update.Key)}
-		o.keys = []gearsfs.Key{} // others may wait for its id
-		if o.inMemory = t.inMemory(at); o.inMemory {
-			o.ino, o.keys = at.ino, []gearsfs.Key{at.key}
-		}
+		t.behindTurns(at.ino, func() { t.startUpdate(o, at) })
+		return
 	case *wire.Command_Configure:
-		t.startConfigure(o, c.Configure)
+		t.inTurn(o, gearsfs.Ino(c.Configure.Target.GetIno()), func() { t.startConfigure(o, c.Configure) })
+		return
+	case *wire.Command_CopyFile:
+		t.inTurn(o, gearsfs.Ino(c.CopyFile.To.GetIno()), func() { t.submit(o) })
 		return
 	}
 	t.submit(o)
 }
 
-// startConfigure sends a change of a stream's settings on its way. No node joins
-// while one is that brings a stream into memory: it would be refused, or is there
-// first.
-func (t *tenure) startConfigure(o *op, c *wire.Configure) {
-	into := c.Settings.GetMemory()
-	var err error
-	if into && !t.vol.joining.TryRLock() {
-		into, err = false, gearsfs.ErrBusy.Because("a node joins or leaves the volume just now")
+// startUpdate sends an update on its way to where its stream is.
+func (t *tenure) startUpdate(o *op, at place) {
+	o.keys = []gearsfs.Key{} // others may wait for its id
+	if o.inMemory = t.inMemory(at); o.inMemory {
+		o.ino, o.keys = at.ino, []gearsfs.Key{at.key}
 	}
-	if err == nil {
-		err = t.refuseMemory(c)
-	}
-	done := func() {
-		if into {
-			t.vol.joining.RUnlock()
-		}
-	}
-	if err != nil {
-		done()
-		o.refuse(err)
-		return
-	}
-	at := place{gearsfs.Ino(c.Target.GetIno()), gearsfs.Key(c.Key)}
-	if c.Settings == nil || c.Settings.Memory == nil || into || !t.inMemory(at) {
-		t.configure(o, c, done, func() {})
-		return
-	}
-	m, stream := t.vol.memory, memory.Place{Ino: at.ino, Key: at.key}
-	m.Push(func() { // behind the puts that have come
-		if !m.Leave(stream) {
-			o.refuse(errHasRecords)
-			return
-		}
-		t.configure(o, c, func() {}, func() { m.Left(stream) })
-	})
-}
-
-// configure sends a change of a stream's settings on its way. applied is called when
-// it has been made or not, and over when what it brings about is done, too.
-func (t *tenure) configure(o *op, c *wire.Configure, applied, over func()) {
-	o.then = func(answer *wire.Answer, err error) {
-		applied()
-		o.then = nil
-		if err == nil && answer.Code == 0 && t.vol.alone() && c.Target.GetIno() != 0 {
-			t.configured(c, func() {
-				over()
-				o.answered(answer, nil)
-			})
-			return
-		}
-		over()
-		o.answered(answer, err)
-	}
+	o.asking = t.toAsk(o, o.inMemory)
 	t.submit(o)
 }
 
@@ -311,6 +220,7 @@ func (t *tenure) startSettle(o *op, s *wire.Settle) {
 			break
 		}
 	}
+	o.asking = t.toAsk(o, o.inMemory)
 	t.submit(o)
 }
 

@@ -48,12 +48,16 @@ type op struct {
 	versions []uint64  // of a proposed transaction's streams, before it was proposed
 	misleads int
 	rewrites int
-	lacks    *idAt       // of a put that waits: where it is in waits.ids
-	leasesAt []place     // of a transaction that waits: where it is in waits.leases
-	logged   bool        // it has been in the log on its way to memory, which has the rest to do
-	went     bool        // it was done
-	inMemory bool        // its stream's records are
-	into     gearsfs.Ino // the file that a put went to
+	lacks    *idAt        // of a put that waits: where it is in waits.ids
+	leasesAt []place      // of a transaction that waits: where it is in waits.leases
+	logged   bool         // it has been in the log on its way to memory, which has the rest to do
+	asking   bool         // it asks first whether it was done in another place (moved.go), and
+	asked    bool         // has done so
+	turnAt   *gearsfs.Ino // of what goes in turn (configure.go): the file whose turn it has, 0 for none
+	coming   int          // attempts that are not on their way yet; of a put, none of its session passes it then
+	went     bool         // it was done
+	inMemory bool         // its stream's records are
+	into     gearsfs.Ino  // the file that a put went to
 
 	putBefore, putBehind *op // of a put: its neighbours in session.puts, where it is listed
 	listed               bool
@@ -168,19 +172,24 @@ func (o *op) refuse(why error) {
 		o.failCertain(why)
 		return
 	}
-	t := o.ten
-	t.order(nil, &wire.Command{Checked: true, Op: &wire.Command_Tick{Tick: &wire.Tick{}}}, func(_ *wire.Answer, err error) {
-		var happened bool
-		if err == nil {
-			happened, err = t.vol.machine.Answered(o.sess.id, o.change.Command.Seq)
-		}
+	t, m := o.ten, o.ten.vol.memory
+	t.askLog(o, func(happened bool, err error) {
 		switch {
 		case err != nil:
 			o.fail(err)
 		case happened:
-			t.submit(o) // and gets the first answer
-		default:
+			t.toLog(o) // and gets the first answer
+		case !m.MayKnow(o.sess.id):
 			o.failCertain(why)
+		default:
+			m.Push(func() {
+				defer m.Wake()
+				if before := m.Kept(o.sess.id, o.change.Command); before != nil {
+					t.doneMemory(o, before)
+					return
+				}
+				o.failCertain(why)
+			})
 		}
 	})
 }
@@ -265,9 +274,10 @@ func (o *op) relaunch() {
 	t := o.ten
 	t.mu.Lock()
 	wake := o.takeBackLocked()
+	o.beginAnewLocked()
 	t.mu.Unlock()
 	t.wakeAll(wake)
-	t.launch(o)
+	t.launchAnew(o)
 }
 
 // failInVain ends an operation that found nothing and does not wait, or not any
@@ -316,9 +326,13 @@ func (o *op) settled() {
 	}
 	pass := t.putsWaitLocked(o)
 	wake := o.takeBackLocked()
+	held := o.holdsBackLocked()
 	t.mu.Unlock()
 	for _, p := range known {
 		t.tryKnown(p)
+	}
+	if held {
+		t.letOn(o.sess)
 	}
 	if pass {
 		t.passPut(o)
@@ -476,8 +490,11 @@ func (t *tenure) launch(o *op) canceller {
 		}
 		t.submit(o)
 	case *wire.Command_Write, *wire.Command_Save, *wire.Command_CopyRange, *wire.Command_Make, *wire.Command_Link, *wire.Command_SetAttr,
-		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote, *wire.Command_Confirm:
+		*wire.Command_Allocate, *wire.Command_SetXattr, *wire.Command_SetRemote:
 		t.submit(o.byItself()...)
+	case *wire.Command_Confirm: // has the answer of another command under its number
+		o.asking = t.toAsk(o, false)
+		t.submit(o)
 	default: // what only the node itself may propose, and what it does not know
 		o.fail(gearsfs.ErrUnknownOp)
 	}

@@ -17,11 +17,11 @@ import (
 // one.
 
 // leaveLocked has a call that was cancelled go on without its caller, who gets
-// err. It reports false where there is nothing to be given back, or where another
-// process may go on with the call.
-func (r *Remote) leaveLocked(ctx context.Context, c *remoteCall, err error) bool {
-	once, _ := ctx.Value(OnceKey).(*Once)
-	if c.finished || r.closed || once != nil {
+// err. It reports false where there is nothing to be given back. A process that
+// follows does not go on with it: where it begins the call's request anew, it has the
+// record under the same number, or, as that was given back, another.
+func (r *Remote) leaveLocked(c *remoteCall, err error) bool {
+	if c.finished || r.closed {
 		return false
 	}
 	switch op := c.req.GetChange().GetCommand().GetOp().(type) {

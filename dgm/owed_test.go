@@ -185,3 +185,45 @@ func TestCancelledTransaction(t *testing.T) {
 		second.asked()[1].done(&wire.Response{Answer: &wire.Answer{}})
 	})
 }
+
+// TestCancelledTakeOfARequest: a mount's take is given back as others are, though it
+// has a number that another process could go on with.
+func TestCancelledTakeOfARequest(t *testing.T) {
+	for name, lasting := range map[string]*Lasting{"lasting": {Note: func(gearsfs.SessionID, uint64) {}}, "not lasting": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, second := newScriptLink(false), newScriptLink(false)
+				r, route := scripted(t, RemoteOptions{Lasting: lasting}, first)
+				var numbers []Numbered
+				request := &Once{Record: func(n Numbered) { numbers = append(numbers, n) }}
+				ctx, cancel := context.WithCancel(WithOnce(t.Context(), request))
+				_, failed := takeLeased(ctx, r)
+				synctest.Wait()
+				first.lose()
+				cancel()
+				require.ErrorIs(t, <-failed, gearsfs.ErrMaybe)
+				request.Done()
+				route.links <- second
+				bubble.Pass(2 * backoffMax)
+				require.Len(t, second.asked(), 1)
+				again := second.asked()[0].req.GetChange()
+				require.NotNil(t, again.Command.GetTake())
+				require.Equal(t, first.asked()[0].req.GetChange().Command.Seq, again.Command.Seq)
+				require.True(t, second.asked()[0].cancelled.Load())
+				second.asked()[0].done(leased(3))
+				synctest.Wait()
+				require.Len(t, second.asked(), 2)
+				requireReturn(t, second.asked()[1], 3)
+				second.asked()[1].done(&wire.Response{Answer: &wire.Answer{}})
+				synctest.Wait()
+				if lasting != nil {
+					require.Len(t, numbers, 1, "the return is none of the request's")
+				}
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				require.Zero(t, r.calls.count)
+				require.Empty(t, r.calls.held)
+			})
+		})
+	}
+}

@@ -57,6 +57,8 @@ type session struct {
 	rowed      bool // the state knows it
 	waits      int  // its ops in lines
 	puts       putsUnderWay
+	held       []*op // puts that would overtake some of these, in their order
+	letting    *op   // the first of them is sent on its way
 	ended      bool
 	forget     bool          // with the end its answers go at once
 	over       []func(error) // called when the end is applied

@@ -68,7 +68,8 @@ type tenure struct {
 	absent   map[gearsfs.SessionID]*session // adopted and not back; also in sessions
 	waits    waits
 	recent   recent
-	over     error // why it is over, nil while it is not
+	turns    map[gearsfs.Ino]*turn // where operations go in turn, or just pass
+	over     error                 // why it is over, nil while it is not
 
 	ticks    ticks       // of no use before it serves
 	alarms   alarms      // stopped when it is over
@@ -93,6 +94,7 @@ func (v *Volume) newTenure(term uint64) *tenure {
 		ending:   make(map[gearsfs.SessionID]*session),
 		opens:    make(map[gearsfs.Ino]int),
 		absent:   make(map[gearsfs.SessionID]*session),
+		turns:    make(map[gearsfs.Ino]*turn),
 	}
 	t.waits.init()
 	return t

@@ -26,6 +26,7 @@ func (t *tenure) startTake(o *op, take *wire.Take) canceller {
 	take.Max = max(1, min(take.Max, gearsfs.BatchRecordsMax))
 	t.place(o, take.Target, keys)
 	o.inMemory = slices.ContainsFunc(keys, func(key gearsfs.Key) bool { return t.inMemory(place{o.ino, key}) })
+	o.asking = t.toAsk(o, o.inMemory)
 	t.mu.Lock()
 	now := o.change.Retry || t.runnableLocked(o)
 	if now {
@@ -126,7 +127,11 @@ func (t *tenure) park(o *op) bool {
 	if may {
 		t.waits.join(o)
 	}
+	held := o.holdsBackLocked()
 	t.mu.Unlock()
+	if held {
+		t.letOn(o.sess)
+	}
 	switch {
 	case may:
 		t.lookAgain(o)

@@ -21,16 +21,23 @@ import (
 // its stream. Takes that wait for what it puts go with it in one entry.
 func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	if err := t.resolve(o.sess, o.path, &p.Target); err != nil {
+		t.forgo(o)
 		o.refuse(err)
 		return nil
 	}
 	p.Retry = false // is the node's to say
 	key := gearsfs.Key(p.Key)
-	t.place(o, p.Target, append(o.keyed[:0], key))
-	o.inMemory = t.inMemory(place{o.ino, key})
 	t.mu.Lock()
 	if o.ticket == 0 {
 		o.ticket = t.waits.tickets.Next()
+	}
+	t.place(o, p.Target, append(o.keyed[:0], key))
+	inMemory := t.inMemory(place{o.ino, key})
+	asks := t.toAsk(o, inMemory)
+	o.sess.noteLocked(o, func() { o.inMemory, o.asking = inMemory, asks })
+	if o.sess.holdLocked(o) {
+		t.mu.Unlock()
+		return o
 	}
 	var behind bool
 	if s := t.waits.spot(o.ino, key); s != nil && o.ino != 0 && !o.change.Retry {
@@ -61,10 +68,18 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 // putsUnderWay are the puts of a session that are proposed, in the order in which
 // they came: a list through the ops, so that it needs no memory and a put leaves
 // it at once however many are in it. It is guarded by tenure.mu.
-type putsUnderWay struct{ first, last *op }
+type putsUnderWay struct {
+	first, last *op
+	all         int
+	inMemory    int // of those
+	late        int // of those, to be awaited by later ones
+}
 
 // intoLogLocked notes that a put is proposed.
 func (s *session) intoLogLocked(o *op) {
+	if o.listed {
+		return
+	}
 	before := s.puts.last
 	for before != nil && before.ticket > o.ticket {
 		before = before.putBefore
@@ -76,6 +91,7 @@ func (s *session) intoLogLocked(o *op) {
 	s.puts.linkLocked(before, o)
 	s.puts.linkLocked(o, after)
 	o.listed = true
+	s.puts.countLocked(o, 1)
 }
 
 // linkLocked makes two puts neighbours; nil stands for the end of the list.
@@ -97,6 +113,7 @@ func (s *session) outOfLogLocked(o *op) {
 	if !o.listed {
 		return
 	}
+	s.puts.countLocked(o, -1)
 	s.puts.linkLocked(o.putBefore, o.putBehind)
 	o.putBefore, o.putBehind, o.listed = nil, nil, false
 }
@@ -105,7 +122,7 @@ func (s *session) outOfLogLocked(o *op) {
 // proposed; one that named a missing file may be to any.
 func (s *session) putsBeforeLocked(o *op) bool {
 	for p := s.puts.first; p != nil && p.ticket < o.ticket; p = p.putBehind {
-		if (p.ino == o.ino || p.ino == 0) && p.keys[0] == o.keys[0] {
+		if p.sameStream(o) {
 			return true
 		}
 	}

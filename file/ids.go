@@ -100,6 +100,27 @@ func (m *Machine) LacksID(ino gearsfs.Ino, key gearsfs.Key, records []*wire.NewR
 	return "", true
 }
 
+// KnownID returns the seq under which a record with an id was put that its stream
+// remembers on disk, as of the last applied entry.
+func (m *Machine) KnownID(ino gearsfs.Ino, key gearsfs.Key, id string) (seq uint64, known bool, err error) {
+	m.mu.RLock()
+	r := m.readLocked()
+	m.mu.RUnlock()
+	defer r.close()
+	state, ok, err := r.streamState(ino, key)
+	if err != nil || !ok || state.IDs == 0 {
+		return 0, false, err
+	}
+	m.mu.RLock()
+	gone := m.ago(idWindow(&state))
+	m.mu.RUnlock()
+	row, err := readIDRow(r.view, ino, key, id)
+	if err != nil || row == nil || row.Time <= gone {
+		return 0, false, err
+	}
+	return row.Seq, true, nil
+}
+
 // readIDRow reads an id's row, nil where there is none.
 func readIDRow(r Reader, ino gearsfs.Ino, key gearsfs.Key, id string) (*wire.IdRow, error) {
 	value, ok, err := r.Get(persist.IDKey(ino, key, id), nil)
@@ -129,9 +150,14 @@ func idWindow(s *stream.State) uint64 {
 
 // rememberID notes that the record with an id, which is not known, was put.
 func (m *Machine) rememberID(c *context, s *openStream, id string, seq gearsfs.Seq) {
+	m.rememberIDOf(c.now, s, id, seq)
+}
+
+// rememberIDOf is rememberID of a record that was put at some time.
+func (m *Machine) rememberIDOf(time uint64, s *openStream, id string, seq gearsfs.Seq) {
 	state := s.queue.State()
 	state.NextID = max(state.NextID, 1)
-	row := wire.IdRow{Seq: uint64(seq), Number: state.NextID, Time: c.now}
+	row := wire.IdRow{Seq: uint64(seq), Number: state.NextID, Time: time}
 	m.scratch.key = persist.AppendIDKey(m.scratch.key[:0], s.node.ino, s.key, id)
 	m.set(m.scratch.key, &row)
 	m.scratch.key = persist.AppendIDOrderKey(m.scratch.key[:0], s.node.ino, s.key, row.Number)

@@ -312,6 +312,8 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 		return m.applySettle(c, op.Settle)
 	case *wire.Command_Configure:
 		return m.applyConfigure(c, op.Configure)
+	case *wire.Command_Inherit:
+		return m.applyInherit(c, op.Inherit)
 	case *wire.Command_EndSession:
 		return m.applyEndSession(c, op.EndSession)
 	case *wire.Command_Confirm, *wire.Command_Tick:

@@ -75,3 +75,34 @@ func (m *Machine) AnyInMemory() (any bool, err error) {
 	})
 	return any, err
 }
+
+// applyInherit gives a stream that leaves memory the ids that it remembers, and has
+// its seqs go on above those that it gave there.
+func (m *Machine) applyInherit(c *context, op *wire.Inherit) *wire.Answer {
+	_, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), 0)
+	if err == nil && (s == nil || !s.queue.State().Memory || !s.queue.State().Drained()) {
+		err = gearsfs.ErrInvalid.Because("the stream does not leave memory")
+	}
+	if err != nil {
+		return m.refuse(err)
+	}
+	s.queue.SkipTo(gearsfs.Seq(op.NextSeq))
+	m.dirtyStream(s)
+	m.touch(s.node.ino, s.key)
+	for _, id := range op.Ids {
+		if id.Id == "" || len(id.Id) > gearsfs.KeyBytesMax || gearsfs.Seq(id.Seq) >= s.queue.State().NextSeq {
+			continue
+		}
+		known, err := m.knownID(s, id.Id)
+		if err != nil {
+			return m.refuse(err)
+		}
+		if known == nil {
+			m.rememberIDOf(min(id.Time, c.now), s, id.Id, gearsfs.Seq(id.Seq))
+		}
+	}
+	if _, err := m.forgetIDs(s, len(op.Ids)+forgetMax); err != nil {
+		return m.refuse(err)
+	}
+	return &wire.Answer{}
+}

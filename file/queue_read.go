@@ -26,6 +26,9 @@ type StreamState struct {
 // Drained reports whether no record is left and none can come.
 func (s *StreamState) Drained() bool { return s.Sealed && s.state.Drained() }
 
+// Exists says whether there is a stream.
+func (s *StreamState) Exists() bool { return s.state.NextSeq != 0 }
+
 // StreamStateOf is what waiting operations need to know of a stream whose records
 // are kept somewhere else.
 func StreamStateOf(s stream.State) StreamState { return stateForWaiting(s) }

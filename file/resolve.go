@@ -47,7 +47,7 @@ func keepsNames(cmd *wire.Command) bool {
 	switch cmd.Op.(type) {
 	case *wire.Command_Put, *wire.Command_Take, *wire.Command_Update, *wire.Command_Transact, *wire.Command_Move,
 		*wire.Command_Settle, *wire.Command_Configure, *wire.Command_Confirm, *wire.Command_Tick, *wire.Command_Lock,
-		*wire.Command_Write, *wire.Command_Allocate:
+		*wire.Command_Inherit, *wire.Command_Write, *wire.Command_Allocate:
 		return true
 	}
 	return false

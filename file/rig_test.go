@@ -127,6 +127,8 @@ func as(caller gearsfs.Caller, op any) *wire.Command {
 		c.Op = &wire.Command_CopyFile{CopyFile: op}
 	case *wire.Configure:
 		c.Op = &wire.Command_Configure{Configure: op}
+	case *wire.Inherit:
+		c.Op = &wire.Command_Inherit{Inherit: op}
 	case *wire.Rewrite:
 		c.Op = &wire.Command_Rewrite{Rewrite: op}
 	case *wire.Shrink:

@@ -175,6 +175,19 @@ func (q *Queue) Clear() error {
 	return nil
 }
 
+// SkipTo has the seqs of a queue without records go on from next, where they are not
+// that far. What became of records with lower ones is not known any more.
+func (q *Queue) SkipTo(next gearsfs.Seq) {
+	if next <= q.s.NextSeq || !q.s.Drained() {
+		return
+	}
+	q.s.NextSeq = next
+	q.s.Head = q.s.End()
+	q.s.Cursor = q.s.Head
+	q.s.Lost, q.s.LostBefore = nil, next-1
+	q.s.Version++
+}
+
 // clearFewMax is up to how many records are cleared row by row: that is cheaper
 // than to look what there is, for a register that is updated all the time.
 const clearFewMax = 8

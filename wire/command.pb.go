@@ -132,6 +132,7 @@ type Command struct {
 	//	*Command_SetQuota
 	//	*Command_CountQuota
 	//	*Command_Lock
+	//	*Command_Inherit
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -516,6 +517,15 @@ func (x *Command) GetLock() *Lock {
 	return nil
 }
 
+func (x *Command) GetInherit() *Inherit {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Inherit); ok {
+			return x.Inherit
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -644,6 +654,10 @@ type Command_Lock struct {
 	Lock *Lock `protobuf:"bytes,42,opt,name=lock,proto3,oneof"`
 }
 
+type Command_Inherit struct {
+	Inherit *Inherit `protobuf:"bytes,48,opt,name=inherit,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Op() {}
 
 func (*Command_Take) isCommand_Op() {}
@@ -705,6 +719,8 @@ func (*Command_SetQuota) isCommand_Op() {}
 func (*Command_CountQuota) isCommand_Op() {}
 
 func (*Command_Lock) isCommand_Op() {}
+
+func (*Command_Inherit) isCommand_Op() {}
 
 // Target is a file: an inode, or a name in a directory.
 type Target struct {
@@ -2152,6 +2168,137 @@ func (x *Settings) GetMemory() bool {
 	return false
 }
 
+// Inherit gives a stream that is about to leave the leader's memory, and has no
+// records, what it has to go on with on disk. It is proposed in a group of one alone,
+// by the node itself.
+type Inherit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	NextSeq       uint64                 `protobuf:"varint,3,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"` // seqs go on from here
+	Ids           []*InheritedId         `protobuf:"bytes,4,rep,name=ids,proto3" json:"ids,omitempty"`                         // in the order in which they were put
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inherit) Reset() {
+	*x = Inherit{}
+	mi := &file_command_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inherit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inherit) ProtoMessage() {}
+
+func (x *Inherit) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inherit.ProtoReflect.Descriptor instead.
+func (*Inherit) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Inherit) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Inherit) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Inherit) GetNextSeq() uint64 {
+	if x != nil {
+		return x.NextSeq
+	}
+	return 0
+}
+
+func (x *Inherit) GetIds() []*InheritedId {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type InheritedId struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Time          uint64                 `protobuf:"fixed64,3,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InheritedId) Reset() {
+	*x = InheritedId{}
+	mi := &file_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InheritedId) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InheritedId) ProtoMessage() {}
+
+func (x *InheritedId) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InheritedId.ProtoReflect.Descriptor instead.
+func (*InheritedId) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *InheritedId) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *InheritedId) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *InheritedId) GetTime() uint64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type Write struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -2164,7 +2311,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2323,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2336,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Write) GetIno() uint64 {
@@ -2237,7 +2384,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2396,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2409,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rewrite) GetIno() uint64 {
@@ -2323,7 +2470,7 @@ type CopyRange struct {
 
 func (x *CopyRange) Reset() {
 	*x = CopyRange{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2482,7 @@ func (x *CopyRange) String() string {
 func (*CopyRange) ProtoMessage() {}
 
 func (x *CopyRange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2495,7 @@ func (x *CopyRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyRange.ProtoReflect.Descriptor instead.
 func (*CopyRange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CopyRange) GetFromIno() uint64 {
@@ -2403,7 +2550,7 @@ type Make struct {
 
 func (x *Make) Reset() {
 	*x = Make{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2562,7 @@ func (x *Make) String() string {
 func (*Make) ProtoMessage() {}
 
 func (x *Make) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2575,7 @@ func (x *Make) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Make.ProtoReflect.Descriptor instead.
 func (*Make) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Make) GetDir() uint64 {
@@ -2505,7 +2652,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2664,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2677,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -2568,7 +2715,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2727,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2740,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Unlink) GetDir() uint64 {
@@ -2646,7 +2793,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2805,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2818,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Rename) GetDir() uint64 {
@@ -2740,7 +2887,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2899,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2912,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -2843,7 +2990,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +3002,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +3015,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Save) GetWrite() *Write {
@@ -2897,7 +3044,7 @@ type Allocate struct {
 
 func (x *Allocate) Reset() {
 	*x = Allocate{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +3056,7 @@ func (x *Allocate) String() string {
 func (*Allocate) ProtoMessage() {}
 
 func (x *Allocate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +3069,7 @@ func (x *Allocate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocate.ProtoReflect.Descriptor instead.
 func (*Allocate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Allocate) GetIno() uint64 {
@@ -2966,7 +3113,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3125,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3138,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -3039,7 +3186,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3198,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3211,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -3087,7 +3234,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3246,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3259,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EndSession) GetSessionMinted() uint64 {
@@ -3146,7 +3293,7 @@ type SetRemote struct {
 
 func (x *SetRemote) Reset() {
 	*x = SetRemote{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3305,7 @@ func (x *SetRemote) String() string {
 func (*SetRemote) ProtoMessage() {}
 
 func (x *SetRemote) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3318,7 @@ func (x *SetRemote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRemote.ProtoReflect.Descriptor instead.
 func (*SetRemote) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetRemote) GetName() string {
@@ -3202,7 +3349,7 @@ type SetQuota struct {
 
 func (x *SetQuota) Reset() {
 	*x = SetQuota{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3361,7 @@ func (x *SetQuota) String() string {
 func (*SetQuota) ProtoMessage() {}
 
 func (x *SetQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3374,7 @@ func (x *SetQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuota.ProtoReflect.Descriptor instead.
 func (*SetQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetQuota) GetDir() uint64 {
@@ -3272,7 +3419,7 @@ type Shrink struct {
 
 func (x *Shrink) Reset() {
 	*x = Shrink{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3431,7 @@ func (x *Shrink) String() string {
 func (*Shrink) ProtoMessage() {}
 
 func (x *Shrink) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3444,7 @@ func (x *Shrink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shrink.ProtoReflect.Descriptor instead.
 func (*Shrink) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Shrink) GetIno() uint64 {
@@ -3331,7 +3478,7 @@ type CountQuota struct {
 
 func (x *CountQuota) Reset() {
 	*x = CountQuota{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3490,7 @@ func (x *CountQuota) String() string {
 func (*CountQuota) ProtoMessage() {}
 
 func (x *CountQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3503,7 @@ func (x *CountQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountQuota.ProtoReflect.Descriptor instead.
 func (*CountQuota) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 // Lock is a lock on a range of a file, by flock(2) or fcntl(2), that a session
@@ -3376,7 +3523,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3535,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3548,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Lock) GetIno() uint64 {
@@ -3466,7 +3613,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3625,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3638,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Init) GetId() []byte {
@@ -3531,7 +3678,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3690,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3703,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 // Answer is what applying a command yields.
@@ -3580,7 +3727,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3739,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +3752,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Answer) GetCode() uint32 {
@@ -3707,7 +3854,7 @@ type FragmentedRow struct {
 
 func (x *FragmentedRow) Reset() {
 	*x = FragmentedRow{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3719,7 +3866,7 @@ func (x *FragmentedRow) String() string {
 func (*FragmentedRow) ProtoMessage() {}
 
 func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3879,7 @@ func (x *FragmentedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FragmentedRow.ProtoReflect.Descriptor instead.
 func (*FragmentedRow) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FragmentedRow) GetIno() uint64 {
@@ -3789,7 +3936,7 @@ type TakenRecord struct {
 
 func (x *TakenRecord) Reset() {
 	*x = TakenRecord{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +3948,7 @@ func (x *TakenRecord) String() string {
 func (*TakenRecord) ProtoMessage() {}
 
 func (x *TakenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +3961,7 @@ func (x *TakenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenRecord.ProtoReflect.Descriptor instead.
 func (*TakenRecord) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TakenRecord) GetKey() string {
@@ -3916,7 +4063,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4075,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4088,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Attr) GetIno() uint64 {
@@ -4055,7 +4202,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4214,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4227,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Member) GetId() uint64 {
@@ -4121,7 +4268,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4280,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4293,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -4167,7 +4314,7 @@ type MemberChange struct {
 
 func (x *MemberChange) Reset() {
 	*x = MemberChange{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4179,7 +4326,7 @@ func (x *MemberChange) String() string {
 func (*MemberChange) ProtoMessage() {}
 
 func (x *MemberChange) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4192,7 +4339,7 @@ func (x *MemberChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberChange.ProtoReflect.Descriptor instead.
 func (*MemberChange) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MemberChange) GetAdd() *Member {
@@ -4218,7 +4365,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4230,7 +4377,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4243,7 +4390,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -4254,7 +4401,7 @@ const file_command_proto_rawDesc = "" +
 	"\x05Entry\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x06R\x04time\x12,\n" +
 	"\bcommands\x18\x02 \x03(\v2\x10.gearsfs.CommandR\bcommands\x12\x12\n" +
-	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\xe9\f\n" +
+	"\x04jump\x18\x03 \x01(\x04R\x04jump\"\x97\r\n" +
 	"\aCommand\x12%\n" +
 	"\x0esession_minted\x18\x01 \x01(\x06R\rsessionMinted\x12!\n" +
 	"\fsession_salt\x18\x02 \x01(\x06R\vsessionSalt\x12\x10\n" +
@@ -4300,7 +4447,8 @@ const file_command_proto_rawDesc = "" +
 	"\tset_quota\x18( \x01(\v2\x11.gearsfs.SetQuotaH\x00R\bsetQuota\x126\n" +
 	"\vcount_quota\x18) \x01(\v2\x13.gearsfs.CountQuotaH\x00R\n" +
 	"countQuota\x12#\n" +
-	"\x04lock\x18* \x01(\v2\r.gearsfs.LockH\x00R\x04lockB\x04\n" +
+	"\x04lock\x18* \x01(\v2\r.gearsfs.LockH\x00R\x04lock\x12,\n" +
+	"\ainherit\x180 \x01(\v2\x10.gearsfs.InheritH\x00R\ainheritB\x04\n" +
 	"\x02op\"@\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
@@ -4431,7 +4579,16 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"_id_windowB\x0e\n" +
 	"\f_append_onlyB\t\n" +
-	"\a_memory\"j\n" +
+	"\a_memory\"\x87\x01\n" +
+	"\aInherit\x12'\n" +
+	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x19\n" +
+	"\bnext_seq\x18\x03 \x01(\x04R\anextSeq\x12&\n" +
+	"\x03ids\x18\x04 \x03(\v2\x14.gearsfs.InheritedIdR\x03ids\"C\n" +
+	"\vInheritedId\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x06R\x04time\"j\n" +
 	"\x05Write\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03pos\x18\x02 \x01(\x04R\x03pos\x12\x12\n" +
@@ -4627,7 +4784,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_command_proto_goTypes = []any{
 	(*Entry)(nil),         // 0: gearsfs.Entry
 	(*Command)(nil),       // 1: gearsfs.Command
@@ -4649,34 +4806,36 @@ var file_command_proto_goTypes = []any{
 	(*CopyFile)(nil),      // 17: gearsfs.CopyFile
 	(*Configure)(nil),     // 18: gearsfs.Configure
 	(*Settings)(nil),      // 19: gearsfs.Settings
-	(*Write)(nil),         // 20: gearsfs.Write
-	(*Rewrite)(nil),       // 21: gearsfs.Rewrite
-	(*CopyRange)(nil),     // 22: gearsfs.CopyRange
-	(*Make)(nil),          // 23: gearsfs.Make
-	(*Link)(nil),          // 24: gearsfs.Link
-	(*Unlink)(nil),        // 25: gearsfs.Unlink
-	(*Rename)(nil),        // 26: gearsfs.Rename
-	(*SetAttr)(nil),       // 27: gearsfs.SetAttr
-	(*Save)(nil),          // 28: gearsfs.Save
-	(*Allocate)(nil),      // 29: gearsfs.Allocate
-	(*SetXattr)(nil),      // 30: gearsfs.SetXattr
-	(*Release)(nil),       // 31: gearsfs.Release
-	(*EndSession)(nil),    // 32: gearsfs.EndSession
-	(*SetRemote)(nil),     // 33: gearsfs.SetRemote
-	(*SetQuota)(nil),      // 34: gearsfs.SetQuota
-	(*Shrink)(nil),        // 35: gearsfs.Shrink
-	(*CountQuota)(nil),    // 36: gearsfs.CountQuota
-	(*Lock)(nil),          // 37: gearsfs.Lock
-	(*Init)(nil),          // 38: gearsfs.Init
-	(*Confirm)(nil),       // 39: gearsfs.Confirm
-	(*Answer)(nil),        // 40: gearsfs.Answer
-	(*FragmentedRow)(nil), // 41: gearsfs.FragmentedRow
-	(*TakenRecord)(nil),   // 42: gearsfs.TakenRecord
-	(*Attr)(nil),          // 43: gearsfs.Attr
-	(*Member)(nil),        // 44: gearsfs.Member
-	(*SetMember)(nil),     // 45: gearsfs.SetMember
-	(*MemberChange)(nil),  // 46: gearsfs.MemberChange
-	(*Verify)(nil),        // 47: gearsfs.Verify
+	(*Inherit)(nil),       // 20: gearsfs.Inherit
+	(*InheritedId)(nil),   // 21: gearsfs.InheritedId
+	(*Write)(nil),         // 22: gearsfs.Write
+	(*Rewrite)(nil),       // 23: gearsfs.Rewrite
+	(*CopyRange)(nil),     // 24: gearsfs.CopyRange
+	(*Make)(nil),          // 25: gearsfs.Make
+	(*Link)(nil),          // 26: gearsfs.Link
+	(*Unlink)(nil),        // 27: gearsfs.Unlink
+	(*Rename)(nil),        // 28: gearsfs.Rename
+	(*SetAttr)(nil),       // 29: gearsfs.SetAttr
+	(*Save)(nil),          // 30: gearsfs.Save
+	(*Allocate)(nil),      // 31: gearsfs.Allocate
+	(*SetXattr)(nil),      // 32: gearsfs.SetXattr
+	(*Release)(nil),       // 33: gearsfs.Release
+	(*EndSession)(nil),    // 34: gearsfs.EndSession
+	(*SetRemote)(nil),     // 35: gearsfs.SetRemote
+	(*SetQuota)(nil),      // 36: gearsfs.SetQuota
+	(*Shrink)(nil),        // 37: gearsfs.Shrink
+	(*CountQuota)(nil),    // 38: gearsfs.CountQuota
+	(*Lock)(nil),          // 39: gearsfs.Lock
+	(*Init)(nil),          // 40: gearsfs.Init
+	(*Confirm)(nil),       // 41: gearsfs.Confirm
+	(*Answer)(nil),        // 42: gearsfs.Answer
+	(*FragmentedRow)(nil), // 43: gearsfs.FragmentedRow
+	(*TakenRecord)(nil),   // 44: gearsfs.TakenRecord
+	(*Attr)(nil),          // 45: gearsfs.Attr
+	(*Member)(nil),        // 46: gearsfs.Member
+	(*SetMember)(nil),     // 47: gearsfs.SetMember
+	(*MemberChange)(nil),  // 48: gearsfs.MemberChange
+	(*Verify)(nil),        // 49: gearsfs.Verify
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: gearsfs.Entry.commands:type_name -> gearsfs.Command
@@ -4684,73 +4843,76 @@ var file_command_proto_depIdxs = []int32{
 	7,  // 2: gearsfs.Command.take:type_name -> gearsfs.Take
 	9,  // 3: gearsfs.Command.settle:type_name -> gearsfs.Settle
 	18, // 4: gearsfs.Command.configure:type_name -> gearsfs.Configure
-	20, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
-	23, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
-	24, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
-	25, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
-	26, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
-	27, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
-	29, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
-	30, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
-	31, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
-	32, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
-	33, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
-	38, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
-	39, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
-	45, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
-	47, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
+	22, // 5: gearsfs.Command.write:type_name -> gearsfs.Write
+	25, // 6: gearsfs.Command.make:type_name -> gearsfs.Make
+	26, // 7: gearsfs.Command.link:type_name -> gearsfs.Link
+	27, // 8: gearsfs.Command.unlink:type_name -> gearsfs.Unlink
+	28, // 9: gearsfs.Command.rename:type_name -> gearsfs.Rename
+	29, // 10: gearsfs.Command.set_attr:type_name -> gearsfs.SetAttr
+	31, // 11: gearsfs.Command.allocate:type_name -> gearsfs.Allocate
+	32, // 12: gearsfs.Command.set_xattr:type_name -> gearsfs.SetXattr
+	33, // 13: gearsfs.Command.release:type_name -> gearsfs.Release
+	34, // 14: gearsfs.Command.end_session:type_name -> gearsfs.EndSession
+	35, // 15: gearsfs.Command.set_remote:type_name -> gearsfs.SetRemote
+	40, // 16: gearsfs.Command.init:type_name -> gearsfs.Init
+	41, // 17: gearsfs.Command.confirm:type_name -> gearsfs.Confirm
+	47, // 18: gearsfs.Command.set_member:type_name -> gearsfs.SetMember
+	49, // 19: gearsfs.Command.verify:type_name -> gearsfs.Verify
 	10, // 20: gearsfs.Command.update:type_name -> gearsfs.Update
 	13, // 21: gearsfs.Command.transact:type_name -> gearsfs.Transact
 	15, // 22: gearsfs.Command.tick:type_name -> gearsfs.Tick
 	16, // 23: gearsfs.Command.move:type_name -> gearsfs.Move
 	17, // 24: gearsfs.Command.copy_file:type_name -> gearsfs.CopyFile
-	21, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
-	35, // 26: gearsfs.Command.shrink:type_name -> gearsfs.Shrink
-	22, // 27: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
-	28, // 28: gearsfs.Command.save:type_name -> gearsfs.Save
-	34, // 29: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
-	36, // 30: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
-	37, // 31: gearsfs.Command.lock:type_name -> gearsfs.Lock
-	4,  // 32: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
-	2,  // 33: gearsfs.Put.target:type_name -> gearsfs.Target
-	5,  // 34: gearsfs.Put.records:type_name -> gearsfs.NewRecord
-	2,  // 35: gearsfs.Take.target:type_name -> gearsfs.Target
-	8,  // 36: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
-	2,  // 37: gearsfs.Update.target:type_name -> gearsfs.Target
-	5,  // 38: gearsfs.Update.record:type_name -> gearsfs.NewRecord
-	2,  // 39: gearsfs.Condition.target:type_name -> gearsfs.Target
-	2,  // 40: gearsfs.Look.target:type_name -> gearsfs.Target
-	14, // 41: gearsfs.Transact.steps:type_name -> gearsfs.Step
-	11, // 42: gearsfs.Step.condition:type_name -> gearsfs.Condition
-	7,  // 43: gearsfs.Step.take:type_name -> gearsfs.Take
-	12, // 44: gearsfs.Step.look:type_name -> gearsfs.Look
-	9,  // 45: gearsfs.Step.settle:type_name -> gearsfs.Settle
-	10, // 46: gearsfs.Step.update:type_name -> gearsfs.Update
-	6,  // 47: gearsfs.Step.put:type_name -> gearsfs.Put
-	2,  // 48: gearsfs.Move.target:type_name -> gearsfs.Target
-	2,  // 49: gearsfs.CopyFile.from:type_name -> gearsfs.Target
-	2,  // 50: gearsfs.CopyFile.to:type_name -> gearsfs.Target
-	2,  // 51: gearsfs.Configure.target:type_name -> gearsfs.Target
-	19, // 52: gearsfs.Configure.settings:type_name -> gearsfs.Settings
-	4,  // 53: gearsfs.Write.extents:type_name -> gearsfs.Extent
-	4,  // 54: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
-	4,  // 55: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
-	20, // 56: gearsfs.Save.write:type_name -> gearsfs.Write
-	27, // 57: gearsfs.Save.set:type_name -> gearsfs.SetAttr
-	43, // 58: gearsfs.Answer.attr:type_name -> gearsfs.Attr
-	42, // 59: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
-	40, // 60: gearsfs.Answer.steps:type_name -> gearsfs.Answer
-	41, // 61: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
-	35, // 62: gearsfs.Answer.shrink:type_name -> gearsfs.Shrink
-	4,  // 63: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
-	4,  // 64: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
-	44, // 65: gearsfs.SetMember.member:type_name -> gearsfs.Member
-	44, // 66: gearsfs.MemberChange.add:type_name -> gearsfs.Member
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	23, // 25: gearsfs.Command.rewrite:type_name -> gearsfs.Rewrite
+	37, // 26: gearsfs.Command.shrink:type_name -> gearsfs.Shrink
+	24, // 27: gearsfs.Command.copy_range:type_name -> gearsfs.CopyRange
+	30, // 28: gearsfs.Command.save:type_name -> gearsfs.Save
+	36, // 29: gearsfs.Command.set_quota:type_name -> gearsfs.SetQuota
+	38, // 30: gearsfs.Command.count_quota:type_name -> gearsfs.CountQuota
+	39, // 31: gearsfs.Command.lock:type_name -> gearsfs.Lock
+	20, // 32: gearsfs.Command.inherit:type_name -> gearsfs.Inherit
+	4,  // 33: gearsfs.NewRecord.extents:type_name -> gearsfs.Extent
+	2,  // 34: gearsfs.Put.target:type_name -> gearsfs.Target
+	5,  // 35: gearsfs.Put.records:type_name -> gearsfs.NewRecord
+	2,  // 36: gearsfs.Take.target:type_name -> gearsfs.Target
+	8,  // 37: gearsfs.Settle.receipts:type_name -> gearsfs.Receipt
+	2,  // 38: gearsfs.Update.target:type_name -> gearsfs.Target
+	5,  // 39: gearsfs.Update.record:type_name -> gearsfs.NewRecord
+	2,  // 40: gearsfs.Condition.target:type_name -> gearsfs.Target
+	2,  // 41: gearsfs.Look.target:type_name -> gearsfs.Target
+	14, // 42: gearsfs.Transact.steps:type_name -> gearsfs.Step
+	11, // 43: gearsfs.Step.condition:type_name -> gearsfs.Condition
+	7,  // 44: gearsfs.Step.take:type_name -> gearsfs.Take
+	12, // 45: gearsfs.Step.look:type_name -> gearsfs.Look
+	9,  // 46: gearsfs.Step.settle:type_name -> gearsfs.Settle
+	10, // 47: gearsfs.Step.update:type_name -> gearsfs.Update
+	6,  // 48: gearsfs.Step.put:type_name -> gearsfs.Put
+	2,  // 49: gearsfs.Move.target:type_name -> gearsfs.Target
+	2,  // 50: gearsfs.CopyFile.from:type_name -> gearsfs.Target
+	2,  // 51: gearsfs.CopyFile.to:type_name -> gearsfs.Target
+	2,  // 52: gearsfs.Configure.target:type_name -> gearsfs.Target
+	19, // 53: gearsfs.Configure.settings:type_name -> gearsfs.Settings
+	2,  // 54: gearsfs.Inherit.target:type_name -> gearsfs.Target
+	21, // 55: gearsfs.Inherit.ids:type_name -> gearsfs.InheritedId
+	4,  // 56: gearsfs.Write.extents:type_name -> gearsfs.Extent
+	4,  // 57: gearsfs.Rewrite.was:type_name -> gearsfs.Extent
+	4,  // 58: gearsfs.Rewrite.extents:type_name -> gearsfs.Extent
+	22, // 59: gearsfs.Save.write:type_name -> gearsfs.Write
+	29, // 60: gearsfs.Save.set:type_name -> gearsfs.SetAttr
+	45, // 61: gearsfs.Answer.attr:type_name -> gearsfs.Attr
+	44, // 62: gearsfs.Answer.records:type_name -> gearsfs.TakenRecord
+	42, // 63: gearsfs.Answer.steps:type_name -> gearsfs.Answer
+	43, // 64: gearsfs.Answer.fragmented:type_name -> gearsfs.FragmentedRow
+	37, // 65: gearsfs.Answer.shrink:type_name -> gearsfs.Shrink
+	4,  // 66: gearsfs.FragmentedRow.extents:type_name -> gearsfs.Extent
+	4,  // 67: gearsfs.TakenRecord.extents:type_name -> gearsfs.Extent
+	46, // 68: gearsfs.SetMember.member:type_name -> gearsfs.Member
+	46, // 69: gearsfs.MemberChange.add:type_name -> gearsfs.Member
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4790,6 +4952,7 @@ func file_command_proto_init() {
 		(*Command_SetQuota)(nil),
 		(*Command_CountQuota)(nil),
 		(*Command_Lock)(nil),
+		(*Command_Inherit)(nil),
 	}
 	file_command_proto_msgTypes[10].OneofWrappers = []any{}
 	file_command_proto_msgTypes[11].OneofWrappers = []any{}
@@ -4803,16 +4966,16 @@ func file_command_proto_init() {
 	}
 	file_command_proto_msgTypes[18].OneofWrappers = []any{}
 	file_command_proto_msgTypes[19].OneofWrappers = []any{}
-	file_command_proto_msgTypes[23].OneofWrappers = []any{}
-	file_command_proto_msgTypes[27].OneofWrappers = []any{}
-	file_command_proto_msgTypes[34].OneofWrappers = []any{}
+	file_command_proto_msgTypes[25].OneofWrappers = []any{}
+	file_command_proto_msgTypes[29].OneofWrappers = []any{}
+	file_command_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -139,6 +139,10 @@ func TestSeal(t *testing.T) {
 		{line: "drop :/q k"},
 		{line: "streams :/q", out: "KEY  RECORDS  BYTES  HEAD  TAIL  WAITING  LEASED  DISCARDED  SEALED\n"},
 		{line: "drop :/q data", status: 1, errs: "data"},
+		{line: "clear :/q k", status: 1, errs: "k: the file has no stream \"k\""},
+		{line: "unseal :/q k", status: 1, errs: "k: the file has no stream \"k\""},
+		{line: "drop :/q k"},
+		{line: "streams :/q", out: "KEY  RECORDS  BYTES  HEAD  TAIL  WAITING  LEASED  DISCARDED  SEALED\n"},
 	})
 }
 

@@ -1,6 +1,10 @@
 package memory
 
-import "github.com/gearsfs/gearsfs/file"
+import (
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
+	"github.com/gearsfs/gearsfs/wire"
+)
 
 // A stream goes from memory to the disk by a command, which is decided on here
 // and applied later. Between the two nothing may be put to it: that would be
@@ -46,6 +50,24 @@ func (m *Machine) Left(at Place) {
 	for _, again := range l.held {
 		again()
 	}
+}
+
+// Heritage is what a stream that leaves has to be known by on disk: the ids that it
+// remembers, and the seq of the next record; 0 where none was put here.
+func (m *Machine) Heritage(at Place) (next gearsfs.Seq, ids []*wire.InheritedId) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.streams[at]
+	if s == nil || s.newest() == 0 {
+		return 0, nil
+	}
+	s.ids.forget(m.node.Now(), s.idWindow())
+	for _, id := range s.ids.order {
+		if s.ids.last[id.id] == id {
+			ids = append(ids, &wire.InheritedId{Id: id.id, Seq: id.seq, Time: id.time})
+		}
+	}
+	return s.State().NextSeq, ids
 }
 
 // adds says whether a request is to add records.

@@ -55,7 +55,7 @@ type Machine struct {
 	// mu guards the rest. No lock is taken and nothing waited for while it is held.
 	mu      sync.Mutex
 	streams map[Place]*queue
-	answers map[gearsfs.SessionID]map[uint64]*wire.Answer
+	answers map[gearsfs.SessionID]*kept
 	fence   uint64  // of the next lease
 	touched []Place // where something has changed that nobody was woken for
 	leaving map[Place]*leaving
@@ -65,7 +65,7 @@ type Machine struct {
 func New(state *file.Machine, node Node) *Machine {
 	return &Machine{
 		state: state, node: node,
-		streams: make(map[Place]*queue), answers: make(map[gearsfs.SessionID]map[uint64]*wire.Answer),
+		streams: make(map[Place]*queue), answers: make(map[gearsfs.SessionID]*kept),
 		leaving: make(map[Place]*leaving),
 	}
 }
@@ -116,7 +116,8 @@ func (m *Machine) streamLocked(at Place) *queue {
 	rules := st.State()
 	s := m.streams[at]
 	if s == nil {
-		s = newQueue(at, m.node.Now(), rules.Version)
+		now := max(m.node.Now(), uint64(rules.NextSeq)*uint64(time.Microsecond)) // seqs rise
+		s = newQueue(at, now, rules.Version)
 		m.streams[at] = s
 		m.count.Store(int32(len(m.streams)))
 	}
@@ -128,7 +129,7 @@ func (m *Machine) streamLocked(at Place) *queue {
 		s.SetLimits(rules.Limits)
 	}
 	state.Full, state.Type, state.Tries, state.Age, state.AppendOnly, state.Memory = rules.Full, rules.Type, rules.Tries, rules.Age, rules.AppendOnly, true
-	state.IDWindow = rules.IDWindow
+	state.IDWindow, state.IDs = rules.IDWindow, rules.IDs // of ids on disk, from before
 	return s
 }
 
@@ -183,20 +184,22 @@ func (m *Machine) Clear(at Place) {
 }
 
 // End gives back what a session that ends holds. Its answers stay for a retry
-// until gearsfs.SessionTTL has passed, unless back then says that it is, or go now
-// with forget.
+// until gearsfs.SessionTTL has passed, unless back then says that it is or it has
+// ended once more since, or go now with forget.
 func (m *Machine) End(id gearsfs.SessionID, forget bool, back func() bool) {
-	if !m.Any() {
+	if !m.MayKnow(id) && !m.Any() {
 		return
 	}
 	m.Push(func() {
 		m.mu.Lock()
-		if forget {
+		if k := m.answers[id]; forget {
 			delete(m.answers, id)
-		} else if m.answers[id] != nil {
+		} else if k != nil {
+			k.ends++
+			ends := k.ends
 			time.AfterFunc(gearsfs.SessionTTL, func() {
 				if !back() {
-					m.forget(id)
+					m.forget(id, k, ends)
 				}
 			})
 		}
@@ -213,10 +216,13 @@ func (m *Machine) End(id gearsfs.SessionID, forget bool, back func() bool) {
 	})
 }
 
-func (m *Machine) forget(id gearsfs.SessionID) {
+// forget forgets the answers of a session that has ended for that many times.
+func (m *Machine) forget(id gearsfs.SessionID, k *kept, ends int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.answers, id)
+	if m.answers[id] == k && k.ends == ends {
+		delete(m.answers, id)
+	}
 }
 
 // Drop forgets a stream, or with key "" all of a file.

@@ -3,6 +3,8 @@ package memory
 import (
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
@@ -10,6 +12,7 @@ import (
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/persist"
+	"github.com/gearsfs/gearsfs/tests/bubble"
 	"github.com/gearsfs/gearsfs/wire"
 )
 
@@ -173,4 +176,28 @@ func TestPutBehindTheLeaving(t *testing.T) {
 	require.Equal(t, 1, asked)
 	require.Equal(t, uint32(gearsfs.ErrUnsupported.Code), n.do(request).Answer.Code)
 	require.Zero(t, n.records("k"))
+}
+
+// The answers of a session that ends again and again are kept until the last end is
+// long ago, however long ago the first is.
+func TestAnswersOfASessionThatEndsOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, "k")
+		n.put(1, "k", "a")
+		taken := n.do(take(2, false, "k")).Answer
+		end := func() {
+			n.machine.End(gearsfs.SessionID{Minted: 1, Salt: 1}, false, func() bool { return false })
+			synctest.Wait()
+		}
+		end()
+		bubble.Pass(gearsfs.SessionTTL - time.Second)
+		require.Equal(t, taken.Records[0].Seq, n.do(take(2, false, "k")).Answer.Records[0].Seq)
+		end()
+		bubble.Pass(2 * time.Second)
+		again := n.do(take(2, false, "k")).Answer
+		require.Zero(t, again.Code, "it was away when its first end was SessionTTL ago")
+		require.Equal(t, taken.Records[0].Seq, again.Records[0].Seq)
+		bubble.Pass(gearsfs.SessionTTL)
+		require.Equal(t, uint32(gearsfs.ErrEmpty.Code), n.do(take(2, false, "k")).Answer.Code)
+	})
 }

@@ -29,7 +29,10 @@ func (m *Machine) putLocked(at Place, p *wire.Put) (*wire.Answer, error) {
 		return nil, err
 	}
 	s := m.currentLocked(at)
-	fresh, known := m.freshLocked(s, p.Records)
+	fresh, known, err := m.freshLocked(s, p.Records)
+	if err != nil {
+		return nil, err
+	}
 	answer := &wire.Answer{Ino: uint64(at.Ino)}
 	if len(p.Records) == 1 {
 		answer.FirstSeq, answer.LastSeq = known, known
@@ -78,12 +81,15 @@ func (m *Machine) putLocked(at Place, p *wire.Put) (*wire.Answer, error) {
 
 // freshLocked returns those of the records of a put whose ids their stream does
 // not know, and the seq of the last one that it knows.
-func (m *Machine) freshLocked(s *queue, records []*wire.NewRecord) (fresh []*wire.NewRecord, known uint64) {
-	now := m.node.Now()
+func (m *Machine) freshLocked(s *queue, records []*wire.NewRecord) (fresh []*wire.NewRecord, known uint64, err error) {
 	var seen map[string]struct{}
 	for _, r := range records {
 		if r.Id != "" {
-			if seq, ok := s.ids.known(r.Id, now, s.idWindow()); ok {
+			seq, ok, err := m.knownLocked(s, r.Id)
+			if err != nil {
+				return nil, 0, err
+			}
+			if ok {
 				known = seq
 				continue
 			}
@@ -97,7 +103,16 @@ func (m *Machine) freshLocked(s *queue, records []*wire.NewRecord) (fresh []*wir
 		}
 		fresh = append(fresh, r)
 	}
-	return fresh, known
+	return fresh, known, nil
+}
+
+// knownLocked returns the seq under which an id was put within the stream's window:
+// here, or on disk before the stream came into memory.
+func (m *Machine) knownLocked(s *queue, id string) (seq uint64, known bool, err error) {
+	if seq, known = s.ids.known(id, m.node.Now(), s.idWindow()); known || s.State().IDs == 0 {
+		return seq, known, nil
+	}
+	return m.state.KnownID(s.at.Ino, s.at.Key, id)
 }
 
 // LacksID is file.Machine.LacksID of a stream in memory.
@@ -111,9 +126,9 @@ func (m *Machine) lacksIDLocked(at Place, records []*wire.NewRecord) (lacks stri
 	if len(records) == 0 || slices.ContainsFunc(records, func(r *wire.NewRecord) bool { return r.Id == "" }) {
 		return "", false
 	}
-	s, now := m.streamLocked(at), m.node.Now()
+	s := m.streamLocked(at)
 	for _, r := range records {
-		if _, ok := s.ids.known(r.Id, now, s.idWindow()); !ok {
+		if _, ok, err := m.knownLocked(s, r.Id); !ok || err != nil {
 			return r.Id, true
 		}
 	}
@@ -148,7 +163,11 @@ func (m *Machine) updateLocked(at Place, u *wire.Update) (*wire.Answer, error) {
 		return nil, err
 	}
 	s := m.currentLocked(at)
-	if fresh, known := m.freshLocked(s, record); len(fresh) == 0 {
+	fresh, known, err := m.freshLocked(s, record)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(fresh) == 0:
 		return &wire.Answer{Ino: uint64(at.Ino), FirstSeq: known, LastSeq: known}, nil
 	}
 	state := *s.State()

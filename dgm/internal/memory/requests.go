@@ -51,8 +51,8 @@ type Outcome struct {
 func (m *Machine) Do(r *Request) Outcome {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if kept := m.keptLocked(r); kept != nil {
-		return Outcome{Answer: kept}
+	if before := m.keptLocked(r.Session, r.Command); before != nil {
+		return Outcome{Answer: before}
 	}
 	if r.adds() {
 		at := Place{r.Ino, r.Keys[0]}
@@ -88,39 +88,74 @@ func (m *Machine) Do(r *Request) Outcome {
 // errOnDisk is of what has come for a stream that is on disk by now.
 var errOnDisk = gearsfs.ErrUnsupported.Because("the stream's records are not in memory any more")
 
-// keptLocked is the answer that an operation had before, if it had one. One of a
-// take is without the records whose leases have ended; where none is left the
-// take begins anew, as it does in the log.
-func (m *Machine) keptLocked(r *Request) *wire.Answer {
-	cmd := r.Command
-	kept := m.answers[r.Session]
-	for seq := range kept {
+// kept are the answers of a session that it has not confirmed, by their numbers.
+// They outlive their streams: one that is on disk by now is asked for again in vain
+// in the log.
+type kept struct {
+	answers map[uint64]*wire.Answer
+	ends    int // how often the session has ended
+}
+
+// MayKnow says whether an answer of a session is kept, or may come to be with what
+// was pushed.
+func (m *Machine) MayKnow(id gearsfs.SessionID) bool {
+	m.workMu.Lock()
+	busy := m.runs || len(m.work) > 0
+	m.workMu.Unlock()
+	if busy {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.answers[id] != nil
+}
+
+// Kept is the answer that a session's command had before, nil where it had none
+// here. It is certain for who calls it from what was pushed.
+func (m *Machine) Kept(id gearsfs.SessionID, cmd *wire.Command) *wire.Answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.keptLocked(id, cmd)
+}
+
+// keptLocked is the answer that an operation had before, if it had one. It is
+// without the records whose leases have ended; where none is left the take begins
+// anew, as it does in the log.
+func (m *Machine) keptLocked(id gearsfs.SessionID, cmd *wire.Command) *wire.Answer {
+	k := m.answers[id]
+	if k == nil {
+		return nil
+	}
+	for seq := range k.answers {
 		if seq < cmd.Confirmed && !slices.Contains(cmd.Unconfirmed, seq) {
-			delete(kept, seq)
+			delete(k.answers, seq)
 		}
 	}
-	answer := kept[cmd.Seq]
+	answer := k.answers[cmd.Seq]
 	if answer == nil || cmd.Seq == 0 {
 		return nil
 	}
 	answer = copyAnswer(answer)
-	if cmd.GetTake().GetLease() {
-		answer.Records = slices.DeleteFunc(answer.Records, func(rec *wire.TakenRecord) bool {
-			at := Place{gearsfs.Ino(rec.Ino), gearsfs.Key(rec.Key)}
-			s := m.streams[at]
-			if s == nil {
-				return true
-			}
-			m.dueLocked(s)
-			out, ok := s.Out(gearsfs.Place{Pos: gearsfs.Pos(rec.Pos), Seq: gearsfs.Seq(rec.Seq)})
-			return !ok || !out.Leased || out.Fence != rec.Fence
-		})
-		if len(answer.Records) == 0 {
-			delete(kept, cmd.Seq)
-			return nil
-		}
+	had := len(answer.Records)
+	answer.Records = slices.DeleteFunc(answer.Records, func(rec *wire.TakenRecord) bool {
+		return rec.Fence != 0 && !m.heldLocked(rec)
+	})
+	if had > 0 && len(answer.Records) == 0 {
+		delete(k.answers, cmd.Seq)
+		return nil
 	}
 	return answer
+}
+
+// heldLocked says whether a lease that was handed out lasts.
+func (m *Machine) heldLocked(rec *wire.TakenRecord) bool {
+	s := m.streams[Place{gearsfs.Ino(rec.Ino), gearsfs.Key(rec.Key)}]
+	if s == nil {
+		return false
+	}
+	m.dueLocked(s)
+	out, ok := s.Out(gearsfs.Place{Pos: gearsfs.Pos(rec.Pos), Seq: gearsfs.Seq(rec.Seq)})
+	return ok && out.Leased && out.Fence == rec.Fence
 }
 
 // keepLocked keeps an answer until the session confirms it.
@@ -129,12 +164,12 @@ func (m *Machine) keepLocked(r *Request, answer *wire.Answer) {
 	if seq == 0 {
 		return
 	}
-	kept := m.answers[r.Session]
-	if kept == nil {
-		kept = make(map[uint64]*wire.Answer)
-		m.answers[r.Session] = kept
+	k := m.answers[r.Session]
+	if k == nil {
+		k = &kept{answers: make(map[uint64]*wire.Answer)}
+		m.answers[r.Session] = k
 	}
-	kept[seq] = copyAnswer(answer)
+	k.answers[seq] = copyAnswer(answer)
 }
 
 // copyAnswer copies what a caller may write into.
