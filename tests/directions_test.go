@@ -56,13 +56,14 @@ var house = map[string]room{
 		rooms:   []string{nouns, "transport", "persist", "dgm", "mount"},
 		outside: []string{"golang.org/x/sys"},
 	},
-	"cmd/internal/units": {outside: []string{"github.com/spf13/pflag"}},
+	"cmd/internal/metrics": {rooms: []string{"transport", "dgm"}, outside: []string{"github.com/prometheus/client_golang"}},
+	"cmd/internal/units":   {outside: []string{"github.com/spf13/pflag"}},
 	"cmd/gearsfs": {
 		rooms:   []string{nouns, "dgm", "mount", "wordcount", "cmd/internal/node", "cmd/internal/units"},
 		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys"},
 	},
 	"cmd/gearsfsd": {
-		rooms:   []string{nouns, "mount", "cmd/internal/node", "cmd/internal/units"},
+		rooms:   []string{nouns, "mount", "cmd/internal/metrics", "cmd/internal/node", "cmd/internal/units"},
 		outside: []string{"github.com/spf13/pflag"},
 	},
 	"bench": { // measures a node beside what it stands on

@@ -113,7 +113,7 @@ Exit status: 0 done, 1 failed and nothing changed, 2 wrong usage, 3 not now (emp
 	a.group(root, "Mounting:", a.mountCommand(), a.umountCommand())
 	a.group(root, "Files:", a.lsCommand(), a.catCommand(), a.cpCommand(), a.mvCommand(), a.rmCommand(), a.mkdirCommand(), a.statCommand(),
 		a.quotaCommand())
-	a.group(root, "Nodes:", a.statusCommand(), a.nodesCommand(), a.fsckCommand(), a.waitsCommand(), a.remoteCommand())
+	a.group(root, "Nodes:", a.statusCommand(), a.nodesCommand(), a.fsckCommand(), a.waitsCommand(), a.remoteCommand(), a.benchCommand())
 	a.group(root, "Others:", a.wordcountCommand(), a.versionCommand(), a.completionCommand(), help)
 	return root
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -69,6 +70,15 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), ou
 		return wrong(err)
 	}
 	log := slog.New(slog.NewTextHandler(errs, nil))
+	teller, err := tell(s, tlsConfig, log)
+	if err != nil {
+		return wrong(err)
+	}
+	return errors.Join(serve(ctx, s, tlsConfig, log, teller, errs), teller.close())
+}
+
+// serve runs the node until ctx ends.
+func serve(ctx context.Context, s settings, tlsConfig *tls.Config, log *slog.Logger, teller *teller, errs io.Writer) error {
 	n, err := node.Start(ctx, node.Config{
 		Data: s.data, Name: s.name, Listen: s.listen, Insecure: s.insecure, TLS: tlsConfig, Log: log,
 		Join: s.join, Advertise: s.advertise, CatchUpBytesPerSecond: int64(min(s.catchUp.Value, math.MaxInt64)), VerifyEvery: s.verifyEvery(),
@@ -77,12 +87,14 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), ou
 	if err != nil {
 		return wrong(told(ctx, err))
 	}
+	teller.show(n)
 	if s.join != "" {
 		if err := n.WaitVoter(ctx); err != nil {
 			return errors.Join(told(ctx, err), n.Close())
 		}
 	}
 	ready := func() error {
+		teller.ready(true)
 		_, err := fmt.Fprintln(errs, "gearsfsd: ready")
 		return err
 	}
@@ -91,6 +103,7 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), ou
 	} else {
 		err = mounted(ctx, n, s, ready)
 	}
+	teller.ready(false)
 	return errors.Join(err, n.Close())
 }
 

@@ -25,6 +25,7 @@ type settings struct {
 	verify    units.Duration
 	scrub     units.Size
 	mount     string
+	http      string
 	insecure  bool
 	tls       node.TLSFiles
 	config    string
@@ -48,6 +49,8 @@ func flagSet(s *settings) *pflag.FlagSet {
 	f.StringSliceVar(&s.advertise, "advertise", nil, "tell the other nodes that this one is reached at `ADDR`; may be repeated "+
 		"(default what it listens at)")
 	f.StringVar(&s.mount, "mount", "", "also mount the volume on `DIR`")
+	f.StringVar(&s.http, "http", "", "answer HTTP at `ADDR`, host:port or unix:PATH: /metrics for Prometheus, /healthz, /readyz, "+
+		"and on a unix socket /debug/pprof/; over TCP with --tls-cert it is HTTPS and asks for the client's certificate, as --listen does")
 	f.BoolVar(&s.insecure, "insecure", false, "allow TCP beyond loopback without TLS, and believe whom its clients claim to be")
 	f.StringVar(&s.tls.Cert, "tls-cert", "", "show the certificate in `FILE` to TCP clients")
 	f.StringVar(&s.tls.Key, "tls-key", "", "the certificate's private key, in `FILE`")
@@ -87,6 +90,7 @@ Usage:
 Examples:
   gearsfsd --data /var/lib/gearsfs --mount /mnt/gears
   gearsfsd --data ~/b --listen 127.0.0.1:4096 --listen unix:/tmp/b.sock
+  gearsfsd --data ~/a --http 127.0.0.1:9404                            # curl http://127.0.0.1:9404/metrics
   gearsfsd --data ~/c --listen 127.0.0.1:4097 --join 127.0.0.1:4096    # a second node of ~/b's volume
 
 Flags:

@@ -26,7 +26,7 @@ func configFile(t *testing.T, text string) string {
 func TestFlagsBeforeEnvironmentBeforeFile(t *testing.T) {
 	config := configFile(t, "# a node\ndata = /file\nname=file\n\nlisten = 127.0.0.1:1\nlisten = unix:/file.sock\ninsecure = true\ntls-ca = /ca with = in it\n")
 	env := environment(map[string]string{
-		"GEARSFSD_DATA": "/env", "GEARSFSD_NAME": "env", "GEARSFSD_CONFIG": config, "GEARSFSD_TLS_CERT": "/cert", "GEARSFSD_MOUNT": "",
+		"GEARSFSD_DATA": "/env", "GEARSFSD_NAME": "env", "GEARSFSD_CONFIG": config, "GEARSFSD_TLS_CERT": "/cert", "GEARSFSD_HTTP": "unix:/h", "GEARSFSD_MOUNT": "",
 	})
 	s, err := readSettings([]string{"--data", "/flag"}, env)
 	require.NoError(t, err)
@@ -35,6 +35,7 @@ func TestFlagsBeforeEnvironmentBeforeFile(t *testing.T) {
 	assert.Equal(t, []string{"127.0.0.1:1", "unix:/file.sock"}, s.listen)
 	assert.True(t, s.insecure)
 	assert.Equal(t, "/cert", s.tls.Cert)
+	assert.Equal(t, "unix:/h", s.http)
 	assert.Equal(t, "/ca with = in it", s.tls.CA)
 	assert.Empty(t, s.mount, "an empty variable says nothing")
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -23,19 +24,43 @@ func listenAddrs(cfg Config) ([]transport.Addr, error) {
 		addrs = append(addrs, list...)
 	}
 	for _, addr := range addrs {
-		if addr.Network != "tcp" || cfg.TLS != nil || cfg.Insecure {
-			continue
-		}
-		tcp, err := net.ResolveTCPAddr("tcp", addr.Address)
-		if err != nil {
-			return nil, gearsfs.ErrInvalid.Because("listen at %s: %v", addr, err)
-		}
-		if !tcp.IP.IsLoopback() {
-			return nil, gearsfs.ErrInvalid.Because(
-				"listen at %s: beyond loopback that needs TLS (--tls-cert, --tls-key, --tls-ca) or --insecure", addr)
+		if err := checkOpen(addr, cfg.TLS != nil || cfg.Insecure); err != nil {
+			return nil, fmt.Errorf("listen at %w", err)
 		}
 	}
 	return addrs, nil
+}
+
+// checkOpen refuses an address that would be open to the network, unless that
+// is allowed.
+func checkOpen(addr transport.Addr, allowed bool) error {
+	if addr.Network != "tcp" || allowed {
+		return nil
+	}
+	tcp, err := net.ResolveTCPAddr("tcp", addr.Address)
+	if err != nil {
+		return gearsfs.ErrInvalid.Because("%s: %v", addr, err)
+	}
+	if !tcp.IP.IsLoopback() {
+		return gearsfs.ErrInvalid.Because("%s: beyond loopback that needs TLS (--tls-cert, --tls-key, --tls-ca) or --insecure", addr)
+	}
+	return nil
+}
+
+// ListenHTTP listens where a node answers HTTP, by the rules of Config.Listen.
+func ListenHTTP(at string, tlsConfig *tls.Config, insecure bool) (*transport.Listener, error) {
+	addr, err := transport.ParseAddr(at)
+	if err == nil {
+		err = checkOpen(addr, tlsConfig != nil || insecure)
+	}
+	var l *transport.Listener
+	if err == nil {
+		l, err = transport.Listen(addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--http: %w", err)
+	}
+	return l, nil
 }
 
 // checkAddrs finds what is no address before anything is made.

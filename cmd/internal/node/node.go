@@ -268,6 +268,9 @@ func (n *Node) LocalWith(process string, o dgm.RemoteOptions) (*dgm.Local, error
 	return n.vol.LocalWith(o)
 }
 
+// Figures are what the node knows of itself. Errors: gearsfs.ErrClosed.
+func (n *Node) Figures() (dgm.Figures, error) { return n.vol.Figures() }
+
 // Replicated says whether the volume is on several nodes that vote, now.
 func (n *Node) Replicated() bool { return n.vol.Replicated() }
 
