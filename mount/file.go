@@ -45,6 +45,7 @@ func (s *server) open(ino gearsfs.Ino, flags uint32, by *fuse.InHeader, out *fus
 	older := s.told.older(&attr)
 	if older {
 		s.believe.dropAttr(ino)
+		s.told.dropped(&attr)
 	}
 	s.handle(&attr, flags, false, out)
 	if older && out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 { // else the kernel keeps older pages

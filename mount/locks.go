@@ -320,6 +320,9 @@ func (s *server) refresh(ino gearsfs.Ino) {
 	attr, err := s.m.GetAttr(s.ctx, ino)
 	if err != nil || s.told.older(&attr) {
 		s.believe.dropAttr(ino)
+		if err == nil {
+			s.told.dropped(&attr)
+		}
 	}
 	if err != nil || s.inodes.observe(&attr) {
 		s.believe.dropPages(ino)

@@ -68,7 +68,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
-		told:    newTold(),
+		told:    newTold(o.Several),
 		locks:   newLocks(),
 	}
 	if o.Succession != nil {

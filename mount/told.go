@@ -13,8 +13,19 @@ import (
 // may have been behind.
 type told struct {
 	mu    sync.Mutex
-	table map[gearsfs.Ino]stamp
+	table map[gearsfs.Ino]attributes
 	shown map[gearsfs.Ino]stamp // what an OPEN has shown that dropped what was believed
+	// several says whether the volume is on several nodes, and what was asked of a
+	// replica may be older than what is known of it here; nil where that is not known.
+	several func() bool
+}
+
+// attributes are what the kernel was told last of a file.
+type attributes struct {
+	stamp
+	// mixed says that it was told others before, and may believe in those: of two
+	// answers that are under way at once it ignores the one that it takes up last.
+	mixed bool
 }
 
 // stamp tells one state of a file's attributes from another.
@@ -30,8 +41,8 @@ const toldMax = 1 << 15
 // shownMax is of how many files it is remembered what an OPEN has shown.
 const shownMax = 1 << 12
 
-func newTold() told {
-	return told{table: map[gearsfs.Ino]stamp{}, shown: map[gearsfs.Ino]stamp{}}
+func newTold(several func() bool) told {
+	return told{table: map[gearsfs.Ino]attributes{}, shown: map[gearsfs.Ino]stamp{}, several: several}
 }
 
 func stampOf(a *gearsfs.Attr) stamp { return stamp{a.Version, a.Ctime} }
@@ -42,13 +53,25 @@ func (t *told) note(a *gearsfs.Attr) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.table[a.Ino]; !ok && len(t.table) >= toldMax {
+	was, ok := t.table[a.Ino]
+	if !ok && len(t.table) >= toldMax {
 		for old := range t.table { // in no order
 			delete(t.table, old)
 			break
 		}
 	}
-	t.table[a.Ino] = stampOf(a)
+	now := stampOf(a)
+	t.table[a.Ino] = attributes{now, ok && (was.mixed || was.stamp != now)}
+}
+
+// dropped takes note that the kernel was made to forget a file's attributes when they
+// were a: it believes in none that are older, as those that it was sent it ignores.
+func (t *told) dropped(a *gearsfs.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.table[a.Ino]; ok {
+		t.table[a.Ino] = attributes{stamp: stampOf(a)}
+	}
 }
 
 // older reports whether the kernel may believe in other attributes than a.
@@ -56,7 +79,7 @@ func (t *told) older(a *gearsfs.Attr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	was, ok := t.table[a.Ino]
-	return !ok || was != stampOf(a)
+	return !ok || was.stamp != stampOf(a) || was.mixed && (t.several == nil || t.several())
 }
 
 // show is for an OPEN that shows a and has the kernel forget the attributes that it
