@@ -121,14 +121,23 @@ func (a *app) manager(ctx context.Context, addrs string) (dgm.Manager, error) {
 	if m := a.managers[addrs]; m != nil {
 		return m, nil
 	}
+	for {
+		m, err := a.dialOnce(ctx, addrs)
+		if err == nil {
+			a.managers[addrs] = m
+			return m, nil
+		}
+		if _, bounded := ctx.Deadline(); !bounded || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return nil, dialError(ctx, addrs, err)
+		}
+		a.retrying(gearsfs.ErrNoNode.Because("no answer from %s within %s", addrs, dialTimeout)) // --wait says how long
+	}
+}
+
+func (a *app) dialOnce(ctx context.Context, addrs string) (dgm.Manager, error) {
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	m, err := a.dial(dialing, addrs)
-	if err != nil {
-		return nil, dialError(ctx, addrs, err)
-	}
-	a.managers[addrs] = m
-	return m, nil
+	return a.dial(dialing, addrs)
 }
 
 // dialError says what it means that the node at addrs was not reached.

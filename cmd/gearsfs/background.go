@@ -7,8 +7,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,10 +31,7 @@ func (a *app) background(ctx context.Context) error {
 		return fmt.Errorf("start in the background: %w", err)
 	}
 	defer said.Close()
-	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(s string) bool {
-		return s == "--background" || s == "--background=true"
-	})
-	child := exec.Command(self, args...)
+	child := exec.Command(self, inForeground(os.Args[1:])...)
 	child.Env = append(os.Environ(), backgroundFD+"=3")
 	child.ExtraFiles = []*os.File{say}
 	child.Stderr = os.Stderr
@@ -58,6 +55,21 @@ func (a *app) background(ctx context.Context) error {
 		return &toldError{status: exit.ExitCode()}
 	}
 	return fmt.Errorf("the mount ended before it was there: %v", child.ProcessState)
+}
+
+// inForeground returns arguments without --background, however that is said: what
+// is started with them would start itself again and again.
+func inForeground(args []string) []string {
+	var rest []string
+	for i, arg := range args {
+		if arg == "--" {
+			return append(rest, args[i:]...)
+		}
+		if arg != "--background" && !strings.HasPrefix(arg, "--background=") {
+			rest = append(rest, arg)
+		}
+	}
+	return rest
 }
 
 // readySignal is where a mount says that it is there.

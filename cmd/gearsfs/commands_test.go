@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,9 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/cmd/internal/node"
+	"github.com/gearsfs/gearsfs/cmd/internal/units"
 	"github.com/gearsfs/gearsfs/dgm"
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/assert"
@@ -233,6 +236,10 @@ func TestTree(t *testing.T) {
 		{line: "ls --node ADDR d", out: "e\nf\n"},
 		{line: "cat :/d", status: 1, errs: "is a directory"},
 		{line: "cat :/d/none :/d/f", status: 1, out: "onetwo", errs: "no such file"},
+		{line: "mv :/d/f :/g/", status: 1, errs: "no directory :/g/"},
+		{line: "mkdir :/d/a"},
+		{line: "mv :/d/a :/d/b/"},
+		{line: "rm -r :/d/b"},
 		{line: "mv :/d/f :/g"},
 		{line: "mv :/g :/d/e"},
 		{line: "cat :/d/e/g", out: "onetwo"},
@@ -350,6 +357,36 @@ func TestWaitBoundsTheNodesAnswer(t *testing.T) {
 		{line: "put :/q k one --wait 1ms", status: exitNotNow, errs: errs},
 		{line: "hold :/q k --wait 1ms -- true", status: exitNotNow, errs: errs},
 	})
+}
+
+// TestWaitOutlastsTheDial: with --wait a node that does not answer is asked again
+// until that is over, without it once.
+func TestWaitOutlastsTheDial(t *testing.T) {
+	a := bareApp(nil)
+	a.errs = io.Discard
+	asked := 0
+	a.dial = func(context.Context, string) (dgm.Manager, error) {
+		if asked++; asked%3 != 0 {
+			return nil, fmt.Errorf("dial: %w", context.DeadlineExceeded)
+		}
+		return nil, gearsfs.ErrInvalid
+	}
+	_, err := a.manager(t.Context(), "unix:/s")
+	require.ErrorIs(t, err, gearsfs.ErrNoNode)
+	require.Equal(t, 1, asked)
+	ctx, cancel := waitContext(t.Context(), units.Duration{Given: true, Value: time.Hour}, "no answer")
+	defer cancel()
+	_, err = a.manager(ctx, "unix:/s")
+	require.NotErrorIs(t, err, gearsfs.ErrNoNode)
+	require.Equal(t, 3, asked)
+}
+
+// TestInForeground: what is started in the background does not go there again.
+func TestInForeground(t *testing.T) {
+	for _, flag := range []string{"--background", "--background=true", "--background=1", "--background=T"} {
+		require.Equal(t, []string{"mount", "--node", "a", "m"}, inForeground([]string{"mount", "--node", "a", flag, "m"}), flag)
+	}
+	require.Equal(t, []string{"mount", "--", "--background"}, inForeground([]string{"mount", "--background", "--", "--background"}))
 }
 
 func TestWordcount(t *testing.T) {

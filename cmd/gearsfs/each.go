@@ -107,6 +107,10 @@ func beforeDash(c *cobra.Command, args []string, words int) (before, command []s
 	return args[:n], args[n:], nil
 }
 
+// jobsMax is how many runs a worker has at once at most: each has a directory and a
+// few descriptors.
+const jobsMax = 4096
+
 // streamArg is FILE KEY on a command line.
 type streamArg struct{ file, key string }
 
@@ -186,6 +190,9 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	}
 	w.jobs = 1
 	if o.jobs.set {
+		if o.jobs.value > jobsMax {
+			return usagef("-j is at most %d", jobsMax)
+		}
 		w.jobs = int(o.jobs.value)
 	}
 	w.limit, w.noWait, w.force = o.count.value, o.noWait, o.force

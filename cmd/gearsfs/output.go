@@ -53,14 +53,14 @@ func (f *recordFormat) append(buf []byte, r gearsfs.Record) ([]byte, error) {
 // recordJSON is a record as -o json shows it.
 type recordJSON struct {
 	keyJSON
-	Seq        gearsfs.Seq `json:"seq"`
-	Type       string      `json:"type"`
-	Time       string      `json:"time"`
-	Deliveries uint32      `json:"deliveries"`
-	Receipt    string      `json:"receipt,omitempty"`
-	Deadline   string      `json:"deadline,omitempty"`
-	Data       *string     `json:"data,omitempty"`
-	DataBase64 []byte      `json:"data_base64,omitempty"`
+	Seq gearsfs.Seq `json:"seq"`
+	typeJSON
+	Time       string  `json:"time"`
+	Deliveries uint32  `json:"deliveries"`
+	Receipt    string  `json:"receipt,omitempty"`
+	Deadline   string  `json:"deadline,omitempty"`
+	Data       *string `json:"data,omitempty"`
+	DataBase64 []byte  `json:"data_base64,omitempty"`
 }
 
 // keyJSON is a stream's key within an object, in base64 where it is not UTF-8.
@@ -71,6 +71,18 @@ type keyJSON struct {
 
 func keyToJSON(k gearsfs.Key) (j keyJSON) {
 	j.Key, j.KeyBase64 = textOrBytes(string(k))
+	return j
+}
+
+// typeJSON is a record's or stream's type within an object, in base64 where it is
+// not UTF-8.
+type typeJSON struct {
+	Type       *string `json:"type,omitempty"`
+	TypeBase64 []byte  `json:"type_base64,omitempty"`
+}
+
+func typeToJSON(name string) (j typeJSON) {
+	j.Type, j.TypeBase64 = textOrBytes(name)
 	return j
 }
 
@@ -96,7 +108,7 @@ func textOrBytes(s string) (*string, []byte) {
 
 func appendJSON(buf []byte, r gearsfs.Record) ([]byte, error) {
 	j := recordJSON{
-		keyJSON: keyToJSON(r.Key), Seq: r.Place.Seq, Type: r.Type,
+		keyJSON: keyToJSON(r.Key), Seq: r.Place.Seq, typeJSON: typeToJSON(r.Type),
 		Time: timeText(r.Time), Deliveries: r.Deliveries,
 	}
 	if r.Receipt != nil && !r.Deadline.IsZero() { // else it is not lent to whoever reads this

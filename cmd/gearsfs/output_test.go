@@ -78,6 +78,7 @@ func TestNamesJSON(t *testing.T) {
 	}{
 		{recordJSON{keyJSON: keyToJSON("b")}, "key", "key_base64", "b", nil},
 		{recordJSON{keyJSON: keyToJSON(raw)}, "key", "key_base64", nil, encoded},
+		{recordJSON{typeJSON: typeToJSON(raw)}, "type", "type_base64", nil, encoded},
 		{streamToJSON(gearsfs.StreamInfo{Key: raw}), "key", "key_base64", nil, encoded},
 		{attrJSON{pathJSON: pathToJSON(raw)}, "path", "path_base64", nil, encoded},
 		{faultJSON{pathJSON: pathToJSON("")}, "path", "path_base64", "", nil},

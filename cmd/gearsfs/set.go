@@ -105,12 +105,12 @@ func (a *app) set(ctx context.Context, o setOptions, flags *pflag.FlagSet, args 
 // settingsJSON are a stream's settings as -o json shows them; spans are in
 // seconds.
 type settingsJSON struct {
-	Records    uint64  `json:"records"`
-	Bytes      uint64  `json:"bytes"`
-	Age        float64 `json:"age_seconds"`
-	Full       string  `json:"full"`
-	Tries      uint32  `json:"tries"`
-	Type       string  `json:"type"`
+	Records uint64  `json:"records"`
+	Bytes   uint64  `json:"bytes"`
+	Age     float64 `json:"age_seconds"`
+	Full    string  `json:"full"`
+	Tries   uint32  `json:"tries"`
+	typeJSON
 	IDWindow   float64 `json:"id_window_seconds"`
 	AppendOnly bool    `json:"append_only"`
 	Store      string  `json:"store"`
@@ -126,7 +126,7 @@ func (a *app) printSettings(info gearsfs.StreamInfo, asJSON bool) error {
 	full, store := fullText(s.Full), storeFlag{s.Memory}.text()
 	if asJSON {
 		return a.printJSON(settingsJSON{
-			info.Limits.Records, info.Limits.Bytes, s.Age.Seconds(), full, s.Tries, s.Type, window.Seconds(),
+			info.Limits.Records, info.Limits.Bytes, s.Age.Seconds(), full, s.Tries, typeToJSON(s.Type), window.Seconds(),
 			s.AppendOnly, store, info.Sealed,
 		})
 	}

@@ -224,6 +224,11 @@ func (a *app) move(ctx context.Context, args []string, at string) error {
 		if err != nil {
 			return err
 		}
+		if !intoDir && strings.HasSuffix(arg, "/") {
+			if attr, err := t.Lookup(ctx, dir, name); err != nil || attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+				return cmp.Or[error](err, gearsfs.ErrNotDir.Because("there is no directory %s", arg))
+			}
+		}
 		return t.Rename(ctx, dgm.Rename{Dir: dir, Name: name, NewDir: newDir, NewName: cmp.Or(newName, name)})
 	})
 }
