@@ -78,7 +78,27 @@ func TestRangesOverlap(t *testing.T) {
 		require.Positive(t, bytes.Compare(before, key(100, seq-1)), seq) // an empty record has the Pos of the next one
 		require.Negative(t, bytes.Compare(before, key(100, seq)), seq)
 	}
-	for _, lo := range [][]byte{key(0, 0), key(5, 0), StreamKey(7, "data"), {byte(TableRecord)}, {}} {
+	stream, _ := StreamRange(TableRecord, 7, "abcdefghijklmnopq")
+	file, _ := FileRange(TableRecord, 7)
+	for _, lo := range [][]byte{key(0, 0), key(5, 0), stream, file, StreamKey(7, "data"), {byte(TableRecord)}, {}} {
 		require.Equal(t, lo, overlapping(lo))
 	}
+}
+
+// TestDropOfOneStream: what removes all of a stream leaves those of like keys.
+func TestDropOfOneStream(t *testing.T) {
+	s := newState(t, vfs.NewMem())
+	value := []byte("v")
+	for _, key := range []gearsfs.Key{"abcdefgg", "abcdefgg\xff", "abcdefgg\xff\xff", "abcdefgh", "abcdefghi"} {
+		s.Set(RecordKey(7, key, placeAt(1)), value)
+	}
+	require.NoError(t, s.Commit())
+	s.DeleteRange(StreamRange(TableRecord, 7, "abcdefgh"))
+	require.NoError(t, s.Commit())
+	for key, there := range map[gearsfs.Key]bool{"abcdefgg": true, "abcdefgg\xff": true, "abcdefgg\xff\xff": true, "abcdefgh": false, "abcdefghi": true} {
+		_, ok, err := s.Get(RecordKey(7, key, placeAt(1)), nil)
+		require.NoError(t, err)
+		require.Equal(t, there, ok, "%q", key)
+	}
+	require.NoError(t, s.close())
 }

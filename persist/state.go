@@ -2,7 +2,6 @@ package persist
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -316,23 +315,18 @@ func (s *State) DeleteRange(lo, hi []byte) {
 }
 
 // overlapping returns a key in front of lo, but behind all others that a row in
-// front of lo can have; where there is none for sure, lo. A stream is consumed
+// front of lo can have; where lo is not the place of a record, lo. A stream is consumed
 // range by range, each of which begins where the one before it ended: so they
 // overlap. Pebble merges what is in L0 with what lies below where it overlaps:
 // deletions that did not would lie there for ever, and beneath them what they
 // delete.
 func overlapping(lo []byte) []byte {
-	if len(lo) <= placeBytes || lo[0] != byte(TableRecord) {
+	ino, key, at, err := ParseRecordKey(lo)
+	if err != nil || at.Seq == 0 {
 		return lo
 	}
-	before := append(bytes.Clone(lo), 0)
-	seq := before[len(lo)-8 : len(lo)]
-	n := binary.BigEndian.Uint64(seq)
-	if n == 0 {
-		return lo
-	}
-	binary.BigEndian.PutUint64(seq, n-1)
-	return before
+	at.Seq--
+	return append(RecordKey(ino, key, at), 0)
 }
 
 // settle empties the overlay: what is committed goes to Pebble, what is open

@@ -458,6 +458,7 @@ func TestUnknownUsage(t *testing.T) {
 		{line: "tkae :/q k", status: 2, errs: "take?"},
 		{line: "each :/q k true", status: 2, errs: "follows --"},
 		{line: "each :/q k --", status: 2, errs: "no COMMAND"},
+		{line: "each :/q k -j 5000 -- true", status: 2, errs: "at most 4096"},
 		{line: "each :/q k x -- true", status: 2, errs: "too many"},
 		{line: "each :/q --and k -- true", status: 2, errs: "FILE KEY"},
 		{line: "each :/q k --put :/q -- true", status: 2, errs: "FILE KEY"},

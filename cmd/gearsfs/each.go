@@ -160,6 +160,9 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	if o.seal && len(o.puts) == 0 {
 		return usagef("--seal is for the outputs: --put names them")
 	}
+	if o.jobs.value > jobsMax {
+		return usagef("-j is at most %d", jobsMax)
+	}
 	path, err := lookCommand(command[0])
 	if err != nil {
 		return err
@@ -190,9 +193,6 @@ func (a *app) each(ctx context.Context, o eachOptions, first streamArg, command 
 	}
 	w.jobs = 1
 	if o.jobs.set {
-		if o.jobs.value > jobsMax {
-			return usagef("-j is at most %d", jobsMax)
-		}
 		w.jobs = int(o.jobs.value)
 	}
 	w.limit, w.noWait, w.force = o.count.value, o.noWait, o.force
