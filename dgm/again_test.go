@@ -128,3 +128,26 @@ func TestAgainWhatIsRefused(t *testing.T) {
 		require.Equal(t, first.LastSeq+1, s.put(8, "/file", false).FirstSeq, "none of that was put")
 	})
 }
+
+// A put that a later one of its session has passed, since it does not wait for room,
+// is refused for that however often it is sent.
+func TestAgainWhatWasPassed(t *testing.T) {
+	change := func(s *speaker, seq uint64, again bool, cmd *wire.Command) *wire.Answer {
+		cmd.Seq = seq
+		return s.change(&wire.Change{Path: "/file", NoWait: seq == 3 && !again, Retry: again, Command: cmd})
+	}
+	put := func(s *speaker, seq uint64, again bool, records ...*wire.NewRecord) *wire.Answer {
+		return change(s, seq, again, &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{Key: "q", Records: records}}})
+	}
+	x := &wire.NewRecord{Data: []byte("x")}
+	speak(t, t.TempDir(), 1, nil, func(s *speaker) {
+		require.Zero(t, put(s, 1, false, x).Code)
+		require.Zero(t, change(s, 2, false, &wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{
+			Key: "q", SetLimits: true, LimitRecords: 2}}}).Code)
+		require.EqualValues(t, gearsfs.ErrFull.Code, put(s, 3, false, x, x).Code)
+		require.Zero(t, put(s, 4, false, x).Code)
+		require.Len(t, change(s, 5, false, &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{Keys: []string{"q"}, Max: 2}}}).Records, 2)
+		require.EqualValues(t, gearsfs.ErrFull.Code, put(s, 3, true, x, x).Code)
+		require.EqualValues(t, 3, put(s, 6, false, x).FirstSeq)
+	})
+}

@@ -231,7 +231,7 @@ func (o *op) answered(answer *wire.Answer, err error) {
 	case code == gearsfs.ErrStale.Code && o.byPath() && o.misleads < misleadsMax:
 		o.misleads++
 		o.misled()
-	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && o.isPut() && o.ten.fullWaits(o):
+	case code == gearsfs.ErrEmpty.Code && o.isTake(), code == gearsfs.ErrFull.Code && o.isPut() && !answer.Refused && o.ten.fullWaits(o):
 		if o.ten.park(o) {
 			return
 		}

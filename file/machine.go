@@ -367,7 +367,7 @@ func (m *Machine) dispatch(c *context, cmd *wire.Command) *wire.Answer {
 // that is not a caller's to react to is the store's: it breaks the Machine.
 func (m *Machine) refuse(err error) *wire.Answer {
 	if e, ok := callersError(err); ok {
-		answer := &wire.Answer{Code: uint32(e.Code), Reason: e.Reason}
+		answer := &wire.Answer{Code: uint32(e.Code), Reason: e.Reason, Refused: e == errRefused}
 		if f, ok := errors.AsType[*fragmented](err); ok {
 			answer.Fragmented = f.row
 		}

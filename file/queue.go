@@ -167,7 +167,10 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 
 // admit checks whether a stream, nil where it is missing in file n, takes the
 // records of a put that are fresh. That a session's put finds no room is
-// remembered: its later ones wait behind it, so that they keep their order.
+// remembered: its later ones wait behind it, so that they keep their order. Where
+// one of them goes in all the same, because who asked for the earlier one does not
+// wait, that one is refused from then on: its refusal may have been lost, and it
+// may come again when there is room.
 func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, fresh []*wire.NewRecord) error {
 	full := false
 	if s != nil && len(fresh) > 0 {
@@ -196,16 +199,38 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	if err != nil {
 		return err
 	}
+	adds := len(fresh) > 0 || op.Seal
 	if known != nil && len(known.row.Blocked) > 0 {
+		if adds && wasRefused(known, cmd, op, n) {
+			return errRefused
+		}
 		full = m.behind(known, cmd, op, n) || full
 	}
 	switch {
-	case !full || len(fresh) == 0 && !op.Seal:
+	case !adds:
 		return nil
-	case s != nil && s.queue.State().Full == gearsfs.FullRefuse:
-		return gearsfs.ErrFull
+	case !full:
+		if known != nil && op.Retry {
+			m.refuseBefore(known, cmd, op, n)
+		}
+		return nil
 	}
-	return m.block(c, cmd, op, n)
+	return m.block(c, cmd, op, n, s != nil && s.queue.State().Full == gearsfs.FullRefuse)
+}
+
+// errRefused is of a put that found no room and is not to wait for some.
+var errRefused = gearsfs.ErrFull.Because("the stream was full")
+
+// sameStream says whether a put that was blocked is to the stream of op, in n.
+func sameStream(b *wire.BlockedPut, op *wire.Put, n *node) bool {
+	return b.Ino == uint64(n.ino) && b.Key == op.Key
+}
+
+// wasRefused says whether a put was refused for good.
+func wasRefused(known *session, cmd *wire.Command, op *wire.Put, n *node) bool {
+	return slices.ContainsFunc(known.row.Blocked, func(b *wire.BlockedPut) bool {
+		return b.Refused && b.Seq == cmd.Seq && sameStream(b, op, n)
+	})
 }
 
 // behind reports whether an earlier put of the session waits for room in the
@@ -214,14 +239,11 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *node) (behind bool) {
 	was := len(known.row.Blocked)
 	known.row.Blocked = slices.DeleteFunc(known.row.Blocked, func(b *wire.BlockedPut) bool {
-		if b.Ino != uint64(n.ino) || b.Key != op.Key || b.Seq > cmd.Seq {
+		if !sameStream(b, op, n) || b.Refused {
 			return false
 		}
-		if b.Seq < cmd.Seq && !op.Retry {
-			behind = true
-			return false
-		}
-		return true
+		behind = behind || b.Seq < cmd.Seq && !op.Retry
+		return b.Seq == cmd.Seq
 	})
 	if len(known.row.Blocked) != was {
 		m.dirtySession(known)
@@ -229,14 +251,26 @@ func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *nod
 	return behind
 }
 
-// block remembers that a put found no room and returns gearsfs.ErrFull.
-func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node) error {
+// refuseBefore refuses for good what the session asked for before a put that goes
+// in, and what found no room.
+func (m *Machine) refuseBefore(known *session, cmd *wire.Command, op *wire.Put, n *node) {
+	for _, b := range known.row.Blocked {
+		if b.Seq < cmd.Seq && !b.Refused && sameStream(b, op, n) {
+			b.Refused = true
+			m.dirtySession(known)
+		}
+	}
+}
+
+// block remembers that a put found no room, or that it is refused for that, and
+// returns gearsfs.ErrFull.
+func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node, refused bool) error {
 	known, err := m.openSession(c, cmd)
 	if err != nil {
 		return err
 	}
 	known.row.Blocked = append(known.row.Blocked, &wire.BlockedPut{
-		Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: cmd.Seq,
+		Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: cmd.Seq, Refused: refused,
 	})
 	return gearsfs.ErrFull
 }

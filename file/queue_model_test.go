@@ -17,10 +17,16 @@ import (
 type queueModel struct {
 	streams map[string]*streamModel
 	fence   uint64
-	now     uint64                    // of the entry to come
-	blocked map[blockedModel][]uint64 // seqs of puts that wait for room
-	failed  int                       // step of the last transaction that failed
-	settled map[uint64]bool           // fences that steps of this transaction have settled
+	now     uint64 // of the entry to come
+	blocked map[blockedModel][]blockedPut
+	failed  int             // step of the last transaction that failed
+	settled map[uint64]bool // fences that steps of this transaction have settled
+}
+
+// blockedPut found no room: it waits for some, or is refused for good.
+type blockedPut struct {
+	seq     uint64
+	refused bool
 }
 
 type blockedModel struct {
@@ -106,15 +112,22 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put, now u
 		}
 		at := blockedModel{op.Key, s.id}
 		waits := m.blocked[at]
-		if op.Retry {
-			waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
+		adds := len(fresh) > 0 || op.Seal
+		if adds && slices.Contains(waits, blockedPut{cmd.Seq, true}) {
+			return nil, gearsfs.ErrFull
 		}
-		behind := slices.ContainsFunc(waits, func(seq uint64) bool { return seq < cmd.Seq })
-		full := (behind || known != nil && known.full != gearsfs.FullDropOldest && !known.fits(len(fresh), bytes)) && (len(fresh) > 0 || op.Seal)
-		waits = slices.DeleteFunc(waits, func(seq uint64) bool { return seq == cmd.Seq })
-		if st := m.streams[op.Key]; full && (st == nil || st.full != gearsfs.FullRefuse) {
-			waits = append(waits, cmd.Seq)
+		behind := !op.Retry && slices.ContainsFunc(waits, func(b blockedPut) bool { return b.seq < cmd.Seq && !b.refused })
+		full := adds && (behind || known != nil && known.full != gearsfs.FullDropOldest && !known.fits(len(fresh), bytes))
+		waits = slices.DeleteFunc(waits, func(b blockedPut) bool { return b == blockedPut{cmd.Seq, false} })
+		st := m.streams[op.Key]
+		switch {
+		case full:
+			waits = append(waits, blockedPut{cmd.Seq, st != nil && st.full == gearsfs.FullRefuse})
 			s.known = true
+		case adds:
+			for i := range waits {
+				waits[i].refused = waits[i].refused || waits[i].seq < cmd.Seq
+			}
 		}
 		m.blocked[at] = waits
 		if full {
@@ -245,7 +258,7 @@ func (m *queueModel) confirm(s *sessionModel) {
 	s.done = slices.DeleteFunc(s.done, func(d doneModel) bool { return d.cmd.Seq < s.confirmed })
 	for at := range m.blocked {
 		if at.id == s.id {
-			m.blocked[at] = slices.DeleteFunc(m.blocked[at], func(seq uint64) bool { return seq < s.confirmed })
+			m.blocked[at] = slices.DeleteFunc(m.blocked[at], func(b blockedPut) bool { return b.seq < s.confirmed })
 		}
 	}
 }
@@ -548,7 +561,7 @@ func newQueuePlayer(t *testing.T) *queuePlayer {
 	t.Logf("seed %d", seed)
 	p := &queuePlayer{
 		rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 1)),
-		model: &queueModel{streams: make(map[string]*streamModel), blocked: make(map[blockedModel][]uint64)},
+		model: &queueModel{streams: make(map[string]*streamModel), blocked: make(map[blockedModel][]blockedPut)},
 	}
 	for range 4 {
 		p.sessions = append(p.sessions, p.newSession())

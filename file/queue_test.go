@@ -349,6 +349,44 @@ func TestFullStreamsKeepTheOrderOfPuts(t *testing.T) {
 	r.check()
 }
 
+// A put that is refused for want of room, whose client does not wait, stays refused:
+// it may be sent again, since its answer was lost, behind a later put of its session.
+func TestWhatAPutHasPassedStaysRefused(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("jobs", "a"))
+	c.must(limitOp("jobs", 2, 0))
+	first, second := c.command(putOp("jobs", "1a", "1b")), c.command(putOp("jobs", "2"))
+	refused := func(forGood bool) {
+		t.Helper()
+		a := r.entry(first)[0]
+		require.ErrorIs(t, answerError(a), gearsfs.ErrFull)
+		require.Equal(t, forGood, a.Refused)
+	}
+	refused(false)
+	refused(false)
+	second.GetPut().Retry = true // nobody waits any more
+	require.NoError(t, answerError(r.entry(second)[0]))
+	refused(true)
+	r.do(takeOp(2, "jobs"))
+	first.GetPut().Retry = true
+	refused(true)
+	r.reopen()
+	refused(true)
+	c.must(putOp("jobs", "3"))
+	require.Equal(t, []string{"3"}, datas(r.do(takeOp(2, "jobs")).Records))
+	r.check()
+
+	c.must(putOp("few", "a"))
+	c.must(settings("few", &wire.Settings{Records: new(uint64(1)), Full: new(uint32(gearsfs.FullRefuse))}))
+	first = c.command(putOp("few", "1"))
+	require.ErrorIs(t, answerError(r.entry(first)[0]), gearsfs.ErrFull)
+	r.do(takeOp(1, "few"))
+	c.must(putOp("few", "2"))
+	r.do(takeOp(1, "few"))
+	refused(true)
+}
+
 func TestBlockFilesAreTakenByForce(t *testing.T) {
 	r := newRig(t)
 	f := r.create(gearsfs.RootIno, "f", 0o644)

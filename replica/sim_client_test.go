@@ -249,12 +249,6 @@ func (c *simClient) lost(conn *simConn, hint gearsfs.MemberID) {
 // welcome sends all that is in flight, in order.
 func (c *simClient) welcome(id gearsfs.SessionID) {
 	c.session, c.seated = id, true
-	// The state does not remember that it refused a put for want of room. One
-	// that the node may have answered so, and that later ones may have passed,
-	// is not asked for again.
-	c.ops = slices.DeleteFunc(c.ops, func(o *simOp) bool {
-		return o.kind == opPut && o.key() == simLimited && o.sent > 0 && o.until < c.s.now
-	})
 	for _, o := range c.ops {
 		c.send(o)
 	}

@@ -369,7 +369,7 @@ func (f *simFront) done(a *simAsk, answer *wire.Answer, err error) {
 	}
 	index := f.n.answered[answer]
 	delete(f.n.answered, answer)
-	waits := answer.Code == uint32(gearsfs.ErrEmpty.Code) || answer.Code == uint32(gearsfs.ErrFull.Code)
+	waits := answer.Code == uint32(gearsfs.ErrEmpty.Code) || answer.Code == uint32(gearsfs.ErrFull.Code) && !answer.Refused
 	if waits && a.until > f.n.s.now && f.leads && a.seat.conn == a.conn && !a.seat.ended {
 		f.wait(a)
 		return

@@ -64,8 +64,9 @@ type simSession struct {
 }
 
 type simBlocked struct {
-	key string
-	seq uint64
+	key     string
+	seq     uint64
+	refused bool // for good
 }
 
 // simFirst is a command's success: where, and its answer.
@@ -300,20 +301,28 @@ func (m *simModel) put(id gearsfs.SessionID, known *simSession, cmd *wire.Comman
 		}
 		return m.append(s, id, cmd, op)
 	}
-	known.blocked = slices.DeleteFunc(known.blocked, func(b simBlocked) bool {
-		switch {
-		case b.key != op.Key || b.seq > cmd.Seq:
-			return false
-		case b.seq < cmd.Seq && !op.Retry:
-			full = true
-			return false
+	behind := false
+	for i := 0; i < len(known.blocked); i++ {
+		switch b := &known.blocked[i]; {
+		case b.key != op.Key || b.seq > cmd.Seq || b.refused && b.seq < cmd.Seq:
+		case b.refused:
+			return refused(gearsfs.ErrFull)
+		case b.seq < cmd.Seq:
+			behind = behind || !op.Retry
+		default:
+			known.blocked = slices.Delete(known.blocked, i, i+1)
+			i--
 		}
-		return true
-	})
-	if full {
+	}
+	if full || behind {
 		known.open(cmd)
-		known.blocked = append(known.blocked, simBlocked{op.Key, cmd.Seq})
+		known.blocked = append(known.blocked, simBlocked{key: op.Key, seq: cmd.Seq})
 		return refused(gearsfs.ErrFull)
+	}
+	for i := range known.blocked {
+		if b := &known.blocked[i]; b.key == op.Key && b.seq < cmd.Seq {
+			b.refused = true
+		}
 	}
 	return m.append(s, id, cmd, op)
 }

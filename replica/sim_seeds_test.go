@@ -9,4 +9,5 @@ var simKept = []struct {
 	{216, "the last member of a group that was removed around it did not lead, and did not answer who read"},
 	{2781, "a member was sent a snapshot of a group without it again and again"},
 	{821057, "a member that had not heard of its vote kept the other one from leading"},
+	{821274, "a put that was refused for want of room, and later ones of its session had passed, went in when it was sent again"},
 }

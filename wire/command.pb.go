@@ -3721,6 +3721,7 @@ type Answer struct {
 	FailedStep    uint32                 `protobuf:"varint,10,opt,name=failed_step,json=failedStep,proto3" json:"failed_step,omitempty"` // with a code: which step, counted from 1
 	Fragmented    *FragmentedRow         `protobuf:"bytes,16,opt,name=fragmented,proto3" json:"fragmented,omitempty"`                    // with gearsfs.ErrFragmented
 	Shrink        *Shrink                `protobuf:"bytes,17,opt,name=shrink,proto3" json:"shrink,omitempty"`                            // with gearsfs.ErrOversize: what is to be done first
+	Refused       bool                   `protobuf:"varint,18,opt,name=refused,proto3" json:"refused,omitempty"`                         // with gearsfs.ErrFull: for good, it must not wait for room
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3837,6 +3838,13 @@ func (x *Answer) GetShrink() *Shrink {
 		return x.Shrink
 	}
 	return nil
+}
+
+func (x *Answer) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
 }
 
 // FragmentedRow is a row that would have too many extents: a Rewrite of it
@@ -4705,7 +4713,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\"\t\n" +
-	"\aConfirm\"\x90\x03\n" +
+	"\aConfirm\"\xaa\x03\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x10\n" +
@@ -4722,7 +4730,8 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"fragmented\x18\x10 \x01(\v2\x16.gearsfs.FragmentedRowR\n" +
 	"fragmented\x12'\n" +
-	"\x06shrink\x18\x11 \x01(\v2\x0f.gearsfs.ShrinkR\x06shrink\"\x82\x01\n" +
+	"\x06shrink\x18\x11 \x01(\v2\x0f.gearsfs.ShrinkR\x06shrink\x12\x18\n" +
+	"\arefused\x18\x12 \x01(\bR\arefused\"\x82\x01\n" +
 	"\rFragmentedRow\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +

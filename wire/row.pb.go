@@ -1672,12 +1672,15 @@ func (x *KeptRecord) GetRow() *RecordRow {
 	return nil
 }
 
-// BlockedPut: the session's puts to this stream behind seq wait for that one.
+// BlockedPut is a put that found no room: the session's puts to this stream behind
+// seq wait for it. One that was refused for good they have passed, or may pass; it
+// stays refused however often it is sent again.
 type BlockedPut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	Refused       bool                   `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1731,6 +1734,13 @@ func (x *BlockedPut) GetSeq() uint64 {
 		return x.Seq
 	}
 	return 0
+}
+
+func (x *BlockedPut) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
 }
 
 type OrphanRow struct {
@@ -2065,12 +2075,13 @@ const file_row_proto_rawDesc = "" +
 	"KeptRecord\x12\x10\n" +
 	"\x03pos\x18\x01 \x01(\x04R\x03pos\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12$\n" +
-	"\x03row\x18\x03 \x01(\v2\x12.gearsfs.RecordRowR\x03row\"B\n" +
+	"\x03row\x18\x03 \x01(\v2\x12.gearsfs.RecordRowR\x03row\"\\\n" +
 	"\n" +
 	"BlockedPut\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"%\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\bR\arefused\"%\n" +
 	"\tOrphanRow\x12\x18\n" +
 	"\aholders\x18\x01 \x03(\x06R\aholders\"!\n" +
 	"\tRemoteRow\x12\x14\n" +
