@@ -1,7 +1,9 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -28,7 +30,8 @@ func (g *Group) tellCommitted(m *raftpb.Message) {
 // follower hears it from its leader: raft is given such a message. It is in the name
 // of the sender of m, who has the entry, so that raft's answer is no lie to anybody;
 // raft forgets it as a leader again. A voter who has another leader hears of all that
-// from it.
+// from it. Nobody hears of what changes no members: raft then waits for its leader
+// anew, and who has the longest log is to be a candidate soon.
 func (g *Group) hearCommitted(m *raftpb.Message) error {
 	l := &g.loop
 	index, term := m.GetCommit(), m.GetRejectHint()
@@ -43,7 +46,11 @@ func (g *Group) hearCommitted(m *raftpb.Message) error {
 	if status.RaftState != raft.StateFollower || status.GetTerm() < term || led && l.conf.votes(g.cfg.ID) {
 		return nil
 	}
-	err := l.node.Step(&raftpb.Message{
+	changes, err := g.changesMembers(g.status.commit.Load(), index)
+	if err != nil || !changes {
+		return err
+	}
+	err = l.node.Step(&raftpb.Message{
 		Type: raftpb.MsgApp.Enum(), From: m.From, To: &g.cfg.ID, Term: new(status.GetTerm()),
 		Index: &index, LogTerm: &term, Commit: &index,
 	})
@@ -54,4 +61,24 @@ func (g *Group) hearCommitted(m *raftpb.Message) error {
 		return fmt.Errorf("raft: %w", err)
 	}
 	return nil
+}
+
+// changesMembers says whether one of the entries behind index after, to upTo, is a
+// change of members.
+func (g *Group) changesMembers(after, upTo uint64) (bool, error) {
+	const bytesMax = 1 << 20 // read at once
+	for after < upTo {
+		entries, err := g.store.Entries(after+1, upTo+1, bytesMax)
+		switch {
+		case errors.Is(err, raft.ErrCompacted): // it may have been there
+			return true, nil
+		case err != nil:
+			return false, fmt.Errorf("look for changes of members: %w", err)
+		}
+		if slices.ContainsFunc(entries, func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }) {
+			return true, nil
+		}
+		after += uint64(len(entries))
+	}
+	return false, nil
 }
