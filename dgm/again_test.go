@@ -132,22 +132,44 @@ func TestAgainWhatIsRefused(t *testing.T) {
 // A put that a later one of its session has passed, since it does not wait for room,
 // is refused for that however often it is sent.
 func TestAgainWhatWasPassed(t *testing.T) {
-	change := func(s *speaker, seq uint64, again bool, cmd *wire.Command) *wire.Answer {
-		cmd.Seq = seq
-		return s.change(&wire.Change{Path: "/file", NoWait: seq == 3 && !again, Retry: again, Command: cmd})
-	}
-	put := func(s *speaker, seq uint64, again bool, records ...*wire.NewRecord) *wire.Answer {
-		return change(s, seq, again, &wire.Command{Op: &wire.Command_Put{Put: &wire.Put{Key: "q", Records: records}}})
-	}
-	x := &wire.NewRecord{Data: []byte("x")}
 	speak(t, t.TempDir(), 1, nil, func(s *speaker) {
-		require.Zero(t, put(s, 1, false, x).Code)
-		require.Zero(t, change(s, 2, false, &wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{
-			Key: "q", SetLimits: true, LimitRecords: 2}}}).Code)
-		require.EqualValues(t, gearsfs.ErrFull.Code, put(s, 3, false, x, x).Code)
-		require.Zero(t, put(s, 4, false, x).Code)
-		require.Len(t, change(s, 5, false, &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{Keys: []string{"q"}, Max: 2}}}).Records, 2)
-		require.EqualValues(t, gearsfs.ErrFull.Code, put(s, 3, true, x, x).Code)
-		require.EqualValues(t, 3, put(s, 6, false, x).FirstSeq)
+		request := func(seq uint64, wait, again bool, cmd *wire.Command) *wire.Request {
+			cmd.Seq = seq
+			return s.request(&wire.Change{Path: "/file", NoWait: !wait, Retry: again, Command: cmd})
+		}
+		put := func(seq uint64, wait, again bool, n int) *wire.Request {
+			op := &wire.Put{Key: "q"}
+			for range n {
+				op.Records = append(op.Records, &wire.NewRecord{Data: []byte("x")})
+			}
+			return request(seq, wait, again, &wire.Command{Op: &wire.Command_Put{Put: op}})
+		}
+		code := func(req *wire.Request) uint32 { return s.ask(req).Answer.Code }
+		full := uint32(gearsfs.ErrFull.Code)
+		take := func(seq uint64, want int) {
+			t.Helper()
+			a := s.ask(request(seq, true, false, &wire.Command{Op: &wire.Command_Take{Take: &wire.Take{Keys: []string{"q"}, Max: 9}}})).Answer
+			require.Len(t, a.Records, want)
+		}
+		require.Zero(t, code(put(1, true, false, 1)))
+		require.Zero(t, code(request(2, true, false, &wire.Command{Op: &wire.Command_Configure{Configure: &wire.Configure{
+			Key: "q", SetLimits: true, LimitRecords: 2}}})))
+
+		require.Equal(t, full, code(put(3, false, false, 2)), "by the state")
+		require.Zero(t, code(put(4, true, false, 1)))
+		take(5, 2)
+		require.Equal(t, full, code(put(3, true, true, 2)))
+		require.Zero(t, code(put(6, true, false, 1)))
+
+		waits, err := put(7, true, false, 2).MarshalVT()
+		require.NoError(t, err)
+		s.conn.Start(waits, func([]byte, error) {})
+		require.Equal(t, full, code(put(8, false, false, 1)))
+		require.Equal(t, full, code(put(9, false, false, 1)), "by the node, since one waits")
+		take(10, 1)
+		take(11, 2)
+		require.Zero(t, code(put(12, true, false, 1)))
+		require.Equal(t, full, code(put(8, true, true, 1)))
+		require.Equal(t, full, code(put(9, true, true, 1)))
 	})
 }

@@ -382,6 +382,7 @@ func (o *op) cancel(why error) {
 	if waiting {
 		t.waits.leave(o)
 		o.state = opDone
+		o.refusedLocked()
 	}
 	t.mu.Unlock()
 	if !waiting {

@@ -57,6 +57,7 @@ type session struct {
 	rowed      bool // the state knows it
 	waits      int  // its ops in lines
 	puts       putsUnderWay
+	refused    refusedPuts
 	held       []*op // puts that would overtake some of these, in their order
 	letting    *op   // the first of them is sent on its way
 	ended      bool

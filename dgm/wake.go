@@ -126,6 +126,8 @@ func (t *tenure) park(o *op) bool {
 	may := t.mayWaitLocked(o)
 	if may {
 		t.waits.join(o)
+	} else {
+		o.refusedLocked()
 	}
 	held := o.holdsBackLocked()
 	t.mu.Unlock()

@@ -31,6 +31,7 @@ func (t *tenure) startPut(o *op, p *wire.Put) canceller {
 	if o.ticket == 0 {
 		o.ticket = t.waits.tickets.Next()
 	}
+	o.sess.refused.comesLocked(o)
 	t.place(o, p.Target, append(o.keyed[:0], key))
 	inMemory := t.inMemory(place{o.ino, key})
 	asks := t.toAsk(o, inMemory)
@@ -92,6 +93,7 @@ func (s *session) intoLogLocked(o *op) {
 	s.puts.linkLocked(o, after)
 	o.listed = true
 	s.puts.countLocked(o, 1)
+	o.change.Command.GetPut().Refused = s.refused.beforeLocked(o)
 }
 
 // linkLocked makes two puts neighbours; nil stands for the end of the list.

@@ -210,10 +210,7 @@ func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s 
 	case !adds:
 		return nil
 	case !full:
-		if known != nil && op.Retry {
-			m.refuseBefore(known, cmd, op, n)
-		}
-		return nil
+		return m.refuseBefore(c, known, cmd, op, n)
 	}
 	return m.block(c, cmd, op, n, s != nil && s.queue.State().Full == gearsfs.FullRefuse)
 }
@@ -252,14 +249,37 @@ func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *nod
 }
 
 // refuseBefore refuses for good what the session asked for before a put that goes
-// in, and what found no room.
-func (m *Machine) refuseBefore(known *session, cmd *wire.Command, op *wire.Put, n *node) {
-	for _, b := range known.row.Blocked {
-		if b.Seq < cmd.Seq && !b.Refused && sameStream(b, op, n) {
+// in, and what found no room: here, or where its node let it wait.
+func (m *Machine) refuseBefore(c *context, known *session, cmd *wire.Command, op *wire.Put, n *node) error {
+	if len(op.Refused) > 0 && known == nil {
+		var err error
+		if known, err = m.openSession(c, cmd); err != nil {
+			return err
+		}
+	}
+	if known == nil {
+		return nil
+	}
+	row := &known.row
+	for _, b := range row.Blocked {
+		if sameStream(b, op, n) && !b.Refused && b.Seq < cmd.Seq && (op.Retry || slices.Contains(op.Refused, b.Seq)) {
 			b.Refused = true
 			m.dirtySession(known)
 		}
 	}
+	for _, seq := range op.Refused {
+		_, done := findAnswer(row, seq)
+		listed := slices.ContainsFunc(row.Blocked, func(b *wire.BlockedPut) bool { return b.Seq == seq })
+		if !done && !listed && seq < cmd.Seq && !isConfirmed(row, seq) && len(row.Blocked) < answersMax {
+			row.Blocked = append(row.Blocked, blockedPut(op, n, seq, true))
+			m.dirtySession(known)
+		}
+	}
+	return nil
+}
+
+func blockedPut(op *wire.Put, n *node, seq uint64, refused bool) *wire.BlockedPut {
+	return &wire.BlockedPut{Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: seq, Refused: refused}
 }
 
 // block remembers that a put found no room, or that it is refused for that, and
@@ -269,9 +289,7 @@ func (m *Machine) block(c *context, cmd *wire.Command, op *wire.Put, n *node, re
 	if err != nil {
 		return err
 	}
-	known.row.Blocked = append(known.row.Blocked, &wire.BlockedPut{
-		Ino: uint64(n.ino), Key: strings.Clone(op.Key), Seq: cmd.Seq, Refused: refused,
-	})
+	known.row.Blocked = append(known.row.Blocked, blockedPut(op, n, cmd.Seq, refused))
 	return gearsfs.ErrFull
 }
 

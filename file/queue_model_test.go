@@ -18,13 +18,13 @@ type queueModel struct {
 	streams map[string]*streamModel
 	fence   uint64
 	now     uint64 // of the entry to come
-	blocked map[blockedModel][]blockedPut
+	blocked map[blockedModel][]blockedHere
 	failed  int             // step of the last transaction that failed
 	settled map[uint64]bool // fences that steps of this transaction have settled
 }
 
-// blockedPut found no room: it waits for some, or is refused for good.
-type blockedPut struct {
+// blockedHere found no room: it waits for some, or is refused for good.
+type blockedHere struct {
 	seq     uint64
 	refused bool
 }
@@ -113,16 +113,16 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put, now u
 		at := blockedModel{op.Key, s.id}
 		waits := m.blocked[at]
 		adds := len(fresh) > 0 || op.Seal
-		if adds && slices.Contains(waits, blockedPut{cmd.Seq, true}) {
+		if adds && slices.Contains(waits, blockedHere{cmd.Seq, true}) {
 			return nil, gearsfs.ErrFull
 		}
-		behind := !op.Retry && slices.ContainsFunc(waits, func(b blockedPut) bool { return b.seq < cmd.Seq && !b.refused })
+		behind := !op.Retry && slices.ContainsFunc(waits, func(b blockedHere) bool { return b.seq < cmd.Seq && !b.refused })
 		full := adds && (behind || known != nil && known.full != gearsfs.FullDropOldest && !known.fits(len(fresh), bytes))
-		waits = slices.DeleteFunc(waits, func(b blockedPut) bool { return b == blockedPut{cmd.Seq, false} })
+		waits = slices.DeleteFunc(waits, func(b blockedHere) bool { return b == blockedHere{cmd.Seq, false} })
 		st := m.streams[op.Key]
 		switch {
 		case full:
-			waits = append(waits, blockedPut{cmd.Seq, st != nil && st.full == gearsfs.FullRefuse})
+			waits = append(waits, blockedHere{cmd.Seq, st != nil && st.full == gearsfs.FullRefuse})
 			s.known = true
 		case adds:
 			for i := range waits {
@@ -258,7 +258,7 @@ func (m *queueModel) confirm(s *sessionModel) {
 	s.done = slices.DeleteFunc(s.done, func(d doneModel) bool { return d.cmd.Seq < s.confirmed })
 	for at := range m.blocked {
 		if at.id == s.id {
-			m.blocked[at] = slices.DeleteFunc(m.blocked[at], func(b blockedPut) bool { return b.seq < s.confirmed })
+			m.blocked[at] = slices.DeleteFunc(m.blocked[at], func(b blockedHere) bool { return b.seq < s.confirmed })
 		}
 	}
 }
@@ -561,7 +561,7 @@ func newQueuePlayer(t *testing.T) *queuePlayer {
 	t.Logf("seed %d", seed)
 	p := &queuePlayer{
 		rig: newRig(t), twin: newRig(t), rng: rand.New(rand.NewPCG(seed, 1)),
-		model: &queueModel{streams: make(map[string]*streamModel), blocked: make(map[blockedModel][]blockedPut)},
+		model: &queueModel{streams: make(map[string]*streamModel), blocked: make(map[blockedModel][]blockedHere)},
 	}
 	for range 4 {
 		p.sessions = append(p.sessions, p.newSession())

@@ -377,6 +377,15 @@ func TestWhatAPutHasPassedStaysRefused(t *testing.T) {
 	require.Equal(t, []string{"3"}, datas(r.do(takeOp(2, "jobs")).Records))
 	r.check()
 
+	// The next two were refused by their node.
+	first, given, second := c.command(putOp("jobs", "4")), c.command(putOp("jobs", "5")), c.command(putOp("jobs", "6"))
+	second.GetPut().Refused = []uint64{first.Seq, given.Seq}
+	require.NoError(t, answerError(r.entry(given)[0])) // after all
+	require.NoError(t, answerError(r.entry(second)[0]))
+	refused(true)
+	require.NoError(t, answerError(r.entry(given)[0]))
+	require.Equal(t, []string{"5", "6"}, datas(r.do(takeOp(3, "jobs")).Records))
+
 	c.must(putOp("few", "a"))
 	c.must(settings("few", &wire.Settings{Records: new(uint64(1)), Full: new(uint32(gearsfs.FullRefuse))}))
 	first = c.command(putOp("few", "1"))

@@ -72,10 +72,10 @@ type simOp struct {
 func (o *simOp) key() string { return o.keys[0] }
 
 // command makes the change anew, to be proposed.
-func (c *simClient) command(o *simOp) func(retry bool) *wire.Command {
+func (c *simClient) command(o *simOp) func(retry bool, refused []uint64) *wire.Command {
 	id := c.session
 	confirmed, unconfirmed := c.confirm()
-	return func(retry bool) *wire.Command {
+	return func(retry bool, refused []uint64) *wire.Command {
 		cmd := &wire.Command{
 			SessionMinted: uint64(id.Minted), SessionSalt: id.Salt, Seq: o.seq, Checked: true,
 			Confirmed: confirmed, Unconfirmed: unconfirmed, Close: o.last,
@@ -83,7 +83,7 @@ func (c *simClient) command(o *simOp) func(retry bool) *wire.Command {
 		target := &wire.Target{Ino: simFile}
 		switch o.kind {
 		case opPut:
-			put := &wire.Put{Target: target, Key: o.key(), Retry: retry}
+			put := &wire.Put{Target: target, Key: o.key(), Retry: retry, Refused: refused}
 			for _, data := range o.data {
 				put.Records = append(put.Records, &wire.NewRecord{Data: []byte(data)})
 			}

@@ -102,6 +102,7 @@ type simSeat struct {
 	departures int
 	inside     int       // commands in the log
 	puts       []*simAsk // of those, puts
+	refused    []*simAsk // puts that did not go in, and have not come again
 	ended      bool
 	forget     bool
 }
@@ -111,11 +112,11 @@ type simAsk struct {
 	seat  *simSeat
 	conn  *simConn
 	op    *simOp
-	build func(retry bool) *wire.Command // what is proposed stays with the Group
-	until time.Duration                  // it may wait till then
-	again bool                           // it was asked for before
-	tried bool                           // as the first in line
-	place int                            // among all, as they came
+	build func(retry bool, refused []uint64) *wire.Command // what is proposed stays with the Group
+	until time.Duration                                    // it may wait till then
+	again bool                                             // it was asked for before
+	tried bool                                             // as the first in line
+	place int                                              // among all, as they came
 }
 
 func newSimFront(n *simNode) *simFront {
@@ -323,6 +324,7 @@ func (f *simFront) ask(c *simConn, a *simAsk) {
 		f.propose(false, a)
 		return
 	}
+	a.seat.refused = slices.DeleteFunc(a.seat.refused, func(b *simAsk) bool { return b.op == a.op })
 	if !a.again && (len(f.puts[a.op.key()]) > 0 || f.trying[a.op.key()]) {
 		f.wait(a)
 		return
@@ -346,7 +348,7 @@ func (f *simFront) propose(retry bool, asks ...*simAsk) {
 		}
 		a.tried = retry
 		answered := f.n.once("a change")
-		ps = append(ps, &Proposal{Command: a.build(retry), Durable: true, Done: func(answer *wire.Answer, err error) {
+		ps = append(ps, &Proposal{Command: a.build(retry, a.refused()), Durable: true, Done: func(answer *wire.Answer, err error) {
 			answered()
 			f.done(a, answer, err)
 		}})
@@ -373,6 +375,9 @@ func (f *simFront) done(a *simAsk, answer *wire.Answer, err error) {
 	if waits && a.until > f.n.s.now && f.leads && a.seat.conn == a.conn && !a.seat.ended {
 		f.wait(a)
 		return
+	}
+	if waits {
+		a.refuse()
 	}
 	a.conn.toClient(func() { a.conn.client.answered(a.op, answer, index) })
 	f.passed(a)
@@ -416,6 +421,7 @@ func (f *simFront) giveUp(a *simAsk) {
 	line = slices.Delete(slices.Clone(line), at, at+1)
 	if a.op.kind == opPut {
 		f.puts[a.op.key()] = line
+		a.refuse()
 		f.passed(a)
 	} else {
 		f.takes = line
@@ -477,6 +483,23 @@ func (f *simFront) Verify(index uint64, state file.View) {
 	}
 	f.n.s.history.verified(f.n, index, sum)
 	state.Close()
+}
+
+// refuse notes that a put is not made; it may come again, if nobody hears of that.
+func (a *simAsk) refuse() {
+	if a.op.kind == opPut {
+		a.seat.refused = append(a.seat.refused, a)
+	}
+}
+
+// refused are the seqs of the puts before a that were refused here.
+func (a *simAsk) refused() (seqs []uint64) {
+	for _, b := range a.seat.refused {
+		if a.op.kind == opPut && b.op.key() == a.op.key() && b.op.seq < a.op.seq {
+			seqs = append(seqs, b.op.seq)
+		}
+	}
+	return seqs
 }
 
 // early says that an earlier put of the session to the stream is in the log: it

@@ -319,9 +319,18 @@ func (m *simModel) put(id gearsfs.SessionID, known *simSession, cmd *wire.Comman
 		known.blocked = append(known.blocked, simBlocked{key: op.Key, seq: cmd.Seq})
 		return refused(gearsfs.ErrFull)
 	}
+	if len(op.Refused) > 0 {
+		known.open(cmd)
+	}
 	for i := range known.blocked {
 		if b := &known.blocked[i]; b.key == op.Key && b.seq < cmd.Seq {
 			b.refused = true
+		}
+	}
+	for _, seq := range op.Refused {
+		listed := slices.ContainsFunc(known.blocked, func(b simBlocked) bool { return b.seq == seq })
+		if !listed && known.answers[seq] == nil && !known.isConfirmed(seq) {
+			known.blocked = append(known.blocked, simBlocked{op.Key, seq, true})
 		}
 	}
 	return m.append(s, id, cmd, op)

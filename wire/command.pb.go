@@ -1021,10 +1021,11 @@ type Put struct {
 	Records       []*NewRecord           `protobuf:"bytes,3,rep,name=records,proto3" json:"records,omitempty"`
 	Mode          uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"` // of a new file
 	Seal          bool                   `protobuf:"varint,5,opt,name=seal,proto3" json:"seal,omitempty"`
-	Retry         bool                   `protobuf:"varint,6,opt,name=retry,proto3" json:"retry,omitempty"`   // it waited for room and is now the first in line
-	Append        bool                   `protobuf:"varint,7,opt,name=append,proto3" json:"append,omitempty"` // O_APPEND write: answers with attributes
-	At            uint64                 `protobuf:"fixed64,8,opt,name=at,proto3" json:"at,omitempty"`        // log time before which they can't be taken, or
-	Delay         uint64                 `protobuf:"varint,9,opt,name=delay,proto3" json:"delay,omitempty"`   // nanoseconds from the entry's time on
+	Retry         bool                   `protobuf:"varint,6,opt,name=retry,proto3" json:"retry,omitempty"`             // it waited for room and is now the first in line
+	Append        bool                   `protobuf:"varint,7,opt,name=append,proto3" json:"append,omitempty"`           // O_APPEND write: answers with attributes
+	At            uint64                 `protobuf:"fixed64,8,opt,name=at,proto3" json:"at,omitempty"`                  // log time before which they can't be taken, or
+	Delay         uint64                 `protobuf:"varint,9,opt,name=delay,proto3" json:"delay,omitempty"`             // nanoseconds from the entry's time on
+	Refused       []uint64               `protobuf:"varint,10,rep,packed,name=refused,proto3" json:"refused,omitempty"` // the session's puts to this stream before this one that were refused without the state
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1120,6 +1121,13 @@ func (x *Put) GetDelay() uint64 {
 		return x.Delay
 	}
 	return 0
+}
+
+func (x *Put) GetRefused() []uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
 }
 
 type Take struct {
@@ -4479,7 +4487,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\tR\x02id\x12)\n" +
-	"\aextents\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\xea\x01\n" +
+	"\aextents\x18\x04 \x03(\v2\x0f.gearsfs.ExtentR\aextents\"\x84\x02\n" +
 	"\x03Put\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12,\n" +
@@ -4489,7 +4497,9 @@ const file_command_proto_rawDesc = "" +
 	"\x05retry\x18\x06 \x01(\bR\x05retry\x12\x16\n" +
 	"\x06append\x18\a \x01(\bR\x06append\x12\x0e\n" +
 	"\x02at\x18\b \x01(\x06R\x02at\x12\x14\n" +
-	"\x05delay\x18\t \x01(\x04R\x05delay\"\xd3\x01\n" +
+	"\x05delay\x18\t \x01(\x04R\x05delay\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x03(\x04R\arefused\"\xd3\x01\n" +
 	"\x04Take\x12'\n" +
 	"\x06target\x18\x01 \x01(\v2\x0f.gearsfs.TargetR\x06target\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\x12\x10\n" +
