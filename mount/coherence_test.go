@@ -442,6 +442,72 @@ func TestOpenBeforeItsNotice(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
+// listing is a Manager like behind that lists the directory d when it may.
+type listing struct {
+	behind
+	d     gearsfs.Ino
+	asked chan struct{}
+	may   chan struct{}
+	stats atomic.Int64 // of anything
+	tells chan func([]gearsfs.Change)
+}
+
+func (l *listing) ReadDir(ctx context.Context, dir gearsfs.Ino, after string, max int) ([]gearsfs.Entry, error) {
+	if dir == l.d {
+		l.asked <- struct{}{}
+		<-l.may
+	}
+	return l.Manager.ReadDir(ctx, dir, after, max)
+}
+
+func (l *listing) GetAttr(ctx context.Context, ino gearsfs.Ino) (gearsfs.Attr, error) {
+	l.stats.Add(1)
+	return l.Manager.GetAttr(ctx, ino)
+}
+
+func (l *listing) Watch(ctx context.Context, ready func(), tell func([]gearsfs.Change)) error {
+	l.tells <- tell
+	return l.Manager.Watch(ctx, ready, func([]gearsfs.Change) {})
+}
+
+// TestNoticesBesideOneThatWaits: the kernel waits with the notice of a name until the
+// listing of its directory is answered. That may need a notice of its own.
+func TestNoticesBesideOneThatWaits(t *testing.T) {
+	needRoot(t)
+	vol := openVolume(t)
+	l := &listing{behind: behind{Manager: session(t, vol), seen: map[string]gearsfs.Attr{}},
+		asked: make(chan struct{}, 9), may: make(chan struct{}), tells: make(chan func([]gearsfs.Change), 1)}
+	dir, err := l.Make(t.Context(), gearsfs.RootIno, "d", dgm.Make{Mode: unix.S_IFDIR | 0o755})
+	require.NoError(t, err)
+	file, err := l.Make(t.Context(), gearsfs.RootIno, "f", dgm.Make{Mode: unix.S_IFREG | 0o644})
+	require.NoError(t, err)
+	l.d = dir.Ino
+	f := fixture{vol: vol, dir: t.TempDir()}
+	mountOn(t, l, f.dir, "")
+	tell := <-l.tells
+	listed := make(chan error, 1)
+	go func() {
+		_, err := os.ReadDir(f.path("d"))
+		listed <- err
+	}()
+	<-l.asked
+	var once sync.Once
+	release := func() { once.Do(func() { close(l.may) }) }
+	defer release()
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(f.path("f"), &st))
+	tell([]gearsfs.Change{{Ino: dir.Ino, Name: "x"}}) // sooner or later it waits
+	for range 200 {
+		before := l.stats.Load()
+		tell([]gearsfs.Change{{Ino: file.Ino}})
+		require.Eventually(t, func() bool {
+			return unix.Stat(f.path("f"), &st) == nil && l.stats.Load() > before
+		}, 10*time.Second, time.Millisecond, "the kernel was not told of the file")
+	}
+	release()
+	require.NoError(t, <-listed)
+}
+
 // A write through one mount takes the capabilities that another has given the file,
 // though the file was known to have none.
 func TestWriteDropsWhatOthersGave(t *testing.T) {

@@ -15,6 +15,10 @@ type told struct {
 	mu    sync.Mutex
 	table map[gearsfs.Ino]attributes
 	shown map[gearsfs.Ino]stamp // what an OPEN has shown that dropped what was believed
+	// Of one file at a time is the kernel being told that it has changed: an OPEN that
+	// shows it has to wait for the end of that, else the notice came behind its answer.
+	noticed gearsfs.Ino
+	sent    chan struct{} // closed when it was told
 	// several says whether the volume is on several nodes, and what was asked of a
 	// replica may be older than what is known of it here; nil where that is not known.
 	several func() bool
@@ -37,6 +41,10 @@ type stamp struct {
 // toldMax is of how many files it is remembered. Of the others an OPEN says that
 // they have changed.
 const toldMax = 1 << 15
+
+// noticeWait is how long an OPEN waits for the end of a notice. The kernel waits for
+// a page that is being read, but mostly for nothing.
+const noticeWait = time.Second
 
 // shownMax is of how many files it is remembered what an OPEN has shown.
 const shownMax = 1 << 12
@@ -88,7 +96,23 @@ func (t *told) older(a *gearsfs.Attr) bool {
 // has it older pages, once the file is open through its cache.
 func (t *told) show(a *gearsfs.Attr) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	var sent chan struct{}
+	if t.noticed == a.Ino {
+		sent = t.sent
+	}
+	t.showLocked(a)
+	t.mu.Unlock()
+	if sent != nil {
+		timer := time.NewTimer(noticeWait)
+		defer timer.Stop()
+		select {
+		case <-sent:
+		case <-timer.C:
+		}
+	}
+}
+
+func (t *told) showLocked(a *gearsfs.Attr) {
 	if _, ok := t.shown[a.Ino]; !ok && len(t.shown) >= shownMax {
 		for old := range t.shown { // in no order
 			delete(t.shown, old)
@@ -98,24 +122,27 @@ func (t *told) show(a *gearsfs.Attr) {
 	t.shown[a.Ino] = stampOf(a)
 }
 
-// shows reports whether anything is remembered of what an OPEN has shown of a file.
-func (t *told) shows(ino gearsfs.Ino) bool {
+// notice sends a notice that a file has changed, unless an OPEN has shown what the
+// file is now, which current tells. It is called by one goroutine.
+func (t *told) notice(ino gearsfs.Ino, current func() (gearsfs.Attr, error), send func()) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, ok := t.shown[ino]
-	return ok
-}
-
-// showed reports whether an OPEN has shown a, which is what the file is now, and else
-// forgets what it has shown: the file has changed since.
-func (t *told) showed(a *gearsfs.Attr) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.shown[a.Ino] == stampOf(a) {
-		return true
+	if _, ok := t.shown[ino]; ok {
+		t.mu.Unlock()
+		a, err := current()
+		t.mu.Lock()
+		if err == nil && t.shown[ino] == stampOf(&a) {
+			t.mu.Unlock()
+			return
+		}
+		delete(t.shown, ino) // the file has changed since
 	}
-	delete(t.shown, a.Ino)
-	return false
+	t.noticed, t.sent = ino, make(chan struct{})
+	t.mu.Unlock()
+	send()
+	t.mu.Lock()
+	close(t.sent)
+	t.noticed, t.sent = 0, nil
+	t.mu.Unlock()
 }
 
 // unshow forgets all that OPENs have shown.

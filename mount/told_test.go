@@ -2,6 +2,7 @@ package mount
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -38,19 +39,46 @@ func TestToldOtherwiseBefore(t *testing.T) {
 	require.True(t, told.older(file(3)))
 }
 
-// What an OPEN has shown is in doubt as soon as the file is something else.
+// What an OPEN has shown needs no notice, until the file is something else.
 func TestShownUntilItChanges(t *testing.T) {
-	a := &gearsfs.Attr{Ino: 7, Mode: 0o100644, Version: 1}
+	now := gearsfs.Attr{Ino: 7, Mode: 0o100644, Version: 1}
 	told := newTold(nil)
-	require.False(t, told.shows(7))
-	told.show(a)
-	require.True(t, told.shows(7))
-	require.True(t, told.showed(a))
-	require.True(t, told.showed(a))
-	require.False(t, told.showed(&gearsfs.Attr{Ino: 7, Mode: 0o100644, Version: 2}))
-	require.False(t, told.shows(7))
-	require.False(t, told.showed(a))
-	told.show(a)
+	noticed := func() (sent bool) {
+		told.notice(7, func() (gearsfs.Attr, error) { return now, nil }, func() { sent = true })
+		return sent
+	}
+	require.True(t, noticed())
+	told.show(&now)
+	require.False(t, noticed())
+	require.False(t, noticed())
+	now.Version = 2
+	require.True(t, noticed())
+	now.Version = 1
+	require.True(t, noticed())
+	told.show(&now)
 	told.unshow()
-	require.False(t, told.shows(7))
+	require.True(t, noticed())
+}
+
+// An OPEN does not show a file while the kernel is being told of it: the notice
+// would come behind its answer.
+func TestShowWaitsForTheNotice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := newTold(nil)
+		shown := make(chan struct{})
+		told.notice(7, nil, func() {
+			told.show(&gearsfs.Attr{Ino: 8}) // is another file
+			go func() {
+				told.show(&gearsfs.Attr{Ino: 7})
+				close(shown)
+			}()
+			synctest.Wait()
+			select {
+			case <-shown:
+				t.Error("an OPEN has shown the file before its notice was sent")
+			default:
+			}
+		})
+		<-shown
+	})
 }

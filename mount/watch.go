@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -98,10 +99,26 @@ func (b *believe) notify(kind uint32, body []byte) error {
 	return b.notifyHere(kind, body)
 }
 
-// notifyHere sends a notice for which the kernel waits for nothing.
-func (b *believe) notifyHere(kind uint32, body []byte) error {
-	_, err := b.conn.Write(notice(kind, body))
-	return err
+// notifyHere sends a notice from this process.
+func (b *believe) notifyHere(kind uint32, body []byte) error { return Tell(b.conn, notice(kind, body)) }
+
+// Tell sends a notice to the kernel on the connection of a mount. An [os.File] would
+// let one write at a time: a notice that waits in the kernel, for a directory that is
+// being listed, would hold back one that the handler of that request sends, for ever.
+func Tell(conn *os.File, notice []byte) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Control(func(fd uintptr) {
+		for {
+			if _, sent = unix.Write(int(fd), notice); !errors.Is(sent, unix.EINTR) {
+				return
+			}
+		}
+	})
+	return cmp.Or(err, sent)
 }
 
 // changed is for what others changed, in order.
@@ -156,12 +173,13 @@ func (b *believe) connected() bool {
 // the answer to a GETATTR that a notice overtakes, and a read behind that OPEN goes
 // by the size that it believed in before.
 func (s *server) notifyInode(c gearsfs.Change) {
-	if c.Name == "" && s.told.shows(c.Ino) {
-		if attr, err := s.m.GetAttr(s.life, c.Ino); err == nil && s.told.showed(&attr) {
-			return
-		}
+	if c.Name != "" {
+		s.believe.notifyInode(c)
+		return
 	}
-	s.believe.notifyInode(c)
+	s.told.notice(c.Ino,
+		func() (gearsfs.Attr, error) { return s.m.GetAttr(s.life, c.Ino) },
+		func() { s.believe.notifyInode(c) })
 }
 
 // notifyInode tells of a file's bytes or attributes, or a directory's times.

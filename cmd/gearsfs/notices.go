@@ -123,7 +123,7 @@ func sendNotices(socket, conn *os.File) {
 		sending.Go(func() {
 			defer func() { <-slots }()
 			var errno syscall.Errno
-			if _, err := conn.Write(message[8:]); err != nil {
+			if err := mount.Tell(conn, message[8:]); err != nil {
 				errno = unix.EIO
 				errors.As(err, &errno)
 			}
