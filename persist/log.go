@@ -45,6 +45,7 @@ type Log struct {
 	number    uint64 // of the newest segment
 	first     uint64 // of the oldest segment that is needed
 	restart   bool   // what is behind the last record is unknown: begin a generation
+	found     bool   // nothing was appended since the log was opened
 	buf       []byte // where records are put together
 
 	syncing sync.Mutex // held by Sync; taken before mu
@@ -190,6 +191,7 @@ func (l *Log) append(entries []LogEntry, hard []byte) error {
 	if err := l.write(tail, buf); err != nil {
 		return fmt.Errorf("append to the log: %w", err)
 	}
+	l.found = false
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -439,7 +441,7 @@ func (l *Log) cutFront(index uint64) (first uint64, err error) {
 		if err := l.write(tail, appendRecord(l.buf[:0], off, r)); err != nil {
 			return 0, fmt.Errorf("truncate the log: %w", err)
 		}
-		l.first = first
+		l.first, l.found = first, false
 		l.mu.Lock()
 		tail.used += size
 		l.mu.Unlock()

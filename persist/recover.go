@@ -73,8 +73,13 @@ type entryEnd struct {
 	end   int64
 }
 
-// sure takes over what a record says was on disk when it was written.
+// sure takes over what a record says was on disk when it was written. Where nothing
+// was appended yet since the log had been opened, that says nothing of what the
+// entries refer to.
 func (r *recovery) sure(rec record) {
+	if rec.kind == kindStart || rec.kind == kindSeal && rec.typ == typeFound {
+		return
+	}
 	synced := int64(rec.synced)
 	if rec.kind == kindMark {
 		synced = math.MaxInt64
@@ -85,6 +90,18 @@ func (r *recovery) sure(rec record) {
 		n++
 	}
 	r.unsure = r.unsure[n:]
+}
+
+// sureBefore is sure of a segment's head: a segment has its name when the one before
+// is on disk. What that leaves unsure the next record tells of.
+func (r *recovery) sureBefore(head record) {
+	if head.typ == typeFound {
+		for i := range r.unsure {
+			r.unsure[i].end = 0
+		}
+		return
+	}
+	r.unsure, r.l.sure = nil, r.l.index.last
 }
 
 // unsureOf notes an entry, which may replace others.
@@ -226,7 +243,7 @@ func (r *recovery) readSegment(number uint64, newest bool) error {
 func (r *recovery) replay(seg *segment, rec record, ok bool) (bool, error) {
 	l := r.l
 	if seg.used == 0 {
-		r.unsure, l.sure = nil, l.index.last // a segment has its name when the one before is on disk
+		r.sureBefore(rec)
 		h, isHead := parseHead(rec, seg.number)
 		if !ok || !isHead {
 			return false, damagedAt(seg.path, 0, "no segment head")
@@ -311,7 +328,7 @@ func (r *recovery) repair() error {
 		return err
 	}
 	tail.synced = tail.used
-	l.restart = !tail.sealed
+	l.restart, l.found = !tail.sealed, true
 	if err := l.syncDir(); err != nil {
 		return err
 	}

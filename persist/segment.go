@@ -31,12 +31,12 @@ import (
 // damaged; else the log ends there.
 //
 //	kind   index, term         payload
-//	head   entry before        see head
+//	head   entry before        see head; type: see typeFound
 //	entry  its own             its data
 //	hard   0                   the hard state, replaces the one before
 //	front  last entry cut off  first segment still needed (8)
 //	start  0                   none: a new generation begins
-//	seal   0                   none: the log goes on in the next segment
+//	seal   0                   none: the log goes on in the next segment; type: as a head's
 //	mark   0                   none: the log was closed here
 //
 // Invariants:
@@ -69,6 +69,12 @@ const (
 	kindSeal
 	kindMark
 )
+
+// typeFound is the type of seals and heads that were written by who had opened the
+// log and appended nothing yet. Like a start they say no more of the entries before
+// them than that these are on disk, since opening synced them: not that what these
+// refer to is there too (see Log.Sure). Older programs neither write nor read it.
+const typeFound = 1
 
 type record struct {
 	generation uint64

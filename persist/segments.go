@@ -106,7 +106,7 @@ func (l *Log) seal() error {
 	}
 	tail, off, r := l.tail()
 	if !tail.sealed {
-		r.kind = kindSeal
+		r.kind, r.typ = kindSeal, l.foundType()
 		if err := l.write(tail, appendRecord(l.buf[:0], off, r)); err != nil {
 			return err
 		}
@@ -133,7 +133,9 @@ func (l *Log) activate(file spare, h head) (*segment, error) {
 	l.mu.Lock()
 	generation := l.generation + 1
 	l.mu.Unlock()
-	buf := appendRecord(l.buf[:0], 0, h.record(generation))
+	r := h.record(generation)
+	r.typ = l.foundType()
+	buf := appendRecord(l.buf[:0], 0, r)
 	end := int64(len(buf))
 	seg := &segment{number: h.number, path: l.path(segmentName(h.number)), f: f, size: file.size, used: end, synced: end}
 	if _, err = f.WriteAt(buf, 0); err != nil {

@@ -20,6 +20,14 @@ func (l *Log) MakeSure() error {
 	return l.Sync()
 }
 
+// foundType is the type of a seal or head that is written now. Needs appending.
+func (l *Log) foundType() uint8 {
+	if l.found {
+		return typeFound
+	}
+	return 0
+}
+
 // writeHard appends the hard state as it is: as each record it says how much was
 // on disk before it. An older program reads it too.
 func (l *Log) writeHard() error {
