@@ -32,6 +32,7 @@
 //     the handler. Pages may be invalidated from LOOKUP, GETATTR, READDIRPLUS
 //     and SETLK, which hold no page, and never from READ, WRITE or SETATTR.
 //     And never from this process where another is to take over (believe.notify).
+//     No notice may wait for another one to be sent (Tell).
 //  7. The process never calls into its own mount, but for the one probe in
 //     Mount that shows that it serves.
 //  8. A handler that changes something, in the volume or in what the mount
