@@ -55,6 +55,7 @@ type session struct {
 	departures int
 	opens      map[gearsfs.Ino]int
 	rowed      bool // the state knows it
+	unsure     bool // it has come back, and the state is asked whether it knows it
 	waits      int  // its ops in lines
 	puts       putsUnderWay
 	refused    refusedPuts
@@ -119,13 +120,14 @@ func (t *tenure) attach(g greeting, p *peer, again func()) (s *session, back boo
 		return nil, false, errEnding
 	}
 	s = t.sessions[id]
-	back = back && (s == nil || t.absent[id] != nil)
+	back = back && (s == nil || s.unsure || t.absent[id] != nil)
 	g.id = id
 	s, err = t.attachLocked(s, g, p)
 	if err != nil {
 		t.mu.Unlock()
 		return nil, false, err
 	}
+	s.unsure = back
 	waiting := t.waits.of(s)
 	released := t.declareLocked(s, g.opens)
 	t.mu.Unlock()
@@ -309,12 +311,17 @@ func (t *tenure) confirm(s *session, then func(error)) {
 			err = gearsfs.FromCode(gearsfs.Code(answer.Code), answer.Reason)
 		}
 		if err == nil {
-			t.mu.Lock()
-			s.rowed = true
-			t.mu.Unlock()
+			t.confirmed(s)
 		}
 		then(err)
 	})
+}
+
+// confirmed notes that the state knows a session.
+func (t *tenure) confirmed(s *session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.rowed, s.unsure = true, false
 }
 
 // keepOpen makes a new session's row after a while, so that a client may wait
