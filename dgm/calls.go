@@ -237,7 +237,7 @@ func (r *Remote) enter(ctx context.Context, c *remoteCall) (canceller, error) {
 	}
 	r.calls.add(c)
 	l := r.link
-	if l == nil || r.drained {
+	if l == nil || r.drained || r.resending {
 		r.mu.Unlock()
 		return nil, nil
 	}

@@ -46,6 +46,7 @@ func (s *scriptRoute) connect(ctx context.Context, how *search) (link, *wire.Res
 type scriptLink struct {
 	lossy
 	lending bool
+	gate    chan struct{} // where not nil, nothing starts until it is closed
 	mu      sync.Mutex
 	kept    []*asked
 }
@@ -82,6 +83,9 @@ func (l *scriptLink) start(req *wire.Request, done func(*wire.Response)) cancell
 	if req.GetGoodbye() != nil {
 		done(&wire.Response{})
 		return nil
+	}
+	if l.gate != nil {
+		<-l.gate
 	}
 	a := &asked{req: req, done: done}
 	l.mu.Lock()
@@ -139,6 +143,40 @@ func TestLentUntilDone(t *testing.T) {
 		synctest.Wait()
 		require.Empty(t, failed)
 		require.Equal(t, gearsfs.Ino(7), (<-out).Ino)
+	})
+}
+
+// What is sent again is sent before what is new: a put that had to wait for room
+// would be taken for one that its session has given up.
+func TestAgainBeforeNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newScriptLink(false), newScriptLink(false)
+		second.gate = make(chan struct{})
+		r, route := scripted(t, RemoteOptions{}, first)
+		put := func() {
+			later(func() (PutResult, error) {
+				return r.Put(t.Context(), Put{File: gearsfs.At("/f"), Key: "k", Records: []gearsfs.NewRecord{{}}})
+			})
+			synctest.Wait()
+		}
+		put()
+		put()
+		route.links <- second
+		first.lose()
+		bubble.Pass(backoffMax)
+		put() // while the first is being sent again
+		put()
+		require.Empty(t, second.asked())
+		close(second.gate)
+		synctest.Wait()
+		put()
+		var seqs []uint64
+		for _, a := range second.asked() {
+			seqs = append(seqs, a.req.GetChange().Command.Seq)
+			a.done(&wire.Response{Answer: &wire.Answer{}})
+		}
+		require.Len(t, seqs, 5)
+		require.IsIncreasing(t, seqs)
 	})
 }
 

@@ -72,7 +72,8 @@ type RemoteOptions struct {
 //
 //  1. A call is in calls until it is finished, and finished once.
 //  2. While there is a link that is not being drained every call in calls is
-//     given to it; what another link still says of the call does not count.
+//     given to it, those first that had another; what another link still says of
+//     the call does not count.
 //  3. A change's seq is sent again, under the same session, until its answer
 //     has come or it is given up; then never, unless it is owed: see leaveLocked.
 //     Under another session only where every attempt so far was refused.
@@ -108,6 +109,7 @@ type Remote struct {
 	first            link              // the next link, while it carries only what is owed
 	linked           chan struct{}     // closed when link is set; a new one when it is lost
 	drained          bool              // link gets no more calls
+	resending        bool              // link gets no new calls yet
 	given            int               // changes that link has not answered
 	futile           int               // links in a row that answered nothing
 	trouble          error             // why there is no link
@@ -407,12 +409,25 @@ func (r *Remote) failed(err error) {
 	}
 }
 
-// attach puts a link into use and sends what waits for one.
+// attach puts a link into use and sends what waits for one, before what is new: a
+// put that is sent again must not find that a later one has passed it.
 func (r *Remote) attach(l link) {
 	r.mu.Lock()
 	r.link, r.drained, r.futile = l, false, r.futile+1
 	r.linkedAt = time.Now()
 	close(r.linked)
+	r.resending = true
+	r.sendWaitingLocked(l)
+	r.resending = false
+	if !r.drained {
+		r.sendWaitingLocked(l)
+	}
+	r.mu.Unlock()
+	r.sendLetGo()
+}
+
+// sendWaitingLocked gives a link what has none, and lets mu go while it sends.
+func (r *Remote) sendWaitingLocked(l link) {
 	var send []sending
 	for _, c := range r.calls.all() {
 		if c.link == nil {
@@ -423,7 +438,7 @@ func (r *Remote) attach(l link) {
 	for _, s := range send {
 		r.send(s.c, l, s.attempt)
 	}
-	r.sendLetGo()
+	r.mu.Lock()
 }
 
 func (r *Remote) detach(l link) {

@@ -168,9 +168,9 @@ func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
 // admit checks whether a stream, nil where it is missing in file n, takes the
 // records of a put that are fresh. That a session's put finds no room is
 // remembered: its later ones wait behind it, so that they keep their order. Where
-// one of them goes in all the same, because who asked for the earlier one does not
-// wait, that one is refused from then on: its refusal may have been lost, and it
-// may come again when there is room.
+// one of them goes in all the same, and says that its node has refused the earlier
+// one, because who asked does not wait, that one is refused from then on: its
+// refusal may have been lost, and it may come again when there is room.
 func (m *Machine) admit(c *context, cmd *wire.Command, op *wire.Put, n *node, s *openStream, fresh []*wire.NewRecord) error {
 	full := false
 	if s != nil && len(fresh) > 0 {
@@ -249,7 +249,9 @@ func (m *Machine) behind(known *session, cmd *wire.Command, op *wire.Put, n *nod
 }
 
 // refuseBefore refuses for good what the session asked for before a put that goes
-// in, and what found no room: here, or where its node let it wait.
+// in, and what its node has refused. Whatever else found no room before it waits
+// for some: a session that asks for several puts at once may see them come in any
+// order.
 func (m *Machine) refuseBefore(c *context, known *session, cmd *wire.Command, op *wire.Put, n *node) error {
 	if len(op.Refused) > 0 && known == nil {
 		var err error
@@ -262,7 +264,7 @@ func (m *Machine) refuseBefore(c *context, known *session, cmd *wire.Command, op
 	}
 	row := &known.row
 	for _, b := range row.Blocked {
-		if sameStream(b, op, n) && !b.Refused && b.Seq < cmd.Seq && (op.Retry || slices.Contains(op.Refused, b.Seq)) {
+		if sameStream(b, op, n) && !b.Refused && b.Seq < cmd.Seq && slices.Contains(op.Refused, b.Seq) {
 			b.Refused = true
 			m.dirtySession(known)
 		}

@@ -126,7 +126,7 @@ func (m *queueModel) put(s *sessionModel, cmd *wire.Command, op *wire.Put, now u
 			s.known = true
 		case adds:
 			for i := range waits {
-				waits[i].refused = waits[i].refused || waits[i].seq < cmd.Seq
+				waits[i].refused = waits[i].refused || waits[i].seq < cmd.Seq && slices.Contains(op.Refused, waits[i].seq)
 			}
 		}
 		m.blocked[at] = waits
@@ -472,7 +472,13 @@ func (p *queuePlayer) step() {
 		p.failed = p.failed[1:]
 		for _, s := range p.sessions {
 			if s.id.Salt == cmd.SessionSalt {
-				cmd.GetPut().Retry = p.rng.IntN(3) == 0
+				put := cmd.GetPut()
+				put.Retry, put.Refused = p.rng.IntN(3) == 0, nil
+				for _, b := range p.model.blocked[blockedModel{put.Key, s.id}] {
+					if put.Retry && b.seq < cmd.Seq && p.rng.IntN(2) == 0 {
+						put.Refused = append(put.Refused, b.seq) // its client has given up
+					}
+				}
 				p.run(s, cmd)
 			}
 		}

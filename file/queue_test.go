@@ -349,6 +349,26 @@ func TestFullStreamsKeepTheOrderOfPuts(t *testing.T) {
 	r.check()
 }
 
+// A put that waits for room is not refused because a later one of its session was
+// first in line: they may have been asked for at once.
+func TestPutsThatWaitInAnyOrder(t *testing.T) {
+	r := newRig(t)
+	c := r.client(1)
+	c.must(putOp("jobs", "a", "b"))
+	c.must(limitOp("jobs", 2, 0))
+	first, second := c.command(putOp("jobs", "1")), c.command(putOp("jobs", "2"))
+	for _, cmd := range []*wire.Command{second, first} {
+		require.ErrorIs(t, answerError(r.entry(cmd)[0]), gearsfs.ErrFull)
+	}
+	for _, cmd := range []*wire.Command{second, first} {
+		cmd.GetPut().Retry = true
+		r.do(takeOp(1, "jobs"))
+		require.NoError(t, answerError(r.entry(cmd)[0]))
+	}
+	require.Equal(t, []string{"2", "1"}, datas(r.do(takeOp(2, "jobs")).Records))
+	r.check()
+}
+
 // A put that is refused for want of room, whose client does not wait, stays refused:
 // it may be sent again, since its answer was lost, behind a later put of its session.
 func TestWhatAPutHasPassedStaysRefused(t *testing.T) {
@@ -365,7 +385,7 @@ func TestWhatAPutHasPassedStaysRefused(t *testing.T) {
 	}
 	refused(false)
 	refused(false)
-	second.GetPut().Retry = true // nobody waits any more
+	second.GetPut().Retry, second.GetPut().Refused = true, []uint64{first.Seq} // nobody waits any more
 	require.NoError(t, answerError(r.entry(second)[0]))
 	refused(true)
 	r.do(takeOp(2, "jobs"))

@@ -323,7 +323,7 @@ func (m *simModel) put(id gearsfs.SessionID, known *simSession, cmd *wire.Comman
 		known.open(cmd)
 	}
 	for i := range known.blocked {
-		if b := &known.blocked[i]; b.key == op.Key && b.seq < cmd.Seq {
+		if b := &known.blocked[i]; b.key == op.Key && b.seq < cmd.Seq && slices.Contains(op.Refused, b.seq) {
 			b.refused = true
 		}
 	}
