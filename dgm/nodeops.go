@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -292,12 +293,28 @@ func (v *Volume) checkMember(id gearsfs.MemberID) error {
 	return nil
 }
 
-// nodes asks every member how it is.
+// nodes asks every member how it is. Who they are is no older than what any that
+// answers has committed, unless this replica is more than askTimeout behind.
 func (v *Volume) nodes(ctx context.Context) (*wire.Response, error) {
 	members, err := v.machine.Members()
 	if err != nil {
 		return nil, err
 	}
+	infos := v.askNodes(ctx, members)
+	if v.awaitNewest(ctx, infos) == nil {
+		now, err := v.machine.Members()
+		if err != nil {
+			return nil, err
+		}
+		if !reflect.DeepEqual(members, now) {
+			infos = v.askNodes(ctx, now)
+		}
+	}
+	v.judge(infos)
+	return &wire.Response{Nodes: infos}, nil
+}
+
+func (v *Volume) askNodes(ctx context.Context, members []gearsfs.Member) []*wire.NodeInfo {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	infos := make([]*wire.NodeInfo, len(members))
@@ -306,8 +323,22 @@ func (v *Volume) nodes(ctx context.Context) (*wire.Response, error) {
 		all.Go(func() { infos[i] = v.askNode(ctx, m) })
 	}
 	all.Wait()
-	v.judge(infos)
-	return &wire.Response{Nodes: infos}, nil
+	return infos
+}
+
+// awaitNewest returns when this replica has applied what the nodes have committed.
+func (v *Volume) awaitNewest(ctx context.Context, nodes []*wire.NodeInfo) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return v.progress.await(ctx, commitOf(nodes))
+}
+
+// commitOf is the newest index that nodes have committed.
+func commitOf(nodes []*wire.NodeInfo) (commit uint64) {
+	for _, n := range nodes {
+		commit = max(commit, n.Commit)
+	}
+	return commit
 }
 
 // askNode asks one member how it is.
@@ -343,11 +374,7 @@ func (v *Volume) askNode(ctx context.Context, m gearsfs.Member) *wire.NodeInfo {
 // judge says how far the nodes are behind, and what those are that did not
 // answer.
 func (v *Volume) judge(infos []*wire.NodeInfo) {
-	g := v.group.Status()
-	var commit uint64
-	for _, n := range infos {
-		commit = max(commit, n.Commit)
-	}
+	g, commit := v.group.Status(), commitOf(infos)
 	for _, n := range infos {
 		if n.Role == "" {
 			n.Role = roleLearner
