@@ -38,9 +38,9 @@
 //  8. A handler that changes something, in the volume or in what the mount
 //     keeps, comes in through entrance.beginOnce and says so by effects: so that
 //     the next process can go on when this one dies (keep.go).
-//  9. On a volume of several nodes WRITE and SETATTR may be answered before the
-//     volume has them (held.go). So a handler that asks the volume about a file, or
-//     changes it, settles the file first; those whose request names only the file
-//     need not, entrance.begin does. A full volume or quota, and what others do to
-//     the file meanwhile, are then told by FLUSH and FSYNC.
+//  9. WRITE and SETATTR may be answered before the volume has them (held.go). So
+//     a handler that asks the volume about a file, or changes it, settles the
+//     file first; those whose request names only the file need not,
+//     entrance.begin does. A full volume or quota, and what others do to the
+//     file meanwhile, are then told by FLUSH and FSYNC.
 package mount

@@ -69,6 +69,9 @@ func errno(err error) syscall.Errno {
 		}
 		return syscall.EIO
 	}
+	if n, ok := errors.AsType[syscall.Errno](err); ok {
+		return n
+	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return syscall.EINTR
 	}

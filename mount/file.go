@@ -60,7 +60,7 @@ func (s *server) handle(attr *gearsfs.Attr, flags uint32, made bool, out *fuse.O
 	f := &file{ino: attr.Ino, base: attr.Head}
 	direct, keep := s.inodes.open(attr, flags&unix.O_APPEND != 0)
 	f.direct = direct
-	if f.writes = !direct && flags&unix.O_ACCMODE != unix.O_RDONLY && s.held.several != nil; f.writes {
+	if f.writes = !direct && flags&unix.O_ACCMODE != unix.O_RDONLY && s.held.on; f.writes {
 		s.held.open(attr.Ino, made)
 	}
 	if flags&unix.O_ACCMODE == unix.O_RDONLY && !s.locks.any(attr.Ino) {
@@ -238,7 +238,11 @@ func (f *file) flush(s *server, in *fuse.FlushIn) fuse.Status {
 	if s.call != nil && s.call.unsent != nil {
 		return gone(s.call.unsent)
 	}
-	return gone(f.takeFailed())
+	err := f.takeFailed()
+	if err != nil {
+		s.effect(encode(start(effectTold), in.Fh))
+	}
+	return gone(err)
 }
 
 func (s *server) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }

@@ -15,14 +15,16 @@ import (
 )
 
 // held are changes of open files that were answered and that the volume has not
-// answered yet. Where each change waits for several nodes, a mount that nothing
-// takes over holds the writes and attributes of a file and sends them as one
-// command, or, of a large file, as several at once:
+// answered yet. The writes and attributes of a file are held and sent together:
 //
 //	 WRITE, SETATTR        close, fsync, any other request      answered
 //	───────────────▶ held ─────────────────────────────▶ flight ────────▶ gone
-//	                         heldBytesMax, the next piece,
+//	                         heldBytesMax, a full run,
 //	                         heldFor
+//
+// That is so where the next process finds in the journal what this one has not sent
+// (heldkept.go), so that its end loses nothing; and where each change waits for several
+// nodes, though nothing takes the mount over.
 //
 // Invariants:
 //
@@ -35,10 +37,14 @@ import (
 //  3. Each handle's next FLUSH or FSYNC is told of a flight that failed, once. The
 //     writes behind it are not held, and so are told of what is wrong at once.
 //  4. Only what the volume would not refuse is held, as far as that can be known:
-//     of a file that was made here, or took a write since it was opened last.
+//     of a file that was made here, or took a write since it was opened last, and
+//     that has room for much more (roomMin).
 type held struct {
-	several func() bool   // each change waits for several nodes; nil where nothing is held at all
-	most    time.Duration // what is held is held for
+	on      bool          // else nothing is held
+	kept    *keeper       // keeps what is held for the next process; may be nil
+	several func() bool   // each change waits for several nodes; may be nil
+	most    time.Duration // what is held is held for; 0 is as in longest
+	max     int           // bytes of all files
 	wake    chan struct{} // something is, that nobody may ask for
 
 	busy atomic.Int32 // len(pending)
@@ -47,46 +53,68 @@ type held struct {
 	files   map[gearsfs.Ino]*heldFile // that are open to be written through the kernel's cache
 	pending map[*heldFile]struct{}    // of which something is held or on its way
 	bytes   int                       // of them
+	last    uint64                    // id of a flight
 }
 
-// heldFile is what of one file is held: a run of bytes, and then attributes.
+// heldFile is what of one file is held: bytes, and then attributes.
 type heldFile struct {
 	ino     gearsfs.Ino
 	writers int  // handles
 	trusted bool // invariant 4
 	since   time.Time
-	pos     gearsfs.Pos
-	run     []byte
+	id      uint64 // of the flight that it will be
+	runs    runs
 	set     *dgm.SetAttr
 	flights []*flight // oldest first
-}
 
-// flight is a command on its way.
-type flight struct {
-	file  *heldFile
-	pos   gearsfs.Pos
-	data  []byte
-	set   *dgm.SetAttr
-	after []*flight
-	done  chan struct{}
+	room  uint64 // of the file, when it was asked for last
+	asked time.Time
 }
 
 const (
 	heldFor      = 100 * time.Millisecond
-	runBytesMax  = writeMax // of what goes as one command
-	heldBytesMax = 32 << 20 // of all files
-	flightsMax   = 8        // of one file
+	heldAlone    = 20 * time.Millisecond // on one node, where a power cut takes what was written last, too
+	heldBytesMax = 32 << 20              // of all files
+	keptBytesMax = 16 << 20              // where the journal has them too
+	flightsMax   = 8                     // of one file
+
+	roomMin = 64 << 20 // with less the volume or a quota counts as about to be full
+	roomFor = heldFor  // is known
+
+	// largeWrite is from where a write is sent at once where that takes no longer than
+	// to copy it twice.
+	largeWrite = 128 << 10
 )
 
 func (h *held) init(o *Options) {
-	h.wake, h.most = make(chan struct{}, 1), heldFor
-	if o.Succession == nil && !slices.Contains(o.Kernel, "sync") {
-		h.several = o.Several
+	h.wake, h.most, h.several, h.max = make(chan struct{}, 1), o.HeldFor, o.Several, heldBytesMax
+	if o.Succession != nil {
+		h.kept, h.max = o.Succession.keeper, keptBytesMax
 	}
-	if o.HeldFor > 0 {
-		h.most = o.HeldFor
-	}
+	h.on = (h.kept != nil || h.several != nil) && !slices.Contains(o.Kernel, "sync")
 	h.files, h.pending = map[gearsfs.Ino]*heldFile{}, map[*heldFile]struct{}{}
+}
+
+// many says whether each change waits for several nodes.
+func (h *held) many() bool { return h.several != nil && h.several() }
+
+// longest is what anything is held for.
+func (h *held) longest() time.Duration {
+	switch {
+	case h.most > 0:
+		return h.most
+	case h.many():
+		return heldFor
+	}
+	return heldAlone
+}
+
+// holds says whether anything is to be held now.
+func (h *held) holds() bool {
+	if h.kept != nil {
+		return h.on && !h.kept.isBroken()
+	}
+	return h.on && h.many()
 }
 
 // open counts a handle that writes through the kernel's cache; made says that the
@@ -107,15 +135,29 @@ func (h *held) close(ino gearsfs.Ino) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if e := h.files[ino]; e != nil {
-		if e.writers--; e.writers == 0 {
-			delete(h.files, ino)
-		}
+		e.writers--
+		h.leaveLocked(e)
+	}
+}
+
+// leaveLocked ends what is known of a file that nobody writes to and of which nothing
+// is held.
+func (h *held) leaveLocked(e *heldFile) {
+	if len(e.flights) > 0 || e.holdsAny() {
+		return
+	}
+	if _, ok := h.pending[e]; ok {
+		delete(h.pending, e)
+		h.busy.Store(int32(len(h.pending)))
+	}
+	if e.writers == 0 {
+		delete(h.files, e.ino)
 	}
 }
 
 // trust says whether what is written to a file need not be refused.
 func (h *held) trust(ino gearsfs.Ino, trusted bool) {
-	if h.several == nil {
+	if !h.on {
 		return
 	}
 	h.mu.Lock()
@@ -125,7 +167,7 @@ func (h *held) trust(ino gearsfs.Ino, trusted bool) {
 	}
 }
 
-// holds returns the file where changes of it may be held.
+// holdsLocked returns the file where changes of it may be held.
 func (h *held) holdsLocked(ino gearsfs.Ino) *heldFile {
 	if e := h.files[ino]; e != nil && e.trusted {
 		return e
@@ -133,9 +175,7 @@ func (h *held) holdsLocked(ino gearsfs.Ino) *heldFile {
 	return nil
 }
 
-func (e *heldFile) end() gearsfs.Pos { return e.pos + gearsfs.Pos(len(e.run)) }
-
-func (e *heldFile) holdsAny() bool { return len(e.run) > 0 || e.set != nil }
+func (e *heldFile) holdsAny() bool { return len(e.runs) > 0 || e.set != nil }
 
 // sets says whether attributes are held or on their way.
 func (e *heldFile) sets() bool {
@@ -144,28 +184,20 @@ func (e *heldFile) sets() bool {
 
 // reach is the end of the bytes that are held or on their way.
 func (e *heldFile) reach() gearsfs.Pos {
-	end := gearsfs.Pos(0)
-	if len(e.run) > 0 {
-		end = e.end()
-	}
+	end := e.runs.end()
 	for _, f := range e.flights {
-		end = max(end, f.pos+gearsfs.Pos(len(f.data)))
+		end = max(end, f.runs.end())
 	}
 	return end
-}
-
-// overlaps says whether two flights must go one after the other.
-func (f *flight) overlaps(g *flight) bool {
-	return f.set != nil || g.set != nil ||
-		f.pos < g.pos+gearsfs.Pos(len(g.data)) && g.pos < f.pos+gearsfs.Pos(len(f.data))
 }
 
 // holdWrite holds a write, which it copies; it reports false for one that is to go at
 // once. It waits where much of the file is on its way.
 func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	h := &s.held
-	if !f.writes || h.several == nil || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
-		len(data) == 0 || len(data) > runBytesMax || !h.several() || s.mayHaveCaps(f.ino) || s.mustKill(f, in) {
+	if !f.writes || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
+		len(data) == 0 || len(data) > runBytesMax || !h.holds() || len(data) >= largeWrite && !h.many() ||
+		s.mayHaveCaps(f.ino) || s.mustKill(f, in) || !s.hasRoom(f.ino) {
 		return false
 	}
 	pos := f.base + gearsfs.Pos(in.Offset)
@@ -182,47 +214,53 @@ func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 		}
 		e = h.holdsLocked(f.ino)
 	}
-	if e == nil || h.bytes+len(data) > heldBytesMax {
+	if e == nil || h.bytes+len(data) > h.max {
 		return false
 	}
-	off := pos - e.pos
-	apart := len(e.run) > 0 && (pos < e.pos || pos > e.end() || max(int(off)+len(data), len(e.run)) > runBytesMax)
-	if e.set != nil || apart {
+	if e.set != nil {
 		s.launchLocked(e)
 	}
 	h.beginLocked(e)
-	if len(e.run) == 0 {
-		e.pos, off = pos, 0
+	grown, ok := e.runs.add(pos, data)
+	if !ok {
+		s.launchLocked(e)
+		h.beginLocked(e)
+		grown, _ = e.runs.add(pos, data)
 	}
-	e.run = withRoom(e.run, int(off)+len(data))
-	n := copy(e.run[off:], data)
-	e.run = append(e.run, data[n:]...)
-	h.bytes += len(data) - n
-	if len(e.run) == runBytesMax {
+	h.bytes += grown
+	s.keepWrite(e, pos, data)
+	if e.runs.full() {
 		s.launchLocked(e)
 	}
 	return true
 }
 
-// runMemory is what large runs are in. It is used again and again, because fresh memory,
-// which is zeroed and faulted in page by page, costs more than the copying into it.
-var runMemory = sync.Pool{New: func() any { b := make([]byte, 0, runBytesMax); return &b }}
-
-// withRoom returns a run in memory for n bytes at least where these are many, else
-// as it is. So of what runs keep half is used.
-func withRoom(run []byte, n int) []byte {
-	if n < runBytesMax/2 || cap(run) >= n {
-		return run
+// hasRoom says whether the volume, and the quotas that a file counts for, have room for
+// much more than what is held, as far as that is known.
+func (s *server) hasRoom(ino gearsfs.Ino) bool {
+	h := &s.held
+	if h.many() {
+		return true // each question would cost as much as a write
 	}
-	return append((*runMemory.Get().(*[]byte))[:0], run...)
-}
-
-// forget gives the memory of a run back that nobody uses any more.
-func forget(run []byte) {
-	if cap(run) == runBytesMax {
-		run = run[:0]
-		runMemory.Put(&run)
+	h.mu.Lock()
+	e := h.holdsLocked(ino)
+	if e == nil || !e.asked.IsZero() && time.Since(e.asked) < roomFor {
+		room := e != nil && e.room >= roomMin
+		h.mu.Unlock()
+		return room
 	}
+	h.mu.Unlock()
+	u, err := s.m.StatFS(s.ctx, ino)
+	if err != nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e = h.holdsLocked(ino); e == nil {
+		return false
+	}
+	e.room, e.asked = u.BytesAvail, time.Now()
+	return e.room >= roomMin
 }
 
 // mustKill says whether a write must take privileges off the file's mode.
@@ -246,7 +284,7 @@ func (s *server) mustKill(f *file, in *fuse.WriteIn) bool {
 // privileges to go with every change of an owner: they do.)
 func (s *server) holdAttr(ino gearsfs.Ino, set *dgm.SetAttr) (gearsfs.Attr, bool) {
 	h := &s.held
-	if h.several == nil || set.Size != nil || !h.several() || (set.UID != nil || set.GID != nil) && s.mayHaveCaps(ino) {
+	if set.Size != nil || !h.holds() || (set.UID != nil || set.GID != nil) && s.mayHaveCaps(ino) {
 		return gearsfs.Attr{}, false
 	}
 	h.mu.Lock()
@@ -271,6 +309,7 @@ func (s *server) holdAttr(ino gearsfs.Ino, set *dgm.SetAttr) (gearsfs.Attr, bool
 		e.set = new(dgm.SetAttr)
 	}
 	merge(e.set, set)
+	s.keepAttr(e, set)
 	all := *e.set
 	h.mu.Unlock()
 	if end > attr.Head {
@@ -337,69 +376,14 @@ func (h *held) beginLocked(e *heldFile) {
 		return
 	}
 	e.since = time.Now()
+	h.last++
+	e.id = h.last
 	h.pending[e] = struct{}{}
 	h.busy.Store(int32(len(h.pending)))
 	select {
 	case h.wake <- struct{}{}:
 	default:
 	}
-}
-
-// launchLocked sends what is held of a file on its way.
-func (s *shared) launchLocked(e *heldFile) {
-	if !e.holdsAny() {
-		return
-	}
-	f := &flight{file: e, pos: e.pos, data: e.run, set: e.set, done: make(chan struct{})}
-	e.run, e.set = nil, nil
-	for _, older := range e.flights {
-		if f.overlaps(older) {
-			f.after = append(f.after, older)
-		}
-	}
-	e.flights = append(e.flights, f)
-	s.flights.Go(func() { s.fly(f) }) // ends with the Manager's answer, or s.life
-}
-
-// fly sends a command and takes the answer.
-func (s *shared) fly(f *flight) {
-	for _, older := range f.after {
-		<-older.done
-	}
-	f.after = nil
-	e := f.file
-	attr, err := s.send(f)
-	switch {
-	case err != nil:
-		s.heldFailed(e.ino, err)
-	case len(f.data) > 0:
-		s.inodes.wrote(&attr)
-	}
-	h := &s.held
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	e.flights = slices.DeleteFunc(e.flights, func(other *flight) bool { return other == f })
-	h.bytes -= len(f.data)
-	if err != nil {
-		e.trusted = false // and it may be that somebody still has the bytes
-	} else {
-		forget(f.data)
-	}
-	if len(e.flights) == 0 && !e.holdsAny() {
-		delete(h.pending, e)
-		h.busy.Store(int32(len(h.pending)))
-	}
-	close(f.done)
-}
-
-func (s *shared) send(f *flight) (gearsfs.Attr, error) {
-	switch {
-	case f.set == nil:
-		return s.m.Write(s.life, f.file.ino, f.pos, f.data)
-	case len(f.data) == 0:
-		return s.m.SetAttr(s.life, f.file.ino, *f.set)
-	}
-	return s.m.Save(s.life, f.file.ino, f.pos, f.data, *f.set)
 }
 
 // heldFailed tells all handles of a file that bytes which it was answered for are
@@ -444,7 +428,13 @@ func (s *server) settle(ctx context.Context, ino gearsfs.Ino) error {
 		h.mu.Unlock()
 		return nil
 	}
-	s.launchLocked(e)
+	if f := s.departLocked(e); f != nil && len(e.flights) == 1 && s.asksHere() && !h.many() {
+		h.mu.Unlock()
+		s.fly(f) // to wake another would take as long as the change itself
+		return nil
+	} else if f != nil {
+		s.flyLocked(f)
+	}
 	flights := slices.Clone(e.flights)
 	h.mu.Unlock()
 	return await(ctx, flights...)
@@ -522,13 +512,13 @@ func (s *server) settleFor(in *fuse.InHeader) error {
 // on its way any more.
 func (s *shared) sendHeld(ctx context.Context) {
 	defer s.flights.Wait()
-	half := s.held.most / 2 // to look for what was held for half the time, this often
 	for {
 		select {
 		case <-s.held.wake:
 		case <-ctx.Done():
 			return
 		}
+		half := s.held.longest() / 2 // to look for what was held for half the time, this often
 		timer := time.NewTimer(half)
 		for s.held.busy.Load() > 0 {
 			select {

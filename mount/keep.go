@@ -110,13 +110,16 @@ func (k *keeper) add(parts ...[]byte) {
 	}
 }
 
+// compactAt is at which size a journal that is compact now is to be made so again.
+func compactAt(j *journal.Log) int { return compactMin + 2*j.Size() }
+
 // compactLocked leaves in the journal only what still matters.
 func (k *keeper) compactLocked() error {
 	l, err := readLegacy(k.journal)
 	if err == nil {
 		err = k.journal.Replace(l.write)
 	}
-	k.compact = compactMin + 4*k.journal.Size()
+	k.compact = compactAt(k.journal)
 	return err
 }
 
@@ -324,13 +327,16 @@ func (d *decoder) uint() uint64 {
 	return v
 }
 
-func (d *decoder) bytes() []byte {
+func (d *decoder) bytes() []byte { return bytes.Clone(d.view()) }
+
+// view is bytes that are the journal's.
+func (d *decoder) view() []byte {
 	n := d.uint()
 	if n > uint64(len(d.b)) {
 		d.b, d.err = nil, errEntry
 		return nil
 	}
-	data := bytes.Clone(d.b[:n])
+	data := d.b[:n]
 	d.b = d.b[n:]
 	return data
 }

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -82,7 +83,7 @@ func TestCompactingChangesNothing(t *testing.T) {
 	for i := range uint64(3000) {
 		fh := uint64(rng.IntN(40))
 		n := dgm.Numbered{Session: gearsfs.SessionID{Minted: 1, Salt: 2}, Kind: uint32(rng.IntN(9)), Seq: i}
-		switch rng.IntN(10) {
+		switch rng.IntN(12) {
 		case 0:
 			add(sessionEntry(gearsfs.SessionID{Minted: int64(i), Salt: i}, i))
 		case 1:
@@ -98,6 +99,8 @@ func TestCompactingChangesNothing(t *testing.T) {
 			add(answeredEntry(i, fuse.Status(unix.ESTALE), nil), retryEffect(uint32(fh), r))
 		case 6:
 			add(answeredEntry(i, fuse.OK, nil), retriedEffect(uint32(fh)))
+		case 7, 8:
+			add(someHeld(rng, i)...)
 		default:
 			add(answeredEntry(i, fuse.OK, []byte("reply")), handleEffect(fh, someHandle(rng)), someState(rng, fh))
 		}
@@ -120,10 +123,15 @@ func TestCompactingChangesNothing(t *testing.T) {
 	assert.Equal(t, want.nodes, got.nodes)
 	assert.NotEmpty(t, want.retries)
 	assert.Equal(t, want.retries, got.retries)
+	assert.NotEmpty(t, want.flights)
+	assert.Equal(t, want.flights, got.flights)
 	require.Len(t, got.handles, len(want.handles))
 	for fh, h := range want.handles {
 		assert.Equal(t, fmt.Sprintf("%x", handleEffect(fh, h)), fmt.Sprintf("%x", handleEffect(fh, got.handles[fh])))
 		assert.Equal(t, stateEffect(fh, h), stateEffect(fh, got.handles[fh]), "%T", h)
+		if f, ok := h.(*file); ok {
+			assert.Equal(t, f.failed, got.handles[fh].(*file).failed)
+		}
 	}
 }
 
@@ -133,6 +141,25 @@ func someHandle(rng *rand.Rand) handle {
 		&file{ino: 4, base: 5, direct: true}, &directory{ino: 6, parent: 7}, &text{at: at},
 		&putter{at: at, opener: 8, owner: fuse.Owner{Uid: 9, Gid: 10}, appendMax: 11}, newTaker(at, rng.IntN(2) == 0), newReplay(at),
 	}[rng.IntN(6)]
+}
+
+// someHeld is an entry of what is held of a file, or of what became of it.
+func someHeld(rng *rand.Rand, i uint64) [][]byte {
+	id, answer := i/30, answeredEntry(noRequest, fuse.OK, nil)
+	switch rng.IntN(8) {
+	case 0:
+		return [][]byte{answer, encode(start(effectLanded), id-2), encode(start(effectFailed), 4, uint64(unix.ENOSPC))}
+	case 1:
+		return [][]byte{answer, encode(start(effectTold), uint64(rng.IntN(40)))}
+	case 2:
+		return [][]byte{numberedEntry(flightUnique(id), dgm.Numbered{Seq: i})}
+	case 3:
+		mode, at, now := uint32(i), time.Unix(-5, int64(i)), time.Time{}
+		set := []*dgm.SetAttr{{Mode: &mode, Atime: &now}, {UID: &mode, Mtime: &at}, {GID: &mode}}[rng.IntN(3)]
+		return [][]byte{answer, heldAttrEffect(id, gearsfs.Ino(id), set)}
+	}
+	data := fmt.Appendf(nil, "%010d", i)
+	return [][]byte{answer, heldEffect(effectHeld, id, gearsfs.Ino(id), gearsfs.Pos(rng.IntN(30)*10), len(data)), data}
 }
 
 // someState is what a handle may have come to, of a kind that may not be the
@@ -158,6 +185,8 @@ func FuzzLegacy(f *testing.F) {
 	f.Add(answeredEntry(1, fuse.OK, []byte("reply")))
 	f.Add(append(answeredEntry(1, fuse.OK, nil), handleEffect(2, newTaker(place{kind: kindTake, key: "k"}, true))...))
 	f.Add(append(answeredEntry(1, fuse.OK, nil), shownEffect(2, 0, []string{"a"})...))
+	f.Add(append(append(answeredEntry(1, fuse.OK, nil), heldEffect(effectHeld, 2, 3, 4, 5)...), "bytes"...))
+	f.Add(append(answeredEntry(1, fuse.OK, nil), heldAttrEffect(2, 3, &dgm.SetAttr{Mtime: new(time.Time)})...))
 	f.Fuzz(func(t *testing.T, entry []byte) {
 		l := newLegacy()
 		d := decoder{b: entry}

@@ -28,6 +28,9 @@ type legacy struct {
 	lastID  uint64
 	locks   *locks // may have been had, see locks
 	retries map[uint32]retry
+
+	flights    map[uint64]*keptFlight // by their ids
+	lastFlight uint64
 }
 
 // birth is what does not change while a mount lives.
@@ -54,7 +57,7 @@ func newLegacy() *legacy {
 	held := newLocks()
 	return &legacy{
 		requests: map[uint64]*request{}, handles: map[uint64]handle{}, nodes: map[uint64]place{},
-		retries: map[uint32]retry{}, locks: &held,
+		retries: map[uint32]retry{}, locks: &held, flights: map[uint64]*keptFlight{},
 	}
 }
 
@@ -112,10 +115,15 @@ func (l *legacy) request(unique uint64) *request {
 // answer applies what a request that was answered has changed, and forgets the
 // oldest replies.
 func (l *legacy) answer(d *decoder) {
-	unique := d.uint()
-	*l.request(unique) = request{answered: true, status: fuse.Status(d.uint()), reply: d.bytes()}
-	l.answered = append(l.answered, unique)
-	l.replyBytes += len(l.requests[unique].reply)
+	unique, status, reply := d.uint(), fuse.Status(d.uint()), d.bytes()
+	switch {
+	case isFlight(unique):
+		delete(l.requests, unique)
+	case unique != noRequest:
+		*l.request(unique) = request{answered: true, status: status, reply: reply}
+		l.answered = append(l.answered, unique)
+		l.replyBytes += len(reply)
+	}
 	for len(l.answered) > repliesMax || l.replyBytes > replyBytesMax && len(l.answered) > repliesMin {
 		if old := l.requests[l.answered[0]]; old != nil {
 			l.replyBytes -= len(old.reply)
@@ -159,8 +167,9 @@ func (l *legacy) write(add func(parts ...[]byte)) error {
 			}
 		}
 	}
+	l.writeFlights(add)
 	for _, unique := range l.answered {
-		if r := l.requests[unique]; r != nil && unique != noRequest {
+		if r := l.requests[unique]; r != nil {
 			add(answeredEntry(unique, r.status, r.reply))
 		}
 	}
@@ -182,6 +191,14 @@ const (
 	effectUnlock  = 'u'
 	effectRetry   = 'y'
 	effectRetried = 'z'
+
+	effectHeld     = 'w' // see heldkept.go
+	effectRun      = 'W'
+	effectHeldAttr = 'a'
+	effectLanded   = 'o'
+	effectFailed   = 'f'
+	effectUntold   = 'F'
+	effectTold     = 'g'
 )
 
 // Kinds of handles.
@@ -357,6 +374,16 @@ func (l *legacy) effect(d *decoder) {
 		l.retry(d)
 	case effectRetried:
 		delete(l.retries, uint32(d.uint()))
+	case effectHeld, effectRun:
+		l.heldWrite(d, k == effectRun)
+	case effectHeldAttr:
+		l.heldAttr(d)
+	case effectLanded:
+		delete(l.flights, d.uint())
+	case effectFailed:
+		l.failed(d)
+	case effectUntold, effectTold:
+		l.untold(d, k == effectTold)
 	case effectShown:
 		l.shown(d)
 	case effectPutter:
@@ -481,6 +508,7 @@ func (s *server) restore(l *legacy) {
 	s.handles.last = l.lastFh
 	s.locks.table = l.locks.table
 	s.retries.table = l.retries
+	s.relaunch(l)
 	s.keeper.left, s.keeper.names = l.requests, l.birth.names
 	time.AfterFunc(resentWithin, func() {
 		if s.life.Err() == nil {

@@ -52,10 +52,10 @@ type Options struct {
 	Notify func(notice []byte) error
 
 	// Several, where not nil, says whether each change of the volume waits for
-	// several nodes, now. Then a mount without a Succession holds what is written
-	// to a file until its close or fsync, for HeldFor at the most.
+	// several nodes, now. Then, and with a Succession always, a mount holds what
+	// is written to a file until its close or fsync, for HeldFor at the most.
 	Several func() bool
-	HeldFor time.Duration // 0 is 100 ms
+	HeldFor time.Duration // 0 is 100 ms with several nodes, else 20 ms
 
 	// Kernel are flags of mount(8) that change what the kernel lets programs
 	// do: exec, suid, dev and their opposites, sync, dirsync, noatime, ...

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -51,7 +52,9 @@ type shared struct {
 	told       told
 	locks      locks
 	held       held
-	flights    sync.WaitGroup // of held
+	flights    sync.WaitGroup // goroutines of held
+	runways    chan *flight   // to those that are idle
+	idle       atomic.Int32
 }
 
 var _ fuse.RawFileSystem = (*server)(nil)
@@ -68,6 +71,7 @@ func newServer(ctx context.Context, m dgm.Manager, o Options, log *slog.Logger) 
 		retries: retries{table: map[uint32]retry{}},
 		handles: handles{table: map[uint64]handle{}},
 		believe: believe{names: newQueue(), pages: newQueue()},
+		runways: make(chan *flight),
 		told:    newTold(o.Several),
 		locks:   newLocks(),
 	}
@@ -85,6 +89,9 @@ func (s *server) String() string { return subtype }
 // OnUnmount gives back what open handles hold: after a forced unmount the
 // kernel sends no RELEASE.
 func (s *server) OnUnmount() {
+	if err := s.settleAll(s.life); err != nil {
+		s.log.Warn("the mount ends before what was written to files is sent", "err", err)
+	}
 	for _, h := range s.handles.drain() {
 		h.release(s)
 	}

@@ -44,7 +44,7 @@ func Succeed(journalFile, conn *os.File) (*Succession, error) {
 		return nil, errors.Join(err, j.Close())
 	}
 	s := &Succession{keeper: &keeper{log: slog.Default(), journal: j, failed: func(error) {}}, legacy: l, conn: conn}
-	s.keeper.compact = compactMin + 4*j.Size()
+	s.keeper.compact = compactAt(j)
 	if conn != nil {
 		l.heirs++
 		s.keeper.heir(l.heirs)

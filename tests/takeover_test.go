@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,9 @@ func testTakeover(t *testing.T, m *mounted, addr string) {
 		})
 	}
 	use(&users, "rewrite", func() error { return rewrite(stop, m.path("file")) })
+	use(&users, "scribble", func() error {
+		return scribble(stop, m.path("scribbled"), rand.New(rand.NewPCG(seed, 200)))
+	})
 
 	rng := rand.New(rand.NewPCG(seed, 100))
 	for range kills {
@@ -338,4 +342,62 @@ func rewrite(stop <-chan struct{}, path string) error {
 		}
 	}
 	return nil
+}
+
+// scribble writes at random places of a file and sets its attributes, with no call
+// between that would have them sent; what was answered is there when it looks.
+func scribble(stop <-chan struct{}, path string, rng *rand.Rand) error {
+	const most = 256 << 10
+	want := make([]byte, 0, most)
+	for round := 0; open(stop); round++ {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		mode := os.FileMode(0o600 | rng.IntN(0o100))
+		for n := range 1 + rng.IntN(200) {
+			data := fmt.Appendf(nil, "%d.%d:%0*d|", round, n, rng.IntN(9000), round)
+			at := rng.IntN(most - len(data))
+			if _, err := f.WriteAt(data, int64(at)); err != nil {
+				return err
+			}
+			want = want[:max(len(want), at+len(data))]
+			copy(want[at:], data)
+		}
+		if err := f.Chmod(mode); err != nil {
+			return err
+		}
+		if round%2 == 0 { // the last that is held
+			if _, err := f.WriteAt([]byte("0"), 0); err != nil {
+				return err
+			}
+			want[0] = '0'
+		}
+		if err := requireScribbled(f, want, mode); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func requireScribbled(f *os.File, want []byte, mode os.FileMode) error {
+	got, err := os.ReadFile(f.Name())
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		at := 0
+		for at < min(len(got), len(want)) && got[at] == want[at] {
+			at++
+		}
+		return fmt.Errorf("%d bytes, not %d; they differ at %d", len(got), len(want), at)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode() != mode {
+		err = fmt.Errorf("mode %v, not %v", info.Mode(), mode)
+	}
+	return err
 }
