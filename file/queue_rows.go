@@ -161,6 +161,12 @@ func (r *streamRows) Get(at gearsfs.Place) (stream.Record, error) {
 	return rec, err
 }
 
+// Has implements stream.Rows.
+func (r *streamRows) Has(at gearsfs.Place) (bool, error) {
+	_, ok, err := r.m.store.Get(r.recordKey(at), nil)
+	return ok, err
+}
+
 // find is Get of a row that may be missing.
 func (r *streamRows) find(at gearsfs.Place) (rec stream.Record, ok bool, err error) {
 	value, ok, err := r.m.store.Get(r.recordKey(at), nil)
@@ -469,11 +475,7 @@ func (m *Machine) dropStreams(n *node) (more bool, err error) {
 		if left == 0 {
 			return true, nil
 		}
-		key, err := m.firstKey(n)
-		if err != nil {
-			return false, err
-		}
-		s, err := m.stream(n, key)
+		s, err := m.firstStream(n)
 		if err != nil {
 			return false, err
 		}
@@ -486,6 +488,20 @@ func (m *Machine) dropStreams(n *node) (more bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// firstStream returns n's stream of the least key. There must be one.
+func (m *Machine) firstStream(n *node) (*openStream, error) {
+	if n.row.Streams == 1 { // mostly of bytes, which need not be looked for
+		if s, err := m.stream(n, gearsfs.DataKey); s != nil || err != nil {
+			return s, err
+		}
+	}
+	key, err := m.firstKey(n)
+	if err != nil {
+		return nil, err
+	}
+	return m.stream(n, key)
 }
 
 // firstKey returns the least key of n's streams, of which there must be one.

@@ -40,6 +40,12 @@ func (m *Memory) Get(at gearsfs.Place) (Record, error) {
 	return r, nil
 }
 
+// Has implements Rows.
+func (m *Memory) Has(at gearsfs.Place) (bool, error) {
+	_, ok := m.rows.get(at)
+	return ok, nil
+}
+
 // Scan implements Rows.
 func (m *Memory) Scan(from, to gearsfs.Place, yield func(at gearsfs.Place, r *Record) bool) error {
 	for at, r := range m.rows.from(from) {

@@ -231,6 +231,14 @@ func TestCleaningKeepsWhatIsAhead(t *testing.T) {
 type counted struct {
 	*Memory
 	scans, discards int
+	wide            int // deletions that have to look for rows
+}
+
+func (c *counted) Delete(from, to gearsfs.Place) error {
+	if to != next(from) {
+		c.wide++
+	}
+	return c.Memory.Delete(from, to)
 }
 
 func (c *counted) Scan(from, to gearsfs.Place, yield func(gearsfs.Place, *Record) bool) error {
@@ -266,6 +274,47 @@ func TestCleaningDeletesNoEmptyRanges(t *testing.T) {
 		q.Clean()
 		require.LessOrEqual(t, c.discards, live/100+1, "records of %d bytes", size)
 		require.Equal(t, cleanEvery+live, c.rows.len())
+	}
+}
+
+// One record at the head is cleared without looking for rows, wherever it was put;
+// one that stands elsewhere is found all the same.
+func TestClearingOneRecord(t *testing.T) {
+	for name, test := range map[string]struct {
+		put  func(q *Queue)
+		wide int
+	}{
+		"put":              {func(q *Queue) { q.Append([]byte("put"), "", 0) }, 0},
+		"written":          {func(q *Queue) { q.Insert(0, &Record{Data: []byte("written"), Block: true}) }, 0},
+		"written, further": {func(q *Queue) { q.Insert(5, &Record{Data: []byte("written"), Block: true}) }, 1},
+		"put behind another": {func(q *Queue) {
+			q.Append([]byte("another"), "", 0)
+			_, err := q.Take(nil, 1, 100, false)
+			require.NoError(t, err)
+			q.Append([]byte("put"), "", 0)
+		}, 0},
+		"in front of another": {func(q *Queue) {
+			q.Insert(9, &Record{Data: []byte("first"), Block: true})
+			q.Insert(0, &Record{Data: []byte("front"), Block: true})
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &counted{Memory: new(Memory)}
+			q, err := NewQueue(NewState(), c, NewPool(1<<20))
+			require.NoError(t, err)
+			for range 2 {
+				test.put(q)
+				q.DropWindow()
+				c.wide = 0
+				head := q.State().Head
+				require.NoError(t, q.Clear())
+				require.Equal(t, test.wide, c.wide)
+				for at := range c.rows.from(head) {
+					require.Fail(t, "a row is left", "%v", at)
+				}
+				require.Zero(t, q.State().Ready+q.State().Bytes)
+			}
+		})
 	}
 }
 

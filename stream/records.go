@@ -48,6 +48,8 @@ type Rows interface {
 	// Get reads the row at a place that has one; a missing one is an error.
 	// Its Data and Extents are the caller's.
 	Get(at gearsfs.Place) (Record, error)
+	// Has says whether a place has a row.
+	Has(at gearsfs.Place) (bool, error)
 	// Scan calls yield with the rows in [from, to), in order, until it returns
 	// false. What r points to is valid during the call only.
 	Scan(from, to gearsfs.Place, yield func(at gearsfs.Place, r *Record) bool) error
