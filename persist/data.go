@@ -338,6 +338,17 @@ func (d *Data) SetMember(volume ID, member gearsfs.MemberID) error {
 	return d.setIdentity(func(id *Identity) { id.Volume, id.Member = volume, member })
 }
 
+// SetName gives another name to a node that keeps no volume yet, as where the
+// volume that it was to join would not have it by the first. It is durable when
+// SetName returns. gearsfs.ErrForeign: there is a volume, whose nodes know this
+// one by its name; gearsfs.ErrInvalid: that is no name.
+func (d *Data) SetName(name string) error {
+	if err := checkNodeName(name); err != nil {
+		return err
+	}
+	return d.setIdentity(func(id *Identity) { id.Name = name })
+}
+
 // setIdentity fills in what the identity does not say yet.
 func (d *Data) setIdentity(set func(*Identity)) error {
 	d.mu.Lock()
@@ -349,6 +360,8 @@ func (d *Data) setIdentity(set func(*Identity)) error {
 		return nil
 	case was.Volume != (ID{}) && was.Volume != id.Volume:
 		return gearsfs.ErrForeign.Because("%s holds volume %s, not %s", d.dir, was.Volume, id.Volume)
+	case id.Name != was.Name && (was.Volume != (ID{}) || d.Log.Last() != 0):
+		return gearsfs.ErrForeign.Because("the node with the data in %s is named %s for good", d.dir, was.Name)
 	case was.Member != 0 && was.Member != id.Member:
 		return gearsfs.ErrForeign.Because("%s is of member %x, not %x", d.dir, uint64(was.Member), uint64(id.Member))
 	}

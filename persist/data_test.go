@@ -102,8 +102,11 @@ func TestOpenCreatesAndFindsAgain(t *testing.T) {
 			require.Zero(t, id.Volume)
 			require.Zero(t, d.Log.Last())
 			require.Nil(t, d.Log.HardState())
+			require.ErrorIs(t, d.SetName("a\n"), gearsfs.ErrInvalid)
+			require.NoError(t, d.SetName("node-b"))
 			require.NoError(t, d.SetVolume(ID{7}))
 			require.NoError(t, d.SetVolume(ID{7}))
+			require.ErrorIs(t, d.SetName("node-c"), gearsfs.ErrForeign)
 			require.ErrorIs(t, d.SetVolume(ID{8}), gearsfs.ErrForeign)
 			require.ErrorIs(t, d.SetMember(ID{8}, 9), gearsfs.ErrForeign)
 			require.ErrorIs(t, d.SetMember(ID{7}, 0), gearsfs.ErrInvalid)
@@ -117,7 +120,7 @@ func TestOpenCreatesAndFindsAgain(t *testing.T) {
 			opts.Create, opts.Name = false, ""
 			d, err = Open(dir, opts)
 			require.NoError(t, err)
-			id.Volume, id.Member = ID{7}, 1<<63+9
+			id.Name, id.Volume, id.Member = "node-b", ID{7}, 1<<63+9
 			require.Equal(t, id, d.Identity())
 			free, total, err := d.Free()
 			if fsys == vfs.Default {

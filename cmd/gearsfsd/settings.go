@@ -90,8 +90,8 @@ Usage:
 Examples:
   gearsfsd --data /var/lib/gearsfs --mount /mnt/gears
   gearsfsd --data ~/b --listen 127.0.0.1:4096 --listen unix:/tmp/b.sock
-  gearsfsd --data ~/a --http 127.0.0.1:9404                            # curl http://127.0.0.1:9404/metrics
-  gearsfsd --data ~/c --listen 127.0.0.1:4097 --join 127.0.0.1:4096    # a second node of ~/b's volume
+  gearsfsd --data ~/a --http 127.0.0.1:9404              # curl http://127.0.0.1:9404/metrics
+  gearsfsd --data ~/c --name c --join unix:/tmp/b.sock   # a second node of ~/b's volume
 
 Flags:
 ` + flagSet(&settings{}).FlagUsages() + `

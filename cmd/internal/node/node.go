@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -98,9 +99,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	n := &Node{broken: make(chan error, 1), log: cfg.Log}
 	// An address that is taken is found before the data are touched, and data
 	// that can't be opened before a socket is made beside them.
@@ -128,7 +127,8 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 // should end. It returns the errors of Start.
 func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume, error) {
 	tuneRuntime()
-	if cfg.Name == "" {
+	named := cfg.Name != ""
+	if !named {
 		var err error
 		if cfg.Name, err = os.Hostname(); err != nil {
 			return nil, fmt.Errorf("the host's name: %w", err)
@@ -137,6 +137,14 @@ func OpenVolume(ctx context.Context, cfg Config, fatal func(error)) (*dgm.Volume
 	data, err := persist.Open(cfg.Data, persist.Options{Create: !cfg.Offline, Name: cfg.Name, Fatal: fatal})
 	if err != nil {
 		return nil, err
+	}
+	if named && !cfg.Offline && data.Identity().Name != cfg.Name {
+		switch err := data.SetName(cfg.Name); {
+		case errors.Is(err, gearsfs.ErrForeign):
+			cmp.Or(cfg.Log, slog.Default()).Warn("the name is a new node's: this one keeps its own", "name", data.Identity().Name, "told", cfg.Name)
+		case err != nil:
+			return nil, errors.Join(err, data.Close())
+		}
 	}
 	addrs := strings.Join(cfg.Advertise, ",")
 	if cfg.Join != "" {

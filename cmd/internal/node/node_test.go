@@ -13,6 +13,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/persist"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -84,6 +85,27 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	r, err := dgm.Dial(t.Context(), running.Address(), dgm.RemoteOptions{})
 	require.NoError(t, err, "the node that runs did not notice")
 	require.NoError(t, r.Close())
+}
+
+// TestAnotherNameAfterARefusal: a new node whose name the volume has already can
+// be started again with another one; from when it has joined it keeps that.
+func TestAnotherNameAfterARefusal(t *testing.T) {
+	dir := shortDir(t)
+	first := start(t, Config{Data: filepath.Join(dir, "first"), Name: "a"})
+	second := Config{Data: filepath.Join(dir, "second"), Name: "a", Join: first.Address()}
+	_, err := Start(t.Context(), second)
+	require.ErrorIs(t, err, gearsfs.ErrExists)
+	for _, name := range []string{"b", "c"} {
+		second.Name = name
+		n, err := Start(t.Context(), second)
+		require.NoError(t, err)
+		require.NoError(t, n.WaitVoter(t.Context()))
+		require.NoError(t, n.Close())
+		data, err := persist.Open(second.Data, persist.Options{})
+		require.NoError(t, err)
+		assert.Equal(t, "b", data.Identity().Name)
+		require.NoError(t, data.Close())
+	}
 }
 
 func TestListenBeyondLoopback(t *testing.T) {
