@@ -21,6 +21,7 @@ func newMesh(v *Volume) *mesh.Mesh {
 		Applied: func() uint64 { index, _ := v.machine.Applied(); return index },
 		Replace: v.replaceState, Propose: v.proposeVerify,
 		Leads: func() bool { return v.tenure.Load() != nil },
+		Fatal: v.fatal,
 	})
 }
 

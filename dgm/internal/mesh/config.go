@@ -33,11 +33,14 @@ type Config struct {
 	// Propose puts a command into the log and returns when it is applied here.
 	Propose func(context.Context, *wire.Command) error
 	Leads   func() bool
+	// Fatal is told, possibly more than once, where another process runs as this
+	// node: this one must end.
+	Fatal func(error)
 }
 
 // New returns a Mesh that connects to nobody before Begin.
 func New(cfg Config) *Mesh {
-	m := makeMesh(meshConfig{identity: cfg.Identity, tls: cfg.TLS, log: cfg.Log, roster: cfg.Roster})
+	m := makeMesh(meshConfig{identity: cfg.Identity, tls: cfg.TLS, log: cfg.Log, roster: cfg.Roster, fatal: cfg.Fatal})
 	m.snapshots = makeSnapshots(snapshotsConfig{
 		data: cfg.Data, mesh: m, log: cfg.Log, pace: newPace(cfg.SnapshotBytesPerSecond),
 		applied: cfg.Applied, replace: cfg.Replace,

@@ -197,6 +197,9 @@ func (l *peerLink) run() {
 			}
 		} else {
 			l.failed(err)
+			if err := isTwin(err); err != nil {
+				l.mesh.cfg.fatal(err)
+			}
 			if lost && refused(err) && !l.mesh.isHere(l.id) {
 				l.group().Died(l.id)
 				lost = false
@@ -346,10 +349,7 @@ func (m *Mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.M
 		return gearsfs.ErrAccess.Because("user %d listens there, not this node's", who.UID)
 	}
 	st := m.station.Load()
-	resp, err := call(ctx, conn, &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
-		VolumeId: st.volume[:], Member: st.self.Id, To: uint64(to), Self: st.self, Bulk: bulk,
-		Format: persist.FormatVersion, Incarnation: m.incarnation,
-	}}})
+	resp, err := call(ctx, conn, m.greeting(to, bulk))
 	if resp.GetJoined().GetRemoved() {
 		m.expel(fmt.Sprintf("member %x", to))
 	}
@@ -364,6 +364,18 @@ func (m *Mesh) introduce(ctx context.Context, conn *transport.Conn, to gearsfs.M
 	case j.Member != uint64(to):
 		return gearsfs.ErrNotMember.Because("member %x answers, not %x", j.Member, to)
 	}
+	if err := m.checkArrived(to, resp.Joined.Incarnation); err != nil {
+		return err
+	}
 	m.met(to, resp.Joined.Incarnation)
 	return nil
+}
+
+// greeting says who this node is to the one that it means to talk with.
+func (m *Mesh) greeting(to gearsfs.MemberID, bulk bool) *wire.Request {
+	st := m.station.Load()
+	return &wire.Request{Kind: &wire.Request_Peer{Peer: &wire.Peer{
+		VolumeId: st.volume[:], Member: st.self.Id, To: uint64(to), Self: st.self, Bulk: bulk,
+		Format: persist.FormatVersion, Incarnation: m.incarnation,
+	}}}
 }

@@ -33,6 +33,8 @@ type meshConfig struct {
 	offered  func(from gearsfs.MemberID, s *wire.Snapshot)
 	answered func(from gearsfs.MemberID, n *wire.Notice)
 	lend     func(to gearsfs.MemberID, want *wire.Fetch, done func(*wire.Response))
+	// fatal is told where another process runs as this node.
+	fatal func(error)
 }
 
 // Roster says who the members are; it is the state machine.
@@ -85,6 +87,7 @@ type Mesh struct {
 	arrived  map[gearsfs.MemberID]*arrival
 	guests   map[gearsfs.MemberID]gearsfs.Member // not in the roster yet
 	lives    map[gearsfs.MemberID]uint64         // incarnations
+	twins    map[gearsfs.MemberID]twin           // the latest that came beside those
 	expelled string                              // who says that this node was removed
 }
 
@@ -116,6 +119,7 @@ func (p *Peer) Bulk() bool { return p.bulk }
 type arrival struct {
 	peer *Peer
 	self *wire.Member
+	life uint64 // its incarnation
 }
 
 // guestsMax bounds the members that are only known by what they say.
@@ -128,6 +132,7 @@ func makeMesh(cfg meshConfig) *Mesh {
 		arrived:     make(map[gearsfs.MemberID]*arrival),
 		guests:      make(map[gearsfs.MemberID]gearsfs.Member),
 		lives:       make(map[gearsfs.MemberID]uint64),
+		twins:       make(map[gearsfs.MemberID]twin),
 	}
 	m.links.Store(&map[gearsfs.MemberID]*peerLink{})
 	m.ctx, m.stop = context.WithCancel(context.Background())
@@ -359,10 +364,17 @@ func (m *Mesh) Accept(p *Peer, hello *wire.Peer) (*wire.Response, error) {
 	if !known && !m.guest(id, self) {
 		return nil, gearsfs.ErrNotMember.Because("%s (member %x) is not known here", self.Name, uint64(id))
 	}
+	if err := m.checkTwin(id, hello.Incarnation); err != nil {
+		return nil, err
+	}
 	p.member, p.bulk = id, hello.Bulk
 	if !hello.Bulk {
 		m.mu.Lock()
-		m.arrived[id] = &arrival{p, self}
+		before := m.arrived[id]
+		m.arrived[id] = &arrival{p, self, hello.Incarnation}
+		if before != nil && before.life != hello.Incarnation && !m.closed {
+			m.owned.Go(func() { before.peer.Conn.Close() }) //nolint:errcheck // it is over either way
+		}
 		m.mu.Unlock()
 		if l := m.link(id); l != nil {
 			l.kick()

@@ -347,6 +347,37 @@ func TestMeshRestart(t *testing.T) {
 	eventually(t, func() bool { return a.group.deaths() == 1 }, "the death is not noticed")
 }
 
+// A second process with a member's data is refused for as long as the first one
+// runs, and can take its place then.
+func TestMeshTwin(t *testing.T) {
+	nodes := meshOf(t, 1, 2, 3)
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	copied := newMeshNode(t, 2)
+	copied.roster = b.roster
+	copied.cfg.roster = b.roster
+	refused := make(chan error, 100)
+	copied.cfg.fatal = func(err error) { refused <- err }
+	copied.listen()
+	copied.reborn()
+	copied.mesh.Begin(copied.group)
+	for range 2 {
+		require.ErrorIs(t, <-refused, gearsfs.ErrInUse)
+	}
+	for _, other := range []*meshNode{a, c} {
+		other.reaches(b)
+		require.Zero(t, other.group.deaths())
+		for _, self := range other.mesh.Said() {
+			require.NotEqual(t, copied.self.Addrs, self.Addrs)
+		}
+		b.reaches(other)
+	}
+	b.mesh.Close()
+	b.unlisten()
+	copied.reaches(a)
+	copied.reaches(c)
+	eventually(t, func() bool { return a.group.deaths() > 0 && c.group.deaths() > 0 }, "the death is not noticed")
+}
+
 // A node that is stopped accepts connections and says nothing.
 func TestMeshStopped(t *testing.T) {
 	a, b := newMeshNode(t, 1), newMeshNode(t, 2)
