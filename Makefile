@@ -60,7 +60,7 @@ TESTTOOLS := fusermount3:fuse3 rsync:rsync sqlite3:sqlite3 git:git vim:vim getfa
 
 test: check
 	@$(call install-missing,$(TESTTOOLS))
-	$(GO) test -timeout 40m ./...
+	$(GO) test -timeout 40m ./tests ./... # what takes longest begins first
 
 # The tests at full size: more kills, more records, for longer.
 torture:

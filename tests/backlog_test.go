@@ -31,6 +31,7 @@ func (d *daemon) requireBounded() {
 
 // A long backlog costs neither memory nor time at the start.
 func TestBacklog(t *testing.T) {
+	t.Parallel()
 	records := size(1_000_000, 10_000_000)
 	const recordBytes, batch = 100, 4096
 	ctx := context.Background()

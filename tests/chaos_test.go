@@ -33,7 +33,7 @@ const progressWithin = 5 * time.Second
 // while a disk is full; what was acknowledged is there once and in order, all
 // histories are linearizable, and whenever a majority can talk it goes on.
 func TestChaos(t *testing.T) {
-	lasts, err := time.ParseDuration(cmp.Or(chaosLasts, time.Duration(size(60, 3600)*int(time.Second)).String()))
+	lasts, err := time.ParseDuration(cmp.Or(chaosLasts, time.Duration(size(40, 3600)*int(time.Second)).String()))
 	require.NoError(t, err, "GEARSFS_CHAOS")
 	seed := uint64(time.Now().UnixNano())
 	if chaosSeed != "" {

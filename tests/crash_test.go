@@ -29,6 +29,7 @@ import (
 // what was not synced lost: each client finds what it had done up to some
 // moment, not before the last operation that was acknowledged as durable.
 func TestCrashPoints(t *testing.T) {
+	t.Parallel()
 	points := int64(size(10_000, 200_000))
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

@@ -17,6 +17,7 @@ import (
 // 32 putters and 32 takers, a connection each: each record is taken once and in
 // its putter's order.
 func TestMillion(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t)
 	exchange(t, d, d.addr, 1_000_000)
 }

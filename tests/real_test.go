@@ -16,6 +16,7 @@ import (
 // the mount and compared, a program is built from it there, all its words are
 // counted on another node, and after kill -9 it is all still there.
 func TestRealInput(t *testing.T) {
+	t.Parallel()
 	goroot := strings.TrimSpace(must(t, "", "go", "env", "GOROOT"))
 	source := filepath.Join(goroot, "src")
 	files := strings.Count(must(t, source, "find", ".", "-type", "f"), "\n")

@@ -70,6 +70,7 @@ func wcOf(t *testing.T, in io.Reader) []string {
 // The figures are wc's, on inputs of every kind and size, and the memory of the
 // process that has both nodes in it stays flat.
 func TestWordcount(t *testing.T) {
+	t.Parallel()
 	text := int64(size(256<<20, 2<<30))
 	for _, input := range []struct {
 		name string
