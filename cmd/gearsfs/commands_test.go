@@ -256,6 +256,30 @@ func TestTree(t *testing.T) {
 	})
 }
 
+func TestListAsJSON(t *testing.T) {
+	addr := startNode(t)
+	runSteps(t, addr, []step{
+		{line: "mkdir :/d"},
+		{line: "put :/d/f data one"},
+		{line: "put :/d/g data four"},
+	})
+	for _, c := range []struct{ line, want string }{
+		{"ls -o json :/d", "/d/f 3\n/d/g 4\n"},
+		{"ls -o json :/", "/d 4096\n"},
+		{"ls -o json -l :/d/f", "/d/f 3\n"},
+	} {
+		got := cli(t, addr, nil, strings.Fields(c.line)...)
+		require.Equal(t, 0, got.status, got.errs)
+		var shown strings.Builder
+		for line := range strings.Lines(got.out) {
+			var e attrJSON
+			require.NoError(t, json.Unmarshal([]byte(line), &e))
+			fmt.Fprintln(&shown, *e.Path, e.Size)
+		}
+		assert.Equal(t, c.want, shown.String(), c.line)
+	}
+}
+
 func TestRemotes(t *testing.T) {
 	a, b := startNode(t), startNode(t)
 	runSteps(t, a, []step{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 	"time"
 
@@ -56,13 +57,13 @@ func (a *app) forEach(ctx context.Context, open opener, args []string, at string
 
 func (a *app) lsCommand() *cobra.Command {
 	var at string
-	var long bool
+	var o listOptions
 	c := &cobra.Command{
 		Use:   "ls [FILE]...",
 		Short: "List directories of a volume",
 		Long: `List the names in directories, in the order of their bytes; without FILE those of the
-current directory, or outside a mount of the volume's root.`,
-		Example: "  gearsfs ls :/\n  gearsfs ls -l --node unix:/run/gearsfs.sock /src",
+current directory, or outside a mount of the volume's root. -o json shows what stat does.`,
+		Example: "  gearsfs ls :/\n  gearsfs ls -l --node unix:/run/gearsfs.sock /src\n  gearsfs ls -o json gears | jq -r 'select(.size > 1000) | .path'",
 		Args:    atLeast(0),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -71,21 +72,28 @@ current directory, or outside a mount of the volume's root.`,
 					args[0] = "."
 				}
 			}
-			return a.forEach(c.Context(), a.open, args, at, func(ctx context.Context, t target) error { return a.list(ctx, t, long) })
+			return a.forEach(c.Context(), a.open, args, at, func(ctx context.Context, t target) error { return a.list(ctx, t, o) })
 		},
 	}
 	nodeFlag(c.Flags(), &at)
-	c.Flags().BoolVarP(&long, "long", "l", false, "with mode, links, owner, group, size and time")
+	c.Flags().BoolVarP(&o.long, "long", "l", false, "with mode, links, owner, group, size and time")
+	c.Flags().VarP(&o.format, "output", "o", "write one JSON object per line")
 	return c
 }
 
-func (a *app) list(ctx context.Context, t target, long bool) error {
+// listOptions says how ls shows what it finds.
+type listOptions struct {
+	long   bool
+	format formatFlag
+}
+
+func (a *app) list(ctx context.Context, t target, o listOptions) error {
 	attr, err := t.Resolve(ctx, t.path, true)
 	if err != nil {
 		return err
 	}
 	if attr.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return a.printEntry(ctx, t, gearsfs.Entry{Name: t.arg, Attr: attr}, long)
+		return a.printEntry(ctx, t, t.path, gearsfs.Entry{Name: t.arg, Attr: attr}, o)
 	}
 	for after := ""; ; {
 		page, err := t.ReadDir(ctx, attr.Ino, after, dirPage)
@@ -96,7 +104,7 @@ func (a *app) list(ctx context.Context, t target, long bool) error {
 			return nil
 		}
 		for _, e := range page {
-			if err := a.printEntry(ctx, t, e, long); err != nil {
+			if err := a.printEntry(ctx, t, path.Join(t.path, e.Name), e, o); err != nil {
 				return err
 			}
 		}
@@ -104,8 +112,12 @@ func (a *app) list(ctx context.Context, t target, long bool) error {
 	}
 }
 
-func (a *app) printEntry(ctx context.Context, t target, e gearsfs.Entry, long bool) error {
-	if !long {
+// printEntry shows what is at a path in the volume.
+func (a *app) printEntry(ctx context.Context, t target, at string, e gearsfs.Entry, o listOptions) error {
+	switch {
+	case o.format.json:
+		return a.printJSON(attrToJSON(at, e.Attr))
+	case !o.long:
 		return a.printf("%s\n", a.shown(e.Name))
 	}
 	arrow := ""
@@ -330,7 +342,7 @@ func (a *app) mkdir(ctx context.Context, t target, parents bool) error {
 	return nil
 }
 
-// attrJSON is what stat shows.
+// attrJSON is what stat shows, and ls of each name.
 type attrJSON struct {
 	pathJSON
 	Ino     gearsfs.Ino `json:"ino"`
@@ -346,6 +358,14 @@ type attrJSON struct {
 	Ctime   string      `json:"ctime"`
 }
 
+func attrToJSON(name string, at gearsfs.Attr) attrJSON {
+	return attrJSON{
+		pathJSON: pathToJSON(name), Ino: at.Ino, Mode: modeText(at.Mode), Links: at.Nlink, UID: at.UID, GID: at.GID,
+		Size: at.Size, Head: at.Head, Version: at.Version,
+		Atime: timeText(at.Atime), Mtime: timeText(at.Mtime), Ctime: timeText(at.Ctime),
+	}
+}
+
 func (a *app) statCommand() *cobra.Command {
 	var format formatFlag
 	c := a.treeCommand("stat FILE...", "Show the attributes of files",
@@ -357,11 +377,7 @@ head is how many bytes were taken from the front of the file.`,
 			if err != nil {
 				return err
 			}
-			j := attrJSON{
-				pathJSON: pathToJSON(t.path), Ino: at.Ino, Mode: modeText(at.Mode), Links: at.Nlink, UID: at.UID, GID: at.GID,
-				Size: at.Size, Head: at.Head, Version: at.Version,
-				Atime: timeText(at.Atime), Mtime: timeText(at.Mtime), Ctime: timeText(at.Ctime),
-			}
+			j := attrToJSON(t.path, at)
 			if format.json {
 				return a.printJSON(j)
 			}
