@@ -59,30 +59,47 @@ func dial(t *testing.T, addr string, opts dgm.RemoteOptions) *dgm.Remote {
 	return r
 }
 
+// The three ways to a volume of one node.
+
+func byLocal(t *testing.T) dgmtest.Opener {
+	vol := openVolume(t, t.TempDir())
+	return func(t *testing.T) dgm.Manager { return local(t, vol) }
+}
+
+func byUnix(t *testing.T) dgmtest.Opener {
+	vol := openVolume(t, t.TempDir())
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	serve(t, vol, l)
+	return func(t *testing.T) dgm.Manager { return dial(t, "unix:"+path, dgm.RemoteOptions{}) }
+}
+
+func byTCP(t *testing.T) dgmtest.Opener {
+	vol := openVolume(t, t.TempDir())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	serve(t, vol, l)
+	return func(t *testing.T) dgm.Manager { return dial(t, l.Addr().String(), dgm.RemoteOptions{}) }
+}
+
 func TestLocal(t *testing.T) {
-	dgmtest.Run(t, func(t *testing.T) dgmtest.Opener {
-		vol := openVolume(t, t.TempDir())
-		return func(t *testing.T) dgm.Manager { return local(t, vol) }
-	})
+	t.Parallel()
+	dgmtest.Run(t, byLocal)
 }
 
 func TestRemoteUnix(t *testing.T) {
-	dgmtest.Run(t, func(t *testing.T) dgmtest.Opener {
-		vol := openVolume(t, t.TempDir())
-		path := filepath.Join(t.TempDir(), "sock")
-		l, err := net.Listen("unix", path)
-		require.NoError(t, err)
-		serve(t, vol, l)
-		return func(t *testing.T) dgm.Manager { return dial(t, "unix:"+path, dgm.RemoteOptions{}) }
-	})
+	t.Parallel()
+	dgmtest.Run(t, byUnix)
 }
 
 func TestRemoteTCP(t *testing.T) {
-	dgmtest.Run(t, func(t *testing.T) dgmtest.Opener {
-		vol := openVolume(t, t.TempDir())
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		serve(t, vol, l)
-		return func(t *testing.T) dgm.Manager { return dial(t, l.Addr().String(), dgm.RemoteOptions{}) }
-	})
+	t.Parallel()
+	dgmtest.Run(t, byTCP)
+}
+
+func TestAlone(t *testing.T) {
+	for name, by := range map[string]dgmtest.Fresh{"Local": byLocal, "Unix": byUnix, "TCP": byTCP} {
+		t.Run(name, func(t *testing.T) { dgmtest.RunAlone(t, by) })
+	}
 }

@@ -38,6 +38,7 @@ func empty(t *testing.T, m dgm.Manager, dir gearsfs.Ino) {
 // TestGroup runs the suite on a group of three: sessions are Locals of the node that
 // leads, Locals of one that does not, or Remotes of either.
 func TestGroup(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "n0", "n1", "n2")
 	turn := 0
 	for _, kind := range []struct {

@@ -17,13 +17,24 @@ import (
 // everything. The test closes what it opens.
 type Opener func(t *testing.T) dgm.Manager
 
-// Run runs the suite; fresh makes a new, empty volume and returns how sessions
-// of it are opened.
-func Run(t *testing.T, fresh func(t *testing.T) Opener) {
-	tests := []struct {
-		name string
-		run  func(t *testing.T, s *suite)
-	}{
+// Fresh makes a new, empty volume and returns how sessions of it are opened.
+type Fresh func(t *testing.T) Opener
+
+// test is one of the suite.
+type test struct {
+	name string
+	run  func(t *testing.T, s *suite)
+}
+
+// RunAlone runs the part of the suite that measures the process, beside which
+// nothing else may run in it.
+func RunAlone(t *testing.T, fresh Fresh) {
+	run(t, fresh, []test{{"MemoryIsBounded", memoryIsBounded}})
+}
+
+// Run runs the rest of the suite.
+func Run(t *testing.T, fresh Fresh) {
+	run(t, fresh, []test{
 		{"PutTakeOrder", putTakeOrder},
 		{"Batches", batches},
 		{"EmptyRecordIsARecord", emptyRecord},
@@ -68,7 +79,6 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"MovesIntoMemory", movesIntoMemory},
 		{"MemoryNearMisses", memoryNearMisses},
 		{"MemoryBesideTheDead", memoryBesideTheDead},
-		{"MemoryIsBounded", memoryIsBounded},
 		{"BatchesInMemory", alike(batches, "k")},
 		{"FirstComeInMemory", alike(firstCome, "k")},
 		{"CancelledTakeInMemory", alike(cancelledTake, "k")},
@@ -144,7 +154,10 @@ func Run(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"Status", status},
 		{"Nodes", nodes},
 		{"CloseEndsWaits", closeEndsWaits},
-	}
+	})
+}
+
+func run(t *testing.T, fresh Fresh, tests []test) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
