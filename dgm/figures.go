@@ -1,6 +1,10 @@
 package dgm
 
-import "github.com/gearsfs/gearsfs"
+import (
+	"github.com/gearsfs/gearsfs"
+	"github.com/gearsfs/gearsfs/file"
+	"github.com/gearsfs/gearsfs/replica"
+)
 
 // Follower is what a node that leads knows of another member, without asking it.
 type Follower struct {
@@ -11,21 +15,25 @@ type Follower struct {
 	LagBytes   uint64 // about how much of the log that is
 }
 
+// Durations are counted by their length.
+type Durations = replica.Durations
+
 // Figures are what a node knows of itself and of those that follow it. Nobody
 // is asked for them, so they are there also where no node leads.
 type Figures struct {
 	gearsfs.NodeStatus
 	Followers []Follower // nil unless this node leads
+	Counts    file.Counts
+	Timings   replica.Timings
 }
 
-// Figures gathers them when it is called; nothing is counted for it in between.
-// It waits for no other node. Safe for concurrent use. Errors: gearsfs.ErrClosed.
+// Figures gathers them when it is called. It waits for no other node. Safe for concurrent use. Errors: gearsfs.ErrClosed.
 func (v *Volume) Figures() (Figures, error) {
 	if !v.enter() {
 		return Figures{}, gearsfs.ErrClosed
 	}
 	defer v.leave()
-	f := Figures{NodeStatus: v.nodeStatus()}
+	f := Figures{NodeStatus: v.nodeStatus(), Counts: v.machine.Counts(), Timings: v.group.Timings()}
 	g := v.group.Status()
 	for id, p := range g.Progress {
 		row, ok := v.machine.MemberRow(id)

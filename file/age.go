@@ -46,6 +46,7 @@ func (m *Machine) discardOld(c *context, s *openStream, limit int) (n int, err e
 		return 0, nil
 	}
 	if n, err = s.queue.DiscardOlder(m.ago(state.Age), limit); n > 0 && err == nil {
+		m.counts.records.Discarded += uint64(n)
 		m.consumed(c, s)
 	}
 	return n, err

@@ -28,6 +28,7 @@ func (m *Machine) comeBack(c *context, s *openStream, at gearsfs.Place, tries ui
 			return m.bury(c, s, dead, at, out, tries)
 		}
 	}
+	m.counts.records.Returned++
 	if until != 0 {
 		s.queue.Delay(at, until)
 		return nil
@@ -75,6 +76,7 @@ func (m *Machine) bury(c *context, s, dead *openStream, at gearsfs.Place, out st
 	m.dirtyStream(dead)
 	t := m.touch(dead.node.ino, dead.key)
 	t.Ready, t.Appended = true, true
+	m.counts.records.Dead++
 	s.queue.Lose(at.Seq, at.Seq, gearsfs.FateDead)
 	if err := s.queue.Ack(at); err != nil {
 		return err

@@ -113,5 +113,6 @@ func (m *Machine) settle(c *context, s *openStream, at gearsfs.Place, op *wire.S
 		}
 		return nil
 	}
+	m.counts.records.Acked++
 	return s.queue.Ack(at)
 }

@@ -106,6 +106,7 @@ type Machine struct {
 	countMax     int           // countMax but in tests
 	shrinkMax    uint64        // shrinkMax but in tests
 	scratch      scratch
+	counts       counts
 
 	freed  atomic.Uint64 // bytes that streams have got smaller by
 	doomed atomic.Bool   // whether there are any
@@ -121,6 +122,7 @@ type Machine struct {
 // store. Errors: gearsfs.ErrFormat, gearsfs.ErrDamaged and the store's own.
 func New(store Store, obs Observer) (*Machine, error) {
 	m := &Machine{store: store, obs: obs, idsMax: gearsfs.IDsMax, countMax: countMax, shrinkMax: shrinkMax}
+	m.counts.commands = make([]CommandCount, len(wire.CommandKinds()))
 	if err := m.load(); err != nil {
 		return nil, err
 	}
@@ -290,6 +292,7 @@ func (m *Machine) applyCommand(index uint64, cmd *wire.Command) *wire.Answer {
 		m.names.Add(1)
 	}
 	answer := m.dispatch(c, cmd)
+	m.counts.command(cmd, answer)
 	m.endCommand(c, cmd, answer)
 	return answer
 }

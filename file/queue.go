@@ -122,6 +122,7 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh [
 			ids++
 		}
 	}
+	m.counts.records.Put += uint64(len(fresh))
 	if len(fresh) > 0 {
 		touched.Ready, touched.Appended = touched.Ready || until == 0, true
 		m.dataChanged(c, s)
@@ -319,8 +320,10 @@ func (m *Machine) handOut(c *context, s *openStream, op *wire.Take, limit int, k
 	if op.Lease {
 		m.sessions.taken, err = s.queue.Lease(m.sessions.taken, limit, gearsfs.BatchBytesMax, m.grant(c, op))
 		m.volume.NextFence += uint64(len(m.sessions.taken))
+		m.counts.records.Leased += uint64(len(m.sessions.taken))
 	} else {
 		m.sessions.taken, err = s.queue.Take(m.sessions.taken, limit, gearsfs.BatchBytesMax, keep)
+		m.counts.records.Taken += uint64(len(m.sessions.taken))
 	}
 	if err != nil {
 		return nil, err

@@ -87,6 +87,7 @@ func (m *Machine) makeRoom(c *context, s *openStream, records []*wire.NewRecord)
 		return err
 	}
 	if state.Discarded != was {
+		m.counts.records.Discarded += state.Discarded - was
 		m.consumed(c, s)
 	}
 	return nil

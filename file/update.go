@@ -145,6 +145,7 @@ func (m *Machine) update(c *context, s *openStream, r *wire.NewRecord, answer *w
 		return err
 	}
 	at := s.queue.AppendRecord(recordToPut(r, c.now))
+	m.counts.records.Put++
 	s.queue.State().Version = version + 1
 	answer.FirstSeq, answer.LastSeq = uint64(at.Seq), uint64(at.Seq)
 	m.dirtyStream(s)

@@ -98,7 +98,7 @@ func (g *Group) applyOwn(b *batch) error {
 	switch {
 	case !b.durable:
 	case !g.loop.conf.sole(g.cfg.ID): // it was synced before it was committed
-		b.answer(true, nil)
+		g.disk.done(b)
 	case !g.disk.settle(b):
 		b.answer(true, gearsfs.ErrMaybe)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/wire"
@@ -49,9 +50,10 @@ type batch struct {
 	answers []*wire.Answer // once applied
 	held    *held
 
-	index, term uint64 // once proposed to raft
-	durable     bool   // one of items is
-	prompt      bool   // likewise
+	begun       time.Duration // by world.elapsed, when it was proposed to raft
+	index, term uint64        // of what became of it there
+	durable     bool          // one of items is
+	prompt      bool          // likewise
 }
 
 func newBatch(items []waiting, held *held) *batch {

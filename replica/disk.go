@@ -52,6 +52,9 @@ type disk struct {
 
 	ahead atomic.Int64 // waiting, while a sync runs; else 0
 
+	syncs   durations
+	commits durations // of batches whose proposals are durable: see done
+
 	mu       sync.Mutex
 	written  mark
 	synced   mark
@@ -273,6 +276,7 @@ func (d *disk) syncThen(synced func()) bool {
 		return false
 	}
 	took := d.elapsed() - began
+	d.syncs.add(took)
 	synced()
 	d.mu.Lock()
 	d.syncing = false
@@ -326,19 +330,29 @@ func (d *disk) sweepLocked() {
 		}
 		d.mu.Unlock()
 		for i := range ready {
-			ready[i].answer(nil)
+			d.answer(&ready[i], nil)
 		}
 		d.mu.Lock()
 	}
 	d.sweeping = false
 }
 
-func (s *settled) answer(err error) {
-	if s.done != nil {
+// answer tells who waits for s.
+func (d *disk) answer(s *settled, err error) {
+	switch {
+	case s.done != nil:
 		s.done(err)
-		return
+	case err != nil:
+		s.batch.answer(true, err)
+	default:
+		d.done(s.batch)
 	}
-	s.batch.answer(true, err)
+}
+
+// done answers b's durable proposals, which are applied and on disk.
+func (d *disk) done(b *batch) {
+	d.commits.add(d.elapsed() - b.begun)
+	b.answer(true, nil)
 }
 
 // abort answers all that waits with an unknown outcome because of cause.
@@ -351,7 +365,7 @@ func (d *disk) abort(cause error) {
 	d.queue = nil
 	d.mu.Unlock()
 	for i := range queue {
-		queue[i].answer(gearsfs.ErrMaybe.Because("outcome unknown: %v", cause))
+		d.answer(&queue[i], gearsfs.ErrMaybe.Because("outcome unknown: %v", cause))
 	}
 }
 

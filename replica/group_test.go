@@ -137,6 +137,7 @@ func TestOrder(t *testing.T) {
 func TestDurable(t *testing.T) {
 	log := new(memLog)
 	f := openTest(t, log, new(memMachine), nil)
+	_, opened := new(f.Timings().Sync).Cumulative()
 	log.mu.Lock()
 	log.syncGate, log.syncBegan = make(chan struct{}), make(chan struct{})
 	log.mu.Unlock()
@@ -169,6 +170,10 @@ func TestDurable(t *testing.T) {
 	<-whenDone
 	require.NoError(t, when)
 	require.Equal(t, before.Applied, f.Status().Durable)
+	_, commits := new(f.Timings().Commit).Cumulative()
+	require.EqualValues(t, 11, commits, "of entries that somebody wants on disk")
+	_, syncs := new(f.Timings().Sync).Cumulative()
+	require.EqualValues(t, 2, syncs-opened)
 	log.mu.Lock()
 	log.syncGate, log.syncBegan = nil, nil
 	log.mu.Unlock()

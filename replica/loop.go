@@ -204,6 +204,7 @@ func (g *Group) propose(b *batch) error {
 		l.buf = nil
 	}
 	l.proposal.Entries[0].Data = data
+	b.begun = g.world.elapsed()
 	err = l.node.Step(l.proposal)
 	if errors.Is(err, raft.ErrProposalDropped) {
 		// What came behind it is refused too: it may depend on the order, and the

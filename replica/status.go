@@ -54,6 +54,21 @@ type groupFigures struct {
 	progress         map[gearsfs.MemberID]Progress
 }
 
+// Timings are how long a replica's work takes.
+type Timings struct {
+	Sync Durations // fdatasync(2) of the log
+	// Commit is, of each entry that this replica put into the log as the leader and
+	// somebody wants on disk, how long until that was answered: then it is on the
+	// disks of a majority, and applied here. It has many commands where many come at
+	// once.
+	Commit Durations
+}
+
+// Timings returns them as of now.
+func (g *Group) Timings() Timings {
+	return Timings{Sync: g.disk.syncs.get(), Commit: g.disk.commits.get()}
+}
+
 // Quorums are the sets of voters of each of which a majority has to agree: one, or
 // the new and the old ones while they change (Status.Joint). They are as of the last
 // entry of raft's that was applied here, and must not be changed.

@@ -23,6 +23,12 @@ func counter(name, help string, of func(f *dgm.Figures) float64) figure {
 	return figure{prometheus.NewDesc("gearsfs_"+name, help, nil, nil), prometheus.CounterValue, of}
 }
 
+// records is a counter of what happened to records.
+func records(name, help string, of func(f *dgm.Figures) uint64) figure {
+	return counter("records_"+name+"_total", help+", as this node applied it since it was started; not those of streams in memory.",
+		func(f *dgm.Figures) float64 { return float64(of(f)) })
+}
+
 // figures are what every node has. There is none by stream, file or session:
 // their number has no bound.
 var figures = []figure{
@@ -51,6 +57,13 @@ var figures = []figure{
 	gauge("sessions", "Sessions with a client; 0 at a node that follows.", func(f *dgm.Figures) float64 { return float64(f.Sessions) }),
 	gauge("waiting_operations", "Takes, peeks, puts and locks that wait; 0 at a node that follows.",
 		func(f *dgm.Figures) float64 { return float64(f.Waits) }),
+	records("put", "Records put into streams", func(f *dgm.Figures) uint64 { return f.Counts.Records.Put }),
+	records("taken", "Records taken for good, without a lease", func(f *dgm.Figures) uint64 { return f.Counts.Records.Taken }),
+	records("leased", "Records handed out under a lease, also again", func(f *dgm.Figures) uint64 { return f.Counts.Records.Leased }),
+	records("acked", "Leased records acknowledged", func(f *dgm.Figures) uint64 { return f.Counts.Records.Acked }),
+	records("returned", "Leased records given back, by who had them or because the lease ended", func(f *dgm.Figures) uint64 { return f.Counts.Records.Returned }),
+	records("dead", "Records handed out too often and moved to KEY.dead", func(f *dgm.Figures) uint64 { return f.Counts.Records.Dead }),
+	records("discarded", "Records that were too old, or went for newer ones", func(f *dgm.Figures) uint64 { return f.Counts.Records.Discarded }),
 	gauge("warnings", "Warnings that gearsfs status shows.", func(f *dgm.Figures) float64 { return float64(len(f.Warnings)) }),
 	gauge("start_time_seconds", "When this node was started.", func(f *dgm.Figures) float64 { return seconds(f.Started) }),
 }
@@ -70,12 +83,23 @@ var (
 	lagBytesDesc   = member("lag_bytes", "About how much of the log the member lacks.")
 )
 
+// Of what the node has applied and written, since it was started.
+var (
+	commandsDesc = prometheus.NewDesc("gearsfs_commands_total",
+		"Commands that this node applied, as every node does, by kind, and how many had an error as their answer (a wait tried in vain too).",
+		[]string{"command", "result"}, nil)
+	syncDesc   = prometheus.NewDesc("gearsfs_log_sync_duration_seconds", "How long each fdatasync of the log took.", nil, nil)
+	commitDesc = prometheus.NewDesc("gearsfs_commit_duration_seconds",
+		"How long it took each entry from this node's log, where it leads, to what waits for the disk being answered.", nil, nil)
+)
+
 // Describe implements prometheus.Collector.
 func (s *Server) Describe(descs chan<- *prometheus.Desc) {
 	for _, f := range figures {
 		descs <- f.desc
 	}
-	for _, d := range []*prometheus.Desc{readyDesc, buildDesc, nodeDesc, activeDesc, snapshotDesc, lagEntriesDesc, lagBytesDesc} {
+	for _, d := range []*prometheus.Desc{readyDesc, buildDesc, nodeDesc, commandsDesc, syncDesc, commitDesc,
+		activeDesc, snapshotDesc, lagEntriesDesc, lagBytesDesc} {
 		descs <- d
 	}
 }
@@ -97,12 +121,23 @@ func (s *Server) Collect(out chan<- prometheus.Metric) {
 	for _, fig := range figures {
 		out <- prometheus.MustNewConstMetric(fig.desc, fig.kind, fig.of(f))
 	}
+	for kind, n := range f.Counts.Commands {
+		out <- prometheus.MustNewConstMetric(commandsDesc, prometheus.CounterValue, float64(n.Done), kind, "done")
+		out <- prometheus.MustNewConstMetric(commandsDesc, prometheus.CounterValue, float64(n.Refused), kind, "refused")
+	}
+	out <- histogram(syncDesc, &f.Timings.Sync)
+	out <- histogram(commitDesc, &f.Timings.Commit)
 	for _, m := range f.Followers {
 		show(activeDesc, flag(m.Active), m.Name)
 		show(snapshotDesc, flag(m.Snapshot), m.Name)
 		show(lagEntriesDesc, float64(m.LagEntries), m.Name)
 		show(lagBytesDesc, float64(m.LagBytes), m.Name)
 	}
+}
+
+func histogram(desc *prometheus.Desc, d *dgm.Durations) prometheus.Metric {
+	upto, n := d.Cumulative()
+	return prometheus.MustNewConstHistogram(desc, n, d.Sum.Seconds(), upto)
 }
 
 func flag(b bool) float64 {

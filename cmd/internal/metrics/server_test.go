@@ -13,6 +13,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/file"
 	"github.com/gearsfs/gearsfs/transport"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -88,6 +89,9 @@ func TestMetricsOfAnOpenNode(t *testing.T) {
 	f := dgm.Figures{Followers: []dgm.Follower{{Name: `b"\`, Active: true, LagEntries: 7, LagBytes: 4096}, {Name: "c", Snapshot: true}}}
 	f.Name, f.Volume, f.Role, f.Leader, f.LeaderSince = "a", "main", "leader", "a", time.Unix(1700000000, 5e8)
 	f.Commit, f.Applied, f.Term, f.Voters, f.Sessions, f.Waits, f.LogBytes = 40, 30, 3, 3, 2, 5, 1<<20
+	f.Counts.Commands = map[string]file.CommandCount{"put": {Done: 12, Refused: 3}}
+	f.Counts.Records = file.RecordCounts{Put: 21, Taken: 22, Leased: 23, Acked: 24, Returned: 25, Dead: 26, Discarded: 27}
+	f.Timings.Sync.Counts[1], f.Timings.Sync.Counts[4], f.Timings.Sync.Sum = 2, 1, 300*time.Microsecond
 	s.Show(&fixed{figures: f})
 	status, text := get("/metrics")
 	require.Equal(t, 200, status)
@@ -96,7 +100,14 @@ func TestMetricsOfAnOpenNode(t *testing.T) {
 		"gearsfs_leader_change_timestamp_seconds 1.7000000005e+09", "gearsfs_raft_applied_entries_total 30", "gearsfs_apply_lag_entries 10",
 		"gearsfs_sessions 2", "gearsfs_waiting_operations 5", "gearsfs_log_size_bytes 1.048576e+06",
 		`gearsfs_member_lag_entries{member="b\"\\"} 7`, `gearsfs_member_lag_bytes{member="b\"\\"} 4096`,
-		`gearsfs_member_reachable{member="c"} 0`, `gearsfs_member_snapshot{member="c"} 1`, "go_goroutines ", "process_open_fds ",
+		`gearsfs_member_reachable{member="c"} 0`, `gearsfs_member_snapshot{member="c"} 1`, "go_goroutines ",
+		`gearsfs_commands_total{command="put",result="done"} 12`, `gearsfs_commands_total{command="put",result="refused"} 3`,
+		"gearsfs_records_put_total 21", "gearsfs_records_taken_total 22", "gearsfs_records_leased_total 23", "gearsfs_records_acked_total 24",
+		"gearsfs_records_returned_total 25", "gearsfs_records_dead_total 26", "gearsfs_records_discarded_total 27",
+		`gearsfs_log_sync_duration_seconds_bucket{le="1.6e-05"} 0`, `gearsfs_log_sync_duration_seconds_bucket{le="3.2e-05"} 2`,
+		`gearsfs_log_sync_duration_seconds_bucket{le="0.000128"} 2`, `gearsfs_log_sync_duration_seconds_bucket{le="0.000256"} 3`,
+		`gearsfs_log_sync_duration_seconds_bucket{le="+Inf"} 3`, "gearsfs_log_sync_duration_seconds_sum 0.0003", "gearsfs_log_sync_duration_seconds_count 3",
+		"gearsfs_commit_duration_seconds_count 0", "process_open_fds ",
 	} {
 		assert.Contains(t, text, "\n"+line)
 	}
