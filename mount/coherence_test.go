@@ -18,6 +18,7 @@ import (
 
 	"github.com/gearsfs/gearsfs"
 	"github.com/gearsfs/gearsfs/dgm"
+	"github.com/gearsfs/gearsfs/mount"
 )
 
 // write replaces a file's content as another session.
@@ -155,6 +156,30 @@ func TestMappingSeesWhatOthersWrote(t *testing.T) {
 }
 
 // TestTwoMounts changes files through one mount and looks through another.
+// TestNothingBelieved: with timeouts of 0 the kernel asks each time, and so sees at
+// once what others did, before it is told.
+func TestNothingBelieved(t *testing.T) {
+	zero, err := mount.ParseOptions("attr_timeout=0,entry_timeout=0")
+	require.NoError(t, err)
+	f := newFixtureWith(t, func(o *mount.Options) { o.AttrTimeout, o.EntryTimeout = zero.AttrTimeout, zero.EntryTimeout })
+	for i := range 200 {
+		name := fmt.Sprint(i)
+		attr, err := f.other.Create(t.Context(), gearsfs.RootIno, name, dgm.Make{Mode: 0o644})
+		require.NoError(t, err)
+		info, err := os.Stat(f.path(name))
+		require.NoError(t, err)
+		require.Zero(t, info.Size())
+		_, err = f.other.Append(t.Context(), attr.Ino, []byte("more"))
+		require.NoError(t, err)
+		info, err = os.Stat(f.path(name))
+		require.NoError(t, err)
+		require.EqualValues(t, 4, info.Size())
+		require.NoError(t, f.other.Unlink(t.Context(), gearsfs.RootIno, name))
+		_, err = os.Stat(f.path(name))
+		require.ErrorIs(t, err, os.ErrNotExist)
+	}
+}
+
 func TestTwoMounts(t *testing.T) {
 	f := newFixture(t)
 	second := t.TempDir()

@@ -234,6 +234,10 @@ func TestParseOptions(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, mount.Options{Name: "x", ReadOnly: true, AllowOther: true, NonEmpty: true, Debug: true,
 		AttrTimeout: 1500 * time.Millisecond, EntryTimeout: 2 * time.Minute, Timeout: 10 * time.Second, Kernel: []string{"noexec"}}, o)
+	o, err = mount.ParseOptions("attr_timeout=0,entry_timeout=0s")
+	require.NoError(t, err)
+	require.Negative(t, o.AttrTimeout, "never, not as the mount likes")
+	require.Negative(t, o.EntryTimeout)
 	for _, bad := range []string{"color", "ro=1", "fsname=", "attr_timeout", "attr_timeout=-1", "attr_timeout=x", "timeout=0.5", "timeout=x", "user_id=0"} {
 		_, err := mount.ParseOptions("rw," + bad)
 		require.ErrorContains(t, err, bad)

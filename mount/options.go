@@ -30,7 +30,8 @@ type Options struct {
 	Debug      bool // log each request
 
 	// AttrTimeout and EntryTimeout bound how long the kernel believes
-	// attributes and names without asking; 0 leaves it to the mount.
+	// attributes and names without asking; 0 leaves it to the mount, and less is
+	// never: what others change is seen at once.
 	AttrTimeout, EntryTimeout time.Duration
 
 	// Timeout is how long calls wait for a node that does not answer, until they
@@ -111,9 +112,9 @@ func (o *Options) set(field string) error {
 		o.Name = value
 		return nil
 	case name == "attr_timeout" && hasValue:
-		o.AttrTimeout, err = parseTimeout(value)
+		o.AttrTimeout, err = parseBelief(value)
 	case name == "entry_timeout" && hasValue:
-		o.EntryTimeout, err = parseTimeout(value)
+		o.EntryTimeout, err = parseBelief(value)
 	case name == "timeout" && hasValue:
 		if o.Timeout, err = parseTimeout(value); err == nil && o.Timeout < time.Second {
 			err = fmt.Errorf("must be at least a second")
@@ -145,17 +146,26 @@ func (o *Options) set(field string) error {
 	return nil
 }
 
+// parseBelief reads a timeout for what the kernel believes, of which 0 is never.
+func parseBelief(s string) (time.Duration, error) {
+	d, err := parseTimeout(s)
+	if d == 0 && err == nil {
+		return -1, nil
+	}
+	return d, err
+}
+
 // parseTimeout reads seconds, as other file systems' timeouts, or a duration.
 func parseTimeout(s string) (time.Duration, error) {
 	if seconds, err := strconv.ParseFloat(s, 64); err == nil {
 		if seconds < 0 || seconds > 1e6 {
 			return 0, fmt.Errorf("must be 0 to 1000000 seconds")
 		}
-		return max(time.Duration(seconds*float64(time.Second)), time.Nanosecond), nil
+		return time.Duration(seconds * float64(time.Second)), nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
 		return 0, fmt.Errorf("not a number of seconds")
 	}
-	return max(d, time.Nanosecond), nil
+	return d, nil
 }

@@ -155,8 +155,11 @@ func (s *server) entryValid(at moment) time.Duration {
 }
 
 func limited(d, limit time.Duration) time.Duration {
-	if limit > 0 {
+	switch {
+	case limit > 0:
 		return min(d, limit)
+	case limit < 0:
+		return 0 // the least other that there is would be a tick of the kernel's, some ms
 	}
 	return d
 }
