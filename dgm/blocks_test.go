@@ -273,6 +273,7 @@ func TestBlocksOfNodes(t *testing.T) {
 // A node says that it has all bytes only where it knows that its state is all that
 // was committed: with what it has not applied yet it may lack others.
 func TestWholeOfWhatIsCommitted(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "a", "b", "c")
 	makeFile(t, local(t, c.leader().vol), "f")
 	last := c.follower()

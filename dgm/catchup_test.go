@@ -43,6 +43,7 @@ func putOne(t *testing.T, m dgm.Manager, data []byte) error {
 // A node that joins a volume whose log does not go back to its beginning gets
 // the state as a snapshot, while puts go on; then it is as the others are.
 func TestJoinBySnapshot(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "a")
 	m := local(t, c.all[0].vol)
 	data := make([]byte, 60<<10)

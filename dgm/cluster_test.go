@@ -269,6 +269,7 @@ func TestOpenOfWhatWasMade(t *testing.T) {
 // TestMadeElsewhere: whoever was told that a file was made or removed may have
 // another node's client look for it.
 func TestMadeElsewhere(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "a", "b", "c")
 	here, there := local(t, c.leader().vol), local(t, c.follower().vol)
 	for i := range 500 {

@@ -69,6 +69,7 @@ func TestLetGoOverCuts(t *testing.T) {
 // TestCreateOnNodes: what was created stays open over a change of leader, whichever
 // node its client came by, until it is let go or the session ends.
 func TestCreateOnNodes(t *testing.T) {
+	t.Parallel()
 	for _, way := range ways {
 		if way.name == "close" { // what is local to a process ends with it
 			continue
@@ -125,6 +126,7 @@ func TestCreateOnNodes(t *testing.T) {
 // TestCreateBesideUnlink: whoever removes a file while another creates it, it is either
 // open or gone.
 func TestCreateBesideUnlink(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "a", "b", "c")
 	makes, removes := local(t, c.follower().vol), local(t, c.leader().vol)
 	for i := range 200 {

@@ -38,6 +38,7 @@ func (c *nodes) cutOff() {
 // TestFailover: what clients wait for and hold outlives the node that leads,
 // whichever node they came by.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			c := newNodes(t, "a", "b", "c")
@@ -253,6 +254,7 @@ func TestFailovers(t *testing.T) {
 // TestLeasesOutliveAClock: the lead goes to a node whose clock is an hour ahead,
 // and what is leased stays so for as long as it was to be.
 func TestLeasesOutliveAClock(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "a")
 	for _, name := range []string{"b", "c"} {
 		n := c.add(name)

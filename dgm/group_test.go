@@ -216,6 +216,7 @@ func TestSessionsOutliveLeaders(t *testing.T) {
 // TestLocalWithoutALeader: a node that is alone of three reads, and its changes
 // wait for another.
 func TestLocalWithoutALeader(t *testing.T) {
+	t.Parallel()
 	c := newNodes(t, "n0", "n1", "n2")
 	attr, err := local(t, c.all[2].vol).Make(t.Context(), gearsfs.RootIno, "f", dgm.Make{Mode: 0o100644})
 	require.NoError(t, err)

@@ -529,6 +529,7 @@ func TestPassedOnSessionDeparts(t *testing.T) {
 // started anew and lets it in by both at once: on a unix socket each connection
 // that it closes looks like its death.
 func TestBackByTwoAddresses(t *testing.T) {
+	t.Parallel()
 	data, dirs := t.TempDir(), t.TempDir()
 	paths := []string{filepath.Join(dirs, "a"), filepath.Join(dirs, "b")}
 	var r *dgm.Remote

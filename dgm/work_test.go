@@ -89,6 +89,7 @@ func TestTransactionWhoseAnswerIsLost(t *testing.T) {
 // Leases end at their deadlines, delays at their time and transactions go on
 // whichever node leads.
 func TestFailoverOfWork(t *testing.T) {
+	t.Parallel()
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			c := newNodes(t, "a", "b", "c")
