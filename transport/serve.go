@@ -2,6 +2,7 @@ package transport
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/gearsfs/gearsfs"
 )
@@ -90,7 +91,9 @@ func ReplyAll(calls []*Call, bodies [][]byte) {
 			due = append(due, c)
 		}
 	}
-	for _, c := range due {
+	// What the last one asked for has waited longest, where the others' requests woke
+	// it: a put is answered behind the take that got its record.
+	for _, c := range slices.Backward(due) {
 		c.flush()
 	}
 }
