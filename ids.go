@@ -41,6 +41,14 @@ type Index uint64
 // data, so it is never used again for other data. 0 means none.
 type MemberID uint64
 
+// String is the id in base 16, as messages and -o json show it; "" for none.
+func (id MemberID) String() string {
+	if id == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(id), 16)
+}
+
 // SessionID names a session: a client of a volume that owns waiting takes and
 // leases and whose retries are recognised. It contains the log time at which
 // it was minted, so that a late stranger is told from a known session. The

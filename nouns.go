@@ -1,6 +1,8 @@
 package gearsfs
 
 import (
+	"cmp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -159,6 +161,19 @@ const (
 	FullDropOldest             // the oldest records are discarded, leased ones too
 )
 
+// String is the policy as `gearsfs set --full` reads it.
+func (f Full) String() string {
+	switch f {
+	case FullWait:
+		return "wait"
+	case FullRefuse:
+		return "refuse"
+	case FullDropOldest:
+		return "drop-oldest"
+	}
+	return strconv.FormatUint(uint64(f), 10)
+}
+
 // Settings are those of a stream beside its Limits.
 type Settings struct {
 	Age        time.Duration // after which records that can be taken are discarded; 0 is never
@@ -169,6 +184,17 @@ type Settings struct {
 	AppendOnly bool          // no truncation, no writing in place
 	Memory     bool          // records are in the node's memory alone
 }
+
+// Store is where the records are kept, as `gearsfs set --store` reads it.
+func (s *Settings) Store() string {
+	if s.Memory {
+		return "memory"
+	}
+	return "disk"
+}
+
+// Window is how long ids are remembered.
+func (s *Settings) Window() time.Duration { return cmp.Or(s.IDWindow, IDWindowDefault) }
 
 // IDWindowDefault and IDsMax bound what a stream remembers of ids.
 const (
@@ -246,6 +272,9 @@ type NodeStatus struct {
 	LeaderSince           time.Time
 	Voters, Learners      uint32
 }
+
+// Lag is how many entries are committed, as far as the node knows, and not applied.
+func (s *NodeStatus) Lag() uint64 { return uint64(s.Commit - min(s.Commit, s.Applied)) }
 
 // NodeInfo is what one node knows of another, or of itself, at some moment.
 type NodeInfo struct {

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -92,23 +93,27 @@ func fields(pairs ...any) string {
 }
 
 func infoText(i gearsfs.StreamInfo) string {
-	return fields("key", i.Key, "records", i.Records, "leased", i.Leased, "bytes", i.Bytes,
+	s := &i.Settings
+	return fields("key", i.Key, "records", i.Records, "leased", i.Leased, "delayed", i.Delayed, "bytes", i.Bytes,
 		"head", i.Head.Seq, "tail", i.Tail.Seq, "head_pos", i.Head.Pos, "tail_pos", i.Tail.Pos,
-		"version", i.Version, "waiting", i.Waiting, "sealed", i.Sealed,
-		"limit_records", i.Limits.Records, "limit_bytes", i.Limits.Bytes)
+		"version", i.Version, "waiting", i.Waiting, "sealed", i.Sealed, "discarded", i.Discarded,
+		"limit_records", i.Limits.Records, "limit_bytes", i.Limits.Bytes, "limit_age_seconds", s.Age.Seconds(),
+		"full", s.Full, "tries", s.Tries, "type", harmless(s.Type), "id_window_seconds", s.Window().Seconds(),
+		"append_only", s.AppendOnly, "store", s.Store())
 }
 
 func statusText(s gearsfs.NodeStatus) string {
-	since := ""
+	since := "-"
 	if !s.LeaderSince.IsZero() {
 		since = s.LeaderSince.Format(time.RFC3339)
 	}
-	text := fields("node", s.Name, "volume", s.Volume, "version", s.Version, "role", s.Role, "leader", s.Leader,
-		"leader_since", since, "voters", s.Voters, "learners", s.Learners,
-		"term", s.Term, "last", s.Last, "commit", s.Commit, "applied", s.Applied, "durable", s.Durable,
-		"log_bytes", s.LogBytes, "state_bytes", s.StateBytes, "sessions", s.Sessions, "waits", s.Waits,
+	text := fields("node", s.Name, "member", s.Member, "volume", s.Volume, "version", s.Version,
+		"role", s.Role, "leader", cmp.Or(s.Leader, "-"), "leader_since", since,
+		"voters", s.Voters, "learners", s.Learners, "term", s.Term, "last", s.Last,
+		"commit", s.Commit, "applied", s.Applied, "durable", s.Durable, "lag", s.Lag(),
+		"log_bytes", s.LogBytes, "state_bytes", s.StateBytes,
 		"bytes_total", s.Usage.BytesTotal, "bytes_free", s.Usage.BytesFree, "inodes", s.Usage.Inodes,
-		"started", s.Started.Format(time.RFC3339))
+		"sessions", s.Sessions, "waits", s.Waits, "started", s.Started.Format(time.RFC3339))
 	for _, w := range s.Warnings {
 		text += fields("warning", w)
 	}
@@ -146,16 +151,17 @@ func keysText(keys []gearsfs.Key) string {
 // behind them the remotes that are known by name.
 func nodesText(nodes []gearsfs.NodeInfo, remotes map[string]string) string {
 	names := slices.Sorted(maps.Keys(remotes))
-	return table("NODE\tROLE\tSTATE\tAPPLIED\tLAG\tBYTES\tADDRESS\tNOTE", len(nodes)+len(names), func(i int) string {
+	return table("NODE\tROLE\tSTATE\tTERM\tCOMMIT\tAPPLIED\tLAG\tBYTES\tADDRESS\tNOTE", len(nodes)+len(names), func(i int) string {
 		if i >= len(nodes) {
 			name := names[i-len(nodes)]
-			return fmt.Sprintf("%s\tremote\t-\t-\t-\t-\t%s\t", name, remotes[name])
+			return fmt.Sprintf("%s\tremote\t-\t-\t-\t-\t-\t-\t%s\t", name, remotes[name])
 		}
 		n := nodes[i]
 		if !n.Reachable {
-			return fmt.Sprintf("%s\t%s\taway\t-\t-\t-\t%s\t%s", n.Name, n.Role, n.Addrs, n.Trouble)
+			return fmt.Sprintf("%s\t%s\taway\t-\t-\t-\t-\t-\t%s\t%s", n.Name, n.Role, n.Addrs, n.Trouble)
 		}
-		return fmt.Sprintf("%s\t%s\tup\t%d\t%d\t%d\t%s\t%s", n.Name, n.Role, n.Applied, n.LagEntries, n.LagBytes, n.Addrs, n.Trouble)
+		return fmt.Sprintf("%s\t%s\tup\t%d\t%d\t%d\t%d\t%d\t%s\t%s",
+			n.Name, n.Role, n.Term, n.Commit, n.Applied, n.LagEntries, n.LagBytes, n.Addrs, n.Trouble)
 	})
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -47,7 +46,7 @@ func (a *app) dialCluster(ctx context.Context, addrs string) (nodeClient, error)
 // statusJSON is a node as -o json shows it.
 type statusJSON struct {
 	Node        string        `json:"node"`
-	Member      string        `json:"member"`
+	Member      string        `json:"member"` // not a number, which JSON's readers would round
 	Address     string        `json:"address"`
 	Volume      string        `json:"volume"`
 	Version     string        `json:"version"`
@@ -75,21 +74,13 @@ type statusJSON struct {
 
 func statusToJSON(s gearsfs.NodeStatus, addr string) statusJSON {
 	return statusJSON{
-		Node: s.Name, Member: memberText(s.Member), Address: addr, Volume: s.Volume, Version: s.Version,
+		Node: s.Name, Member: s.Member.String(), Address: addr, Volume: s.Volume, Version: s.Version,
 		Role: s.Role, Leader: s.Leader, LeaderSince: sinceText(s.LeaderSince), Voters: s.Voters, Learners: s.Learners,
 		Term: s.Term, Last: s.Last, Commit: s.Commit, Applied: s.Applied, Durable: s.Durable,
-		Lag: uint64(s.Commit - min(s.Commit, s.Applied)), LogBytes: s.LogBytes, StateBytes: s.StateBytes,
+		Lag: s.Lag(), LogBytes: s.LogBytes, StateBytes: s.StateBytes,
 		BytesTotal: s.Usage.BytesTotal, BytesFree: s.Usage.BytesFree, Inodes: s.Usage.Inodes,
 		Sessions: s.Sessions, Waits: s.Waits, Started: timeText(s.Started), Warnings: append([]string{}, s.Warnings...),
 	}
-}
-
-// memberText is a member's id; not as a number, which JSON's readers would round.
-func memberText(id gearsfs.MemberID) string {
-	if id == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%x", uint64(id))
 }
 
 func sinceText(t time.Time) string {
@@ -175,7 +166,7 @@ type nodeJSON struct {
 
 func nodeToJSON(n gearsfs.NodeInfo) nodeJSON {
 	return nodeJSON{
-		Node: n.Name, Member: memberText(n.ID), Address: n.Addrs, Role: n.Role, Reachable: n.Reachable, Version: n.Version,
+		Node: n.Name, Member: n.ID.String(), Address: n.Addrs, Role: n.Role, Reachable: n.Reachable, Version: n.Version,
 		Term: n.Term, Last: n.Last, Commit: n.Commit, Applied: n.Applied, Lag: n.LagEntries, LagBytes: n.LagBytes,
 		LogBytes: n.LogBytes, StateBytes: n.StateBytes, Trouble: n.Trouble,
 	}

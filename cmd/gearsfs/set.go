@@ -118,22 +118,17 @@ type settingsJSON struct {
 }
 
 func (a *app) printSettings(info gearsfs.StreamInfo, asJSON bool) error {
-	s := info.Settings
-	window := s.IDWindow
-	if window == 0 {
-		window = gearsfs.IDWindowDefault
-	}
-	full, store := fullText(s.Full), storeFlag{s.Memory}.text()
+	s := &info.Settings
 	if asJSON {
 		return a.printJSON(settingsJSON{
-			info.Limits.Records, info.Limits.Bytes, s.Age.Seconds(), full, s.Tries, typeToJSON(s.Type), window.Seconds(),
-			s.AppendOnly, store, info.Sealed,
+			info.Limits.Records, info.Limits.Bytes, s.Age.Seconds(), s.Full.String(), s.Tries,
+			typeToJSON(s.Type), s.Window().Seconds(), s.AppendOnly, s.Store(), info.Sealed,
 		})
 	}
 	return a.pairs([]pair{
-		{"records", info.Limits.Records}, {"bytes", info.Limits.Bytes}, {"age", spanText(s.Age)}, {"full", full},
-		{"tries", s.Tries}, {"type", a.shown(s.Type)}, {"id-window", spanText(window)}, {"append-only", s.AppendOnly},
-		{"store", store}, {"sealed", info.Sealed},
+		{"records", info.Limits.Records}, {"bytes", info.Limits.Bytes}, {"age", spanText(s.Age)}, {"full", s.Full},
+		{"tries", s.Tries}, {"type", a.shown(s.Type)}, {"id-window", spanText(s.Window())}, {"append-only", s.AppendOnly},
+		{"store", s.Store()}, {"sealed", info.Sealed},
 	})
 }
 
@@ -150,22 +145,13 @@ type fullFlag struct{ value gearsfs.Full }
 
 var _ pflag.Value = (*fullFlag)(nil)
 
-var fullNames = []string{gearsfs.FullWait: "wait", gearsfs.FullRefuse: "refuse", gearsfs.FullDropOldest: "drop-oldest"}
-
-func fullText(f gearsfs.Full) string {
-	if int(f) < len(fullNames) {
-		return fullNames[f]
-	}
-	return fmt.Sprint(uint32(f))
-}
-
 func (f *fullFlag) Type() string   { return "POLICY" }
 func (f *fullFlag) String() string { return "" }
 
 func (f *fullFlag) Set(s string) error {
-	for i, name := range fullNames {
-		if s == name {
-			f.value = gearsfs.Full(i)
+	for i := gearsfs.FullWait; i <= gearsfs.FullDropOldest; i++ {
+		if s == i.String() {
+			f.value = i
 			return nil
 		}
 	}
@@ -186,11 +172,4 @@ func (f *storeFlag) Set(s string) error {
 	}
 	f.memory = s == "memory"
 	return nil
-}
-
-func (f storeFlag) text() string {
-	if f.memory {
-		return "memory"
-	}
-	return "disk"
 }

@@ -106,7 +106,7 @@ func (s *snapshots) nameOf(id gearsfs.MemberID) string {
 	if l := s.cfg.mesh.link(id); l != nil {
 		return l.who().Name
 	}
-	return fmt.Sprintf("member %x", uint64(id))
+	return "member " + id.String()
 }
 
 // obtain returns when the state is the snapshot's or later.
