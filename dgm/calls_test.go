@@ -280,11 +280,11 @@ func TestNotLeaderGoesElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first := newScriptLink(false)
 		r, route := scripted(t, RemoteOptions{}, first)
-		out, failed := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		known, _ := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
 		synctest.Wait()
 		first.asked()[0].done(attrResponse(&wire.Attr{Ino: 7}))
-		<-out
-		out, failed = later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
+		<-known
+		out, failed := later(func() (gearsfs.Attr, error) { return r.GetAttr(t.Context(), 7) })
 		synctest.Wait()
 		began := time.Now()
 		elsewhere := failure(gearsfs.ErrNotLeader)

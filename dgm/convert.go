@@ -69,20 +69,6 @@ func recordsFromWire(ts []*wire.TakenRecord) []gearsfs.Record {
 	return rs
 }
 
-func recordToWire(r gearsfs.Record) *wire.TakenRecord {
-	t := &wire.TakenRecord{
-		Key: string(r.Key), Pos: uint64(r.Place.Pos), Seq: uint64(r.Place.Seq),
-		Data: r.Data, Type: r.Type, Time: nanos(r.Time), Deliveries: r.Deliveries,
-	}
-	if r.Receipt != nil {
-		t.Fence, t.Ino = r.Receipt.Fence, uint64(r.Receipt.Ino)
-	}
-	if !r.Deadline.IsZero() {
-		t.Deadline = nanos(r.Deadline)
-	}
-	return t
-}
-
 func streamFromWire(s *wire.Stream) gearsfs.StreamInfo {
 	var lost []gearsfs.LostRun
 	for _, run := range s.Lost {

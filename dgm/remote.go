@@ -102,7 +102,6 @@ type Remote struct {
 	room             sync.Cond  // signalled when a call ends, broadcast when the Remote closes
 	session          gearsfs.SessionID
 	spent            gearsfs.SessionID // not to be used again: the volume refuses it
-	rowed            bool              // the volume's state knows the session
 	noted            gearsfs.SessionID // what Lasting was told last
 	reserved         uint64            // seqs below it are noted to be in use
 	link             link              // nil while the node is lost

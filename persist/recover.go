@@ -164,12 +164,11 @@ func (r *recovery) firstNeeded(number uint64) (first uint64, err error) {
 	rec, ok, err := reader.record(0)
 	if h, isHead := parseHead(rec, number); ok && isHead {
 		first = h.first
-		generation := rec.generation
 		for ok && err == nil {
 			if f, isFront := parseFront(rec); isFront {
 				first = f
 			}
-			generation = rec.generation
+			generation := rec.generation
 			seg.used += recordBytes(len(rec.payload))
 			rec, ok, err = reader.record(seg.used)
 			ok = ok && rec.follows(generation)

@@ -114,15 +114,6 @@ func (t *simTree) delete(key []byte) *simTree {
 	return t.without(key, append(slices.Clone(key), 0))
 }
 
-// each visits the rows in order.
-func (t *simTree) each(visit func(key, value []byte)) {
-	if t != nil {
-		t.left.each(visit)
-		visit(t.key, t.value)
-		t.right.each(visit)
-	}
-}
-
 // ceiling returns the first row whose key is not below key, floor the last one
 // that is below it; nil where there is none.
 func (t *simTree) ceiling(key []byte) (found *simTree) {

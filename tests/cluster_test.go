@@ -119,12 +119,6 @@ func (c *cluster) leader() int {
 	return leader
 }
 
-// aFollower is a node that does not lead.
-func (c *cluster) aFollower() int {
-	c.t.Helper()
-	return (c.leader() + 1) % len(c.nodes)
-}
-
 // A member is a line of `gearsfs nodes -o json`.
 type member struct {
 	Node, Role, Address, Trouble string
