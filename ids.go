@@ -41,8 +41,8 @@ type Index uint64
 // data, so it is never used again for other data. 0 means none.
 type MemberID uint64
 
-// String is the id in base 16, as messages and -o json show it; "" for none.
-func (id MemberID) String() string {
+// Hex is the id in base 16, as messages and -o json show it; "" for none.
+func (id MemberID) Hex() string {
 	if id == 0 {
 		return ""
 	}

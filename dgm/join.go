@@ -68,7 +68,7 @@ func Join(ctx context.Context, addrs string, cfg JoinConfig) error {
 	if err := cfg.Data.SetMember(volume, member); err != nil {
 		return fmt.Errorf("note the volume that was joined: %w", err)
 	}
-	log.Info("joined a volume", "volume", joined.Volume, "id", volume, "member", member)
+	log.Info("joined a volume", "volume", joined.Volume, "id", volume, "member", member.Hex())
 	return nil
 }
 

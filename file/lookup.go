@@ -160,14 +160,14 @@ func (r *reading) loadInode(ino gearsfs.Ino) (*node, error) {
 	return n, nil
 }
 
-// directory returns a directory that the caller may use as want says. Errors:
+// mayUse returns nil for a directory that the caller may use as want says. Errors:
 // gearsfs.ErrStale, ErrNotDir, ErrAccess.
-func (r *reading) directory(dir gearsfs.Ino, caller gearsfs.Caller, want uint32) (inode, error) {
+func (r *reading) mayUse(dir gearsfs.Ino, caller gearsfs.Caller, want uint32) error {
 	n, err := r.inode(dir)
-	if err == nil {
-		err = n.checkDirectory(caller, want)
+	if err != nil {
+		return err
 	}
-	return n, err
+	return n.checkDirectory(caller, want)
 }
 
 func (n *inode) checkDirectory(caller gearsfs.Caller, want uint32) error {
@@ -245,7 +245,7 @@ func (m *Machine) lookupCached(dirIno gearsfs.Ino, name string, caller gearsfs.C
 }
 
 func (r *reading) lookup(dir gearsfs.Ino, name string, caller gearsfs.Caller) (inode, error) {
-	if _, err := r.directory(dir, caller, mayExec); err != nil {
+	if err := r.mayUse(dir, caller, mayExec); err != nil {
 		return inode{}, err
 	}
 	var key [320]byte
@@ -282,7 +282,7 @@ func (r *reading) named(dir gearsfs.Ino, name string, ino gearsfs.Ino) (inode, e
 func (m *Machine) ReadDir(dir gearsfs.Ino, after string, count int, caller gearsfs.Caller) ([]gearsfs.Entry, error) {
 	r := m.read()
 	defer r.close()
-	if _, err := r.directory(dir, caller, mayRead); err != nil {
+	if err := r.mayUse(dir, caller, mayRead); err != nil {
 		return nil, err
 	}
 	names, err := dirents(r.view, dir, after, count)

@@ -9,12 +9,6 @@ import (
 
 // What a command for a stream in memory must keep to is the same as for all.
 
-// CheckRecords checks what is to be put to any stream.
-func CheckRecords(records []*wire.NewRecord) error {
-	_, err := checkRecords(records)
-	return err
-}
-
 // CheckAppend checks whether records may be put to a stream that is in a state,
 // now or, with delayed, for later, but for a limit that makes a put wait.
 func CheckAppend(state *stream.State, records []*wire.NewRecord, delayed bool) error {

@@ -64,7 +64,7 @@ func (m *Machine) dataChanged(c *context, s *openStream) {
 
 // applyPut appends records to a stream, all or none.
 func (m *Machine) applyPut(c *context, cmd *wire.Command, op *wire.Put) *wire.Answer {
-	if _, err := checkRecords(op.Records); err != nil {
+	if err := CheckRecords(op.Records); err != nil {
 		return m.refuse(err)
 	}
 	n, s, err := m.streamOf(c, op.Target, gearsfs.Key(op.Key), mayWrite)
@@ -139,31 +139,32 @@ func (m *Machine) appendRecords(c *context, s *openStream, op *wire.Put, fresh [
 	return err
 }
 
-// checkRecords checks what is to be put and returns its length.
-func checkRecords(records []*wire.NewRecord) (bytes uint64, err error) {
+// CheckRecords checks what is to be put to any stream.
+func CheckRecords(records []*wire.NewRecord) error {
 	if len(records) > gearsfs.BatchRecordsMax {
-		return 0, gearsfs.ErrTooBig.Because("a put has at most %d records", gearsfs.BatchRecordsMax)
+		return gearsfs.ErrTooBig.Because("a put has at most %d records", gearsfs.BatchRecordsMax)
 	}
+	bytes := uint64(0)
 	for _, r := range records {
 		if err := checkForm(r); err != nil {
-			return 0, err
+			return err
 		}
 		n := lengthOf(r)
 		if n > gearsfs.RecordBytesMax {
-			return 0, gearsfs.ErrTooBig.Because("a record has at most %d bytes", gearsfs.RecordBytesMax)
+			return gearsfs.ErrTooBig.Because("a record has at most %d bytes", gearsfs.RecordBytesMax)
 		}
 		if len(r.Type) > gearsfs.KeyBytesMax {
-			return 0, gearsfs.ErrInvalid.Because("a record's type has at most %d bytes", gearsfs.KeyBytesMax)
+			return gearsfs.ErrInvalid.Because("a record's type has at most %d bytes", gearsfs.KeyBytesMax)
 		}
 		if len(r.Id) > gearsfs.KeyBytesMax {
-			return 0, gearsfs.ErrInvalid.Because("a record's id has at most %d bytes", gearsfs.KeyBytesMax)
+			return gearsfs.ErrInvalid.Because("a record's id has at most %d bytes", gearsfs.KeyBytesMax)
 		}
 		bytes += n
 	}
 	if bytes > gearsfs.BatchBytesMax {
-		return 0, gearsfs.ErrTooBig.Because("a put has at most %d bytes", gearsfs.BatchBytesMax)
+		return gearsfs.ErrTooBig.Because("a put has at most %d bytes", gearsfs.BatchBytesMax)
 	}
-	return bytes, checkDisjoint(records)
+	return checkDisjoint(records)
 }
 
 // admit checks whether a stream, nil where it is missing in file n, takes the

@@ -398,7 +398,7 @@ func (t *transaction) checkUpdate(s *txStep, op *wire.Update) error {
 		return err
 	}
 	s.t = y
-	if s.fresh, s.known, err = t.m.checkUpdate(t.c, y.s, &y.state, op, y.putIDs); err != nil {
+	if s.fresh, s.known, err = t.m.checkUpdate(y.s, &y.state, op, y.putIDs); err != nil {
 		return err
 	}
 	if len(s.fresh) > 0 {
@@ -410,7 +410,7 @@ func (t *transaction) checkUpdate(s *txStep, op *wire.Update) error {
 }
 
 func (t *transaction) checkPut(s *txStep, op *wire.Put) error {
-	if _, err := checkRecords(op.Records); err != nil {
+	if err := CheckRecords(op.Records); err != nil {
 		return err
 	}
 	y, err := t.toPut(op.Target, op.Key)

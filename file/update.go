@@ -23,7 +23,7 @@ func (m *Machine) applyUpdate(c *context, op *wire.Update) *wire.Answer {
 	var fresh []*wire.NewRecord
 	var known uint64
 	if err == nil {
-		fresh, known, err = m.checkUpdate(c, s, stateOrNew(s), op, nil)
+		fresh, known, err = m.checkUpdate(s, stateOrNew(s), op, nil)
 	}
 	if err == nil {
 		err = m.roomToUpdate(op.Target, n, s, fresh)
@@ -76,12 +76,12 @@ func (m *Machine) openToPut(c *context, t *wire.Target, key string, mode uint32,
 
 // checkUpdate checks an update of a stream that is in a state. fresh is empty
 // where its record's id is known, under seq known; seen as in unknown.
-func (m *Machine) checkUpdate(c *context, s *openStream, state *stream.State, op *wire.Update, seen map[string]struct{}) (fresh []*wire.NewRecord, known uint64, err error) {
+func (m *Machine) checkUpdate(s *openStream, state *stream.State, op *wire.Update, seen map[string]struct{}) (fresh []*wire.NewRecord, known uint64, err error) {
 	if op.Record == nil {
 		return nil, 0, gearsfs.ErrInvalid.Because("an update has one record")
 	}
 	record := []*wire.NewRecord{op.Record}
-	if _, err := checkRecords(record); err != nil {
+	if err := CheckRecords(record); err != nil {
 		return nil, 0, err
 	}
 	if fresh, known, err = m.unknown(s, record, seen); err != nil || len(fresh) == 0 {

@@ -107,7 +107,7 @@ func statusText(s gearsfs.NodeStatus) string {
 	if !s.LeaderSince.IsZero() {
 		since = s.LeaderSince.Format(time.RFC3339)
 	}
-	text := fields("node", s.Name, "member", s.Member, "volume", s.Volume, "version", s.Version,
+	text := fields("node", s.Name, "member", s.Member.Hex(), "volume", s.Volume, "version", s.Version,
 		"role", s.Role, "leader", cmp.Or(s.Leader, "-"), "leader_since", since,
 		"voters", s.Voters, "learners", s.Learners, "term", s.Term, "last", s.Last,
 		"commit", s.Commit, "applied", s.Applied, "durable", s.Durable, "lag", s.Lag(),

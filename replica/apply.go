@@ -30,14 +30,10 @@ func (g *Group) apply(m *raftpb.Message) error {
 }
 
 func (g *Group) applyEntry(e *raftpb.Entry) error {
-	own, err := g.own(e)
-	if err != nil {
-		return err
-	}
-	switch {
-	case own != nil:
+	if own := g.own(e); own != nil {
 		return g.applyOwn(own)
-	case e.GetType() != raftpb.EntryNormal:
+	}
+	if e.GetType() != raftpb.EntryNormal {
 		return g.applyConf(e)
 	}
 	// Copied out: what the state machine keeps of it would hold the whole of the
@@ -60,18 +56,18 @@ func (g *Group) applyEntry(e *raftpb.Entry) error {
 // own returns the batch that became e. Batches whose place in the log another
 // leader's entry took are answered: they were not applied there, but a copy of
 // them may be underway in a peer's log.
-func (g *Group) own(e *raftpb.Entry) (*batch, error) {
+func (g *Group) own(e *raftpb.Entry) *batch {
 	l := &g.loop
 	for len(l.inflight) > 0 && l.inflight[0].index <= e.GetIndex() {
 		b := l.inflight[0]
 		l.inflight = slices.Delete(l.inflight, 0, 1)
 		l.flying -= len(b.items)
 		if b.index == e.GetIndex() && b.term == e.GetTerm() {
-			return b, nil
+			return b
 		}
 		b.refuse(gearsfs.ErrMaybe)
 	}
-	return nil, nil
+	return nil
 }
 
 // applyOwn applies an entry without decoding it, and answers: what need not be

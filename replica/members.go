@@ -179,7 +179,7 @@ func (g *Group) promote() error {
 	if ready == raft.None || g.cfg.Fit != nil && !g.cfg.Fit(ready) {
 		return nil
 	}
-	g.cfg.Logger.Info("a member has caught up and gets a vote", "member", gearsfs.MemberID(ready))
+	g.cfg.Logger.Info("a member has caught up and gets a vote", "member", gearsfs.MemberID(ready).Hex())
 	return g.changeGroup(raftpb.ConfChangeAddNode, ready, nil, func(error) {})
 }
 

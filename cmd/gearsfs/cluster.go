@@ -74,7 +74,7 @@ type statusJSON struct {
 
 func statusToJSON(s gearsfs.NodeStatus, addr string) statusJSON {
 	return statusJSON{
-		Node: s.Name, Member: s.Member.String(), Address: addr, Volume: s.Volume, Version: s.Version,
+		Node: s.Name, Member: s.Member.Hex(), Address: addr, Volume: s.Volume, Version: s.Version,
 		Role: s.Role, Leader: s.Leader, LeaderSince: sinceText(s.LeaderSince), Voters: s.Voters, Learners: s.Learners,
 		Term: s.Term, Last: s.Last, Commit: s.Commit, Applied: s.Applied, Durable: s.Durable,
 		Lag: s.Lag(), LogBytes: s.LogBytes, StateBytes: s.StateBytes,
@@ -166,7 +166,7 @@ type nodeJSON struct {
 
 func nodeToJSON(n gearsfs.NodeInfo) nodeJSON {
 	return nodeJSON{
-		Node: n.Name, Member: n.ID.String(), Address: n.Addrs, Role: n.Role, Reachable: n.Reachable, Version: n.Version,
+		Node: n.Name, Member: n.ID.Hex(), Address: n.Addrs, Role: n.Role, Reachable: n.Reachable, Version: n.Version,
 		Term: n.Term, Last: n.Last, Commit: n.Commit, Applied: n.Applied, Lag: n.LagEntries, LagBytes: n.LagBytes,
 		LogBytes: n.LogBytes, StateBytes: n.StateBytes, Trouble: n.Trouble,
 	}

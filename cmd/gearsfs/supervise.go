@@ -80,7 +80,7 @@ func (a *app) supervise(ctx context.Context, dir string, ready readySignal) erro
 		end := s.attend(ctx, w, upgrades)
 		switch {
 		case end.over():
-			return s.conclude(ctx, end)
+			return s.conclude(end)
 		case end.served > steadyAfter || end.upgraded:
 			deaths, kills = 0, 0
 		case end.killed() && kills < killsMax: // by somebody else
@@ -340,7 +340,7 @@ func connected(conn *os.File) bool {
 }
 
 // conclude ends where the last worker has: it has told what there was to tell.
-func (s *supervisor) conclude(ctx context.Context, e ending) error {
+func (s *supervisor) conclude(e ending) error {
 	var left error
 	if e.live { // it died while it unmounted
 		left = s.giveUp(nil)

@@ -238,11 +238,11 @@ func (m *Mesh) Send(to gearsfs.MemberID, messages [][]byte) {
 	}
 }
 
-// say sends a notice that is not raft's. It returns false where there is no
-// connection.
-func (m *Mesh) say(to gearsfs.MemberID, n *wire.Notice) bool {
-	l := m.link(to)
-	return l != nil && l.say(n)
+// say sends a notice that is not raft's, where there is a connection.
+func (m *Mesh) say(to gearsfs.MemberID, n *wire.Notice) {
+	if l := m.link(to); l != nil {
+		l.say(n)
+	}
 }
 
 // Ask has another node answer a question. Errors: gearsfs.ErrNoNode with the

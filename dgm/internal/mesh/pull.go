@@ -106,7 +106,7 @@ func (s *snapshots) nameOf(id gearsfs.MemberID) string {
 	if l := s.cfg.mesh.link(id); l != nil {
 		return l.who().Name
 	}
-	return "member " + id.String()
+	return "member " + id.Hex()
 }
 
 // obtain returns when the state is the snapshot's or later.
