@@ -71,7 +71,6 @@ func (g *Group) append(m *raftpb.Message) error {
 	if here && !syncBeforeAck && l.crowd < lonely {
 		g.cfg.Log.Hasten() // while the entry is applied
 	}
-	g.yield()
 	seq := g.disk.wrote(g.cfg.Log.Last(), want, here)
 	if syncBeforeAck {
 		if here {

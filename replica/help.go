@@ -46,7 +46,7 @@ func (g *Group) Enter() {
 func (g *Group) Leave() { g.leave(false, nil) }
 
 // LeaveYielding is Leave for a caller that others wait for: yield is called before
-// it may wait for the disk.
+// it does any of that.
 func (g *Group) LeaveYielding(yield func()) { g.leave(false, yield) }
 
 // leave is Leave; with crowds the caller does not mind those. yield may be nil.
@@ -66,7 +66,9 @@ func (g *Group) leave(crowds bool, yield func()) {
 	}
 	g.helping = true
 	g.mu.Unlock()
-	g.loop.yield = yield
+	if yield != nil {
+		yield()
+	}
 	events := g.loop.events()
 	for passes := 1; ; passes++ {
 		err := g.guard(g.help)
@@ -78,7 +80,6 @@ func (g *Group) leave(crowds bool, yield func()) {
 			g.mu.Unlock()
 			continue
 		}
-		g.loop.yield = nil
 		g.helping = false
 		g.helpErr = err
 		g.least = least
@@ -115,11 +116,6 @@ func (g *Group) help() error {
 	if state != busy {
 		return nil
 	}
-	// Of a lone proposal the disk can have something to do before that: to wake who
-	// reads on takes as long as to make an entry of it.
-	if len(items) == 0 || len(items) > lonely || g.loop.crowd >= lonely {
-		g.yield()
-	}
 	g.loop.visited = true
 	g.gather()
 	defer func() {
@@ -133,14 +129,6 @@ func (g *Group) help() error {
 		return g.post(true)
 	}
 	return nil
-}
-
-// yield tells a visitor, once, that it may have to wait now.
-func (g *Group) yield() {
-	if f := g.loop.yield; f != nil {
-		g.loop.yield = nil
-		f()
-	}
 }
 
 func (g *Group) gather() {

@@ -45,7 +45,6 @@ type loop struct {
 	crowd                          float64 // proposals in an entry, as of late
 	syncDue                        bool    // the loop is to sync the log itself, soon
 	visited                        bool    // who has the baton is a visitor
-	yield                          func()  // what it is to be told before it may wait; nil where it was
 }
 
 // run is the goroutine that owns raft, the log's end and the state machine.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -105,5 +106,34 @@ func TestReplyAll(t *testing.T) {
 		bodies = append(bodies, append(make([]byte, large), call.Body()...)) // more than a socket takes at once
 	}
 	ReplyAll(calls, bodies)
+	wait.Wait()
+}
+
+// The connection of the last call is written to first: what others woke stands last.
+func TestReplyAllTheLastFirst(t *testing.T) {
+	const conns = 3
+	arrived := make(chan *Call, conns)
+	addr := serveOn(t, "unix", serving(HandlerFunc(func(call *Call) { arrived <- call })))
+	var calls []*Call
+	var wait sync.WaitGroup
+	for range conns {
+		c := dial(t, addr, Config{})
+		wait.Go(func() {
+			_, err := c.Call(t.Context(), nil)
+			assert.NoError(t, err)
+		})
+		calls = append(calls, <-arrived)
+	}
+	var order []int
+	for i, call := range calls {
+		w := &call.conn.out
+		write := w.write
+		w.write = func(fd uintptr, b []byte) (int, error) {
+			order = append(order, i)
+			return write(fd, b)
+		}
+	}
+	ReplyAll(calls, make([][]byte, conns))
+	require.Equal(t, []int{2, 1, 0}, order)
 	wait.Wait()
 }
