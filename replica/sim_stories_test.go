@@ -18,7 +18,13 @@ import (
 // to it.
 func tellStory(t *testing.T, founders int, story func(s *sim)) {
 	t.Helper()
-	s := newSim(1, nil)
+	tellStoryOf(t, 1, founders, story)
+}
+
+// tellStoryOf is tellStory with what chance does by a seed.
+func tellStoryOf(t *testing.T, seed uint64, founders int, story func(s *sim)) {
+	t.Helper()
+	s := newSim(seed, nil)
 	s.makePlan()
 	s.plan = simPlan{founders: founders, limits: defaultLimits, keepLogBytes: 1, grace: time.Second}
 	s.plan.limits.entryCommands = 1
@@ -59,6 +65,18 @@ func (n *simNode) propose(data string, outcomes map[string]error) {
 func (s *sim) remove(leader, n *simNode) {
 	g := leader.group
 	s.ask(leader, func(done func(error)) error { return g.beginRemove(uint64(n.id), nil, done) })
+}
+
+// Two nodes that begin together ask for votes at the same tick one time in ten. Then
+// neither is elected, and they must not wait for the next timeouts, which may be the
+// same ones again.
+func TestSplitVotes(t *testing.T) {
+	for seed := range uint64(3000) {
+		tellStoryOf(t, seed+1, 2, func(s *sim) {
+			leads := func() bool { return s.choose(isLeading) != nil }
+			require.True(t, s.runUntil(2*electionTicks*tick+500*time.Millisecond, leads), "seed %d: %s", seed+1, s.standing())
+		})
+	}
 }
 
 // A leader that removes itself from a group of two, because that was its

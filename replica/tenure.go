@@ -18,7 +18,8 @@ import (
 // in flight and for handing its place to another.
 const endingTimeout = time.Second
 
-// campaigning is the hurry after the leader's process died.
+// campaigning is the hurry after the leader's process died, or after an election that
+// may have been split.
 type campaigning struct {
 	due   <-chan time.Time
 	tries int
@@ -26,6 +27,10 @@ type campaigning struct {
 
 // campaignTries bounds the hurried elections; then the usual timeout decides.
 const campaignTries = 6
+
+// splitTries is how many a candidate counts as having had: it waits 20 to 100 ms for
+// the votes.
+const splitTries = 2
 
 // transfer is the handing over of the lead that is on its way.
 type transfer struct {
@@ -75,9 +80,16 @@ func (g *Group) leaderChanged(s *raft.SoftState) {
 			g.repeatReads() // the old one did not answer
 		}
 	}
+	deposed := l.leads && !leads
 	l.leads = leads
-	if l.lead != raft.None {
+	switch {
+	case l.lead != raft.None:
 		l.campaign = campaigning{}
+	case (s.RaftState == raft.StateCandidate || deposed) && l.campaign.due == nil:
+		// A candidate has heard from a majority. Where it is not elected, or has to let
+		// go of what it won, another asked at the same time. Raft's timeouts are whole
+		// ticks, so that two nodes that began together might do so again and again.
+		l.campaign = campaigning{due: g.world.after(g.hurry(splitTries)), tries: splitTries}
 	}
 	if l.transfer.done != nil && l.lead == l.transfer.to {
 		g.endTransfer(nil)
