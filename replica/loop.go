@@ -18,6 +18,7 @@ type loop struct {
 	node     *raft.RawNode
 	conf     membership
 	leads    bool   // for raft; a tenure begins a little later
+	contends bool   // leads, or is a candidate
 	term     uint64 // of the hard state
 	lead     uint64 // who leads, as raft says
 	tenure   bool

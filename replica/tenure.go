@@ -28,9 +28,13 @@ type campaigning struct {
 // campaignTries bounds the hurried elections; then the usual timeout decides.
 const campaignTries = 6
 
-// splitTries is how many a candidate counts as having had: it waits 20 to 100 ms for
-// the votes.
-const splitTries = 2
+// Who may have been one of several candidates waits as if it had tried before: 20 to
+// 100 ms where it has lost, and 80 to 400 while votes may still come, which other
+// nodes' disks and links delay.
+const (
+	lostTries = 2
+	openTries = 4
+)
 
 // transfer is the handing over of the lead that is on its way.
 type transfer struct {
@@ -80,16 +84,18 @@ func (g *Group) leaderChanged(s *raft.SoftState) {
 			g.repeatReads() // the old one did not answer
 		}
 	}
-	deposed := l.leads && !leads
-	l.leads = leads
-	switch {
+	contended := l.contends
+	l.leads, l.contends = leads, leads || s.RaftState == raft.StateCandidate
+	// A candidate has heard from a majority. Where it is not elected, or has to let go
+	// of what it won, another asked at the same time. Raft's timeouts are whole ticks,
+	// so that two nodes that began together might do so again and again.
+	switch c := &l.campaign; {
 	case l.lead != raft.None:
-		l.campaign = campaigning{}
-	case (s.RaftState == raft.StateCandidate || deposed) && l.campaign.due == nil:
-		// A candidate has heard from a majority. Where it is not elected, or has to let
-		// go of what it won, another asked at the same time. Raft's timeouts are whole
-		// ticks, so that two nodes that began together might do so again and again.
-		l.campaign = campaigning{due: g.world.after(g.hurry(splitTries)), tries: splitTries}
+		*c = campaigning{}
+	case s.RaftState == raft.StateCandidate && c.due == nil:
+		c.due = g.world.after(g.hurry(max(c.tries, openTries)))
+	case s.RaftState == raft.StateFollower && contended:
+		c.due = g.world.after(g.hurry(max(c.tries, lostTries)))
 	}
 	if l.transfer.done != nil && l.lead == l.transfer.to {
 		g.endTransfer(nil)
