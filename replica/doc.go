@@ -113,8 +113,8 @@
 // against a leader from whom it heard lately. A candidate that is not elected tries
 // again within 100 ms (400 while votes may still come), and so does a leader whom
 // another's term has deposed: raft's own timeouts are whole ticks, and nodes that
-// began together could ask together several times in a row. A leader that is closed hands over to the member that
-// knows most.
+// began together could ask together several times in a row. A leader that is closed
+// hands over to the member that knows most.
 //
 // # Reads
 //
