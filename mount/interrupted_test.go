@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,12 +18,11 @@ import (
 // interrupted is a Manager whose first Put is interrupted.
 type interrupted struct {
 	dgm.Manager
-	done bool // puts come one after another
+	done atomic.Bool
 }
 
 func (m *interrupted) Put(ctx context.Context, p dgm.Put) (dgm.PutResult, error) {
-	if !m.done {
-		m.done = true
+	if !m.done.Swap(true) {
 		return dgm.PutResult{}, context.Canceled
 	}
 	return m.Manager.Put(ctx, p)
@@ -117,6 +117,6 @@ func TestInterruptedPutThatMakesItsFile(t *testing.T) {
 	_, err = put.WriteString("record") // goes on where it is interrupted
 	require.NoError(t, err)
 	require.NoError(t, put.Close())
-	require.True(t, m.done)
+	require.True(t, m.done.Load())
 	require.Equal(t, []string{"record"}, f.records(t, "/q", "k"))
 }
