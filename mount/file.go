@@ -17,9 +17,9 @@ type file struct {
 	ino  gearsfs.Ino
 	base gearsfs.Pos // offset 0: where the data stream began when it was opened
 
-	writes bool // through the kernel's cache: what it writes may be held
-
 	mu     sync.Mutex
+	writes bool  // through the kernel's cache: what it writes may be held
+	taken  bool  // over from a process before, and not written to since: writes is not known
 	direct bool  // past the kernel's cache, and no page of it was mapped
 	failed error // what became of something held; nobody has been told
 }
@@ -258,15 +258,15 @@ func (s *server) release(fh uint64) {
 }
 
 func (f *file) release(s *server) {
-	if f.writes {
+	f.mu.Lock()
+	direct, writes := f.direct, f.writes
+	f.mu.Unlock()
+	if writes {
 		if err := s.settle(s.life, f.ino); err != nil {
 			s.log.Warn("the mount ends before what was written to a file is sent", "ino", f.ino, "err", err)
 		}
 		s.held.close(f.ino)
 	}
-	f.mu.Lock()
-	direct := f.direct
-	f.mu.Unlock()
 	s.inodes.close(f.ino, direct)
 	s.unopened(f.ino, s.m.LetGo(s.ctx, f.ino))
 }

@@ -195,7 +195,7 @@ func (e *heldFile) reach() gearsfs.Pos {
 // once. It waits where much of the file is on its way.
 func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	h := &s.held
-	if !f.writes || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
+	if !f.mayHold(h) || s.mayBeMade() || in.WriteFlags&fuse.WRITE_CACHE != 0 || in.Flags&unix.O_DSYNC != 0 ||
 		len(data) == 0 || len(data) > runBytesMax || !h.holds() || len(data) >= largeWrite && !h.many() ||
 		s.mayHaveCaps(f.ino) || s.mustKill(f, in) || !s.hasRoom(f.ino) {
 		return false
@@ -234,6 +234,23 @@ func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 	}
 	return true
 }
+
+// mayHold says whether what is written by a handle may be held. One that a process
+// before has opened counts from its first write on.
+func (f *file) mayHold(h *held) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.taken {
+		f.taken = false
+		if f.writes = h.on && !f.direct; f.writes {
+			h.open(f.ino, false)
+		}
+	}
+	return f.writes
+}
+
+// mayBeMade says whether a process before may have sent what the request changes.
+func (s *server) mayBeMade() bool { return s.call != nil && len(s.call.once.Before) > 0 }
 
 // hasRoom says whether the volume, and the quotas that a file counts for, have room for
 // much more than what is held, as far as that is known.
@@ -284,7 +301,7 @@ func (s *server) mustKill(f *file, in *fuse.WriteIn) bool {
 // privileges to go with every change of an owner: they do.)
 func (s *server) holdAttr(ino gearsfs.Ino, set *dgm.SetAttr) (gearsfs.Attr, bool) {
 	h := &s.held
-	if set.Size != nil || !h.holds() || (set.UID != nil || set.GID != nil) && s.mayHaveCaps(ino) {
+	if set.Size != nil || !h.holds() || s.mayBeMade() || (set.UID != nil || set.GID != nil) && s.mayHaveCaps(ino) {
 		return gearsfs.Attr{}, false
 	}
 	h.mu.Lock()

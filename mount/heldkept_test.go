@@ -143,6 +143,47 @@ func TestHeldIsHandedOn(t *testing.T) {
 	}
 }
 
+// What is written by a handle that a process before has opened is held, from the second
+// write on: the first shows whether the file takes writes.
+func TestHeldByInheritedHandle(t *testing.T) {
+	p := newMortal(t)
+	ino := p.made(2, "f")
+	require.Equal(t, fuse.OK, p.writeTo(4, ino, 0, "0"))
+	for life := range 3 {
+		p.dies()
+		at, u := uint64(1+3*life), uint64(100*(1+life))
+		require.Equal(t, fuse.OK, p.writeTo(u, ino, at, "a"))
+		sent := p.has(ino)
+		require.Len(t, sent, int(at)+1, "the first goes through")
+		require.Equal(t, fuse.OK, p.writeTo(u+2, ino, at+1, "b"))
+		require.Equal(t, fuse.OK, p.writeTo(u+4, ino, at+2, "c"))
+		require.Equal(t, sent, p.has(ino), "what follows is held")
+	}
+	require.Equal(t, fuse.OK, p.closes(1000, ino))
+	require.Equal(t, "0abcabcabc", p.has(ino))
+	p.Release(nil, &fuse.ReleaseIn{InHeader: p.of(1002, ino, opRelease), Fh: p.fh})
+	require.Empty(t, p.held.files)
+}
+
+// A write that the process before may have sent is sent again under the number that it
+// had, and not held: what another has written since stays.
+func TestHeldIsNotSentTwice(t *testing.T) {
+	p := newMortal(t)
+	ino := p.made(2, "f")
+	p.dies()
+	require.Equal(t, fuse.OK, p.writeTo(4, ino, 0, "first"))
+	c := p.beginOnce(&fuse.InHeader{Unique: 6}, nil, nil)
+	_, err := c.m.Write(c.ctx, ino, 0, []byte("second"))
+	require.NoError(t, err) // and it dies before it answers
+	_, err = p.other().Write(t.Context(), ino, 0, []byte("SECOND"))
+	require.NoError(t, err)
+	p.dies()
+	require.Equal(t, fuse.OK, p.writeTo(8, ino, 6, "-"), "so that it may hold")
+	require.Equal(t, fuse.OK, p.writeTo(6|resent, ino, 0, "second"))
+	require.Equal(t, fuse.OK, p.closes(10, ino))
+	require.Equal(t, "SECOND-", p.has(ino))
+}
+
 // cutOff is a Manager that does what it is asked, but whose answer comes too late.
 type cutOff struct{ dgm.Manager }
 

@@ -498,6 +498,7 @@ func (s *server) restore(l *legacy) {
 		switch h := h.(type) {
 		case *file:
 			s.inodes.restore(h.ino, h.base, h.direct)
+			h.taken = true
 		case *directory:
 			h.list = s.listerOf(h.ino)
 		case *text:
