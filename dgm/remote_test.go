@@ -121,6 +121,8 @@ func TestCutConnectionsDoNothingTwice(t *testing.T) {
 		seen[text] = true
 	}
 	require.Len(t, seen, clients*each)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	require.Greater(t, c.cuts, 20, "the connections were cut too seldom to tell")
 }
 
