@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gearsfs/gearsfs"
@@ -305,4 +307,31 @@ func TestBlocksOfJoiner(t *testing.T) {
 	for _, n := range c.all[1:] {
 		requireFile(t, want, local(t, n.vol), ino)
 	}
+}
+
+// Changes of a session are made in the order in which they were asked for, though the
+// payloads of some, small and large, are stored first, several at once.
+func TestPayloadsInOrder(t *testing.T) {
+	c := newNodes(t, "a", "b", "c")
+	r := dial(t, c.addrs(), dgm.RemoteOptions{Lasting: &dgm.Lasting{Note: func(gearsfs.SessionID, uint64) {}}})
+	ino := makeFile(t, r, "f")
+	want := noise(1, 2<<20)
+	write(t, r, ino, want) // from now on pages of it go to the block store
+	rng := rand.New(rand.NewPCG(3, 4))
+	var asking sync.WaitGroup
+	for range 300 {
+		n := []int{100, 4096, 9000, 200_000}[rng.IntN(4)]
+		pos := rng.IntN(len(want) - n)
+		data := noise(byte(rng.Uint32()), n)
+		copy(want[pos:], data)
+		begun := make(chan struct{})
+		ctx := dgm.WithOnce(t.Context(), &dgm.Once{Record: func(dgm.Numbered) { close(begun) }})
+		asking.Go(func() {
+			_, err := r.Write(ctx, ino, gearsfs.Pos(pos), data)
+			assert.NoError(t, err)
+		})
+		<-begun
+	}
+	asking.Wait()
+	requireFile(t, want, r, ino)
 }

@@ -9,14 +9,26 @@ import (
 	"github.com/gearsfs/gearsfs/wire"
 )
 
-// uploads are the changes of a session whose payloads are being stored, and those
-// that came behind: so that they keep their order. How many there are is bounded
-// by the windows of the connection that they came over.
+// uploads are the changes of a session whose payloads are being stored, several at
+// once, and those that came behind: so that they keep their order. How many there are
+// is bounded by the windows of the connection that they came over.
 type uploads struct {
 	mu      sync.Mutex
-	waiting []*op
+	waiting []*upload
+	begun   int // of them, the first ones
 	running bool
 }
+
+// upload is a change whose payloads are being stored.
+type upload struct {
+	op      *op
+	extents []gearsfs.Extent
+	err     error
+	done    chan struct{} // extents or err are there
+}
+
+// uploadsMax is how many changes of a session store payloads at once.
+const uploadsMax = 128
 
 // push takes a change that is to wait; not one that need not.
 func (u *uploads) push(o *op) bool {
@@ -28,8 +40,15 @@ func (u *uploads) push(o *op) bool {
 		}
 		u.running = true
 	}
-	u.waiting = append(u.waiting, o)
+	u.waiting = append(u.waiting, &upload{op: o, done: make(chan struct{})})
+	u.beginLocked()
 	return true
+}
+
+func (u *uploads) beginLocked() {
+	for ; u.begun < min(len(u.waiting), uploadsMax); u.begun++ {
+		u.waiting[u.begun].begin()
+	}
 }
 
 // run sends the changes on their way, in order.
@@ -41,37 +60,55 @@ func (u *uploads) run() {
 			u.mu.Unlock()
 			return
 		}
-		o := u.waiting[0]
-		u.waiting = u.waiting[1:]
+		first := u.waiting[0]
 		u.mu.Unlock()
-		o.uploadAndLaunch()
+		<-first.done
+		u.mu.Lock()
+		u.waiting = u.waiting[1:]
+		u.begun--
+		u.beginLocked()
+		u.mu.Unlock()
+		first.launch()
 	}
 }
 
-// uploadAndLaunch stores the payloads of a change and goes on with it as if it
-// had come without them.
-func (o *op) uploadAndLaunch() {
-	v := o.ten.vol
+// begin has the payloads of the change stored.
+func (u *upload) begin() {
+	o, v := u.op, u.op.ten.vol
+	if !v.payloads.Bulky(o.change.Command) || o.endedBy() != nil || o.answeredBefore() {
+		close(u.done)
+		return
+	}
+	if !v.spawn(func() {
+		u.extents, u.err = v.upload(v.busy, o.change.Command)
+		close(u.done)
+	}) {
+		u.err = gearsfs.ErrClosed
+		close(u.done)
+	}
+}
+
+// launch goes on with the change as if it had come without payloads.
+func (u *upload) launch() {
+	o, v := u.op, u.op.ten.vol
+	if len(u.extents) > 0 {
+		done := o.done
+		o.done = func(resp *wire.Response) {
+			v.payloads.Unused(u.extents, errorOf(resp))
+			done(resp)
+		}
+	}
 	if why := o.endedBy(); why != nil {
 		o.fail(why)
 		return
 	}
-	if !o.answeredBefore() {
-		extents, err := v.upload(v.busy, o.change.Command)
-		switch {
-		case errors.Is(err, context.Canceled):
-			o.fail(gearsfs.ErrClosed)
-			return
-		case err != nil:
-			o.refuse(err)
-			return
-		case len(extents) > 0:
-			done := o.done
-			o.done = func(resp *wire.Response) {
-				v.payloads.Unused(extents, errorOf(resp))
-				done(resp)
-			}
-		}
+	switch {
+	case errors.Is(u.err, context.Canceled), errors.Is(u.err, gearsfs.ErrClosed):
+		o.fail(gearsfs.ErrClosed)
+		return
+	case u.err != nil:
+		o.refuse(u.err)
+		return
 	}
 	if !v.enter() {
 		o.fail(gearsfs.ErrClosed)

@@ -3,7 +3,8 @@
 // say where the bytes are; the bytes are in a block.Store at each replica.
 //
 //	a change comes   Upload      its bytes come to the disks of a majority
-//	                             (spread.go), extents take their places
+//	                             (spread.go; of small ones together, shipment.go),
+//	                             extents take their places
 //	it is answered   Unused      and what came to nothing is given back
 //	it is applied    Named       what this node lacks comes from others (heal.go)
 //	rows go          Freed, Durable  and with the entry on disk their pages

@@ -42,8 +42,9 @@ type Keeper struct {
 	store *block.Store
 	heal  healer
 
-	pending pending
-	upkeep  upkeep
+	shipping shipping
+	pending  pending
+	upkeep   upkeep
 
 	damaged atomic.Uint64 // reads that found damage which nobody could mend
 

@@ -26,18 +26,16 @@ const (
 // gearsfs.ErrNoNode where no majority can be reached, and a broken store's, which
 // is fatal.
 func (k *Keeper) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, error) {
-	if k.cfg.Node.Full() {
-		return nil, gearsfs.ErrNoSpace
+	alone := k.cfg.Members.Alone()
+	if len(payload) <= parcelMax && !alone {
+		return k.ship(ctx, payload)
 	}
-	extents, err := k.store.Append(payload)
+	extents, err := k.append(payload)
 	if err != nil {
-		if !errors.Is(err, gearsfs.ErrNoSpace) {
-			k.cfg.Node.Fatal(fmt.Errorf("write to the block store: %w", err))
-		}
 		return nil, err
 	}
 	k.pending.begin(extents)
-	if k.cfg.Members.Alone() {
+	if alone {
 		return extents, nil
 	}
 	if err := k.spread(ctx, extents, payload); err != nil {
@@ -45,6 +43,18 @@ func (k *Keeper) put(ctx context.Context, payload []byte) ([]gearsfs.Extent, err
 		return nil, err
 	}
 	return extents, nil
+}
+
+// append stores a payload here.
+func (k *Keeper) append(payload []byte) ([]gearsfs.Extent, error) {
+	if k.cfg.Node.Full() {
+		return nil, gearsfs.ErrNoSpace
+	}
+	extents, err := k.store.Append(payload)
+	if err != nil && !errors.Is(err, gearsfs.ErrNoSpace) {
+		k.cfg.Node.Fatal(fmt.Errorf("write to the block store: %w", err))
+	}
+	return extents, err
 }
 
 // positionOf is where a command's payload lies in the file, where that matters.
