@@ -14,9 +14,14 @@ type flight struct {
 	id    uint64 // in the journal
 	runs  runs
 	set   *dgm.SetAttr // behind them
-	once  dgm.Once
+	once  dgm.Once     // sets, or saves all
+	sends []dgm.Once   // of each run
 	after []*flight
 	done  chan struct{}
+}
+
+func newFlight(e *heldFile, id uint64, runs runs, set *dgm.SetAttr) *flight {
+	return &flight{file: e, id: id, runs: runs, set: set, sends: make([]dgm.Once, len(runs)), done: make(chan struct{})}
 }
 
 // overlaps says whether two flights must go one after the other.
@@ -36,7 +41,7 @@ func (s *shared) departLocked(e *heldFile) *flight {
 	if !e.holdsAny() {
 		return nil
 	}
-	f := &flight{file: e, id: e.id, runs: e.runs, set: e.set, done: make(chan struct{})}
+	f := newFlight(e, e.id, e.runs, e.set)
 	e.runs, e.set = nil, nil
 	s.boardLocked(f)
 	return f
@@ -51,8 +56,12 @@ func (s *shared) boardLocked(f *flight) {
 		}
 	}
 	e.flights = append(e.flights, f)
-	if s.keeper != nil {
-		f.once.Record = s.keeper.recordFlight(f.id)
+	if s.keeper == nil {
+		return
+	}
+	f.once.Record = s.keeper.recordFlight(flightUnique(f.id))
+	for i := range f.sends {
+		f.sends[i].Record = s.keeper.recordFlight(runUnique(f.id, i))
 	}
 }
 
@@ -111,8 +120,7 @@ func (s *shared) fly(f *flight) {
 	close(f.done)
 }
 
-// send makes the changes of a flight: one after the other where they are numbered, or
-// where one does not wait for other nodes.
+// send makes the changes of a flight: the runs, and then the attributes.
 func (s *shared) send(f *flight) error {
 	ctx, ino := dgm.WithOnce(s.life, &f.once), f.file.ino
 	if len(f.runs) == 1 && f.set != nil {
@@ -122,48 +130,46 @@ func (s *shared) send(f *flight) error {
 		}
 		return err
 	}
-	if len(f.runs) > 1 && s.keeper == nil {
-		if err := s.sendAtOnce(ctx, f); err != nil {
-			return err
-		}
-	} else {
-		for _, r := range f.runs {
-			attr, err := s.m.Write(ctx, ino, r.pos, r.data)
-			if err != nil {
-				return err
-			}
-			s.inodes.wrote(&attr)
-		}
-	}
-	if f.set == nil {
-		return nil
+	if err := s.sendRuns(f); err != nil || f.set == nil {
+		return err
 	}
 	_, err := s.m.SetAttr(ctx, ino, *f.set)
 	return err
 }
 
-// sendAtOnce sends the runs of a flight, as many at once as there may be flights.
-func (s *shared) sendAtOnce(ctx context.Context, f *flight) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+// runsAtOnce is how many runs of a flight are on their way at once.
+const runsAtOnce = 128
+
+// sendRuns sends the runs of a flight, several at once.
+func (s *shared) sendRuns(f *flight) error {
+	if len(f.runs) == 1 {
+		return s.sendRun(s.life, f, 0)
+	}
+	ctx, cancel := context.WithCancelCause(s.life)
 	defer cancel(nil)
 	var sending sync.WaitGroup
-	next := make(chan run)
-	for range min(flightsMax, len(f.runs)) {
+	next := make(chan int)
+	for range min(runsAtOnce, len(f.runs)) {
 		sending.Go(func() {
-			for r := range next {
-				attr, err := s.m.Write(ctx, f.file.ino, r.pos, r.data)
-				if err != nil {
+			for i := range next {
+				if err := s.sendRun(ctx, f, i); err != nil {
 					cancel(err)
-					continue
 				}
-				s.inodes.wrote(&attr)
 			}
 		})
 	}
-	for _, r := range f.runs {
-		next <- r
+	for i := range f.runs {
+		next <- i
 	}
 	close(next)
 	sending.Wait()
 	return context.Cause(ctx)
+}
+
+func (s *shared) sendRun(ctx context.Context, f *flight, i int) error {
+	attr, err := s.m.Write(dgm.WithOnce(ctx, &f.sends[i]), f.file.ino, f.runs[i].pos, f.runs[i].data)
+	if err == nil {
+		s.inodes.wrote(&attr)
+	}
+	return err
 }

@@ -44,7 +44,6 @@ type held struct {
 	kept    *keeper       // keeps what is held for the next process; may be nil
 	several func() bool   // each change waits for several nodes; may be nil
 	most    time.Duration // what is held is held for; 0 is as in longest
-	max     int           // bytes of all files
 	wake    chan struct{} // something is, that nobody may ask for
 
 	busy atomic.Int32 // len(pending)
@@ -74,8 +73,7 @@ type heldFile struct {
 const (
 	heldFor      = 100 * time.Millisecond
 	heldAlone    = 20 * time.Millisecond // on one node, where a power cut takes what was written last, too
-	heldBytesMax = 32 << 20              // of all files
-	keptBytesMax = 16 << 20              // where the journal has them too
+	heldBytesMax = 16 << 20              // of all files
 	flightsMax   = 8                     // of one file
 
 	roomMin = 64 << 20 // with less the volume or a quota counts as about to be full
@@ -87,9 +85,9 @@ const (
 )
 
 func (h *held) init(o *Options) {
-	h.wake, h.most, h.several, h.max = make(chan struct{}, 1), o.HeldFor, o.Several, heldBytesMax
+	h.wake, h.most, h.several = make(chan struct{}, 1), o.HeldFor, o.Several
 	if o.Succession != nil {
-		h.kept, h.max = o.Succession.keeper, keptBytesMax
+		h.kept = o.Succession.keeper
 	}
 	h.on = (h.kept != nil || h.several != nil) && !slices.Contains(o.Kernel, "sync")
 	h.files, h.pending = map[gearsfs.Ino]*heldFile{}, map[*heldFile]struct{}{}
@@ -214,7 +212,7 @@ func (s *server) holdWrite(f *file, in *fuse.WriteIn, data []byte) bool {
 		}
 		e = h.holdsLocked(f.ino)
 	}
-	if e == nil || h.bytes+len(data) > h.max {
+	if e == nil || h.bytes+len(data) > heldBytesMax {
 		return false
 	}
 	if e.set != nil {

@@ -16,18 +16,22 @@ import (
 )
 
 // What is held is in the journal, each write and each change of attributes under the
-// id of the flight that it goes with. The changes that a flight makes are numbered as a
-// request's are, and so made once, however many processes begin it: the runs are the
-// same for all of them, in the same order. With its answer the flight is forgotten.
+// id of the flight that it goes with. What a flight makes, and each of its runs, is
+// numbered as a request's changes are, and so made once, however many processes begin
+// it: the runs are the same for all of them. With its answer the flight is forgotten.
 //
 // A WRITE is answered and held in one step. A SETATTR is held, and then answered: one
 // that comes again in between sets the same again.
 
 // flightBit marks the id of a flight where the journal names a request: the kernel's
-// uniques do not reach it.
-const flightBit = 1 << 62
+// uniques do not reach it. The runs are counted, from 1 on, in the bits from runShift on.
+const (
+	flightBit = 1 << 62
+	runShift  = 48
+)
 
-func flightUnique(id uint64) uint64 { return flightBit | id }
+func flightUnique(id uint64) uint64     { return flightBit | id }
+func runUnique(id uint64, i int) uint64 { return flightBit | uint64(i+1)<<runShift | id }
 
 func isFlight(unique uint64) bool { return unique&flightBit != 0 && unique != noRequest }
 
@@ -38,9 +42,9 @@ type keptFlight struct {
 	set  *dgm.SetAttr
 }
 
-// recordFlight is dgm.Once.Record of a flight.
-func (k *keeper) recordFlight(id uint64) func(dgm.Numbered) {
-	return func(n dgm.Numbered) { k.add(numberedEntry(flightUnique(id), n)) }
+// recordFlight is dgm.Once.Record of a flight, or of a run.
+func (k *keeper) recordFlight(unique uint64) func(dgm.Numbered) {
+	return func(n dgm.Numbered) { k.add(numberedEntry(unique, n)) }
 }
 
 func (k *keeper) isBroken() bool {
@@ -80,6 +84,9 @@ func (s *shared) landed(f *flight, err error) {
 	}
 	s.keeper.add(answeredEntry(flightUnique(f.id), fuse.OK, nil), effects)
 	f.once.Done()
+	for i := range f.sends {
+		f.sends[i].Done()
+	}
 }
 
 // heldEffect says that bytes were written: kind is effectHeld, or effectRun for a run
@@ -235,10 +242,10 @@ func (s *server) relaunch(l *legacy) {
 			e = &heldFile{ino: kept.ino}
 			h.files[kept.ino] = e
 		}
-		f := &flight{file: e, id: id, runs: kept.runs, set: kept.set, done: make(chan struct{})}
-		if r := l.requests[flightUnique(id)]; r != nil {
-			f.once.Before = r.numbers
-			delete(l.requests, flightUnique(id))
+		f := newFlight(e, id, kept.runs, kept.set)
+		f.once.Before = l.takeNumbers(flightUnique(id))
+		for i := range f.sends {
+			f.sends[i].Before = l.takeNumbers(runUnique(id, i))
 		}
 		h.bytes += f.runs.bytes()
 		h.pending[e] = struct{}{}
@@ -246,4 +253,26 @@ func (s *server) relaunch(l *legacy) {
 		s.flyLocked(f)
 	}
 	h.busy.Store(int32(len(h.pending)))
+}
+
+// takeNumbers returns what a request that no kernel sends again has made.
+func (l *legacy) takeNumbers(unique uint64) []dgm.Numbered {
+	r := l.requests[unique]
+	if r == nil {
+		return nil
+	}
+	delete(l.requests, unique)
+	return r.numbers
+}
+
+// land forgets a flight.
+func (l *legacy) land(id uint64) {
+	f := l.flights[id]
+	if f == nil {
+		return
+	}
+	for i := range f.runs {
+		delete(l.requests, runUnique(id, i))
+	}
+	delete(l.flights, id)
 }

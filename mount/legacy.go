@@ -379,7 +379,7 @@ func (l *legacy) effect(d *decoder) {
 	case effectHeldAttr:
 		l.heldAttr(d)
 	case effectLanded:
-		delete(l.flights, d.uint())
+		l.land(d.uint())
 	case effectFailed:
 		l.failed(d)
 	case effectUntold, effectTold:
