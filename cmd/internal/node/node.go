@@ -64,7 +64,7 @@ const memorySoftLimit = 384 << 20
 func tuneRuntime() {
 	debug.SetMemoryLimit(memorySoftLimit)
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200)
+		tuneCollector()
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(2 * runtime.NumCPU())
