@@ -76,9 +76,11 @@ func testTakeover(t *testing.T, m *mounted, addr string) {
 		})
 	}
 	use(&users, "rewrite", func() error { return rewrite(stop, m.path("file")) })
-	use(&users, "scribble", func() error {
-		return scribble(stop, m.path("scribbled"), rand.New(rand.NewPCG(seed, 200)))
-	})
+	for name, keep := range map[string]bool{"opened anew": false, "kept open": true} {
+		use(&users, "scribble on what is "+name, func() error {
+			return scribble(stop, m.path(name), keep, rand.New(rand.NewPCG(seed, 200)))
+		})
+	}
 
 	rng := rand.New(rand.NewPCG(seed, 100))
 	for range kills {
@@ -345,15 +347,16 @@ func rewrite(stop <-chan struct{}, path string) error {
 }
 
 // scribble writes at random places of a file and sets its attributes, with no call
-// between that would have them sent; what was answered is there when it looks.
-func scribble(stop <-chan struct{}, path string, rng *rand.Rand) error {
+// between that would have them sent; what was answered is there when it looks. It keeps
+// the file open, or opens it anew for each round.
+func scribble(stop <-chan struct{}, path string, keep bool, rng *rand.Rand) error {
 	const most = 256 << 10
 	want := make([]byte, 0, most)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
 	for round := 0; open(stop); round++ {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return err
-		}
 		mode := os.FileMode(0o600 | rng.IntN(0o100))
 		for n := range 1 + rng.IntN(200) {
 			data := fmt.Appendf(nil, "%d.%d:%0*d|", round, n, rng.IntN(9000), round)
@@ -376,11 +379,17 @@ func scribble(stop <-chan struct{}, path string, rng *rand.Rand) error {
 		if err := requireScribbled(f, want, mode); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
+		if keep {
+			continue
+		}
 		if err := f.Close(); err != nil {
 			return err
 		}
+		if f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+			return err
+		}
 	}
-	return nil
+	return f.Close()
 }
 
 func requireScribbled(f *os.File, want []byte, mode os.FileMode) error {
